@@ -1,0 +1,66 @@
+# The same commands for people and for CI. `make help` lists them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BENCH  ?= .venv-bench
+OUT    ?= runs/demo
+TESTS  ?=
+BIN     = $(VENV)/bin
+
+STRICT = src/winnow/errors.py src/winnow/config.py src/winnow/files.py \
+         src/winnow/trl.py src/winnow/data src/winnow/objectives
+LOOSE  = --config-file= --ignore-missing-imports --check-untyped-defs
+CODE   = src tests bench examples docs
+WANTED = pyproject.toml constraints.txt
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test check format bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/ready ## a whole run on a small made-up world, with a report
+	HF_HUB_OFFLINE=1 $(BIN)/winnow demo --out $(OUT)
+
+test: $(VENV)/ready ## the tests; TESTS=tests/test_x.py for some
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/ready ## lint, format, types (strict for floors 0, 1 and 3)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy --follow-imports=silent $(STRICT)
+	$(BIN)/mypy $(LOOSE) src
+
+format: $(VENV)/ready ## put the code into form
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(BENCH)/ready ## the loss curve beside TRL's
+	$(BENCH)/bin/python bench/trl_curve.py
+
+clean: ## remove environments, caches and demo runs
+	rm -rf $(VENV) $(BENCH) runs build dist
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+# An environment is ready when its stamp is newer than what it was made from.
+# torch goes first and alone, so that a CPU build already there is kept.
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is" \
+	       "`$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.11"; exit 1; }
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/pip install -q -c constraints.txt torch
+	$(1)/bin/pip install -q -c constraints.txt -e '.[$(2)]'
+	touch $@
+endef
+
+$(VENV)/ready: $(WANTED)
+	$(call install,$(VENV),dev)
+
+$(BENCH)/ready: $(WANTED)
+	$(call install,$(BENCH),bench)

@@ -1,0 +1,57 @@
+"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md and presets.md).
+
+A test fails when a page and its source differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from winnow.config import PRESETS
+from winnow.trl import FIELDS, MORE, OTHERS, Row
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n"
+
+
+def from_trl() -> str:
+    """docs/from-trl.md: the introduction, then one table per subject."""
+    parts = [NOTE.format(source="src/winnow/trl.py and docs/from-trl.head.md"), (HERE / "from-trl.head.md").read_text(encoding="utf-8")]
+    for title, rows in FIELDS.items():
+        parts.append(f"\n### {title}\n\n{_table(rows)}")
+    parts.append(f"\n## Trainer arguments, TRL's command line, earlier versions\n\n{_table(MORE)}")
+    parts.append(f"\n## Names from other tools\n\nUnderstood in the same way.\n\n{_table(OTHERS)}")
+    return "".join(parts)
+
+
+def presets() -> str:
+    """docs/presets.md: the introduction, with the table of values in its place."""
+    text = (HERE / "presets.head.md").read_text(encoding="utf-8")
+    names = sorted({name for values in PRESETS.values() for name in values if name != "lora" or isinstance(values[name], str)})
+    head = f"| setting | {' | '.join(PRESETS)} |\n|---|{'---|' * len(PRESETS)}\n"
+    lines = [f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n" for name in names]
+    return NOTE.format(source="config.PRESETS and docs/presets.head.md") + text.replace("TABLE\n", head + "".join(lines))
+
+
+def _table(rows: dict[str, Row]) -> str:
+    lines = [f"| `{name}` | {f'`{ours}`' if ours else 'none'} | {note} |\n" for name, (ours, note) in rows.items()]
+    return "| theirs | ours | what to know |\n|---|---|---|\n" + "".join(lines)
+
+
+def _value(values: dict[str, Any], name: str) -> str:
+    """A preset's value for the table; an adapter's own value behind it."""
+    overlay = values.get("lora")
+    own = "" if isinstance(overlay, dict) and name == "lora" else _plain(values.get(name))
+    return own + (f" (with `lora`: {_plain(overlay[name])})" if isinstance(overlay, dict) and name in overlay else "")
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+PAGES = {"from-trl.md": from_trl, "presets.md": presets}
+
+if __name__ == "__main__":
+    for page, text in PAGES.items():
+        (HERE / page).write_text(text(), encoding="utf-8")

@@ -1,0 +1,27 @@
+"""The commands as Python functions: the same settings as keyword arguments, the same run folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from winnow.config import DPOSettings, EvalSettings, SFTSettings, resolve
+from winnow.files import RunFolder
+from winnow.recipes import dpo as dpo_recipe
+from winnow.recipes import evaluation as evaluation_recipe
+from winnow.recipes import sft as sft_recipe
+from winnow.recipes.evaluation import Evaluation
+
+
+def sft(**settings: Any) -> RunFolder:
+    """Supervised fine-tuning; settings as in `winnow sft --help`, e.g. sft(model="M", data=["d.jsonl"], out="RUN")."""
+    return sft_recipe.run(resolve(SFTSettings, settings, origin="argument"), "winnow.sft(...)")
+
+
+def dpo(**settings: Any) -> RunFolder:
+    """Preference training; settings as in `winnow dpo --help`, e.g. dpo(model="RUN", data=["p.jsonl"], out="RUN2", beta=0.1)."""
+    return dpo_recipe.run(resolve(DPOSettings, settings, origin="argument"), "winnow.dpo(...)")
+
+
+def evaluate(**settings: Any) -> Evaluation:
+    """Held-out measures; settings as in `winnow eval --help`, e.g. evaluate(model="RUN", data=["held_out.jsonl"])."""
+    return evaluation_recipe.run(resolve(EvalSettings, settings, origin="argument"), "winnow.evaluate(...)")

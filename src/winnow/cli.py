@@ -1,0 +1,192 @@
+"""The command line: options are made from the settings classes; a WinnowError becomes one readable paragraph."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import rich_click as click
+from pydantic.fields import FieldInfo
+
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Resolved, Settings, SFTSettings, resolve, unknown
+from winnow.errors import SettingsError, WinnowError
+
+PANELS = {"model": "Model", "data": "Data", "objective": "Objective", "amount": "Amount", "optimizer": "Optimizer", "run": "Run"}
+
+
+class Command(click.RichCommand):
+    """A command whose unknown options are answered by name: TRL's are translated, others get the nearest of ours."""
+
+    settings: type[Settings] = Settings
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            raise SettingsError(f"command line: {unknown(self.settings, name)}") from None
+
+
+def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str) -> Command:
+    """A subcommand with one option per setting; only what was typed is passed on, so origins stay true."""
+
+    def call(config: Path | None, **typed: Any) -> None:
+        given = {key: value for key, value in typed.items() if value is not None and value != ()}
+        given = {key: None if value == "none" else value for key, value in given.items()}
+        line = shlex.join(["winnow", *sys.argv[1:]])
+        run(resolve(kind, given, file=config), line)
+
+    params: list[click.Parameter] = [
+        click.RichOption(["--config"], type=click.Path(path_type=Path), help="a YAML file of these settings, e.g. a run's config.yaml; options given here win", panel="Settings file")
+    ]
+    params += [_option(field_name, field) for field_name, field in kind.model_fields.items()]
+    made = Command(name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
+    made.settings = kind
+    return made
+
+
+def _option(field_name: str, field: FieldInfo) -> click.RichOption:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    name = field.alias or field_name
+    flag = "--" + name.replace("_", "-")
+    shown: dict[str, Any] = {"help": _help(field), "panel": PANELS[str(extra.get("group", "run"))], "default": None}
+    choices = _choices(field.annotation)
+    if field.annotation is bool:
+        return click.RichOption([f"{flag}/--no-{flag[2:]}", name], **shown)
+    if get_origin(field.annotation) is tuple:
+        return click.RichOption([flag, name], multiple=True, type=click.Choice(choices) if choices else str, metavar=None if choices else "TEXT", **shown)
+    if name == "lora":
+        shown |= {"is_flag": False, "flag_value": "auto"}
+    return click.RichOption([flag, name], type=click.Choice(choices) if choices else str, metavar=None if choices else _metavar(field.annotation), **shown)
+
+
+def _help(field: FieldInfo) -> str:
+    if field.is_required():
+        return f"{field.description}  [required]"
+    default = field.default
+    shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    return f"{field.description}{shown}"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of a Literal, also inside `| None` and tuples."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = [a for a in get_args(annotation) if a is not types.NoneType] if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kinds[0], "TEXT")
+
+
+def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
+    from winnow.recipes import sft
+
+    sft.run(resolved, line)
+
+
+def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
+    from winnow.recipes import dpo
+
+    dpo.run(resolved, line)
+
+
+def _check(resolved: Resolved[CheckSettings], line: str) -> None:
+    from winnow.recipes import check
+
+    if not check.run(resolved):
+        raise SystemExit(2)
+
+
+def _eval(resolved: Resolved[EvalSettings], line: str) -> None:
+    from winnow.recipes import evaluation
+
+    evaluation.run(resolved, line)
+
+
+def _generate(resolved: Resolved[GenerateSettings], line: str) -> None:
+    from winnow.recipes import generation
+
+    generation.run(resolved)
+
+
+def _export(resolved: Resolved[ExportSettings], line: str) -> None:
+    from winnow.recipes import export
+
+    export.run(resolved)
+
+
+def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
+    from winnow.recipes import demo
+
+    demo.run(resolved, line)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write  [required]")
+def report(runs: tuple[str, ...], out: Path) -> None:
+    """One page from one or more run folders, side by side."""
+    from winnow import report as pages
+    from winnow.console import console
+
+    console.print(f"report: {pages.page(runs, out)}")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="winnow-lm", prog_name="winnow")
+def cli() -> None:
+    """Align language models with what people prefer: rows of preferences in, a better model and the proof out.
+
+    MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV, parquet, Arrow), a folder
+    or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
+    """
+
+
+for made in (
+    command(DemoSettings, _demo, name="demo", help="The whole way in three minutes on a small world made here: SFT, preferences, DPO, evaluation, report."),
+    command(CheckSettings, _check, name="check", help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors."),
+    command(SFTSettings, _sft, name="sft", help="Supervised fine-tuning on demonstrations, or on the preferred answers of preference data."),
+    command(DPOSettings, _dpo, name="dpo", help="Preference training: DPO and its family."),
+    command(EvalSettings, _eval, name="eval", help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison."),
+    command(GenerateSettings, _generate, name="generate", help="What did it learn to say? Also two models side by side."),
+    command(ExportSettings, _export, name="export", help="A plain transformers folder, loaded again and compared with the live model."),
+    report,
+):
+    cli.add_command(made)
+
+
+def main() -> None:
+    """Entry point: designed errors are one paragraph on stderr and an exit code, never a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _quiet()
+        cli(standalone_mode=False)
+    except WinnowError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted: the same command resumes from the last checkpoint", err=True)
+        sys.exit(130)
+
+
+def _quiet() -> None:
+    """transformers' bars and notices would tear the progress line; its errors still come as exceptions."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    main()

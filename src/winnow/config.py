@@ -1,0 +1,303 @@
+"""Typed, frozen settings of every command, and where each value came from.
+
+A value comes from, later wins: the default, the preset, the YAML file, the command line (or the Python call). Unknown
+names are errors that name the nearest one; TRL's names are told which of ours they are. No torch here: `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from winnow.errors import SettingsError
+from winnow.trl import advice
+
+
+def setting(default: Any, help: str, group: str, **limits: Any) -> Any:
+    """A field with the sentence `--help` prints and the panel it stands in."""
+    return Field(default, description=help, json_schema_extra={"group": group}, **limits)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ModelSettings(Settings):
+    """Which model, in which precision, on which device."""
+
+    model: str = setting(..., "a transformers folder, a hub name, or a run folder (then its model/)", "model")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting("auto", "of the weights; auto: float32 on CPU, bfloat16 with float32 master weights on GPU", "model")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", "model")
+    trust_remote_code: bool = setting(False, "run code that comes with the model (only from the command line)", "model")
+
+
+class DataSettings(Settings):
+    """How rows become tokens, and what to do with rows that cannot."""
+
+    as_: Literal["text", "chat"] | None = Field(None, alias="as", description="string prompts: text leaves them as they are, chat makes them one user turn; default: by layout", json_schema_extra={"group": "data"})
+    chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
+    max_length: int | None = setting(None, "tokens of prompt and completion together; default: the model's limit, and nothing may be cut", "data", ge=2)
+    cut_budget: float | None = setting(None, "share of completion tokens max_length may cut; default: 0, or 0.1 where max_length is given", "data", ge=0, le=1)
+    on_bad_row: Literal["error", "skip"] = setting("error", "a row that cannot be used stops the run, or is left out and counted", "data")
+    limit: int | None = setting(None, "use only the first so many rows of each data set", "data", ge=1)
+    max_tokens: int | None = setting(None, "tokens per micro-batch; a group is never cut apart; default: 4096, or what the largest group needs", "amount", ge=2)
+
+
+class TrainSettings(ModelSettings, DataSettings):
+    """What every trainer shares."""
+
+    data: tuple[str, ...] = setting(..., "file, folder or hub name (NAME:split); several with @weight, e.g. a.jsonl@2 b.jsonl@0.5", "data", min_length=1)
+    eval_data: tuple[str, ...] = setting((), "held-out sets, evaluated while training", "data")
+    eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
+    out: Path = setting(..., "the run folder; the same command again resumes it", "run")
+    epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0)
+    steps: int | None = setting(None, "optimizer steps, instead of epochs", "amount", ge=1)
+    batch_size: int = setting(64, "groups (prompts) per optimizer step, whatever the micro-batches", "amount", ge=1)
+    lr: float | None = setting(None, "peak learning rate", "optimizer", gt=0)
+    optimizer: Literal["adamw", "rmsprop"] = setting("adamw", "adamw (betas 0.9, 0.999) or rmsprop (alpha 0.99)", "optimizer")
+    schedule: Literal["constant", "linear", "cosine"] = setting("linear", "of the rate after the warm-up", "optimizer")
+    warmup: float = setting(0.1, "below 1: share of the steps; from 1: number of steps", "optimizer", ge=0)
+    weight_decay: float = setting(0.0, "decoupled, on matrices only", "optimizer", ge=0)
+    clip: float | None = setting(1.0, "largest gradient norm; none for no clipping", "optimizer", gt=0)
+    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower", "model")
+    lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
+    seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0)
+    save_every: int = setting(100, "steps between checkpoints", "run", ge=1)
+    keep: int = setting(2, "checkpoints kept (the best one is kept besides)", "run", ge=1)
+    save_best: bool = setting(False, "model/ is the checkpoint with the lowest eval_loss of the first evaluation set, not the last", "run")
+    eval_every: int | None = setting(None, "steps between evaluations; default: ten times a run", "run", ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting((), "also send the metrics there", "run")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both given: choose one")
+        if self.save_best and not (self.eval_data or self.eval_fraction):
+            raise ValueError("save_best needs an evaluation set: give eval_data or eval_fraction")
+        if self.eval_data and self.eval_fraction:
+            raise ValueError("eval_data and eval_fraction are both given: choose one")
+        if self.dtype == "bfloat16" and self.device == "cpu":
+            raise ValueError("bfloat16 on a CPU is emulated and slower than float32: use float32")
+        parse_lora(self.lora)
+        return self
+
+
+class SFTSettings(TrainSettings):
+    """winnow sft: supervised fine-tuning on demonstrations, or on the preferred completions of preference data."""
+
+
+class DPOSettings(TrainSettings):
+    """winnow dpo: preference training."""
+
+    objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] = setting("dpo", "which loss; docs/papers.md says when", "objective")
+    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: the objective's own", "objective", gt=0)
+    label_smoothing: float = setting(0.0, "cDPO: the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
+    score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
+    preset: Literal["paper", "zephyr", "tulu3", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
+    reference: str | None = setting(None, "another reference than the policy at step 0: a model folder, hub name or run folder", "objective")
+
+
+class CheckSettings(DPOSettings):
+    """winnow check: everything but training."""
+
+    out: Path | None = None  # type: ignore[assignment]
+    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
+
+
+class EvalSettings(ModelSettings, DataSettings):
+    """winnow eval: held-out loss, accuracy with interval, margins, raw ranking accuracy."""
+
+    data: tuple[str, ...] = setting(..., "held-out sets", "data", min_length=1)
+    reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
+    objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
+    beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0)
+    out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
+
+
+class GenerateSettings(ModelSettings):
+    """winnow generate: what did it learn to say."""
+
+    before: str | None = setting(None, "a second model, answering the same prompts beside the first", "model")
+    prompt: tuple[str, ...] = setting((), "a prompt; may be repeated", "data")
+    prompts: Path | None = setting(None, "a file of prompts: one per line, or JSON lines with a prompt column", "data")
+    as_: Literal["text", "chat"] | None = Field(None, alias="as", description="text leaves prompts as they are, chat makes them one user turn; default: chat where the tokenizer has a template", json_schema_extra={"group": "data"})
+    chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
+    k: int = setting(1, "completions per prompt", "amount", ge=1)
+    max_new_tokens: int = setting(256, "longest completion", "amount", ge=1)
+    temperature: float = setting(1.0, "0 takes the most likely token", "amount", ge=0)
+    top_p: float = setting(1.0, "sample from the smallest set of tokens with this probability", "amount", gt=0, le=1)
+    seed: int = setting(0, "of the sampling", "data", ge=0)
+    out: Path | None = setting(None, "also write the answers to this JSON-lines file", "run")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.prompt and self.prompts is None:
+            raise ValueError("nothing to answer: give prompt or prompts")
+        return self
+
+
+class ExportSettings(ModelSettings):
+    """winnow export: a plain model folder, proved to be the model that was trained."""
+
+    out: Path = setting(..., "a new folder", "run")
+    merge: bool = setting(False, "add the adapter into the weights of its base model", "model")
+
+
+class DemoSettings(Settings):
+    """winnow demo: the whole way on a small world made here."""
+
+    out: Path = setting(Path("runs/demo"), "a folder for the runs and the report", "run")
+    seed: int = setting(0, "of everything in it", "run", ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter: rank, alpha, and the names of the modules it stands beside ("auto": by architecture)."""
+
+    r: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("auto",)
+
+
+def parse_lora(text: str | None) -> Lora | None:
+    """`r=16,alpha=32,targets=q_proj+v_proj`, each part optional; `auto` for all defaults. Raises ValueError."""
+    if text is None:
+        return None
+    values: dict[str, Any] = {}
+    for part in text.split(",") if text != "auto" else []:
+        name, _, value = part.strip().partition("=")
+        if name == "dropout":
+            raise ValueError("lora: dropout would make log-probs random, so it is always 0: leave it away")
+        if name not in ("r", "alpha", "targets") or not value:
+            raise ValueError(f"lora: got {part.strip()!r}, expected r=16,alpha=32,targets=auto or targets=q_proj+v_proj")
+        if name != "targets" and not (value.isdigit() and int(value)):
+            raise ValueError(f"lora: {name} must be a whole number above 0, got {value!r}")
+        values[name] = tuple(value.split("+")) if name == "targets" else int(value)
+    return Lora(**values)
+
+
+# What people trust. The part under "lora" replaces values when an adapter is trained.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2305.18290, appendix B
+    "paper": {"optimizer": "rmsprop", "lr": 1e-6, "batch_size": 64, "beta": 0.1, "schedule": "constant", "warmup": 150, "clip": 10.0, "epochs": 1.0},
+    # Zephyr-7B-beta's recipe; its QLoRA variant for adapters
+    "zephyr": {"beta": 0.01, "lr": 5e-7, "schedule": "cosine", "warmup": 0.1, "batch_size": 128, "max_length": 1024, "epochs": 1.0, "lora": {"lr": 5e-6}},
+    # Tulu 3, arXiv 2411.15124
+    "tulu3": {"objective": "dpo_norm", "beta": 5.0, "lr": 5e-7, "schedule": "linear", "warmup": 0.1, "batch_size": 128, "max_length": 2048, "epochs": 1.0},
+    # the founding tutorial: adapter on q and v
+    "seed": {"lora": "r=8,alpha=16,targets=q_proj+v_proj", "beta": 0.1, "lr": 5e-7, "batch_size": 4, "clip": 1.0, "epochs": 3.0},
+}
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[S]):
+    """Settings and, for each name, where its value came from."""
+
+    settings: S
+    origins: Mapping[str, str]
+
+    def fill(self, origin: str, **values: Any) -> Resolved[S]:
+        """The same with `values` put in, their origin noted: for defaults known only later (an objective's beta)."""
+        names = self.settings.model_dump(by_alias=True)
+        settings = validated(type(self.settings), {**names, **values})
+        return Resolved(settings, {**self.origins, **dict.fromkeys(values, origin)})
+
+    def yaml(self) -> str:
+        """The settings as a YAML file that can be given to --config again, each value's origin behind it."""
+        lines = []
+        for name, value in self.settings.model_dump(by_alias=True, mode="json").items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+            lines.append(f"{name}: {text}  # {self.origins[name]}")
+        return "\n".join(lines) + "\n"
+
+
+def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = None, origin: str = "command line") -> Resolved[S]:
+    """Merge default < preset < file < overrides into settings. Raises SettingsError."""
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), _read(file)))
+    layers.append((origin, overrides))
+    for source, values in layers:
+        for name in values:
+            _known(kind, name, source)
+    merged = {name: value for _, values in layers for name, value in values.items()}
+    if merged.get("preset") is not None:
+        layers.insert(0, (f"preset {merged['preset']}", _preset(kind, str(merged["preset"]), merged)))
+    final: dict[str, Any] = {}
+    origins = {field.alias or name: "default" for name, field in kind.model_fields.items()}
+    for source, values in layers:
+        final.update(values)
+        origins.update(dict.fromkeys(values, source))
+        for one, other in (("epochs", "steps"), ("steps", "epochs")):  # a later layer's amount replaces an earlier one's
+            if values.get(one) is not None and other not in values and final.get(other) is not None:
+                del final[other]
+                origins[other] = "default"
+    settings = validated(kind, final)
+    if isinstance(settings, TrainSettings) and settings.steps and settings.warmup > settings.steps and not origins["warmup"].startswith("preset"):
+        raise SettingsError(f"warmup {settings.warmup:g} is more than the {settings.steps} steps")
+    return Resolved(settings, origins)
+
+
+def validated(kind: type[S], values: Mapping[str, Any]) -> S:
+    """`kind(**values)` with pydantic's complaints told in our form."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"]) or "settings"
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+            lines.append(f"{name}: {message}{got}")
+        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(lines)) from None
+
+
+def unknown(kind: type[Settings], name: str) -> str:
+    """What to say about a name that is no setting: TRL's names are translated, others get the nearest of ours."""
+    theirs = advice(name)
+    if theirs is not None:
+        return theirs
+    names = [field.alias or ours for ours, field in kind.model_fields.items()]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
+
+
+def _known(kind: type[Settings], name: str, source: str) -> None:
+    names = {field.alias or ours for ours, field in kind.model_fields.items()}
+    if name not in names:
+        raise SettingsError(f"{source}: {unknown(kind, name)}")
+    if name == "trust_remote_code" and source not in ("command line", "argument"):
+        raise SettingsError(f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line")
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: expected `name: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _preset(kind: type[Settings], name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    if name not in PRESETS:
+        raise SettingsError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
+    values = dict(PRESETS[name])
+    if isinstance(values.get("lora"), dict):
+        overlay = values.pop("lora")
+        if given.get("lora"):
+            values.update(overlay)
+    return values

@@ -1,0 +1,62 @@
+"""What a run says while it goes: one console, one progress line. Text from models and data is shown, never obeyed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe(text: str, limit: int = 2000) -> str:
+    """Foreign text for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
+    shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
+    return escape(_CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", shown))
+
+
+class Steps:
+    """Progress with time left and a few figures on one line; where there is no terminal, about ten plain lines instead."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self.figures: dict[str, float] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+            console=console, transient=False,
+        )  # fmt: skip
+        self.task = self.bar.add_task(label, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Self:
+        if console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop() if console.is_terminal else None
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """Take over the figures of a metrics row; a row with a training loss is one step done."""
+        self.figures |= {SHORT[name]: value for name, value in row.items() if name in SHORT}
+        if "loss" in row:
+            self.advance(1)
+
+    def advance(self, n: int) -> None:
+        """`n` more done."""
+        before, self.done = self.done, self.done + n
+        text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
+        if console.is_terminal:
+            self.bar.update(self.task, completed=self.done, figures=text)
+        elif before * 10 // self.total != self.done * 10 // self.total:
+            console.print(f"{self.label} {self.done}/{self.total}  {text}", soft_wrap=True)
+
+
+SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "tokens_per_second": "tok/s"}
+FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "tok/s": "{:,.0f}"}

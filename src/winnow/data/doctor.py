@@ -1,0 +1,262 @@
+"""What is wrong, or worth knowing, about a data set before any model is loaded. Each finding names its rows.
+
+`clean` removes what cannot teach anything (an answer compared with itself) and counts it; `examine` only looks. Rows that
+repeat a prompt with other answers are normal and are no finding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from typing import Literal
+
+from winnow.data.records import Comparison, PreferenceGroup, plain
+from winnow.data.render import RenderedGroup
+from winnow.data.split import Key, completion_key, prompt_key
+
+Level = Literal["error", "warning", "note"]
+_NAMED = 3  # rows named in a message; all are counted and held in `rows`
+
+# Reasons that `clean` gives.
+IDENTICAL = "comparison of identical completions"
+UNCOMPARED = "group without a comparison"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found: `code` is its short stable name, `rows` every row concerned (`file:line`), empty for whole-set facts."""
+
+    level: Level
+    code: str
+    message: str
+    rows: tuple[str, ...] = ()
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        named = ", ".join(self.rows[:_NAMED]) + (f", ... ({len(self.rows):,} in all)" if len(self.rows) > _NAMED else "")
+        return f"{self.level}: {self.message}" + (f": {named}" if named else "") + (f" -> {self.remedy}" if self.remedy else "")
+
+
+def clean(groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], dict[str, list[str]]]:
+    """(groups kept, where by reason of what was dropped): comparisons of an answer with itself, then groups that teach nothing.
+
+    A group of several completions needs a comparison or a label; a single completion is a demonstration and stays.
+    """
+    kept: list[PreferenceGroup] = []
+    dropped: dict[str, list[str]] = {}
+    for group in groups:
+        useful = tuple(c for c in group.comparisons if not _identical(group, c))
+        lost = len(group.comparisons) - len(useful)
+        if lost:
+            dropped.setdefault(IDENTICAL, []).extend([group.where] * lost)
+        labelled = any(completion.label is not None for completion in group.completions)
+        if not useful and not labelled and (group.comparisons or len(group.completions) > 1):
+            dropped.setdefault(UNCOMPARED, []).append(group.where)
+        else:
+            kept.append(replace(group, comparisons=useful) if lost else group)
+    return kept, dropped
+
+
+def examine(
+    groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None = None, eval_groups: Sequence[PreferenceGroup] | None = None
+) -> list[Finding]:
+    """All findings, errors first. `rendered` is parallel to `groups`; with `eval_groups` leaks are looked for."""
+    if not groups:
+        return [Finding("error", "empty", "there is no group to look at", remedy="check the data files")]
+    looks: list[Callable[[], Iterable[Finding]]] = [partial(look, groups) for look in (_identicals, _empty_prompts, _preferences, _shape, _soft)]
+    looks += [partial(_lengths, groups, rendered)]
+    if rendered is not None:
+        looks += [partial(_tokens, rendered)]
+    if eval_groups is not None:
+        looks += [partial(_leaks, groups, eval_groups)]
+    found = [finding for look in looks for finding in look()]
+    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
+
+
+# --- the text ----------------------------------------------------------------------------------------------------------
+
+
+def _identical(group: PreferenceGroup, c: Comparison) -> bool:
+    return group.completions[c.winner].text == group.completions[c.loser].text
+
+
+def _better(c: Comparison) -> tuple[int, int] | None:
+    """(better, worse) by the comparison's probability; None for a tie."""
+    if c.probability == 0.5:
+        return None
+    return (c.winner, c.loser) if c.probability > 0.5 else (c.loser, c.winner)
+
+
+def _identicals(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    total = sum(len(group.comparisons) for group in groups)
+    rows = tuple(group.where for group in groups for c in group.comparisons if _identical(group, c))
+    if rows and len(rows) == total:
+        yield Finding("error", "all_identical", f"all {total:,} comparisons are between identical completions", rows, "check which columns are read")
+    elif rows:
+        yield Finding("warning", "identical", f"{len(rows):,} of {total:,} comparisons are between identical completions", rows, "they teach nothing")
+
+
+def _empty_prompts(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    rows = tuple(group.where for group in groups if not plain(group.prompt).strip())
+    if rows:
+        yield Finding("warning", "empty_prompt", f"{len(rows):,} groups have an empty prompt", rows, "check the prompt column")
+
+
+def _preferences(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    """Duplicates, contradictions and cycles: everything that compares answers of one prompt across rows."""
+    seen: set[object] = set()
+    duplicates: list[str] = []
+    edges: dict[Key, dict[tuple[Key, Key], str]] = defaultdict(dict)  # prompt -> (better, worse) -> the first row that says so
+    opposed: list[str] = []
+    thumbs: dict[tuple[Key, Key], bool] = {}
+    for group in groups:
+        prompt, answers = prompt_key(group), [completion_key(completion.text) for completion in group.completions]
+        identity = _identity(group, prompt, answers)
+        if identity in seen:
+            duplicates.append(group.where)
+        seen.add(identity)
+        ordered = [pair for pair in map(_better, group.comparisons) if pair is not None]
+        against = False
+        for better, worse in ordered:
+            edge = answers[better], answers[worse]
+            against |= edge[::-1] in edges[prompt] and edge[0] != edge[1]
+            edges[prompt].setdefault(edge, group.where)
+        for completion, answer in zip(group.completions, answers):
+            if completion.label is not None:
+                against |= thumbs.setdefault((prompt, answer), completion.label) != completion.label
+        if against:
+            opposed.append(group.where)
+    if duplicates:
+        yield Finding("warning", "duplicates", f"{len(duplicates):,} groups say the same as an earlier one", tuple(duplicates), "they count twice: remove them")
+    if opposed:
+        yield Finding("warning", "contradictions", f"{len(opposed):,} groups contradict an earlier judgement of the same answers", tuple(opposed), "check them")
+    circular = tuple(rows[0] for rows in (_cycle(relation) for relation in edges.values()) if rows)
+    if circular:
+        yield Finding("note", "cycles", f"for {len(circular):,} prompts the preferences run in a circle (A over B over C over A)", circular)
+
+
+def _identity(group: PreferenceGroup, prompt: Key, answers: Sequence[Key]) -> object:
+    """What a group says, whatever the order of its completions."""
+    judged = frozenset((answers[c.winner], answers[c.loser], c.probability, c.weight, c.margin) for c in group.comparisons)
+    return prompt, frozenset(zip(answers, (completion.label for completion in group.completions))), judged
+
+
+def _cycle(relation: dict[tuple[Key, Key], str]) -> list[str]:
+    """The rows of one circle of three or more; those of two are contradictions and are left out."""
+    one_way = {edge: row for edge, row in relation.items() if edge[::-1] not in relation}
+    sorter: TopologicalSorter[Key] = TopologicalSorter()
+    for better, worse in one_way:
+        sorter.add(worse, better)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        around = error.args[1]
+        return [one_way[edge] for edge in pairwise(around) if edge in one_way]
+    return []
+
+
+def _shape(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    sizes = Counter(len(group.completions) for group in groups)
+    comparisons = sum(len(group.comparisons) for group in groups)
+    labels = Counter(completion.label for group in groups for completion in group.completions if completion.label is not None)
+    thumbs = f", {labels[True]:,} labelled good and {labels[False]:,} bad" if labels else ""
+    counted = ", ".join(f"{sizes[k]:,} with {k}" for k in sorted(sizes))
+    prompts = len({prompt_key(group) for group in groups})
+    yield Finding("note", "shape", f"{len(groups):,} groups of {prompts:,} prompts; by number of completions: {counted}; {comparisons:,} comparisons{thumbs}")
+
+
+def _soft(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    ties = tuple(group.where for group in groups for c in group.comparisons if c.probability == 0.5)
+    turned = tuple(group.where for group in groups for c in group.comparisons if c.probability < 0.5)
+    negative = tuple(group.where for group in groups for c in group.comparisons if c.margin < 0)
+    if ties:
+        yield Finding("note", "ties", f"{len(ties):,} comparisons are ties (probability 0.5)", ties)
+    if turned:
+        yield Finding("warning", "unlikely_winner", f"{len(turned):,} comparisons name the less likely winner (probability below 0.5)", turned)
+    if negative:
+        yield Finding("warning", "negative_margin", f"{len(negative):,} winners scored lower than their losers (margin below 0)", negative, "check the scores")
+
+
+# --- lengths and tokens ------------------------------------------------------------------------------------------------
+
+
+def _lengths(groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None) -> Iterator[Finding]:
+    def characters(g: int, k: int) -> int:
+        return len(plain(groups[g].completions[k].text))
+
+    yield from _length_bias(groups, characters, "characters")
+    if rendered is not None:
+        tokens = [[len(sequence.ids) - sequence.start for sequence in group.sequences] for group in rendered]
+        yield from _length_bias(groups, lambda g, k: tokens[g][k], "tokens")
+
+
+def _length_bias(groups: Sequence[PreferenceGroup], length: Callable[[int, int], int], unit: str) -> Iterator[Finding]:
+    """How long the preferred and the rejected are, and how often the longer wins: a policy learns that first."""
+    judged = [(g, pair) for g, group in enumerate(groups) for pair in map(_better, group.comparisons) if pair is not None]
+    if not judged:
+        return
+    pairs = [(length(g, better), length(g, worse)) for g, (better, worse) in judged]
+    preferred, rejected = (sum(side) / len(pairs) for side in zip(*pairs))
+    unequal = [better > worse for better, worse in pairs if better != worse]
+    longer = sum(unequal) / len(unequal) if unequal else 0.5
+    # a bias: beyond 60:40, and beyond three standard errors of a fair coin
+    biased = abs(longer - 0.5) > 0.1 and abs(2 * sum(unequal) - len(unequal)) > 3 * len(unequal) ** 0.5
+    wins = f"the longer one wins {longer:.1%} of {len(unequal):,} unequal pairs"
+    message = f"preferred answers have {preferred:.1f} {unit} on average, rejected {rejected:.1f}; {wins}"
+    remedy = "watch the length of answers while training, or use a length-normalized objective" if biased else ""
+    yield Finding("warning" if biased else "note", f"length_{unit}", message, (), remedy)
+
+
+def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
+    cut = tuple(group.where for group in rendered if any(sequence.cut for sequence in group.sequences))
+    if cut:
+        lost = sum(sequence.cut for group in rendered for sequence in group.sequences)
+        scored = lost + sum(len(sequence.ids) - sequence.start for group in rendered for sequence in group.sequences)
+        yield Finding("warning", "cut", f"max_length cuts {lost:,} of {scored:,} completion tokens ({lost / scored:.2%})", cut, "raise max_length")
+    emptied = tuple(group.where for group in rendered if any(len(sequence.ids) <= sequence.start for sequence in group.sequences))
+    if emptied:
+        yield Finding("error", "emptied", f"{len(emptied):,} groups have a completion without a single token left", emptied, "raise max_length or skip them")
+    merged = tuple(group.where for group in rendered for c in group.comparisons if _identical_by_cut(group, c))
+    if merged:
+        yield Finding(
+            "error", "identical_by_cut", f"{len(merged):,} comparisons are between completions that max_length made identical", merged, "raise max_length"
+        )
+    moved = tuple(group.where for group in rendered for sequence in group.sequences if sequence.moved)
+    if moved:
+        yield Finding("note", "moved", f"in {len(moved):,} completions a token spans prompt and completion: it is scored", moved)
+    special = tuple(group.where for group in rendered if group.special)
+    if special:
+        count = sum(group.special for group in rendered)
+        fix = "if a chat template was already applied to the data, give it without"
+        yield Finding("warning", "special_text", f"{count:,} texts in the data spell a special token; they are read as plain text", special, fix)
+
+
+def _identical_by_cut(group: RenderedGroup, c: Comparison) -> bool:
+    one, other = group.sequences[c.winner], group.sequences[c.loser]
+    return bool(one.cut or other.cut) and one.ids == other.ids
+
+
+# --- two data sets -----------------------------------------------------------------------------------------------------
+
+
+def _leaks(groups: Sequence[PreferenceGroup], eval_groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    known = {pair for group in groups for pair in _pairs(group)}
+    leaks = tuple(group.where for group in eval_groups if any(pair in known for pair in _pairs(group)))
+    if leaks:
+        fix = "remove them from one side, or set a fraction of the prompts aside instead"
+        yield Finding("error", "leak", f"{len(leaks):,} of {len(eval_groups):,} evaluation groups are in the training data too", leaks, fix)
+    prompts = {prompt_key(group) for group in groups}
+    shared = tuple(group.where for group in eval_groups if prompt_key(group) in prompts)
+    if shared:
+        yield Finding("note", "shared_prompts", f"{len(shared):,} of {len(eval_groups):,} evaluation groups have a prompt of the training data", shared)
+
+
+def _pairs(group: PreferenceGroup) -> Iterator[tuple[Key, frozenset[Key]]]:
+    """Each pair that is compared, whoever wins; of groups without comparisons, each answer."""
+    prompt, answers = prompt_key(group), [completion_key(completion.text) for completion in group.completions]
+    judged = [{answers[c.winner], answers[c.loser]} for c in group.comparisons] or [{answer} for answer in answers]
+    return ((prompt, frozenset(pair)) for pair in judged)

@@ -1,0 +1,249 @@
+"""A data set by its name -> groups: a file, a folder, or a hub name, with a split (`NAME:test`) and a weight (`NAME@0.5`).
+
+The only place that touches `datasets` (imported late: it takes seconds).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from winnow.data.jsonl import Row, read_rows
+from winnow.data.layouts import LAYOUTS, As, advice, detect, group_of
+from winnow.data.records import PreferenceGroup
+from winnow.data.tables import numbered, read_arrow, read_csv, read_parquet
+from winnow.errors import DataError, Problem, SettingsError
+
+READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
+    ".jsonl": read_rows,
+    ".json": read_rows,
+    ".jsonl.gz": read_rows,
+    ".json.gz": read_rows,
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+
+_SAMPLE = 100  # rows looked at to tell the layout
+_NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})  # notes that `datasets` leaves in folders
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_PATIENCE = 10.0  # seconds to wait for the hub's first answer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A data set: its groups, and everything about them that must not pass in silence.
+
+    problems: rows that cannot be used (the caller stops or skips); ignored: columns the layout does not read;
+    counts: rows read, groups, bad rows, comparisons, and ties (pairs of completions with equal scores or ranks).
+    """
+
+    name: str
+    layout: str
+    groups: list[PreferenceGroup]
+    problems: list[Problem]
+    weight: float
+    ignored: tuple[str, ...]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    name: str
+    split: str | None
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.split}" if self.split else self.name
+
+
+def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
+    """Read a data set: FILE, FOLDER or hub NAME, each with `:split` and `@weight` where wanted.
+
+    `limit` reads only the first so many rows. Raises DataError where nothing can be read at all.
+    """
+    where = _parse(spec)
+    title, rows = _open(where)
+    return _collect(title, where.weight, islice(rows, limit), as_)
+
+
+def _collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) -> Loaded:
+    head = list(islice(rows, _SAMPLE))
+    layout = _layout(title, head, as_)
+    kind = LAYOUTS[layout]
+    groups: list[PreferenceGroup] = []
+    problems: list[Problem] = []
+    columns: set[str] = set()
+    read = bad = ties = 0
+    for row in chain(head, rows):
+        read += 1
+        group = [row] if isinstance(row, Problem) else group_of(row, kind, as_)
+        if isinstance(row, Row):
+            columns.update(row.values)
+        if isinstance(group, list):
+            bad += 1
+            problems += group
+            continue
+        groups.append(group)
+        if kind.all_pairs:
+            ties += math.comb(len(group.completions), 2) - len(group.comparisons)
+    counts = {"rows": read, "groups": len(groups), "bad": bad, "comparisons": sum(len(group.comparisons) for group in groups), "ties": ties}
+    return Loaded(title, layout, groups, problems, weight, tuple(sorted(columns.difference(kind.needs, kind.takes))), counts)
+
+
+def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
+    """The layout of the first rows, or why there is none."""
+    sample = [row for row in head if isinstance(row, Row)]
+    if not head:
+        raise DataError(f"{title}: there are 0 rows in it")
+    if not sample:
+        problems = [row for row in head if isinstance(row, Problem)]
+        raise DataError(f"{title}: none of the first {len(head)} rows can be read", problems)
+    layout = detect(sample)
+    if layout is None:
+        columns = sorted({name for row in sample for name in row.values})
+        shown = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
+        raise DataError(f"{title}: the columns {shown or '(none)'} fit no known layout", remedy=advice(columns))
+    if as_ == "text":
+        read = [group_of(row, LAYOUTS[layout], None) for row in sample]
+        prompts = [group.prompt for group in read if isinstance(group, PreferenceGroup)]
+        if prompts and not any(isinstance(prompt, str) for prompt in prompts):  # not a stray row: these are dialogues
+            raise DataError(f"{title}: --as text, but the rows are lists of messages, which have no text without a chat template", remedy="leave out --as text")
+    return layout
+
+
+# --- which rows are meant ----------------------------------------------------------------------------------------------
+
+
+def _parse(spec: str) -> _Spec:
+    """`NAME[:SPLIT][@WEIGHT]`; a file that has such a sign in its name is found first."""
+    name, weight = spec, 1.0
+    if not Path(spec).exists() and "@" in spec:
+        name, _, tail = spec.rpartition("@")
+        try:
+            weight = float(tail)
+        except ValueError:
+            name = spec  # no weight: part of the name
+        if not 0 < weight < math.inf:
+            raise SettingsError(f"data: {spec}: the weight behind @ is {tail}, expected a finite number above 0")
+    base, colon, split = name.rpartition(":")
+    if colon and base and not Path(name).exists() and re.fullmatch(r"\w[\w.-]*", split):
+        return _Spec(base, split, weight)
+    return _Spec(name, None, weight)
+
+
+def _open(spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
+    """The data set's title and its rows."""
+    path = Path(spec.name).expanduser()
+    if path.is_dir():
+        return _folder(path, spec)
+    if path.exists():
+        if spec.split:
+            raise SettingsError(f"data: {spec}: a file has no splits", remedy=f"give {spec.name}, or a folder")
+        return spec.name, _reader(path)(path)
+    looks_local = any(spec.name.endswith(suffix) for suffix in READERS) or spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
+    if looks_local or not _HUB_NAME.fullmatch(spec.name):
+        raise DataError(f"{spec.name}: no such file or folder", remedy=_neighbours(path))
+    split = spec.split or "train"
+    return f"{spec.name}:{split}", hub_rows(spec.name, split)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Row | Problem]]:
+    for suffix, reader in READERS.items():
+        if path.name.lower().endswith(suffix):
+            return reader
+    raise DataError(f"{path}: not a known kind of file", remedy=f"known endings: {', '.join(READERS)}")
+
+
+def _neighbours(path: Path) -> str:
+    """The name in the same folder that is most like the one asked for."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return f"the folder {path.parent} is not there either" if not path.parent.exists() else ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else f"known endings: {', '.join(READERS)}"
+
+
+def _folder(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
+    """A folder that `save_to_disk` wrote, or one of data files: those of the split, else all, sorted by name."""
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _saved(path, spec)
+    files = sorted(file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file())
+    if not files:
+        raise DataError(f"{path}: no data file in this folder", remedy=f"known endings: {', '.join(READERS)}")
+    split = spec.split
+    if split is None and any(_of_split(file.relative_to(path), "train") for file in files):
+        split = "train"  # as on the hub; reading train and test together would be a leak
+    chosen = [file for file in files if split is None or _of_split(file.relative_to(path), split)]
+    if not chosen:
+        names = ", ".join(str(file.relative_to(path)) for file in files[:20])
+        raise DataError(f"{path}: no file of the split {split!r}; there are {names}")
+    title = f"{spec.name}:{split}" if split else spec.name
+    return title, chain.from_iterable(_reader(file)(file) for file in chosen)
+
+
+def _is_rows(file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.parts)
+    return not hidden and file.name not in _NOT_ROWS and file.name.lower().endswith(tuple(READERS))
+
+
+def _of_split(file: Path, split: str) -> bool:
+    """train.jsonl, train-00000-of-00002.parquet, train/rows.csv."""
+    return split in file.parts[:-1] or re.match(re.escape(split) + r"\b|" + re.escape(split) + "_", file.name) is not None
+
+
+# --- datasets ----------------------------------------------------------------------------------------------------------
+
+
+def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever a third party raises over a damaged folder
+        raise DataError(f"{path}: cannot be read as a data set saved with save_to_disk: {_cause(error)}") from error
+    if not isinstance(saved, datasets.DatasetDict):
+        if spec.split:
+            raise DataError(f"{path}: holds one data set without splits, got {spec.split!r}", remedy=f"give {spec.name}")
+        return spec.name, numbered(spec.name, saved)
+    split = spec.split or "train"
+    if split not in saved:
+        raise DataError(f"{path}: no split {split!r}; there are {', '.join(saved)}", remedy=f"give {spec.name}:{next(iter(saved), 'SPLIT')}")
+    return f"{spec.name}:{split}", numbered(f"{spec.name}:{split}", saved[split])
+
+
+def hub_rows(name: str, split: str) -> Iterator[Row | Problem]:
+    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises DataError at once."""
+    import datasets
+
+    try:
+        if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
+            _knock(name)  # `datasets` itself retries for minutes before it says that there is no network
+        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split)
+    except Exception as error:  # whatever the hub, its client and the builders raise
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise DataError(
+            f"{name}:{split}: no file or folder of that name here, and not to be had from the hub{offline}: {_cause(error)}",
+            remedy="download it where there is a network and give the folder, or a .jsonl or .parquet file",
+        ) from error
+    return numbered(f"{name}:{split}", loaded)
+
+
+def _knock(name: str) -> None:
+    """Ask the hub for the data set's card with a short patience: raises when it cannot be reached or has none."""
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(name, timeout=_HUB_PATIENCE)
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

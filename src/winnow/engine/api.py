@@ -1,0 +1,31 @@
+"""The waist: numbers per scored token come out, slopes go back in, nothing else passes.
+
+An engine is a module with these functions. Whatever it does inside, its values and gradients equal `engine.rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from winnow.batch import Batch
+
+Columns = dict[str, Float[Tensor, " N"]]  # "logp" always; "entropy" on request; nats, at least float32
+Slope = Callable[[Float[Tensor, " N"]], Float[Tensor, " N"]]
+
+
+class Engine(Protocol):
+    """What every engine offers."""
+
+    NAME: str
+
+    def logps(self, model: nn.Module, batch: Batch, want: Sequence[str] = ()) -> Columns:
+        """log p(target | everything before it) of every scored token, differentiable, and what `want` names."""
+        ...
+
+    def backward(self, model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = ()) -> Columns:
+        """Add d loss / d parameter to the gradients, where `slope(logp_N)` is d loss / d logp_N. Columns are detached."""
+        ...

@@ -1,0 +1,72 @@
+"""What can go wrong, as a tree. The command line prints the message and leaves with `exit_code`; no traceback.
+
+    WinnowError
+    |- SettingsError     an option is unknown, out of range, or contradicts another     exit 2
+    |- DataError         the data cannot be used as it is; holds `problems`, one per row  exit 2
+    |- ModelError        a model or tokenizer cannot be loaded or does not fit the data   exit 2
+    |- RunError          a run folder is in use, damaged, or belongs to other settings     exit 2
+    `- TrainingError     numbers went wrong while training (NaN, frozen weights)           exit 1
+
+A message says what, where, got, expected, remedy: the reader should not have to open the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN = 20
+
+
+class WinnowError(Exception):
+    """Base of every error that is the user's to mend. `remedy` is the sentence that says how."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, remedy: str = "") -> None:
+        super().__init__(f"{what}\n  -> {remedy}" if remedy else what)
+        self.what = what
+        self.remedy = remedy
+
+
+class SettingsError(WinnowError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class ModelError(WinnowError):
+    """A model or tokenizer cannot be loaded, or cannot do what is asked of it."""
+
+
+class RunError(WinnowError):
+    """A run folder is held by another process, damaged, or was made with other settings."""
+
+
+class TrainingError(WinnowError):
+    """Training cannot go on: the weights on disk are the last good ones."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one row: `where` is `file:line[:column]`, `field` the key (may be empty)."""
+
+    where: str
+    field: str
+    reason: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: {self.field}" if self.field else self.where
+        return f"{place}: {self.reason}" + (f" -> {self.fix}" if self.fix else "")
+
+
+class DataError(WinnowError):
+    """The data cannot be used as it is. `problems` holds every bad row; the message shows the first 20."""
+
+    def __init__(self, what: str, problems: Sequence[Problem] = (), *, remedy: str = "") -> None:
+        shown = [f"  {problem}" for problem in problems[:SHOWN]]
+        if len(problems) > SHOWN:
+            shown.append(f"  ... and {len(problems) - SHOWN:,} more ({len(problems):,} in all)")
+        super().__init__("\n".join([what, *shown]), remedy=remedy)
+        self.problems = tuple(problems)

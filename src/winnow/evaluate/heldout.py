@@ -1,0 +1,70 @@
+"""Held-out preferences: which side does the model prefer, by how much, and how sure can one be of the share?
+
+Two accuracies, because they answer different questions. Implicit-reward accuracy asks whether log pi - log pi_ref is
+larger for the preferred side: what training moves. Raw ranking accuracy asks whether log pi itself is: what sampling sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from scipy.stats import binomtest
+from torch import Tensor
+
+from winnow.data.render import RenderedGroup
+from winnow.train.reference import offsets
+
+
+
+
+def interval(wins: int, count: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share. Raises ValueError on an empty count."""
+    found = binomtest(wins, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def by_completion(value: Float[Tensor, " all"], groups: Sequence[RenderedGroup]) -> list[list[float]]:
+    """Sums over each completion (float64, so that differences of long sums stay exact)."""
+    start = offsets(groups)
+    sums: list[list[float]] = []
+    for i, group in enumerate(groups):
+        parts = value[start[i] : start[i + 1]].double().split([len(s.ids) - s.start for s in group.sequences])
+        sums.append([float(part.sum()) for part in parts])
+    return sums
+
+
+def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: list[list[float]] | None, beta: float) -> list[dict[str, Any]]:
+    """One row per comparison: log-probs, rewards and margins in nats; `correct` is null for a tie label."""
+    found: list[dict[str, Any]] = []
+    for i, group in enumerate(groups):
+        for comparison in group.comparisons:
+            w, l = (comparison.winner, comparison.loser) if comparison.probability >= 0.5 else (comparison.loser, comparison.winner)
+            row: dict[str, Any] = {"where": group.where, "chosen": w, "rejected": l, "probability": max(comparison.probability, 1 - comparison.probability)}
+            row |= {"logps/chosen": policy[i][w], "logps/rejected": policy[i][l]}
+            row |= {f"length/{side}": len(group.sequences[k].ids) - group.sequences[k].start for side, k in (("chosen", w), ("rejected", l))}
+            decided = comparison.probability != 0.5
+            row["raw_correct"] = policy[i][w] > policy[i][l] if decided else None
+            if reference is not None:
+                reward = {k: beta * (policy[i][k] - reference[i][k]) for k in (w, l)}
+                row |= {"rewards/chosen": reward[w], "rewards/rejected": reward[l], "rewards/margins": reward[w] - reward[l]}
+                row["correct"] = reward[w] > reward[l] if decided else None
+            found.append(row)
+    return found
+
+
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over the comparisons, and both accuracies with their 95 % intervals; ties count in neither."""
+    result: dict[str, float] = {"comparisons": len(found)}
+    for name in ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins", "length/chosen", "length/rejected"):
+        values = [row[name] for row in found if name in row]
+        if values:
+            result[name] = math.fsum(values) / len(values)
+    for name, key in (("rewards/accuracies", "correct"), ("raw/accuracies", "raw_correct")):
+        decided = [row[key] for row in found if row.get(key) is not None]
+        if decided:
+            low, high = interval(sum(decided), len(decided))
+            result |= {name: sum(decided) / len(decided), f"{name}_low": low, f"{name}_high": high}
+    return result

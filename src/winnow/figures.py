@@ -1,0 +1,86 @@
+"""Numbers and text as people read them, and the few statistics a report needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Points = list[tuple[int, float]]
+
+RECENT = 10  # logged steps averaged where "now" is meant: one batch alone is noise
+Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+
+
+def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
+    """(step, value) of one metric, in order of the step; rows without it are passed over."""
+    found = {int(row["step"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)}
+    return sorted(found.items())
+
+
+def recent(series: Points) -> float:
+    """Mean of the last RECENT values."""
+    tail = [value for _, value in series[-RECENT:]]
+    return math.fsum(tail) / len(tail)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value; the mean of the two in the middle where their number is even."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share seen over `count` trials (Wilson 1927): right at 0 and 1, and for few trials."""
+    square = Z95 * Z95
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = Z95 * math.sqrt(share * (1 - share) / count + square / (4 * count * count)) / (1 + square / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for a sentence or a table: `digits` significant ones, a true minus sign, thousands set apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        text = f"{value:,}"
+    elif value == 0:
+        text = "0"
+    elif 1e-4 <= abs(value) < 1e6:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{places}f}"
+    else:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, for what is above or below a start."""
+    return ("+" if value > 0 else "") + number(float(value), digits)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as percent. A share that only rounds to 100 or to 0 keeps a digit more: 99.9 % is not 100 %."""
+    if digits == 0 and (0 < share < 0.005 or 0.995 <= share < 1):
+        digits = 1
+    return f"{100 * share:.{digits}f} %".replace("-", "−")
+
+
+def visible(text: Any) -> str:
+    """Text as its reader should see it: control characters and those that turn the line around become signs."""
+    return "".join(_sign(letter) for letter in str(text).replace("\r\n", "\n"))
+
+
+def _sign(letter: str) -> str:
+    code = ord(letter)
+    if letter in "\n\t" or 0x20 <= code < 0x7F:
+        return letter
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    turns = 0x80 <= code < 0xA0 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F, 0x2028, 0x2029)
+    return f"⟨U+{code:04X}⟩" if turns else letter

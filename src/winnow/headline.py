@@ -1,0 +1,156 @@
+"""What stands at the top of a report: one sentence, and the key figures as cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.figures import number, percent, points, recent, signed, wilson
+
+Run = Mapping[str, Any]
+
+MOST = 8  # cards: two rows of four on a laptop
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One key figure. `interval` (low, high) and `at`, shares of 1, draw the bar below it."""
+
+    label: str
+    value: str
+    detail: str = ""
+    at: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """The outcome in one sentence."""
+    summary, runs = report["summary"], report["runs"]
+    if "win_rate" in summary:
+        close = summary.get("win_rate_low", 1.0) <= 0.5 <= summary.get("win_rate_high", 0.0)
+        end = ": too close to tell them apart" if close else ""
+        return f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the model it started from{end}."
+    if len(runs) > 1:
+        return f"{len(runs)} runs, side by side."
+    run = runs[0]
+    held, trained = points(run["metrics"], "eval_rewards/accuracies"), points(run["metrics"], "rewards/accuracies")
+    if held and held[-1][0] > 0:
+        return f"Prefers the chosen answer in {percent(held[-1][1])} of held-out comparisons."
+    if trained:
+        return f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs; nothing was held out to check it on."
+    return _loss_sentence(run)
+
+
+def _loss_sentence(run: Run) -> str:
+    held, trained = points(run["metrics"], "eval_loss"), points(run["metrics"], "loss")
+    if len(held) > 1:
+        return f"Held-out loss {'fell' if held[-1][1] < held[0][1] else 'rose'} from {number(held[0][1])} to {number(held[-1][1])}."
+    if trained:
+        now = recent(trained)
+        return f"Training loss {'fell' if now < trained[0][1] else 'rose'} from {number(trained[0][1])} to {number(now)}; nothing was held out to check it on."
+    return "No step has been logged yet."
+
+
+def subline(report: Mapping[str, Any]) -> str:
+    """What was trained on what, where: of the run that came last."""
+    run = report["runs"][-1]
+    if len(report["runs"]) > 1 and not report["summary"]:
+        return " · ".join(run["name"] for run in report["runs"])
+    train = (run["data"] or {}).get("train") or {}
+    pairs = train.get("comparisons")
+    amounts = ((run["parameters"] or {}).get("total"), "parameters"), (pairs or train.get("used"), "comparisons" if pairs else "rows")
+    parts = [f"{number(amount)} {unit}" for amount, unit in amounts if amount]
+    version = run["versions"].get("winnow")
+    return " · ".join([*parts, *([str(run["device"])] if run["device"] else []), *([f"winnow {version}"] if version else [])])
+
+
+def cards(report: Mapping[str, Any]) -> list[Card]:
+    """At most eight figures, the most telling first; several runs without a summary have a table instead."""
+    found = _summary_cards(report["summary"])
+    named = {card.label for card in found}
+    return [*found, *(card for run in report["runs"][:1] if len(report["runs"]) == 1 for card in _run_cards(run) if card.label not in named)][:MOST]
+
+
+def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
+    found: list[Card] = []
+    if "win_rate" in summary:
+        span = (summary["win_rate_low"], summary["win_rate_high"]) if {"win_rate_low", "win_rate_high"} <= set(summary) else None
+        found.append(Card("Win rate", percent(summary["win_rate"]), _interval(span), summary["win_rate"], span))
+    before_after: tuple[tuple[str, str, Callable[[float], str]], ...] = (("true_reward", "True reward", _two), ("grammatical", "Grammatical text", percent))
+    for name, label, show in before_after:
+        if f"{name}_after" in summary:
+            before = summary.get(f"{name}_before")
+            found.append(Card(label, show(summary[f"{name}_after"]), f"{show(before)} before" if before is not None else ""))
+    single: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
+        ("accuracy", "Reward accuracy", percent, "held-out pairs, true order"),
+        ("kl", "KL", number, "nats per answer, to the reference"),
+        ("length_ratio", "Length", lambda ratio: f"{ratio:.2f}×", "of the answers before"),
+        ("finished", "Finished", percent, "samples that end by themselves"),
+        ("seconds", "Time", _duration, "training and evaluation"),
+    )
+    for name, label, show, detail in single:
+        if summary.get(name) is not None:
+            found.append(Card(label, show(summary[name]), detail))
+    return found
+
+
+def _run_cards(run: Run) -> list[Card]:
+    rows, found = run["metrics"], []
+    held = points(rows, "eval_rewards/accuracies")
+    if held and held[-1][0] > 0:
+        count = ((run["data"] or {}).get("eval") or {}).get("comparisons")
+        span = wilson(held[-1][1], count) if count else None
+        found.append(Card("Held-out accuracy", percent(held[-1][1]), _interval(span), held[-1][1], span))
+    elif trained := points(rows, "rewards/accuracies"):
+        found.append(Card("Training accuracy", percent(recent(trained)), "nothing was held out", recent(trained)))
+    for label, name in (("Held-out loss", "eval_loss"), ("Training loss", "loss"), ("Reward margin", "rewards/margins")):
+        if series := points(rows, name):
+            now = series[-1][1] if name.startswith("eval_") else recent(series)
+            found.append(Card(label, number(now), f"{number(series[0][1])} at step {series[0][0]:,}"))
+    for side in ("chosen", "rejected"):
+        if series := points(rows, f"logratio/{side}"):
+            found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
+    if series := points(rows, "kl") or points(rows, "eval_kl"):
+        found.append(Card("KL", number(series[-1][1]), "nats per answer, to the reference"))
+    if speed := points(rows, "tokens_per_second"):
+        found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
+    return found
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _interval(span: Sequence[float] | None) -> str:
+    return f"95 % interval {100 * span[0]:.0f}–{100 * span[1]:.0f} %" if span else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+COLUMNS = (
+    ("Loss", "loss"),
+    ("Held-out loss", "eval_loss"),
+    ("Accuracy", "rewards/accuracies"),
+    ("Held-out accuracy", "eval_rewards/accuracies"),
+    ("Margin", "rewards/margins"),
+    ("Chosen / token", "logratio/chosen"),
+    ("Rejected / token", "logratio/rejected"),
+    ("KL", "kl"),
+)
+
+
+def table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Several runs in one table of their latest figures; columns nobody has are left out."""
+    columns = [(title, name) for title, name in COLUMNS if any(name in run["final"] for run in runs)]
+    return {"titles": [title for title, _ in columns], "rows": [[number(run["final"].get(name)) for _, name in columns] for run in runs]}
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Settings in which the runs differ: (name, value of each run); `None` where a run has no such setting."""
+    names = dict.fromkeys(name for run in runs for name in run["settings"])
+    rows = [(name, [run["settings"].get(name) for run in runs]) for name in names if name != "out"]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]

@@ -1,0 +1,218 @@
+"""Load and save causal language models with their tokenizers: full weights or adapters, safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from winnow.config import Lora
+from winnow.errors import ModelError
+from winnow.files import RunFolder, folder_atomic
+
+ADAPTER = "adapter_config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be scored or trained: no dropout, no cache, on its device. `source` is where it was found."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    device: torch.device
+
+
+def locate(name: str) -> str:
+    """A run folder stands for its `model/`; everything else is left as it is. Raises ModelError for an unfinished run."""
+    run = RunFolder(name)
+    if not run.started:
+        return name
+    if not run.model.exists():
+        raise ModelError(f"{name}: a run folder without a model yet", remedy="let the run finish: the same command resumes it")
+    return str(run.model)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used: {error}", remedy="--device cpu, or auto") from error
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)  # saturated margins fill the backward pass with subnormal floats: 8x slower
+    return device
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder, hub name or run folder."""
+    from transformers import AutoTokenizer
+
+    source = locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _not_loaded("tokenizer", name, error) from error
+
+
+def length_limit(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """Most tokens the model can attend to, from its configuration alone; None where it does not say."""
+    return _limit(load_config(name, trust_remote_code=trust_remote_code))
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model folder, hub name, run folder, or of an adapter's base model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(_base(locate(name)), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _not_loaded("model", name, error) from error
+
+
+def load(name: str, *, dtype: str = "auto", device: str = "auto", lora: Lora | None = None, seed: int = 0, train: bool = False, trust_remote_code: bool = False) -> LoadedModel:
+    """Model and tokenizer by name. With `lora` a new adapter (seeded) is laid on it; a folder that is one stays one.
+
+    auto dtype: float32 on CPU, bfloat16 on GPU. Raises ModelError where something is missing, not finite, or does not fit.
+    """
+    source = locate(name)
+    place = pick_device(device)
+    kind = DTYPES["bfloat16" if place.type == "cuda" else "float32"] if dtype == "auto" else DTYPES[dtype]
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = _load_weights(name, source, kind, train, trust_remote_code)
+    if lora is not None:
+        if is_adapter(model):
+            raise ModelError(f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge")
+        model = _with_lora(model, lora, seed)
+    model = model.to(place)
+    model.eval()  # dropout off, for every log-prob of policy and reference alike
+    model.config.use_cache = False
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(f"{name}: the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows", remedy="use the model's own tokenizer")
+    for parameter_name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{name}: weight {parameter_name} holds NaN or infinity", remedy="the file is damaged, or was saved by a run that diverged")
+    return LoadedModel(model, tokenizer, source, place)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    if not layers:
+        raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
+    for module in layers:
+        module.training = True
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters included: what the numbers come from."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A plain transformers (or peft adapter) folder, written atomically, replacing what was there."""
+    with folder_atomic(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+        readme = temporary / "README.md"  # peft writes a model card of placeholders
+        readme.unlink(missing_ok=True)
+
+
+def merged(model: Any) -> Any:
+    """The base model with its adapter added into the weights."""
+    if not is_adapter(model):
+        raise ModelError("there is no adapter to merge", remedy="leave --merge away")
+    return model.merge_and_unload(safe_merge=True)
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether `model` is wrapped by peft."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """All parameters, and those that train."""
+    return {"total": sum(p.numel() for p in model.parameters()), "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+
+
+def is_adapter_folder(name: str) -> bool:
+    """Whether a model folder or run folder holds an adapter."""
+    return (Path(locate(name)) / ADAPTER).exists()
+
+
+def _base(source: str) -> str:
+    """An adapter folder stands on a base model, everything else on itself."""
+    adapter = Path(source) / ADAPTER
+    return str(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.exists() else source
+
+
+def _limit(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def count_from_config(config: Any, lora: Lora | None) -> tuple[int, int]:
+    """All and trainable parameters of a model that is not loaded: its shape alone, on no device."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        counts = parameter_counts(_with_lora(model, lora, 0) if lora else model)
+    return counts["total"], counts["trainable"]
+
+
+def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool) -> Any:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = _base(source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+        if base == source:
+            return model
+        model = PeftModel.from_pretrained(model, source, is_trainable=train)
+    except Exception as error:
+        raise _not_loaded("model", name, error) from error
+    for module in model.modules():  # an adapter's own dropout would make log-probs random
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = None if lora.targets == ("auto",) else list(lora.targets)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"lora: {error}", remedy="name existing modules: targets=q_proj+v_proj, or auto") from error
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    remedy = "give a folder with config.json and model.safetensors, a hub name, or a run folder"
+    if "trust_remote_code" in str(error):
+        remedy = "it brings its own code: read that code, then give --trust-remote-code"
+    elif "safetensors" in str(error):
+        remedy = "only safetensors are loaded (pickled weights can run code): convert the model once"
+    return ModelError(f"{what} {name!r} cannot be loaded: {first}", remedy=remedy)

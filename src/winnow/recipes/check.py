@@ -1,0 +1,95 @@
+"""Everything but training: what would be trained on, token by token, what is wrong with it, and whether it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from winnow import models
+from winnow.config import CheckSettings, Resolved, parse_lora
+from winnow.console import console, safe
+from winnow.data.dataset import Dataset
+from winnow.data.render import Renderer, TokenSequence
+from winnow.recipes import dpo, sft
+from winnow.recipes.training import planned, prepared, with_rate
+from winnow.train.loop import Plan
+from winnow.train.memory import estimate
+
+SHOWN_GROUPS = 2
+SHOWN_TOKENS = 160
+LEVELS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def run(resolved: Resolved[CheckSettings]) -> bool:
+    """Print the whole check. False when the data has errors (training would refuse)."""
+    settings = resolved.settings
+    is_sft = settings.recipe == "sft"
+    if not is_sft:
+        _, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
+    resolved = with_rate(resolved, *((sft.RATE, sft.ADAPTER_RATE) if is_sft else (dpo.RATE, dpo.ADAPTER_RATE)))
+    renderer, train_set, held_out = prepared(settings, "demonstration" if is_sft else "preference")
+    sets = {"train": train_set, **{prefix.rstrip("_"): one for prefix, one in held_out.items()}}
+    for name, one in sets.items():
+        _say_account(name, one)
+    for group in train_set.groups[:SHOWN_GROUPS]:
+        for k, sequence in enumerate(group.sequences[:2]):
+            console.print(Text(f"{group.where}, completion {k}: ", style="dim") + _lint(renderer, sequence))
+    console.print("[dim]grey: prompt; green: scored; reverse: end token[/]")
+    findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
+    for name, finding in findings:
+        console.print(f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}: {safe(finding.message)}" + (f" -> {safe(finding.remedy)}" if finding.remedy else ""))
+    resolved, plan = planned(resolved, train_set)
+    _say_plan(resolved.settings, plan, train_set)
+    return not any(finding.level == "error" for _, finding in findings)
+
+
+def _say_account(name: str, one: Dataset) -> None:
+    account = one.account
+    table = Table(title=f"{name} data", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for source in account["sources"]:
+        extra = f", columns not read: {', '.join(source['ignored'])}" if source["ignored"] else ""
+        table.add_row("source", f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows, {source['used']:,} used{safe(extra)}")
+    for reason, count in account["dropped"].items():
+        table.add_row("dropped", f"{count:,} {reason}")
+    lengths = sorted(len(s.ids) for group in one.groups for s in group.sequences)
+    at = [lengths[int(q * (len(lengths) - 1))] for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
+    tokens = account["tokens"]
+    table.add_row("groups", f"{account['used']:,} with {account['completions']:,} completions and {account['comparisons']:,} comparisons")
+    table.add_row("length", f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 % {at[3]:,}, most {at[4]:,}")
+    table.add_row("tokens", f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})")
+    console.print(table)
+
+
+def _lint(renderer: Renderer, sequence: TokenSequence) -> Text:
+    """The sequence as decoded tokens: prompt, scored tokens and end token told apart by colour."""
+    shown = Text()
+    for i, token in enumerate(sequence.ids):
+        if SHOWN_TOKENS // 2 <= i < len(sequence.ids) - SHOWN_TOKENS // 2:
+            if i == SHOWN_TOKENS // 2:
+                shown.append(f" ... {len(sequence.ids) - SHOWN_TOKENS:,} tokens ... ", style="dim")
+            continue
+        last = i == len(sequence.ids) - 1 and not sequence.cut
+        piece = renderer.tokenizer.decode([token]).replace("\n", "\\n").replace("\x1b", "\\x1b")
+        style = "reverse bold green" if last else "green" if i >= sequence.start else "bright_black"
+        shown.append(piece, style=style)
+        shown.append("|" if i + 1 == sequence.start else "", style="bold red")
+    return shown
+
+
+def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
+    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    total, trainable = models.count_from_config(config, parse_lora(settings.lora))
+    device = models.pick_device(settings.device)
+    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda")
+    memory = estimate(
+        config, total=total, trainable=trainable, tokens=plan.tokens, bytes_each=2 if half else 4, optimizer=settings.optimizer, checkpointing=settings.checkpointing
+    )  # fmt: skip
+    account = train_set.account
+    console.print(
+        f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {account['comparisons'] / len(train_set.groups) * plan.batch_size:,.1f} comparisons per step, "
+        f"warm-up {plan.warmup}, {plan.schedule} rate from {plan.lr:g}, {plan.tokens:,} tokens per micro-batch"
+    )
+    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "logits"))
+    console.print(f"memory on {device}: about {memory.total / 2**30:.2f} GiB (MiB: {parts}); if it does not fit: {memory.advice()}")

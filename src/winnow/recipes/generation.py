@@ -1,0 +1,70 @@
+"""`winnow generate`: what a model answers, alone or beside the model it was before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from winnow import models
+from winnow.config import GenerateSettings, Resolved
+from winnow.console import console, safe
+from winnow.data.records import Message, Text
+from winnow.data.render import Renderer
+from winnow.errors import DataError, Problem
+from winnow.files import write_jsonl
+from winnow.sample import Sampling, sample
+
+
+def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
+    """Answers of one model, or of two side by side; one row per prompt."""
+    settings = resolved.settings
+    prompts = _prompts(settings)
+    columns = {name: _answers(source, prompts, settings) for name, source in (("before", settings.before), ("after" if settings.before else "answer", settings.model)) if source}
+    rows: list[dict[str, Any]] = [{"prompt": prompt, **{name: answers[i] for name, answers in columns.items()}} for i, prompt in enumerate(prompts)]
+    for row in rows:
+        table = Table(title=safe(row["prompt"]), title_justify="left", show_lines=settings.k > 1)
+        for name in columns:
+            table.add_column(name, ratio=1, overflow="fold")
+        for answers in zip(*(row[name] for name in columns)):
+            table.add_row(*(safe(answer) for answer in answers))
+        console.print(table)
+    if settings.out is not None:
+        write_jsonl(settings.out, rows)
+        console.print(f"written: {settings.out}")
+    return rows
+
+
+def _prompts(settings: GenerateSettings) -> list[str]:
+    found = list(settings.prompt)
+    if settings.prompts is not None:
+        try:
+            lines = [line for line in settings.prompts.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{settings.prompts}: cannot be read: {error}") from error
+        for number, line in enumerate(lines, 1):
+            found.append(_prompt(line, f"{settings.prompts}:{number}") if settings.prompts.suffix == ".jsonl" else line)
+    return found
+
+
+def _prompt(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        value = None
+    if not isinstance(value, str):
+        raise DataError("a row without a prompt", [Problem(where, "prompt", "expected a JSON object with a prompt column that holds text")])
+    return value
+
+
+def _answers(name: str, prompts: list[str], settings: GenerateSettings) -> list[list[str]]:
+    loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template is not None:
+        loaded.tokenizer.chat_template = settings.chat_template.read_text()
+    renderer = Renderer(loaded.tokenizer)
+    chat = settings.as_ == "chat" or (settings.as_ is None and bool(renderer.template))
+    texts: list[Text] = [(Message("user", prompt),) if chat else prompt for prompt in prompts]
+    how = Sampling(renderer.end_id(chat), settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
+    answers = sample(loaded, [renderer.prompt_ids(text) for text in texts], how, k=settings.k)
+    return [[loaded.tokenizer.decode(one.ids, skip_special_tokens=True) for one in many] for many in answers]

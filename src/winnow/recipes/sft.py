@@ -1,0 +1,15 @@
+"""Supervised fine-tuning: demonstrations, or the preferred completions of preference data."""
+
+from __future__ import annotations
+
+from winnow.config import Resolved, SFTSettings
+from winnow.files import RunFolder
+from winnow.objectives.table import Demonstration
+from winnow.recipes.training import train, with_rate
+
+RATE, ADAPTER_RATE = 2e-5, 2e-4
+
+
+def run(resolved: Resolved[SFTSettings], command: str = "") -> RunFolder:
+    """Train on the completions' negative log-likelihood, per scored token."""
+    return train(with_rate(resolved, RATE, ADAPTER_RATE), "sft", Demonstration(), command=command)

@@ -1,0 +1,250 @@
+"""Run folders -> one offline HTML page, and the same numbers as `report.json`. Reads files only.
+
+`build` gathers, `write` leaves both files in a run folder, `page` sets several runs side by side. Text of a user's or
+a model's goes through the template's escaping and `visible`; nothing on the page can run, load or follow anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from winnow.errors import RunError
+from winnow.figures import number, percent, visible
+from winnow.files import RunFolder, read_json, write_atomic, write_json
+from winnow.headline import cards, differences, subline, table, verdict
+from winnow.plots import DASHES, RUN_INKS, draw
+from winnow.symptoms import SYMPTOMS, examine
+
+SCHEMA = 1
+PREVIEW = 600  # characters of a sample shown before it is folded
+WHOLE = 20_000  # characters of a sample held by the page; beyond, the page says where the rest is
+SAMPLES = 6  # samples shown before the others are folded
+FIGURES = ("kl", "accuracy", "length_ratio", "finished", "seconds", *(f"win_rate{end}" for end in ("", "_low", "_high")))
+FIGURES += tuple(f"{name}_{when}" for name in ("true_reward", "grammatical") for when in ("before", "after"))  # of a summary, and numbers if present
+DAMAGED = "restore the file from a copy, or run the same command into another --out"
+
+HERE = Path(__file__).parent
+
+
+def build(folders: Sequence[str | Path]) -> dict[str, Any]:
+    """Every number of the given run folders as one plain dict: what `report.json` holds and the page is made of."""
+    roots = [Path(folder).resolve() for folder in folders]
+    if not roots:
+        raise RunError("no run folder was given", remedy="winnow report RUN ... --out report.html")
+    inside = [_runs_in(root) for root in roots]
+    found = list(dict.fromkeys(run for runs in inside for run in runs))
+    names = _names(found)
+    runs = [_run(root, name) for root, name in zip(found, names, strict=True)]
+    summary = _summary(roots[0]) if len(roots) == 1 else {}
+    title = roots[0].name if len(roots) == 1 else " · ".join(names)
+    return {"schema": SCHEMA, "title": title, "summary": summary, **_signs(runs, summary if found != roots else {}), "runs": runs}
+
+
+def write(folder: str | Path) -> dict[str, Any]:
+    """Leave `report.html`, then `report.json`, in the run folder: the latter marks the run as finished."""
+    report, run = build([folder]), RunFolder(folder)
+    write_atomic(run.report_html, render(report))
+    write_json(run.report_json, report)
+    return report
+
+
+def page(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """One page from one or more run folders; no run folder is changed."""
+    path, text = Path(out), render(build(folders))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write here: {error.strerror}", remedy="choose another --out") from error
+    return path
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page of a report. Equal reports give equal bytes."""
+    loader = jinja2.FileSystemLoader(HERE)
+    world = jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    world.filters |= {"number": number, "percent": percent, "visible": visible, "plain": plain}
+    groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
+    constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
+    top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])}
+    return world.get_template("report.html.jinja").render({"report": report, "groups": groups, **top, **constants})
+
+
+def _further(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a summary that no card shows."""
+    return {name: value for name, value in summary.items() if name not in FIGURES and isinstance(value, int | float | str) and name != "notes"}
+
+
+def _group(recipe: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    drawings = draw(runs)
+    smoothed = any(line.smooth for drawing in drawings for line in drawing.lines)
+    return {"recipe": recipe, "runs": runs, "drawings": drawings, "smoothed": smoothed, "table": table(runs), "differences": differences(runs)}
+
+
+def plain(value: Any) -> str:
+    """A setting's value as it is typed on the command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _runs_in(root: Path) -> list[Path]:
+    """The run folder itself, or the run folders in it (the demo's), in the order they were started."""
+    if RunFolder(root).environment.exists():
+        return [root]
+    inner = sorted(path.parent for path in root.glob("*/environment.json")) if root.is_dir() else []
+    if not inner:
+        raise RunError(f"{root}: no run here: environment.json is missing", remedy="give the folder that --out named when the run was made")
+    return sorted(inner, key=lambda path: (str(_environment(path).get("started", "")), path.name))
+
+
+def _names(roots: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    for depth in range(1, max(len(root.parts) for root in roots) + 1):
+        names = ["/".join(root.parts[-depth:]) for root in roots]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _run(root: Path, name: str) -> dict[str, Any]:
+    """Everything of one run: as recorded, then what follows from it."""
+    folder, environment = RunFolder(root), _environment(root)
+    metrics = list(_metrics(folder.metrics))
+    run: dict[str, Any] = {"name": name, "command": "", "started": "", "versions": {}, "device": "", "origins": {}, "parameters": None}
+    run |= {"weights_hash": None, "reference": None, "plan": {}} | environment
+    run |= {"summary": _summary(root), "metrics": metrics, "data": _data(root, needed=bool(metrics)), "samples": _samples(folder.samples)}
+    run["final"] = {key: value for row in metrics for key, value in row.items() if value is not None}
+    steps, done = run["plan"].get("steps"), max((row["step"] for row in metrics), default=0)
+    run["status"] = {"step": done, "steps": steps, "state": "complete" if steps and done >= steps else "under way" if metrics else "no steps yet"}
+    signs, checked, unchecked = examine(run)
+    return run | {"warnings": [asdict(sign) for sign in signs], "checked": checked, "unchecked": unchecked}
+
+
+def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The warnings of all runs and of the summary over them, and what was looked for in any of them."""
+    signs, checked, _ = examine({"metrics": [], "data": None, "settings": {}, "summary": summary})
+    flat = [{"run": "", **asdict(sign)} for sign in signs] + [{"run": run["name"], **sign} for run in runs for sign in run["warnings"]]
+    titles = [symptom.title for symptom in SYMPTOMS.values()]
+    seen = {*checked, *(title for run in runs for title in run["checked"])}
+    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title not in seen]}
+
+
+def _environment(root: Path) -> dict[str, Any]:
+    path = RunFolder(root).environment
+    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict})
+    if environment.get("schema") != SCHEMA:
+        raise RunError(f"{path}: schema: got {environment.get('schema')!r}, expected {SCHEMA}", remedy="use the Winnow that made this run")
+    return environment
+
+
+def _data(root: Path, *, needed: bool) -> dict[str, Any] | None:
+    path = root / "data.json"
+    if not path.exists() and not needed:
+        return None
+    if not path.exists():
+        raise RunError(f"{path}: missing, though the run has metrics", remedy=DAMAGED)
+    data = _object(path, {"train": dict}, {"eval": dict})
+    for side in data.values():
+        if isinstance(side, dict):
+            _shape(path, side, {}, {"dropped": dict, "sources": list, "tokens": dict, "findings": list})
+    return data
+
+
+def _summary(root: Path) -> dict[str, Any]:
+    path = root / "summary.json"
+    summary = _object(path, {}, {}) if path.exists() else {}
+    summary = {name: value for name, value in summary.items() if value is not None}
+    for name in summary.keys() & set(FIGURES):
+        if not isinstance(summary[name], int | float):
+            raise RunError(f"{path}: {name}: got {type(summary[name]).__name__}, expected a number", remedy=DAMAGED)
+    return summary
+
+
+def _object(path: Path, needed: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object whose parts are of the kinds the page relies on; optional parts that are null are left out."""
+    try:
+        value = _clean(read_json(path))
+    except RunError as error:
+        raise RunError(error.what, remedy=DAMAGED) from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: got {type(value).__name__}, expected an object", remedy=DAMAGED)
+    _shape(path, value, needed, optional)
+    return {name: part for name, part in value.items() if part is not None or name not in optional}
+
+
+def _shape(path: Path, value: Mapping[str, Any], needed: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    for name, kind in {**needed, **optional}.items():
+        if not isinstance(value.get(name), kind) and (name in needed or value.get(name) is not None):
+            raise RunError(f"{path}: {name}: got {type(value.get(name)).__name__}, expected {kind.__name__}", remedy=DAMAGED)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, row) of a JSON-lines file; a torn last line, left by a killed writer, is passed over."""
+    if not path.exists():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}", remedy=DAMAGED) from error
+    for at, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise RunError(f"{path}:{at}: cannot be read as JSON: {error}", remedy=DAMAGED) from error
+        if row is not None and not isinstance(row, dict):
+            raise RunError(f"{path}:{at}: got {type(row).__name__}, expected an object", remedy=DAMAGED)
+        if row is not None:
+            yield f"{path}:{at}", _clean(row)
+
+
+def _metrics(path: Path) -> Iterator[dict[str, Any]]:
+    for where, row in _rows(path):
+        if not isinstance(row.get("step"), int):
+            raise RunError(f"{where}: step: got {row.get('step')!r}, expected an integer", remedy=DAMAGED)
+        for name, value in row.items():
+            if value is not None and not isinstance(value, int | float):
+                raise RunError(f"{where}: {name}: got {type(value).__name__}, expected a number", remedy=DAMAGED)
+        yield row
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """Prompts with what the model said at step 0 and at the last step sampled."""
+    rows = list(_rows(path))
+    for where, row in rows:
+        for name, kind in (("step", int), ("prompt", str), ("completion", str)):
+            if not isinstance(row.get(name), kind):
+                raise RunError(f"{where}: {name}: got {type(row.get(name)).__name__}, expected {kind.__name__}", remedy=DAMAGED)
+    last = max((row["step"] for _, row in rows), default=0)
+    pairs: dict[tuple[int, str], dict[str, Any]] = {}
+    for _, row in rows:
+        if row["step"] in (0, last):
+            pair = pairs.setdefault((row.get("index", 0), row["prompt"]), {"prompt": row["prompt"], "before": None, "after": None, "step": last})
+            pair["before" if row["step"] == 0 else "after"] = row["completion"]
+    return list(pairs.values())
+
+
+def _clean(value: Any) -> Any:
+    """What every JSON reader and UTF-8 can hold: NaN and infinities become null, half characters a replacement sign."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8") if not value.isascii() else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_clean(key): _clean(part) for key, part in value.items()}
+    return [_clean(part) for part in value] if isinstance(value, list) else value
+
+
+def _groups(runs: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Runs of one recipe share their plots; the recipe that ran last comes first."""
+    recipes = list(dict.fromkeys(run["recipe"] for run in runs))
+    return [(recipe, [run for run in runs if run["recipe"] == recipe]) for recipe in reversed(recipes)]

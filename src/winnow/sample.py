@@ -1,0 +1,66 @@
+"""Prompts -> completions, with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from winnow.models import LoadedModel
+
+ROWS = 256  # sequences generated together: short ones cost little memory
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. temperature 0 takes the most likely token; `end` is the token that ends a completion."""
+
+    end: int
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled completion: its tokens without the end token, and whether it came to its end by itself."""
+
+    ids: tuple[int, ...]
+    finished: bool
+
+
+def sample(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, k: int = 1, tick: Callable[[int], None] = lambda n: None) -> list[list[Answer]]:
+    """`k` completions for every prompt (token ids), in the order of the prompts. The seed fixes all of them together."""
+    answers: list[list[Answer]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    per_batch = max(1, ROWS // k)
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(how.seed)
+        for start in range(0, len(order), per_batch):
+            part = order[start : start + per_batch]
+            for i, made in zip(part, _generate(loaded, [prompts[i] for i in part], how, k)):
+                answers[i] = made
+            tick(len(part))
+    return answers
+
+
+def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, k: int) -> list[list[Answer]]:
+    from transformers import GenerationConfig
+
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[how.end] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device)
+    sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature > 0 else {"do_sample": False}
+    config = GenerationConfig(max_new_tokens=how.max_new_tokens, num_return_sequences=k if how.temperature > 0 else 1, eos_token_id=how.end, pad_token_id=how.end, use_cache=True, **sampling)
+    rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
+    found = [_answer(row, how.end) for row in rows]
+    each = len(found) // len(prompts)
+    return [found[i * each : (i + 1) * each] * repeat for i in range(len(prompts))]
+
+
+def _answer(row: list[int], end: int) -> Answer:
+    return Answer(tuple(row[: row.index(end)]), True) if end in row else Answer(tuple(row), False)

@@ -1,0 +1,241 @@
+"""What a look at the numbers of a run should tell its owner: pure functions from numbers to sentences.
+
+Each symptom reads one run (settings, data, metrics, summary) and returns nothing, or a sentence with the numbers
+and one piece of advice. `needs` names the metrics without which it cannot say anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.figures import RECENT, median, number, percent, points, recent, wilson
+
+Run = Mapping[str, Any]
+
+DISPLACED = 0.2  # nats per token: at this loss an answer of 20 tokens has become e^4 = 55 times less likely than at the start
+SATURATED = 0.99  # training accuracy from which no pair is left that could still teach
+OVERFIT_GAP = 0.1  # training minus held-out accuracy; with 100 held-out pairs this is two standard errors
+RISEN = 0.05  # rise of the held-out loss over its minimum, as a share of it; less is the usual jitter between evaluations
+STUCK = 0.002  # change of the loss since the first step: for dpo a reward margin of 0.004, far below any trained model's
+STUCK_STEPS = 20  # logged steps before "stuck" is said: a warm-up may rightly be slow
+CLIPPED = 0.5  # share of steps at which clipping, meant for outliers, sets the length of the step
+LENGTH_RATIO = 1.2  # mean tokens of winners over losers (or the inverse): beyond a fifth, length alone predicts who wins
+LONGER = 1.25  # mean length of answers after over before: the bound the demo holds itself to
+COLLAPSED = 0.5  # entropy now over entropy at the start: half the nats means samples that repeat each other
+FAR = 10.0  # nats of KL per answer: beyond about 10 the reference hardly ever says what the policy says
+UNGRAMMATICAL = 0.07  # fall of the share of sound samples: the bound the demo holds itself to
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One sentence for the box: what was seen, with numbers, and one thing to do about it."""
+
+    code: str
+    message: str
+    advice: str
+    level: str = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """`find` looks for it; `needs`: metric names, all of them, before it can be looked for."""
+
+    title: str
+    needs: tuple[str, ...]
+    find: Callable[[Run], Sign | None]
+
+
+def displacement(run: Run) -> Sign | None:
+    """Both answers lose probability, the rejected one faster: the margin grows while the model unlearns its data."""
+    held = points(run["metrics"], "eval_logratio/chosen")
+    name = "eval_logratio/" if held else "logratio/"
+    chosen, other = points(run["metrics"], f"{name}chosen"), points(run["metrics"], f"{name}rejected")
+    now = chosen[-1][1] if held else recent(chosen)
+    if now > -DISPLACED:
+        return None
+    beside = ""
+    if other:
+        rejected = other[-1][1] if held else recent(other)
+        beside = f" (rejected: {'fell' if rejected < 0 else 'rose'} {abs(rejected):.2f})"
+    where = "on held-out answers" if held else f"over the last {min(RECENT, len(chosen))} logged steps"
+    text = f"Chosen log-probability fell {-now:.2f} nats per token since the start, measured {where}{beside}: displacement."
+    return Sign("displacement", text, "Consider a higher beta, a lower rate, fewer steps, or an SFT term.")
+
+
+def overfit(run: Run) -> Sign | None:
+    """Training pairs all won, held-out pairs not."""
+    trained, (step, held) = recent(points(run["metrics"], "rewards/accuracies")), points(run["metrics"], "eval_rewards/accuracies")[-1]
+    if step == 0 or trained < SATURATED or trained - held < OVERFIT_GAP:
+        return None
+    text = f"Accuracy is {trained:.2f} on training pairs and {held:.2f} on held-out ones: the pairs are memorised."
+    return Sign("overfit", text, "Train for fewer epochs or at a lower rate, or bring more pairs.")
+
+
+def rising(run: Run) -> Sign | None:
+    """The held-out loss has passed its minimum; of several evaluation sets the one that rose most."""
+    names = sorted({key for row in run["metrics"] for key in row if key.startswith("eval_") and key.endswith("loss")})
+    worst: tuple[float, str, tuple[int, float], tuple[int, float]] | None = None
+    for name in names:
+        series = points(run["metrics"], name)
+        if not series:
+            continue
+        lowest, last = min(series, key=lambda point: point[1]), series[-1]
+        rise = (last[1] - lowest[1]) / abs(lowest[1]) if lowest[1] else 0.0
+        if rise > RISEN and (worst is None or rise > worst[0]):
+            worst = (rise, name, lowest, last)
+    if worst is None:
+        return None
+    _, name, lowest, last = worst
+    which = name.removeprefix("eval_").removesuffix("loss").rstrip("_")
+    text = f"Held-out loss{f' on {which}' if which else ''} rose from {lowest[1]:.4f} at step {lowest[0]:,} to {last[1]:.4f} at step {last[0]:,}."
+    return Sign("rising", text, "Keep the best checkpoint with save_best, or stop earlier.")
+
+
+def stuck(run: Run) -> Sign | None:
+    """The loss has not left the value it must have where policy and reference are the same."""
+    losses = points(run["metrics"], "loss")
+    if len(losses) < STUCK_STEPS or abs(recent(losses) - losses[0][1]) >= STUCK:
+        return None
+    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {RECENT} logged steps: it has not left its start."
+    return Sign("stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default.")
+
+
+def clipped(run: Run) -> Sign | None:
+    """Clipping at most steps makes the norm, not the gradient, decide."""
+    clip, norms = run["settings"].get("clip"), [value for _, value in points(run["metrics"], "grad_norm")]
+    if not isinstance(clip, int | float) or not norms:
+        return None
+    cut = sum(norm > clip for norm in norms)
+    if cut <= CLIPPED * len(norms):
+        return None
+    text = (
+        f"The gradient was clipped at {cut:,} of {len(norms):,} logged steps ({percent(cut / len(norms))}): "
+        f"median norm {number(median(norms))}, clip {number(float(clip), 2)}."
+    )
+    return Sign("clipped", text, "Raise clip if the loss is steady; lower lr if it is not.", "note")
+
+
+def length_bias(run: Run) -> Sign | None:
+    """Winners longer (or shorter) than losers; silent where the doctor has said so already."""
+    if any(finding.get("code") == "length-bias" for finding in _findings(run)):
+        return None
+    mean = {side: _mean(run, f"length/{side}") for side in ("chosen", "rejected")}
+    low, high = sorted(mean.values())
+    if low <= 0 or high / low <= LENGTH_RATIO:
+        return None
+    word = "longer" if mean["chosen"] > mean["rejected"] else "shorter"
+    text = f"Chosen answers average {mean['chosen']:.0f} tokens, rejected ones {mean['rejected']:.0f}: the model can learn to be {word} instead of better."
+    return Sign("length-bias", text, "Compare with --objective dpo_norm, or balance the lengths of the pairs.")
+
+
+def longer(run: Run) -> Sign | None:
+    """Answers grew while training."""
+    ratio = run["summary"].get("length_ratio")
+    if ratio is None or ratio <= LONGER:
+        return None
+    return Sign("longer", f"Answers after training are {ratio:.2f} times as long as before.", "Compare with --objective dpo_norm, or a higher beta.")
+
+
+def chance(run: Run) -> Sign | None:
+    """Held-out accuracy that a coin could have reached, or worse."""
+    step, share = points(run["metrics"], "eval_rewards/accuracies")[-1]
+    count = ((run["data"] or {}).get("eval") or {}).get("comparisons")
+    if step == 0 or not count:
+        return None
+    low, high = wilson(share, count)
+    if low > 0.5:
+        return None
+    seen = f"Held-out accuracy is {share:.2f} over {count:,} comparisons (95 % interval {low:.2f} to {high:.2f}): "
+    if high < 0.5:
+        return Sign("chance", f"{seen}below chance.", "Check that chosen and rejected are not swapped in the data.")
+    return Sign("chance", f"{seen}it cannot be told from chance.", "Hold out more comparisons, or train longer, before believing this run.")
+
+
+def collapse(run: Run) -> Sign | None:
+    """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence only with pairs."""
+    series = points(run["metrics"], "entropy")
+    start, now = math.fsum(value for _, value in series[:RECENT]) / len(series[:RECENT]), recent(series)
+    if start <= 0 or now / start >= COLLAPSED:
+        return None
+    text = f"Entropy fell from {start:.2f} to {now:.2f} nats per token: samples will repeat each other."
+    return Sign("collapse", text, "Raise beta, or train for fewer steps.")
+
+
+def far(run: Run) -> Sign | None:
+    """The policy has gone far from the reference."""
+    series = points(run["metrics"], "kl") or points(run["metrics"], "eval_kl")
+    kl = run["summary"].get("kl", series[-1][1] if series else None)
+    if kl is None or kl <= FAR:
+        return None
+    return Sign("far", f"KL to the reference is {kl:.1f} nats per answer: the model says what the reference hardly ever would.", "Raise beta, or stop earlier.")
+
+
+def cut(run: Run) -> Sign | None:
+    """Tokens the length limit took away."""
+    tokens = ((run["data"] or {}).get("train") or {}).get("tokens") or {}
+    lost = tokens.get("cut") or 0
+    if not lost:
+        return None
+    share = lost / (lost + (tokens.get("prompt") or 0) + (tokens.get("scored") or 0))
+    return Sign("cut", f"max_length cut {lost:,} tokens off the training data ({percent(share, 1)} of it).", "Raise max_length if memory allows.")
+
+
+def unsound(run: Run) -> Sign | None:
+    """Reward bought with broken text."""
+    before, after = run["summary"].get("grammatical_before"), run["summary"].get("grammatical_after")
+    if before is None or after is None or before - after <= UNGRAMMATICAL:
+        return None
+    text = f"Grammatical samples fell from {percent(before)} to {percent(after)}: reward is being bought with broken text."
+    return Sign("unsound", text, "Consider a higher beta, fewer steps, or a slower second moment (beta2 = 0.999).")
+
+
+PAIRS = "rewards/margins"
+
+SYMPTOMS = {
+    "displacement": Symptom("displacement", ("logratio/chosen",), displacement),
+    "overfit": Symptom("overfitting", ("rewards/accuracies", "eval_rewards/accuracies"), overfit),
+    "rising": Symptom("rising held-out loss", ("eval_*loss",), rising),
+    "stuck": Symptom("a loss that never moves", (PAIRS, "loss"), stuck),
+    "clipped": Symptom("clipping", ("grad_norm",), clipped),
+    "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias),
+    "longer": Symptom("answers growing longer", ("summary:length_ratio",), longer),
+    "chance": Symptom("accuracy at chance", ("eval_rewards/accuracies",), chance),
+    "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse),
+    "far": Symptom("distance from the reference", ("*kl",), far),
+    "cut": Symptom("truncation", ("data:train",), cut),
+    "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound),
+}
+
+
+def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
+    """(signs, titles of what was looked for, titles of what could not be for want of numbers)."""
+    known = {key for row in run["metrics"] for key, value in row.items() if value is not None}
+    known |= {f"summary:{key}" for key in run["summary"]} | {f"data:{key}" for key, value in (run["data"] or {}).items() if value}
+    known |= {"eval_*loss" for key in known if key.startswith("eval_") and key.endswith("loss")}
+    known |= {"*kl" for key in known if key in ("kl", "eval_kl", "summary:kl")}
+    able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
+    signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
+    signs += [
+        Sign(str(finding.get("code", "data")), _where(finding), str(finding.get("remedy", "")), str(finding.get("level", "note"))) for finding in _findings(run)
+    ]
+    rank = {"error": 0, "warning": 1}
+    signs.sort(key=lambda sign: rank.get(sign.level, 2))
+    return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], [s.title for code, s in SYMPTOMS.items() if not able[code]]
+
+
+def _findings(run: Run) -> list[Mapping[str, Any]]:
+    return [finding for side in ("train", "eval") for finding in ((run["data"] or {}).get(side) or {}).get("findings") or ()]
+
+
+def _where(finding: Mapping[str, Any]) -> str:
+    rows = [str(row) for row in finding.get("rows") or ()]
+    more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
+    return str(finding.get("message", "")) + (f" ({', '.join(rows[:3])}{more})" if rows else "")
+
+
+def _mean(run: Run, name: str) -> float:
+    series = [value for _, value in points(run["metrics"], name)]
+    return math.fsum(series) / len(series)

@@ -1,0 +1,151 @@
+"""`fit`: step, log, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from winnow.batch import Batch, collate
+from winnow.data.pack import pack
+from winnow.data.render import RenderedGroup
+from winnow.data.stream import Share, batches, epoch_size
+from winnow.engine.api import Engine
+from winnow.errors import TrainingError
+from winnow.files import RunFolder
+from winnow.objectives.table import Objective
+from winnow.train import checkpoint
+from winnow.train.checkpoint import Progress
+from winnow.train.metrics import MetricsFile, Row
+from winnow.train.optim import Optimizer, rate
+from winnow.train.reference import Reference
+from winnow.train.step import held_out, take_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run goes, in steps."""
+
+    steps: int
+    warmup: int
+    lr: float
+    schedule: str
+    batch_size: int
+    tokens: int  # per micro-batch
+    seed: int
+    eval_every: int
+    save_every: int
+    keep: int
+    save_best: bool
+
+
+@dataclass(frozen=True)
+class Data:
+    """A rendered data set, how epochs mix its parts, and its reference log-probs where the objective wants some."""
+
+    groups: Sequence[RenderedGroup]
+    shares: Sequence[Share]
+    reference: Reference | None
+
+    def micro_batches(self, items: Sequence[int], tokens: int, device: torch.device) -> list[Batch]:
+        """The groups numbered `items`, packed under the token budget."""
+        groups = [self.groups[i] for i in items]
+        return [collate([groups[i] for i in part], [items[i] for i in part]).to(device) for part in pack(groups, tokens)]
+
+
+def fit(
+    model: Any,
+    optimizer: Optimizer,
+    progress: Progress,
+    plan: Plan,
+    data: Data,
+    evaluations: Mapping[str, Data],
+    *,
+    objective: Objective,
+    engine: Engine,
+    run: RunFolder,
+    metrics: MetricsFile,
+    identity: Mapping[str, Any],
+    show: Callable[[Row], None],
+) -> Progress:
+    """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
+
+    evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
+    """
+    device = next(model.parameters()).device
+    stream = batches(data.shares, plan.batch_size, plan.seed, progress.cursor)
+    if progress.step == 0 and evaluations:
+        row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
+        metrics.write(row)
+    while progress.step < plan.steps:
+        began = time.perf_counter()
+        items, cursor = next(stream)
+        micro = data.micro_batches(items, plan.tokens, device)
+        lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
+        before = samples(optimizer) if progress.step == 0 else None
+        row = take_step(model, micro, objective=objective, reference=data.reference, engine=engine, optimizer=optimizer, lr=lr)
+        if before is not None and not moved(before, samples(optimizer)):
+            raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
+        progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro))
+        row |= position(progress, data) | speed(micro, time.perf_counter() - began)
+        metrics.write(row)
+        show(row)
+        best = False
+        if evaluations and due(progress.step, plan.eval_every, plan.steps):
+            row, after = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
+            best, progress = plan.save_best and after.best_step != progress.best_step, after
+            metrics.write(row)
+            show(row)
+        if best or due(progress.step, plan.save_every, plan.steps):
+            checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity))
+            checkpoint.prune(run.checkpoints, keep=plan.keep, best=progress.best_step if plan.save_best else None)
+    return progress
+
+
+def evaluate(model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine) -> tuple[Row, Progress]:
+    """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
+    device = next(model.parameters()).device
+    row: Row = {"step": progress.step}
+    for i, (prefix, data) in enumerate(evaluations.items()):
+        micro = data.micro_batches(range(len(data.groups)), plan.tokens, device)
+        measured = held_out(model, micro, objective=objective, reference=data.reference, engine=engine)
+        row |= {prefix + name: value for name, value in measured.items()}
+        if i == 0 and progress.step and (progress.best_loss is None or measured["loss"] < progress.best_loss):
+            progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])
+    return row, progress
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Every so many steps, and at the last one."""
+    return step % every == 0 or step == last
+
+
+def position(progress: Progress, data: Data) -> Row:
+    """Where the run stands, as metrics."""
+    epoch = progress.cursor.epoch + progress.cursor.position / epoch_size(data.shares)
+    return {"step": progress.step, "epoch": round(epoch, 4), "num_tokens": progress.tokens}
+
+
+def count(micro: Sequence[Batch]) -> int:
+    """Distinct tokens of the groups: each shared prompt once."""
+    return sum(len(batch.token_T) for batch in micro)
+
+
+def speed(micro: Sequence[Batch], seconds: float) -> Row:
+    """Comparisons and distinct tokens per second of this step."""
+    pairs = sum(len(batch.pair_M2) for batch in micro)
+    return {"pairs_per_second": pairs / seconds, "tokens_per_second": count(micro) / seconds}
+
+
+def samples(optimizer: Optimizer) -> list[Tensor]:
+    """A few thousand numbers of each trainable tensor: enough to see that a step moved something."""
+    return [weight.flatten()[:4096].clone() for weight in optimizer.weights().values()]
+
+
+def moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether any of them changed."""
+    return any(not torch.equal(a, b) for a, b in zip(before, after))

@@ -1,0 +1,85 @@
+"""Sums and counts, divided once; `metrics.jsonl`; trackers as optional sinks behind one function."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import SettingsError
+from winnow.files import read_jsonl, write_jsonl
+
+Sums = dict[str, tuple[float, float]]
+Row = dict[str, float]
+
+
+def add(into: Sums, more: Sums) -> None:
+    """Add sums and counts name by name."""
+    for name, (total, count) in more.items():
+        before = into.get(name, (0.0, 0.0))
+        into[name] = (before[0] + total, before[1] + count)
+
+
+def divide(sums: Sums) -> Row:
+    """Means; a name that counted nothing has none."""
+    return {name: total / count for name, (total, count) in sums.items() if count}
+
+
+class MetricsFile:
+    """`metrics.jsonl`, one flushed line per row, and the trackers that get the same rows."""
+
+    def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0) -> None:
+        """Rows past step `resume_at` are cut: training will write them again."""
+        self.path = path
+        kept = [row for row in read_jsonl(path) if row["step"] <= resume_at] if resume_at else []
+        write_jsonl(path, kept)
+        self.sinks = [TRACKERS[name](path.parent) for name in trackers]
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Append one row; numbers that are not finite become null, because JSON has no others."""
+        clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+        for sink in self.sinks:
+            sink({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+
+Sink = Callable[[Mapping[str, float], int], None]
+
+
+def _import(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise SettingsError(f"trackers: {name} is not installed", remedy=f"pip install 'winnow-lm[{name}]'") from error
+
+
+def _tensorboard(run: Path) -> Sink:
+    _import("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(run / "tensorboard"))
+
+    def sink(row: Mapping[str, float], step: int) -> None:
+        for name, value in row.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return sink
+
+
+def _wandb(run: Path) -> Sink:
+    wandb = _import("wandb")
+    session = wandb.init(project="winnow", name=run.name, dir=str(run), id=run.name, resume="allow")
+    return lambda row, step: session.log(dict(row), step=step)
+
+
+def _trackio(run: Path) -> Sink:
+    trackio = _import("trackio")
+    trackio.init(project="winnow", name=run.name, resume="allow")
+    return lambda row, step: trackio.log(dict(row), step=step)
+
+
+TRACKERS: dict[str, Callable[[Path], Sink]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

@@ -1,0 +1,123 @@
+"""The learning rate as a pure function of the step, and the optimizer with float32 master weights where it needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from winnow.errors import ModelError, RunError
+
+
+def rate(step: int, *, lr: float, schedule: str, warmup: int, steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0). Warm-up: lr (step + 1) / warmup, so no step is wasted at 0.
+
+    After it, with p = (step - warmup) / (steps - warmup): constant lr, linear lr (1 - p), cosine lr (1 + cos pi p) / 2.
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    p = (step - warmup) / max(1, steps - warmup)
+    return lr * {"constant": 1.0, "linear": 1 - p, "cosine": (1 + math.cos(math.pi * p)) / 2}[schedule]
+
+
+class Optimizer:
+    """AdamW or RMSprop over a model's trainable parameters.
+
+    Parameters in bfloat16 get a float32 master copy; their gradients are summed in float32 as they appear. State can be
+    taken and given back as named tensors, so a checkpoint holds no pickled object.
+    """
+
+    def __init__(self, model: nn.Module, *, kind: str, weight_decay: float, clip: float | None) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ModelError("no parameter of the model is trainable", remedy="an adapter needs --lora, or a folder that holds a trainable adapter")
+        self.clip = clip
+        self.masters: list[tuple[str, nn.Parameter, nn.Parameter]] = []
+        for name, p in named:
+            master = p if p.dtype in (torch.float32, torch.float64) else nn.Parameter(p.detach().float())
+            if master is not p:
+                p.register_post_accumulate_grad_hook(_collect(master))
+            self.masters.append((name, p, master))
+        groups = [
+            {"params": [m for _, _, m in self.masters if m.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [m for _, _, m in self.masters if m.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.inner: torch.optim.Optimizer
+        if kind == "adamw":
+            self.inner = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        else:
+            self.inner = torch.optim.RMSprop(groups, lr=0.0, alpha=0.99, eps=1e-8)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What is updated: the float32 masters."""
+        return [master for _, _, master in self.masters]
+
+    def clip_gradients(self) -> float:
+        """Norm of all gradients together (before clipping), clipped to the limit in place. Not finite: the caller stops."""
+        return float(nn.utils.clip_grad_norm_(self.parameters(), self.clip if self.clip is not None else math.inf))
+
+    def step(self, lr: float) -> None:
+        """Update the masters at rate `lr`, copy them into the model, forget the gradients."""
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+        self.inner.step()
+        self.forget()
+        with torch.no_grad():
+            for _, p, master in self.masters:
+                if master is not p:
+                    p.copy_(master)
+
+    def forget(self) -> None:
+        """Drop all gradients."""
+        self.inner.zero_grad(set_to_none=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trainable weights by name, masters where there are some."""
+        return {name: master.detach() for name, _, master in self.masters}
+
+    def load_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Put saved weights into masters and model. Raises RunError when names or shapes differ."""
+        _same_names("model", {name for name, _, _ in self.masters}, set(tensors))
+        with torch.no_grad():
+            for name, p, master in self.masters:
+                master.copy_(tensors[name])
+                if master is not p:
+                    p.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's moments and counts, named `slot|parameter`."""
+        found: dict[str, Tensor] = {}
+        for name, _, master in self.masters:
+            for slot, value in self.inner.state.get(master, {}).items():
+                found[f"{slot}|{name}"] = value.detach()
+        return found
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put a saved state back. Raises RunError when it is not of this model."""
+        state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        by_name = {name: master for name, _, master in self.masters}
+        _same_names("optimizer", set(by_name), {key.partition("|")[2] for key in tensors})
+        for key, value in tensors.items():
+            slot, _, name = key.partition("|")
+            master = by_name[name]
+            place = master.device if value.ndim or slot != "step" else value.device
+            state.setdefault(master, {})[slot] = value.to(place).clone()
+        self.inner.state.update(state)
+
+
+def _collect(master: nn.Parameter):  # type: ignore[no-untyped-def]
+    def hook(p: Tensor) -> None:
+        if p.grad is not None:
+            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+            p.grad = None
+
+    return hook
+
+
+def _same_names(what: str, expected: set[str], got: set[str]) -> None:
+    if expected != got:
+        missing, extra = sorted(expected - got)[:3], sorted(got - expected)[:3]
+        raise RunError(f"the checkpoint's {what} is of another model: missing {missing}, unexpected {extra}")

@@ -1,0 +1,102 @@
+"""The reference as numbers with an identity: one log-prob per scored token, computed once before training.
+
+The identity is the hash of what the numbers came from: weights (adapter included), tokens, dtype, engine. A store with
+another identity is never read; a damaged one is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from winnow.batch import Batch, collate
+from winnow.data.pack import pack
+from winnow.data.render import RenderedGroup
+from winnow.engine.api import Engine
+from winnow.errors import RunError, TrainingError
+from winnow.files import sha256_json, write_atomic
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference log-probs of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
+
+    identity: str
+    value: Float[Tensor, " all"]
+    start: tuple[int, ...]
+
+    def of(self, batch: Batch) -> Float[Tensor, " N"]:
+        """The batch's N reference log-probs, in its order, on its device."""
+        parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
+        return torch.cat(parts).to(batch.target_N.device)
+
+
+def offsets(groups: Sequence[RenderedGroup]) -> tuple[int, ...]:
+    """Where each group's scored tokens begin in one long vector; one more entry for the end."""
+    start = [0]
+    for group in groups:
+        start.append(start[-1] + sum(len(s.ids) - s.start for s in group.sequences))
+    return tuple(start)
+
+
+def identity(weights: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, engine: Engine) -> str:
+    """Hash of everything the numbers depend on."""
+    tokens = sha256_json([[(s.start, s.ids) for s in group.sequences] for group in groups])
+    return sha256_json({"schema": 1, "weights": weights, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
+
+
+def compute(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], tokens: int, device: torch.device, tick: Callable[[int], None]) -> Float[Tensor, " all"]:
+    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished."""
+    start = offsets(groups)
+    value: Tensor | None = None
+    for items in pack(groups, tokens):
+        batch = collate([groups[i] for i in items], items)
+        with torch.no_grad():
+            logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
+        if not torch.isfinite(logp_N).all():
+            raise TrainingError(f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype")
+        if value is None:
+            value = torch.empty(start[-1], dtype=logp_N.dtype)
+        for i, part in zip(items, logp_N.split([start[i + 1] - start[i] for i in items])):
+            value[start[i] : start[i + 1]] = part
+        tick(len(items))
+    return torch.empty(0) if value is None else value
+
+
+def store(folder: Path, reference: Reference) -> None:
+    """Write the numbers under their identity, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save({"logp": reference.value}, {"identity": reference.identity, "sha256": _digest(reference.value)})
+    write_atomic(_path(folder, reference.identity), data)
+
+
+def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Reference | None:
+    """The numbers with identity `name`, or None. Raises RunError when the file is there but damaged."""
+    path = _path(folder, name)
+    if not path.exists():
+        return None
+    start = offsets(groups)
+    try:
+        with safe_open(path, framework="pt") as file:
+            value, notes = file.get_tensor("logp"), file.metadata()
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: damaged: {error}", remedy="delete the file: it is computed again") from error
+    if notes["identity"] != name or notes["sha256"] != _digest(value) or len(value) != start[-1]:
+        raise RunError(f"{path}: damaged: its numbers are not those that were stored", remedy="delete the file: it is computed again")
+    return Reference(name, value, start)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name[:16]}.safetensors"
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.sha256(value.numpy().tobytes()).hexdigest()

@@ -1,0 +1,44 @@
+"""Start-up checks that end the "loss stuck at 0.6931" threads: is the reference the policy at step 0?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from winnow.batch import Batch
+from winnow.engine.api import Engine
+from winnow.errors import TrainingError
+from winnow.objectives.table import Preference
+from winnow.train.reference import Reference
+
+# Largest per-token difference two passes over the same tokens may show when only padding and summation order differ.
+NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
+
+
+def check_identity(model: Any, batch: Batch, *, objective: Preference, reference: Reference, engine: Engine) -> dict[str, float]:
+    """Policy = reference at step 0: every log-ratio is 0 and the loss is the objective's value there.
+
+    Returns the largest per-token difference (the reference noise, nats), the loss and its expected value. Raises
+    TrainingError with the causes, most likely first.
+    """
+    reference_N = reference.of(batch)
+    with torch.no_grad():
+        logp_N = engine.logps(model, batch)["logp"]
+        loss = float(objective.total(logp_N, reference_N, batch)) / objective.weight(batch)
+    if bool((logp_N > 1e-4).any()):
+        raise TrainingError("a log-prob is positive: the model's logits are not normalised", remedy="report this model: the engine does not fit it")
+    noise = float((logp_N - reference_N).abs().max())
+    expected = objective.at_start()
+    allowed = NOISE[next(model.parameters()).dtype]
+    if noise > allowed or not math.isclose(loss, expected, rel_tol=max(1e-3, allowed)):
+        raise TrainingError(
+            f"policy and reference differ before the first step: largest log-prob difference {noise:.3g} nats (allowed {allowed:g}), "
+            f"loss {loss:.6f} (expected {expected:.6f} for {objective.name})\n  likely causes, first the likeliest:\n"
+            "  1. the model is random in its forward pass (a dropout or noise layer that ignores eval mode)\n"
+            "  2. the numbers depend on the batch (low precision, a kernel that mixes rows, a mixture of experts with capacity limits)\n"
+            "  3. the reference store was copied from another machine or library version",
+            remedy="try --dtype float32; delete the run's reference/ folder",
+        )
+    return {"noise": noise, "loss": loss, "expected": expected}

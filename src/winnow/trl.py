@@ -1,0 +1,280 @@
+"""The option names of TRL and other tools, and which of ours does the same: for people who come from there.
+
+Pure data and one function; imports nothing. `docs/from-trl.md` is generated from these tables by `docs/generate.py`.
+"""
+
+from __future__ import annotations
+
+Row = tuple[str | None, str]  # our setting or None, and what to know
+
+
+def _same(names: str, note: str) -> dict[str, Row]:
+    """Several names that are absent for one reason."""
+    return dict.fromkeys(names.split(), (None, note))
+
+
+ONE_DEVICE = "training runs on one device in this version; there is nothing to tell about others"
+LOADING = "rows are tokenised once, before training, and held in memory: no loader processes to tune"
+SHARING = "training never uploads; `winnow export` writes a plain transformers folder, which any tool can upload"
+COMPILING = "not offered in this version"
+KERNELS = "the engine is chosen by the program, not by an option; every engine must give the numbers of the plain one"
+LOGGING = "metrics.jsonl gets one line for every optimizer step, whatever is shown in the terminal"
+EXACT = "resume is exact: data order, optimizer and metrics continue bit for bit on a CPU, so there is nothing to leave out"
+LATER_LOSS = "no such loss in this version; docs/papers.md lists those that exist"
+MOVING = "the reference never moves in this version: it is a table of numbers, computed before the first step"
+
+# Every field of DPOConfig in TRL 1.16, by subject.
+FIELDS: dict[str, dict[str, Row]] = {
+    "The loss": {
+        "loss_type": (
+            "objective",
+            "sigmoid -> dpo, ipo -> ipo, hinge -> hinge, sigmoid_norm -> dpo_norm, sft -> the command `winnow sft`; the others do not exist yet",
+        ),
+        "beta": ("beta", "the same; but its default is the objective's own (0.1 for dpo, 5 for dpo_norm), where TRL has 0.1 for all"),
+        "label_smoothing": (
+            "label_smoothing",
+            "ours is cDPO's and changes the dpo loss; TRL's acts on `robust`, `exo_pair` and `aot*` only, and on `sigmoid` does nothing",
+        ),
+        "loss_weights": (None, "one objective per run in this version; mixtures such as MPO do not exist yet"),
+        "f_divergence_type": (None, "only the reverse KL of the DPO paper"),
+        "f_alpha_divergence_coef": (None, "only the reverse KL of the DPO paper"),
+        "discopop_tau": (None, LATER_LOSS),
+        "ld_alpha": (None, LATER_LOSS),
+        "use_weighting": (None, "WPO weights do not exist; a comparison in the data may carry a `weight` of its own"),
+        "router_aux_loss_coef": (None, "a mixture-of-experts model is trained on the preference loss alone, without the load-balancing term"),
+        "label_smoothing_factor": (
+            None,
+            "smooths over the vocabulary, which has no meaning for preferences (TRL ignores it too); label_smoothing is what you want",
+        ),
+        "neftune_noise_alpha": (None, "noise in the embeddings would make log-probs random, and the loss at step 0 could not be checked"),
+    },
+    "The reference": {
+        "precompute_ref_log_probs": (
+            None,
+            "always done: the reference is a table of numbers keyed by what was computed; a second model is never in memory while training",
+        ),
+        "precompute_ref_batch_size": ("max_tokens", "the reference is computed with the micro-batches of the training"),
+        "sync_ref_model": (None, MOVING),
+        "ref_model_mixup_alpha": (None, MOVING),
+        "ref_model_sync_steps": (None, MOVING),
+    },
+    "The data": {
+        "max_length": (
+            "max_length",
+            "default: the model's limit and nothing may be cut, where TRL cuts at 1024; with it given, cut_budget bounds the share that may be lost",
+        ),
+        "truncation_mode": (None, "completions are cut at their end, prompts never; each cut is counted and bounded by cut_budget"),
+        "padding_free": (None, KERNELS),
+        "pad_to_multiple_of": (None, KERNELS),
+        "pad_token": (None, "no padding token is needed: padding is told apart by length, never by token"),
+        "dataset_num_proc": (None, LOADING),
+        "remove_unused_columns": (None, "unknown columns of a preference file are ignored"),
+        "label_names": (None, "rows become groups of completions and comparisons; there are no label columns"),
+        "train_sampling_strategy": (None, "the order is a pure function of seed and epoch: shuffled, and the same on every machine"),
+        "length_column_name": (None, "micro-batches are filled by tokens (max_tokens), from lengths known after tokenising"),
+        **_same(
+            "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
+            "dataloader_in_order",
+            LOADING,
+        ),
+        "dataloader_drop_last": (None, "never: an epoch's last batch is smaller, and its loss is divided by its own weight"),
+    },
+    "The amount": {
+        "per_device_train_batch_size": ("batch_size", "ours counts groups per optimizer step; the micro-batch is max_tokens"),
+        "gradient_accumulation_steps": (
+            "batch_size",
+            "batch_size = per_device_train_batch_size x gradient_accumulation_steps x devices; max_tokens cuts it into micro-batches",
+        ),
+        "auto_find_batch_size": ("max_tokens", "lower it when memory runs out: the result stays the same; `winnow check` estimates what fits"),
+        "num_train_epochs": ("epochs", "default 1, where TRL has 3"),
+        "max_steps": ("steps", "give steps or epochs, not both; TRL's -1 is our default"),
+        "average_tokens_across_devices": (None, "always: the loss is summed over everything and divided once"),
+        "torch_empty_cache_steps": (None, "lower max_tokens instead"),
+    },
+    "The optimizer": {
+        "learning_rate": ("lr", "default 5e-7 (5e-6 for LoRA), where TRL has 1e-6"),
+        "lr_scheduler_type": ("schedule", "constant, linear or cosine; constant_with_warmup -> constant with warmup"),
+        "lr_scheduler_kwargs": (None, "the three schedules have no further settings"),
+        "warmup_steps": ("warmup", "the same meaning: below 1 a share, from 1 a number of steps; ours starts at 1/warmup, TRL's first step has rate 0"),
+        "optim": ("optimizer", "adamw_torch and adamw_torch_fused -> adamw; rmsprop -> rmsprop"),
+        "optim_args": (None, "adamw has betas 0.9 and 0.999 and epsilon 1e-8; rmsprop has alpha 0.99"),
+        "optim_target_modules": (None, "for GaLore and APOLLO, which do not exist here; which modules an adapter stands beside is part of lora"),
+        "adam_beta1": (None, "fixed at 0.9"),
+        "adam_beta2": (None, "fixed at 0.999: with 0.95 the demo's win rate stays while its text falls apart"),
+        "adam_epsilon": (None, "fixed at 1e-8"),
+        "weight_decay": ("weight_decay", "on matrices only, as there"),
+        "max_grad_norm": ("clip", "the same; `none` for no clipping, where TRL has 0"),
+    },
+    "The model": {
+        "bf16": ("dtype", "dtype=bfloat16; auto takes float32 on a CPU, where TRL's default is bfloat16 autocast even there"),
+        "fp16": (None, "float16 overflows without loss scaling; dtype=bfloat16 needs none"),
+        "tf32": (None, "not switched by Winnow"),
+        "bf16_full_eval": ("dtype", "training and evaluation use one precision, so that their numbers can be compared"),
+        "fp16_full_eval": ("dtype", "training and evaluation use one precision, so that their numbers can be compared"),
+        "gradient_checkpointing": ("checkpointing", "default off, where TRL has it on"),
+        "gradient_checkpointing_kwargs": (None, "always the non-reentrant kind"),
+        "activation_checkpointing": ("checkpointing", "default off"),
+        "activation_checkpointing_kwargs": (None, "every layer, always the non-reentrant kind"),
+        "activation_offloading": (None, "checkpointing=true, or a lower max_tokens, saves the memory instead"),
+        "disable_dropout": (None, "dropout is always off: with it on, the loss at step 0 is not ln 2 and the reference is noise"),
+        "trust_remote_code": ("trust_remote_code", "the same, but only from the command line: a file cannot ask for it"),
+        "model_init_kwargs": ("dtype", "dtype is the one keyword that is a setting; for others save the model as a folder first"),
+        "use_liger_kernel": (None, KERNELS),
+        "liger_kernel_config": (None, KERNELS),
+        "use_cache": (None, "off while training, on while sampling"),
+        "use_cpu": ("device", "device=cpu"),
+        **_same("torch_compile torch_compile_backend torch_compile_mode", COMPILING),
+    },
+    "Evaluation": {
+        "eval_strategy": ("eval_every", "evaluation runs when there is eval_data or eval_fraction: ten times a run, or every eval_every steps"),
+        "eval_steps": ("eval_every", "whole steps, not a share"),
+        "eval_delay": (None, "evaluation starts with the run, so that there is a value to compare with"),
+        "eval_on_start": (None, "see eval_every"),
+        "per_device_eval_batch_size": ("max_tokens", "evaluation takes the micro-batches of the training; results do not depend on them"),
+        "eval_accumulation_steps": (None, "sums are kept, not predictions: memory does not grow with the set"),
+        "batch_eval_metrics": (None, "sums are kept, not predictions: memory does not grow with the set"),
+        "prediction_loss_only": (None, "loss, accuracy, margins and rewards always; per-row results with `winnow eval --out DIR`"),
+        "include_for_metrics": (None, "no metric functions of your own; `winnow eval --out DIR` writes rows.jsonl to compute on"),
+        "eval_do_concat_batches": (None, "no metric functions of your own; `winnow eval --out DIR` writes rows.jsonl to compute on"),
+        "eval_use_gather_object": (None, ONE_DEVICE),
+        "do_eval": ("eval_data", "give eval_data or eval_fraction"),
+        "do_predict": (None, "`winnow eval` and `winnow generate` are commands of their own"),
+        "do_train": (None, "`winnow check` does everything but training"),
+        "load_best_model_at_end": ("save_best", "model/ is then the checkpoint with the lowest eval_loss of the first evaluation set"),
+        "metric_for_best_model": (None, "save_best watches eval_loss of the first evaluation set"),
+        "greater_is_better": (None, "save_best watches eval_loss, and less is better"),
+    },
+    "The run folder": {
+        "output_dir": ("out", "the same command on an unfinished folder resumes it"),
+        "save_strategy": ("save_every", "in steps; the end of the run is always saved"),
+        "save_steps": ("save_every", "whole steps, not a share"),
+        "save_total_limit": ("keep", "default 2, where TRL keeps all"),
+        "save_only_model": (None, "checkpoints/ is for resuming and complete; model/ holds the model alone"),
+        "save_on_each_node": (None, ONE_DEVICE),
+        "enable_jit_checkpoint": (None, "always: SIGTERM and SIGINT save at the end of the step and leave"),
+        "resume_from_checkpoint": (None, "give the same command again: it resumes from the newest checkpoint that verifies"),
+        "ignore_data_skip": (None, EXACT),
+        "restore_callback_states_from_checkpoint": (None, "there are no callbacks; " + EXACT),
+        "seed": ("seed", "default 0, where TRL has 42"),
+        "data_seed": ("seed", "one seed for data order, evaluation split and new adapters"),
+        "full_determinism": (None, "on a CPU the same settings give the same bytes; nothing to switch on"),
+        "run_name": ("out", "a run is its folder"),
+    },
+    "Logging": {
+        "report_to": ("trackers", "tensorboard, wandb, trackio; metrics.jsonl and report.html are always written"),
+        "project": ("trackers", "set the tracker's own environment variables"),
+        **_same("trackio_space_id trackio_bucket_id trackio_static_space_id", "set the tracker's own environment variables"),
+        **_same("logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica", LOGGING),
+        "logging_nan_inf_filter": (None, "a loss or gradient that is not finite stops the run before the weights are touched, and names the rows"),
+        "disable_tqdm": (None, "the progress bar leaves by itself when the output is not a terminal"),
+        "include_num_input_tokens_seen": (None, "num_tokens is in every line of metrics.jsonl"),
+        "skip_memory_metrics": (None, "`winnow check` prints a memory estimate"),
+        "debug": (None, "not offered"),
+    },
+    "Several devices": {
+        **_same("fsdp fsdp_config deepspeed parallelism_config accelerator_config local_rank", ONE_DEVICE),
+        **_same("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout", ONE_DEVICE),
+    },
+    "Uploading": _same("push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision", SHARING),
+}
+
+# Arguments of DPOTrainer, TRL's command line, and fields of earlier versions.
+MORE: dict[str, Row] = {
+    "ref_model": ("reference", "leave it away: the reference is the policy at step 0; with an adapter, the adapter as loaded is part of it"),
+    "ref_model_init_kwargs": ("reference", "a model folder, hub name or run folder"),
+    "model_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
+    "ref_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
+    "force_use_ref_model": (None, "the reference is a table of numbers: there is no second model to force"),
+    "reference_free": (None, LATER_LOSS),
+    "model_name_or_path": ("model", ""),
+    "model_revision": (None, "save the revision as a folder, or keep it in the hub cache, and give that as model"),
+    "processing_class": ("model", "the tokenizer is the one in the model's folder"),
+    "attn_implementation": (None, KERNELS),
+    "torch_dtype": ("dtype", ""),
+    "dataset_name": ("data", "a file, a folder or a hub name"),
+    "dataset_config": ("data", "NAME:split"),
+    "dataset_train_split": ("data", "NAME:split"),
+    "dataset_test_split": ("eval_data", "NAME:split"),
+    "train_dataset": ("data", ""),
+    "eval_dataset": ("eval_data", ""),
+    "peft_config": ("lora", "r=16,alpha=32,targets=auto"),
+    "use_peft": ("lora", "lora=auto"),
+    "lora_r": ("lora", "r=16"),
+    "lora_alpha": ("lora", "alpha=32"),
+    "lora_target_modules": ("lora", "targets=q_proj+v_proj, or targets=auto"),
+    "lora_dropout": ("lora", "always 0, so that log-probs are not random"),
+    **_same("lora_modules_to_save lora_target_parameters lora_task_type use_rslora use_dora", "lora has r, alpha and targets"),
+    **_same("load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant quantization_config", "quantised base models are not offered in this version"),
+    "max_prompt_length": (None, "removed: prompts are never cut"),
+    "max_completion_length": ("max_length", "prompt and completion together"),
+    "warmup_ratio": ("warmup", "below 1 it is a share of the steps"),
+    "rpo_alpha": (None, LATER_LOSS),
+    "simpo_gamma": (None, LATER_LOSS),
+    "cpo_alpha": (None, LATER_LOSS),
+    "generate_during_eval": (None, "samples.jsonl holds texts before and after; `winnow generate --before` shows two models side by side"),
+    "compute_metrics": (None, "`winnow eval --out DIR` writes rows.jsonl to compute on"),
+    "callbacks": (None, "no callbacks: metrics.jsonl can be followed while the run goes on, and the parts of the loop are functions"),
+    "overwrite_output_dir": (None, "a folder belongs to one run: choose another out, or remove it yourself"),
+    "evaluation_strategy": ("eval_every", ""),
+    "group_by_length": (None, "micro-batches are filled by tokens (max_tokens), from lengths known after tokenising"),
+    "no_cuda": ("device", "device=cpu"),
+}
+
+# Names in use elsewhere (LLaMA-Factory, Axolotl, torchtune, OpenRLHF) that are not TRL's.
+OTHERS: dict[str, Row] = {
+    "base_model": ("model", ""),
+    "pretrain": ("model", ""),
+    "ref_pretrain": ("reference", "leave it away: the reference is the policy at step 0"),
+    "dataset": ("data", ""),
+    "datasets": ("data", ""),
+    "val_set_size": ("eval_fraction", "split by prompt"),
+    "val_size": ("eval_fraction", "split by prompt"),
+    "eval_dataset_size": ("eval_fraction", "split by prompt"),
+    "max_samples": ("limit", ""),
+    "cutoff_len": ("max_length", ""),
+    "max_len": ("max_length", ""),
+    "sequence_len": ("max_length", ""),
+    "max_seq_len": ("max_length", ""),
+    "micro_batch_size": ("max_tokens", "micro-batches are counted in tokens"),
+    "micro_train_batch_size": ("max_tokens", "micro-batches are counted in tokens"),
+    "train_batch_size": ("batch_size", ""),
+    "num_epochs": ("epochs", ""),
+    "max_epochs": ("epochs", ""),
+    "max_steps_per_epoch": ("steps", ""),
+    "lr_scheduler": ("schedule", ""),
+    "lr_warmup_ratio": ("warmup", "below 1 it is a share of the steps"),
+    "gradient_clipping": ("clip", ""),
+    "max_norm": ("clip", ""),
+    "l2": ("weight_decay", ""),
+    "adapter": ("lora", "lora=auto"),
+    "finetuning_type": ("lora", "lora=auto, or nothing for full training"),
+    "lora_rank": ("lora", "r=16"),
+    "lora_target": ("lora", "targets=auto"),
+    "pref_loss": ("objective", "sigmoid -> dpo, ipo -> ipo, hinge -> hinge"),
+    "pref_beta": ("beta", ""),
+    "dpo_beta": ("beta", ""),
+    "rl_beta": ("beta", ""),
+    "dpo_label_smoothing": ("label_smoothing", ""),
+    "template": ("chat_template", "a Jinja file; default: the tokenizer's own"),
+    "resume": (None, "give the same command again"),
+    "output": ("out", ""),
+    "save_path": ("out", ""),
+    "sample_packing": (None, KERNELS),
+    "packing": (None, KERNELS),
+    "flash_attn": (None, KERNELS),
+    "flash_attention": (None, KERNELS),
+}
+
+# TRL's name -> (our setting or None, what to know)
+NAMES: dict[str, Row] = {name: row for table in (*FIELDS.values(), MORE) for name, row in table.items()}
+
+
+def advice(name: str) -> str | None:
+    """What to say when another tool's name is used as a setting; None when it is not one, or is ours as well."""
+    plain = name.lstrip("-").replace("-", "_")
+    ours, note = NAMES.get(plain) or OTHERS.get(plain) or (plain, "")
+    if ours == plain:
+        return None
+    whose = "TRL's name" if plain in NAMES else "another tool's name"
+    head = f"{plain} is {whose}; ours is {ours}" if ours else f"{plain} is {whose}; Winnow has no such setting"
+    return f"{head}: {note}" if note else head

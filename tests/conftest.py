@@ -1,0 +1,20 @@
+"""Shared by all tests: nobody is contacted, and the data shared between checkouts is found or skipped with a reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder ../shared/data beside the project, or in $WINNOW_SHARED."""
+    root = Path(os.environ.get("WINNOW_SHARED", Path(__file__).parents[2] / "shared"))
+    folder = root / "data" if (root / "data").is_dir() else root
+    if not (folder / "layouts").is_dir():
+        pytest.skip(f"the shared test data is not at {folder}: set WINNOW_SHARED")
+    return folder

@@ -1,0 +1,420 @@
+"""The report: every number there, warnings exact, foreign text inert, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from winnow import plots, report, symptoms
+from winnow.errors import RunError
+from winnow.figures import number, percent, visible, wilson
+
+NASTY = (
+    "<script>alert(1)</script>",
+    "</style><script src=//evil.example/x.js></script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "<svg/onload=alert(1)>",
+    "</details></article></main><iframe src='https://evil.example'></iframe>",
+    "<a href='javascript:alert(1)'>x</a> {{ 7 * 7 }} {% raw %} <!-- ]]> -->",
+    "\x1b[31mred\x1b[0m\x07\x00 \u202eabc\u202c \ud800 \u2028 &lt;b&gt;",
+    "<b>" * 350_000,
+)
+
+
+def environment(recipe: str = "dpo", **settings: Any) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "command": f"winnow {recipe} --beta 0.1",
+        "recipe": recipe,
+        "started": "2026-01-01T00:00:00+00:00",
+        "versions": {"winnow": "0.1.0", "torch": "2.13.0"},
+        "device": "cpu, 2 threads",
+        "settings": {"beta": 0.1, "lr": 1e-5, "clip": 1.0, "data": ["pairs.jsonl"], "lora": None, **settings},
+        "origins": {"beta": "command line", "lr": "preset paper", "clip": "default"},
+        "parameters": {"total": 1234, "trainable": 1234},
+        "weights_hash": "ab" * 32,
+        "reference": {"identity": "weights abab"},
+        "plan": {"steps": 40, "epochs": 1.0, "groups": 300, "comparisons_per_step": 8},
+    }
+
+
+def data(**train: Any) -> dict[str, Any]:
+    side = {
+        "sources": [{"name": "pairs.jsonl", "layout": "chosen/rejected", "rows": 900, "weight": 1, "ignored": ["id"]}],
+        "read": 900,
+        "dropped": {"identical completions": 6},
+        "used": 894,
+        "comparisons": 894,
+        "fingerprint": "cd" * 32,
+        "tokens": {"prompt": 4000, "scored": 6000, "cut": 0},
+        "findings": [],
+    }
+    return {"train": {**side, **train}, "eval": {**side, "comparisons": 100}}
+
+
+def healthy() -> list[dict[str, Any]]:
+    """Forty steps and five evaluations of a run nobody needs to be warned about."""
+    rows: list[dict[str, Any]] = []
+    for step in range(41):
+        done = step / 40
+        pair = {"logps/chosen": -30 - done, "logps/rejected": -31 - 5 * done, "rewards/chosen": 0.1 * done, "rewards/rejected": -0.5 * done}
+        pair |= {"rewards/accuracies": 0.5 + 0.3 * done, "rewards/margins": 0.6 * done, "logratio/chosen": -0.05 * done, "logratio/rejected": -0.2 * done}
+        if step:
+            rows.append({"step": step, "epoch": done, "loss": 0.6931 - 0.3 * done, "grad_norm": 0.5, "learning_rate": 1e-5 * (1 - done)})
+            rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
+            rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25}
+        if step % 10 == 0:
+            rows.append({"step": step, "eval_loss": 0.6931 - 0.2 * done, "eval_rewards/accuracies": 0.75 * (step > 0), "kl": 2.5 * done})
+            rows[-1] |= {"eval_hard_loss": 0.7 - 0.1 * done, "eval_logratio/chosen": -0.06 * done, "eval_logratio/rejected": -0.19 * done}
+    return rows
+
+
+def samples(*texts: str) -> list[dict[str, Any]]:
+    return [{"step": step, "index": i, "prompt": text, "completion": f"{step}: {text}"} for step in (0, 20, 40) for i, text in enumerate(texts)]
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def make(root: Path, *, rows: list[dict[str, Any]] | None = None, texts: tuple[str, ...] = ("the film was",), **parts: Any) -> Path:
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text("beta: 0.1  # command line\n")
+    (root / "environment.json").write_text(json.dumps(parts.get("environment", environment())))
+    (root / "data.json").write_text(json.dumps(parts.get("data", data())))
+    (root / "metrics.jsonl").write_text(lines(healthy() if rows is None else rows))
+    (root / "samples.jsonl").write_text(lines(samples(*texts)))
+    if "summary" in parts:
+        (root / "summary.json").write_text(json.dumps(parts["summary"]))
+    return root
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page, and everything a browser would run or fetch."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.danger: list[str] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag in ("script", "iframe", "object", "embed", "img", "a", "form", "base", "link") and ("href", "data:,") not in attrs:
+            self.danger.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name.startswith("on") or (name in ("src", "href", "xlink:href", "action") and not str(value).startswith(("#", "data:,"))):
+                self.danger.append(f"{tag} {name}={value}")
+            if name != "aria-label" and any(word in str(value) for word in ("http:", "https:", "javascript:")):
+                self.danger.append(f"{tag} {name}={value}")
+
+    def handle_data(self, text: str) -> None:
+        self.text += text
+
+
+def test_every_number_is_in_report_json(tmp_path: Path) -> None:
+    root = make(tmp_path / "run", summary={"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]})
+    made = report.write(root)
+    stored = json.loads((root / "report.json").read_text())
+    assert stored == made == report.build([root])
+    assert stored["schema"] == 1
+    assert stored["summary"] == {"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]}
+    run = stored["runs"][0]
+    assert run["metrics"] == healthy()
+    assert run["final"] == {**healthy()[-2], **healthy()[-1]}
+    assert run["data"] == data()
+    assert run["settings"] == environment()["settings"]
+    assert run["status"] == {"step": 40, "steps": 40, "state": "complete"}
+    assert run["samples"] == [{"prompt": "the film was", "before": "0: the film was", "after": "40: the film was", "step": 40}]
+
+
+def test_the_page_says_what_matters(tmp_path: Path) -> None:
+    root = make(tmp_path / "run")
+    report.write(root)
+    page = Page((root / "report.html").read_text())
+    low, high = wilson(0.75, 100)
+    text = re.sub(r"\s+", " ", page.text)
+    for words in ("Prefers the chosen answer in 75 % of held-out", f"95 % interval {100 * low:.0f}–{100 * high:.0f} %", "Nothing to warn of."):
+        assert words in text
+    for words in ("900 read", "−6 identical completions", "894 used", "cd" * 32):
+        assert words in text
+    for words in ("preset paper", "winnow dpo --beta 0.1", "torch 2.13.0", "complete, 40 of 40 steps"):
+        assert words in text
+    assert page.tags.count("figure") == len(plots.PANELS)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_plots_are_spoken_and_take_their_colours_from_the_page(tmp_path: Path) -> None:
+    drawings = plots.draw(report.build([make(tmp_path / "run")])["runs"])
+    assert [drawing.title for drawing in drawings] == [panel.title for panel in plots.PANELS]
+    for drawing in drawings:
+        assert 'role="img"' in drawing.svg
+        assert "<text" in drawing.svg
+        assert "var(--" in drawing.svg
+        assert "http" not in drawing.svg
+        assert set(re.findall(r"#[0-9a-f]{6}\b", drawing.svg)) <= {"#000000"}
+    assert "training from 0.686 at step 1 to 0.393 at step 40" in drawings[0].svg
+    assert [line.label for line in drawings[0].lines] == ["training", "held out", "hard"]
+    assert min(step for step, _ in drawings[1].lines[1].points) == 10  # at step 0 every pair is a tie
+
+
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
+    name = re.sub(r"[/\0\ud800]", "_", text)[:60]
+    settings = environment(data=[text], **{text[:40]: text})
+    settings |= {"command": text, "device": text, "recipe": text[:80], "versions": {text: text}, "reference": {"identity": text}, "weights_hash": text}
+    finding = {"level": "warning", "code": text, "message": text, "rows": [text], "remedy": text}
+    parts = data(findings=[finding], dropped={text: 1}, sources=[{"name": text, "layout": text, "rows": 1, "weight": 2, "ignored": [text]}])
+    rows = [row | {f"eval_{text[:50]}_loss": 0.5} for row in healthy()]
+    root = make(tmp_path / name, rows=rows, texts=(text,), environment=settings, data=parts, summary={"notes": [text], text[:9]: text})
+    report.write(root)
+    html = (root / "report.html").read_bytes().decode()
+    page = Page(html)
+    assert page.danger == []
+    assert page.tags.count("style") == 1
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
+    assert visible(text.replace("\ud800", "?"))[: report.PREVIEW // 2] in page.text.replace("\ufffd", "?")
+    assert report.page([root, make(tmp_path / "other")], tmp_path / "both.html").exists()
+    assert Page((tmp_path / "both.html").read_text()).danger == []
+
+
+def test_a_megabyte_is_folded_and_clipped(tmp_path: Path) -> None:
+    long = "word " * 210_000
+    html = report.render(report.build([make(tmp_path / "run", texts=(long,))]))
+    assert len(html) < 1_000_000
+    assert "1,050,000 characters" in html
+    assert "1,030,000 more characters" in html
+    assert '<details class="long">' in html
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a" / "run"), make(tmp_path / "b" / "run")
+    report.write(first)
+    report.write(second)
+    for name in ("report.html", "report.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_several_runs_share_plots_and_show_what_differs(tmp_path: Path) -> None:
+    roots = [make(tmp_path / "a" / "dpo"), make(tmp_path / "b" / "dpo", environment=environment(beta=0.5)), make(tmp_path / "c" / "dpo")]
+    made = report.build(roots)
+    assert [run["name"] for run in made["runs"]] == ["a/dpo", "b/dpo", "c/dpo"]
+    page = Page(report.page(roots, tmp_path / "new" / "page.html").read_text())
+    assert "3 runs, side by side." in page.text
+    assert page.tags.count("figure") == len(plots.PANELS)
+    assert re.search(r"beta\s*0\.1\s*0\.5\s*0\.1", page.text)
+    looks = {(line.ink, line.marker) for line in plots.draw(made["runs"])[0].lines}
+    assert len(looks) == 3
+    assert report.build([roots[0], roots[0]])["runs"] == report.build([roots[0]])["runs"]
+
+
+def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
+    sft = environment("sft") | {"started": "2025-12-31T00:00:00+00:00"}
+    rows = [{"step": step, "loss": 5 - 0.05 * step, "entropy": 4.0} for step in range(1, 41)]
+    make(tmp_path / "demo" / "sft", rows=rows, environment=sft)
+    make(tmp_path / "demo" / "dpo")
+    summary: dict[str, Any] = {"win_rate": 0.92, "win_rate_low": 0.9, "win_rate_high": 0.94}
+    summary |= {"grammatical_before": 0.95, "grammatical_after": 0.06, "kl": 21.0, "notes": ["Displacement."]}
+    (tmp_path / "demo" / "summary.json").write_text(json.dumps(summary))
+    made = report.write(tmp_path / "demo")
+    assert [run["name"] for run in made["runs"]] == ["sft", "dpo"]
+    assert made["summary"] == summary
+    assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far"), ("", "unsound")]
+    text = Page((tmp_path / "demo" / "report.html").read_text()).text
+    assert "The tuned model wins 92\u00a0% of held-out prompts" in text
+    assert "Displacement." in text
+    assert text.index("Preference training") < text.index("Supervised fine-tuning")
+    assert not (tmp_path / "demo" / "dpo" / "report.json").exists()
+
+
+def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
+    root = make(tmp_path / "run", rows=[])
+    for name in ("data.json", "samples.jsonl", "metrics.jsonl"):
+        (root / name).unlink()
+    made = report.build([root])
+    assert made["runs"][0]["status"]["state"] == "no steps yet"
+    text = Page(report.render(made)).text
+    assert "No step has been logged yet." in text
+    assert "Nothing could be looked for yet" in text
+
+
+def spoil(root: Path, name: str, content: str | None) -> None:
+    (root / name).unlink() if content is None else (root / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("environment.json", None, "environment.json is missing"),
+        ("environment.json", "{", "environment.json: cannot be read as JSON"),
+        ("environment.json", "[]", "got list, expected an object"),
+        ("environment.json", '{"schema": 1, "recipe": "dpo"}', "settings: got NoneType, expected dict"),
+        ("environment.json", '{"schema": 9, "recipe": "dpo", "settings": {}}', "schema: got 9, expected 1"),
+        ("data.json", None, "data.json: missing, though the run has metrics"),
+        ("data.json", '{"train": 3}', "train: got int, expected dict"),
+        ("data.json", '{"train": {"dropped": []}}', "dropped: got list, expected dict"),
+        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n', "metrics.jsonl:2: cannot be read as JSON"),
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl:1: step: got None"),
+        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n', "metrics.jsonl:1: loss: got str, expected a number"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl:1: got int, expected an object"),
+        ("samples.jsonl", '{"step": 0, "prompt": "a", "completion": 3}\n', "samples.jsonl:1: completion: got int, expected str"),
+        ("summary.json", '{"win_rate": "high"}', "win_rate: got str, expected a number"),
+    ],
+)
+def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    root = make(tmp_path / "run")
+    spoil(root, name, content)
+    with pytest.raises(RunError, match=re.escape(words)) as caught:
+        report.build([root])
+    assert str(root) in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_a_torn_last_line_and_nan_are_no_damage(tmp_path: Path) -> None:
+    root = make(tmp_path / "run")
+    (root / "metrics.jsonl").write_text(lines(healthy()) + '{"step": 41, "loss": NaN, "grad_norm": Infinity}\n{"step": 42, "lo')
+    rows = report.write(root)["runs"][0]["metrics"]
+    assert rows[-1] == {"step": 41, "loss": None, "grad_norm": None}
+    with pytest.raises(RunError, match="no run folder was given"):
+        report.build([])
+
+
+def last(rows: list[dict[str, Any]], name: str, value: float, count: int = 20) -> list[dict[str, Any]]:
+    """`rows` with a metric set to a value in the last so many rows that have it."""
+    rows = copy.deepcopy(rows)
+    for row in [row for row in rows if name in row][-count:]:
+        row[name] = value
+    return rows
+
+
+def without(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.startswith(prefix)} for row in rows]
+
+
+RUN = {"metrics": healthy(), "settings": {"clip": 1.0}, "data": data(), "summary": {}}
+BARE = without(healthy(), "eval_logratio")
+
+FIRES: dict[str, tuple[dict[str, Any], str]] = {
+    "displacement": (
+        {"metrics": last(last(healthy(), "eval_logratio/chosen", -0.4, 1), "eval_logratio/rejected", -0.62, 1)},
+        "Chosen log-probability fell 0.40 nats per token since the start, measured on held-out answers (rejected: fell 0.62): displacement.",
+    ),
+    "overfit": (
+        {"metrics": last(healthy(), "rewards/accuracies", 1.0)},
+        "Accuracy is 1.00 on training pairs and 0.75 on held-out ones: the pairs are memorised.",
+    ),
+    "rising": ({"metrics": last(healthy(), "eval_loss", 0.6421, 1)}, "Held-out loss rose from 0.5431 at step 30 to 0.6421 at step 40."),
+    "stuck": (
+        {"metrics": last(healthy(), "loss", 0.6931, 40)},
+        "Loss was 0.6931 at step 1 and is 0.6931 over the last 10 logged steps: it has not left its start.",
+    ),
+    "clipped": ({"metrics": last(healthy(), "grad_norm", 7.314, 30)}, "The gradient was clipped at 30 of 40 logged steps (75 %): median norm 7.31, clip 1.0."),
+    "length-bias": (
+        {"metrics": last(healthy(), "length/chosen", 30.0, 40)},
+        "Chosen answers average 30 tokens, rejected ones 21: the model can learn to be longer instead of better.",
+    ),
+    "longer": ({"summary": {"length_ratio": 1.4}}, "Answers after training are 1.40 times as long as before."),
+    "chance": (
+        {"metrics": last(healthy(), "eval_rewards/accuracies", 0.55)},
+        "Held-out accuracy is 0.55 over 100 comparisons (95 % interval 0.45 to 0.64): it cannot be told from chance.",
+    ),
+    "collapse": ({"metrics": last(healthy(), "entropy", 0.5)}, "Entropy fell from 1.99 to 0.50 nats per token: samples will repeat each other."),
+    "far": ({"metrics": last(healthy(), "kl", 21.3, 1)}, "KL to the reference is 21.3 nats per answer: the model says what the reference hardly ever would."),
+    "cut": ({"data": data(tokens={"prompt": 4000, "scored": 5500, "cut": 500})}, "max_length cut 500 tokens off the training data (5.0 % of it)."),
+    "unsound": (
+        {"summary": {"grammatical_before": 0.95, "grammatical_after": 0.06}},
+        "Grammatical samples fell from 95 % to 6 %: reward is being bought with broken text.",
+    ),
+}
+
+
+def test_every_symptom_has_a_case() -> None:
+    assert FIRES.keys() == symptoms.SYMPTOMS.keys()
+
+
+@pytest.mark.parametrize("code", FIRES)
+def test_each_symptom_fires_with_its_numbers(code: str) -> None:
+    change, sentence = FIRES[code]
+    signs, _, _ = symptoms.examine({**RUN, **change})
+    assert [(sign.code, sign.message) for sign in signs] == [(code, sentence)]
+    assert signs[0].advice.endswith(".")
+
+
+def test_a_healthy_run_is_left_in_peace() -> None:
+    calm = {"length_ratio": 1.2, "grammatical_before": 0.95, "grammatical_after": 0.9, "kl": 9.9}
+    signs, checked, unchecked = symptoms.examine({**RUN, "summary": calm})
+    assert signs == []
+    assert len(checked) == len(symptoms.SYMPTOMS)
+    assert unchecked == []
+
+
+def test_symptoms_at_their_edges() -> None:
+    def codes(**change: Any) -> list[tuple[str, str]]:
+        return [(sign.code, sign.message) for sign in symptoms.examine({**RUN, **change})[0]]
+
+    assert codes(metrics=last(BARE, "logratio/chosen", -symptoms.DISPLACED + 1e-9, 10)) == []
+    ((code, message),) = codes(metrics=last(BARE, "logratio/chosen", -symptoms.DISPLACED, 10))
+    assert code == "displacement"
+    assert "fell 0.20 nats per token since the start, measured over the last 10 logged steps" in message
+    assert "on hard rose from 0.6250 at step 30 to 0.8000" in codes(metrics=last(healthy(), "eval_hard_loss", 0.8, 1))[0][1]
+    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.3))[0][1].endswith("below chance.")
+    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
+    assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
+    assert codes(metrics=last(healthy(), "loss", 0.6931, 40)[:20]) == []  # too early to say
+    found = {"level": "error", "code": "length-bias", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
+    told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))
+    assert told == [("length-bias", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
+
+
+def test_sft_is_not_asked_about_pairs() -> None:
+    rows = [{"step": step, "loss": 5.0, "entropy": 4.0 if step < 20 else 0.1} for step in range(1, 41)]
+    signs, checked, unchecked = symptoms.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": None}})
+    assert (signs, checked) == ([], [])
+    assert len(unchecked) == len(symptoms.SYMPTOMS)
+
+
+def test_numbers_as_people_read_them() -> None:
+    expected = {0.69314: "0.693", -1.0: "−1.00", 12345: "12,345", 1234.5: "1,234", 5e-7: "5e−7", 1.25e-5: "1.25e−5", 0.0: "0", -0.05213: "−0.0521"}
+    assert {value: number(value) for value in expected} == expected
+    assert [percent(share) for share in (0.921, 0.999, 1.0, 0.0, 0.001)] == ["92 %", "99.9 %", "100 %", "0 %", "0.1 %"]
+    assert wilson(0.5, 100) == pytest.approx((0.403830, 0.596170), abs=1e-6)
+    assert wilson(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+
+
+def test_thinning_keeps_the_outline() -> None:
+    series = [(step, float(step % 97)) for step in range(10_000)]
+    thinned = plots.thin(series)
+    assert len(thinned) <= plots.MOST
+    assert {value for _, value in thinned} >= {0.0, 96.0}
+    assert thinned == sorted(thinned)
+    assert plots.smooth([(i, 2.0) for i in range(100)]) == [(i, pytest.approx(2.0)) for i in range(100)]
+
+
+def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    root = make(tmp_path / "run", texts=NASTY[:-1])
+    report.write(root)
+    log = tmp_path / "net.json"
+    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    switches += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", f"--log-net-log={log}", "--dump-dom"]
+    done = subprocess.run([browser, *switches, (root / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("<figure>") == len(plots.PANELS)
+    assert "CONSOLE" not in done.stderr
+    assert "evil.example" not in log.read_text()
+    assert Page(done.stdout).danger == []
