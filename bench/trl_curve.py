@@ -37,30 +37,30 @@ class Case:
     batch_size: int = 4
     steps: int = 20
     clip: float = 1.0
+    micro_batches: int = 1  # TRL's, of equal size: over unequal ones its mean of means is another number
 
 
 CASES = (
     Case("dpo, linear, TRL's own schedule"),
     Case("dpo, linear after 5 steps of warm-up, counted as Winnow does", warmup=5),
-    Case("dpo, cosine after 5 steps of warm-up, counted as Winnow does", warmup=5, schedule="cosine"),
+    Case("dpo, cosine, TRL's own schedule", schedule="cosine"),
+    Case("dpo, TRL in two micro-batches", micro_batches=2),
     Case("ipo", objective="ipo", loss_type="ipo"),
-    Case("hinge", objective="hinge", loss_type="hinge", beta=0.5),
+    Case("hinge", objective="hinge", loss_type="hinge", beta=0.02),
     Case("dpo_norm", objective="dpo_norm", loss_type="sigmoid_norm", beta=5.0),
 )
 
 
 def winnow_losses(case: Case, model: Path, data: Path, out: Path) -> list[float]:
     """The loss of each step of `winnow dpo`."""
-    from winnow.config import DPOSettings, resolve
-    from winnow.recipes import dpo
+    import winnow
 
-    asked = {
-        "model": str(model), "data": (str(data),), "out": out, "objective": case.objective, "beta": case.beta, "lr": case.lr,
-        "schedule": case.schedule, "warmup": float(case.warmup), "batch_size": case.batch_size, "steps": case.steps, "clip": case.clip,
-        "weight_decay": 0.0, "dtype": "float32", "device": "cpu", "as": "text", "seed": 0,
-    }  # fmt: skip
     with quiet():
-        run = dpo.run(resolve(DPOSettings, asked, origin="argument"))
+        run = winnow.dpo(
+            model=str(model), data=[str(data)], out=out, objective=case.objective, beta=case.beta, lr=case.lr, schedule=case.schedule,
+            warmup=float(case.warmup), batch_size=case.batch_size, steps=case.steps, clip=case.clip, weight_decay=0.0,
+            dtype="float32", device="cpu", seed=0, **{"as": "text"},
+        )  # fmt: skip
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
@@ -91,13 +91,14 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, lambda step: rate(step, **plan))
             return self.lr_scheduler
 
-    config = DPOConfig(
-        output_dir=str(out), loss_type=[case.loss_type], beta=case.beta, learning_rate=case.lr, lr_scheduler_type=case.schedule,
-        per_device_train_batch_size=case.batch_size, max_steps=case.steps, max_grad_norm=case.clip, weight_decay=0.0,
-        precompute_ref_log_probs=True, max_length=None, train_sampling_strategy="sequential", use_cpu=True, bf16=False,
-        gradient_checkpointing=False, save_strategy="no", report_to="none", logging_steps=case.steps, disable_tqdm=True, seed=0,
-    )  # fmt: skip
     with quiet():
+        config = DPOConfig(
+            output_dir=str(out), loss_type=[case.loss_type], beta=case.beta, learning_rate=case.lr, lr_scheduler_type=case.schedule,
+            per_device_train_batch_size=case.batch_size // case.micro_batches, gradient_accumulation_steps=case.micro_batches,
+            max_steps=case.steps, max_grad_norm=case.clip, weight_decay=0.0, precompute_ref_log_probs=True, max_length=None,
+            train_sampling_strategy="sequential", use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
+            report_to="none", logging_steps=case.steps, disable_tqdm=True, seed=0,
+        )  # fmt: skip
         trainer = Recorder(
             model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             args=config,
@@ -106,7 +107,8 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
         )
         trainer.losses = []
         trainer.train()
-    return trainer.losses
+    parts = case.micro_batches
+    return [sum(trainer.losses[i : i + parts]) / parts for i in range(0, len(trainer.losses), parts)]
 
 
 def in_order(case: Case, rows: Sequence[Row]) -> list[Row]:
@@ -122,11 +124,10 @@ def made_up_rows(count: int) -> list[Row]:
     import random
 
     draw = random.Random(0)
-    things, verbs, places = ("lamp", "letter", "river", "engine", "garden"), ("open", "mend", "paint", "find", "describe"), ("attic", "harbour", "kitchen")
-    kind, rude = (
-        ("gladly and with care", "with great pleasure, my friend", "of course, kindly"),
-        ("no", "whatever, do it yourself", "that is a dull wish, frankly"),
-    )
+    things, verbs = ("lamp", "letter", "river", "engine", "garden"), ("open", "mend", "paint", "find", "describe")
+    places = ("attic", "harbour", "kitchen")
+    kind = ("gladly and with care", "with great pleasure, my friend", "of course, kindly")
+    rude = ("no", "whatever, do it yourself", "that is a dull wish, frankly")
     rows = []
     for i in range(count):
         wish = f"Please {draw.choice(verbs)} the {draw.choice(things)} number {i} in the {draw.choice(places)}."
@@ -143,17 +144,14 @@ def made_up_model(folder: Path, rows: Sequence[Row]) -> None:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        (text for row in rows for text in row.values()),
-        trainers.BpeTrainer(vocab_size=512, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False),
-    )
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    raw.train_from_iterator((text for row in rows for text in row.values()), trainer)
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, bos_token_id=0, eos_token_id=1, attention_dropout=0.1,
+        max_position_embeddings=256, bos_token_id=0, eos_token_id=1, attention_dropout=0.0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from winnow.data import jsonl
@@ -225,14 +225,16 @@ def test_empty_file_has_no_rows(tmp_path: Path) -> None:
     assert read(tmp_path, "[ ]", "a.json") == ([], [])
 
 
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab[]{}\",\\ü\n", max_size=3), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
 objects = st.lists(st.dictionaries(st.text("ab,]", max_size=2), json_values, max_size=3), max_size=5)
 
 
+@settings(deadline=None)
 @given(rows=objects, indent=st.sampled_from([None, 0, 2]), ascii=st.booleans(), chunk=st.sampled_from([1, 2, 7, 1 << 20]))
 def test_what_json_writes_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], indent: int | None, ascii: bool, chunk: int
@@ -248,6 +250,7 @@ def test_what_json_writes_is_read_back(
             assert len({row.where for row in found}) == len(rows)
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=80) | st.text('{}[]",:\\ \na1é', max_size=60).map(str.encode))
 def test_any_bytes_give_rows_problems_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     try:

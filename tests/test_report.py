@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from winnow import plots, report, symptoms
 from winnow.errors import RunError
@@ -177,8 +178,12 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     name = re.sub(r"[/\0\ud800]", "_", text)[:60]
     settings = environment(data=[text], **{text[:40]: text})
     settings |= {"command": text, "device": text, "recipe": text[:80], "versions": {text: text}, "reference": {"identity": text}, "weights_hash": text}
-    finding = {"level": "warning", "code": text, "message": text, "rows": [text], "remedy": text}
-    parts = data(findings=[finding], dropped={text: 1}, sources=[{"name": text, "layout": text, "rows": 1, "weight": 2, "ignored": [text]}])
+    finding = {"code": text, "message": text, "rows": [text], "remedy": text}
+    parts = data(
+        findings=[finding | {"level": level} for level in ("warning", "note", text)],
+        dropped={text: 1},
+        sources=[{"name": text, "layout": text, "rows": 1, "weight": 2, "ignored": [text]}],
+    )
     rows = [row | {f"eval_{text[:50]}_loss": 0.5} for row in healthy()]
     root = make(tmp_path / name, rows=rows, texts=(text,), environment=settings, data=parts, summary={"notes": [text], text[:9]: text})
     report.write(root)
@@ -376,6 +381,7 @@ def test_symptoms_at_their_edges() -> None:
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
     assert codes(metrics=last(healthy(), "loss", 0.6931, 40)[:20]) == []  # too early to say
     found = {"level": "error", "code": "length-bias", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
+    assert codes(data=data(findings=[found | {"level": "note"}])) == []  # stands beside the data, not in the box
     told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))
     assert told == [("length-bias", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
 
@@ -391,8 +397,9 @@ def test_numbers_as_people_read_them() -> None:
     expected = {0.69314: "0.693", -1.0: "−1.00", 12345: "12,345", 1234.5: "1,234", 5e-7: "5e−7", 1.25e-5: "1.25e−5", 0.0: "0", -0.05213: "−0.0521"}
     assert {value: number(value) for value in expected} == expected
     assert [percent(share) for share in (0.921, 0.999, 1.0, 0.0, 0.001)] == ["92 %", "99.9 %", "100 %", "0 %", "0.1 %"]
-    assert wilson(0.5, 100) == pytest.approx((0.403830, 0.596170), abs=1e-6)
-    assert wilson(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+    for wins, count in ((50, 100), (10, 10), (0, 7), (3, 1000)):
+        oracle = binomtest(wins, count).proportion_ci(method="wilson")
+        assert wilson(wins / count, count) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
 def test_thinning_keeps_the_outline() -> None:
@@ -401,7 +408,8 @@ def test_thinning_keeps_the_outline() -> None:
     assert len(thinned) <= plots.MOST
     assert {value for _, value in thinned} >= {0.0, 96.0}
     assert thinned == sorted(thinned)
-    assert plots.smooth([(i, 2.0) for i in range(100)]) == [(i, pytest.approx(2.0)) for i in range(100)]
+    assert [value for _, value in plots.smooth([(i, 2.0) for i in range(100)])] == pytest.approx([2.0] * 100)
+    assert plots.smooth([(i, float(i)) for i in range(90)])[45] == (45, 45.0)
 
 
 def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> None:

@@ -69,18 +69,10 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
+TURNING = (*range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+SIGNS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "␡"} | {code: f"⟨U+{code:04X}⟩" for code in TURNING}
+
+
 def visible(text: Any) -> str:
     """Text as its reader should see it: control characters and those that turn the line around become signs."""
-    return "".join(_sign(letter) for letter in str(text).replace("\r\n", "\n"))
-
-
-def _sign(letter: str) -> str:
-    code = ord(letter)
-    if letter in "\n\t" or 0x20 <= code < 0x7F:
-        return letter
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    turns = 0x80 <= code < 0xA0 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F, 0x2028, 0x2029)
-    return f"⟨U+{code:04X}⟩" if turns else letter
+    return str(text).replace("\r\n", "\n").translate(SIGNS)

@@ -61,7 +61,7 @@ def subline(report: Mapping[str, Any]) -> str:
     pairs = train.get("comparisons")
     amounts = ((run["parameters"] or {}).get("total"), "parameters"), (pairs or train.get("used"), "comparisons" if pairs else "rows")
     parts = [f"{number(amount)} {unit}" for amount, unit in amounts if amount]
-    version = run["versions"].get("winnow")
+    version = run["versions"].get("winnow") or run["versions"].get("winnow-lm")
     return " · ".join([*parts, *([str(run["device"])] if run["device"] else []), *([f"winnow {version}"] if version else [])])
 
 

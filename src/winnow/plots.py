@@ -44,6 +44,7 @@ class Panel:
     bottom: float | None = None
     label: str = "training"
     smooth: bool = True
+    unpaired: str = ""  # the caption where there are no pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,12 @@ class Drawing:
 
 
 PANELS = (
-    Panel("Loss", "For dpo it starts at ln 2 = 0.693, where policy and reference agree.", ("loss",)),
+    Panel(
+        "Loss",
+        "For dpo it starts at ln 2 = 0.693, where policy and reference agree.",
+        ("loss",),
+        unpaired="Nats per token: how surprised the model is by the answers.",
+    ),
     Panel("Accuracy", "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.", ("rewards/accuracies",), 0.5),
     Panel("Reward margin", "Chosen minus rejected reward: how far apart the answers have been pulled.", ("rewards/margins",), 0.0),
     Panel("Rewards", "β times the log-ratio to the reference. Best is chosen rising, rejected falling.", ("rewards/chosen", "rewards/rejected"), 0.0),
@@ -88,12 +94,13 @@ PANELS = (
 
 def draw(runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """Every panel for which at least one of the runs has numbers, all runs in the same axes."""
-    drawings = []
+    drawings, paired = [], any("rewards/margins" in run["final"] for run in runs)
     for panel in PANELS:
         lines = [line for index, run in enumerate(runs) for line in _lines(panel, run, index, alone=len(runs) == 1)]
         if lines:
             level = _clip(runs) if panel.metrics == ("grad_norm",) else panel.level
-            drawings.append(Drawing(panel.title, panel.caption, _svg(panel, lines, level), tuple(lines)))
+            caption = panel.caption if paired or not panel.unpaired else panel.unpaired
+            drawings.append(Drawing(panel.title, caption, _svg(panel, lines, level), tuple(lines)))
     return drawings
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from winnow.errors import RunError
-from winnow.figures import number, percent, visible
+from winnow.figures import number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
@@ -69,12 +70,20 @@ def page(folders: Sequence[str | Path], out: str | Path) -> Path:
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report. Equal reports give equal bytes."""
     loader = jinja2.FileSystemLoader(HERE)
-    world = jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    world.filters |= {"number": number, "percent": percent, "visible": visible, "plain": plain}
+    world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    world.filters |= {"number": number, "plain": plain}
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
     constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
     top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])}
     return world.get_template("report.html.jinja").render({"report": report, "groups": groups, **top, **constants})
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints, before it is escaped; Markup is our own. Nothing foreign is longer than WHOLE."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value)
+    return visible(text[:WHOLE]) + (f"… ({number(len(text) - WHOLE)} more characters)" if len(text) > WHOLE else "")
 
 
 def _further(summary: Mapping[str, Any]) -> dict[str, Any]:

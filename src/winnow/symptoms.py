@@ -219,7 +219,9 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
     signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
     signs += [
-        Sign(str(finding.get("code", "data")), _where(finding), str(finding.get("remedy", "")), str(finding.get("level", "note"))) for finding in _findings(run)
+        Sign(str(finding.get("code", "data")), _where(finding), str(finding.get("remedy", "")), str(finding.get("level")))
+        for finding in _findings(run)
+        if finding.get("level") in ("warning", "error")  # what the doctor only notes stands beside the data
     ]
     rank = {"error": 0, "warning": 1}
     signs.sort(key=lambda sign: rank.get(sign.level, 2))

@@ -76,7 +76,7 @@ def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
 
 
 def _collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) -> Loaded:
-    head = list(islice(rows, _SAMPLE))
+    head = _first(rows)
     layout = _layout(title, head, as_)
     kind = LAYOUTS[layout]
     groups: list[PreferenceGroup] = []
@@ -99,6 +99,16 @@ def _collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) 
     return Loaded(title, layout, groups, problems, weight, tuple(sorted(columns.difference(kind.needs, kind.takes))), counts)
 
 
+def _first(rows: Iterator[Row | Problem]) -> list[Row | Problem]:
+    """Enough to tell the layout by, however many bad rows stand before."""
+    head: list[Row | Problem] = []
+    good = 0
+    while good < _SAMPLE and (row := next(rows, None)) is not None:
+        head.append(row)
+        good += isinstance(row, Row)
+    return head
+
+
 def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
     """The layout of the first rows, or why there is none."""
     sample = [row for row in head if isinstance(row, Row)]
@@ -106,7 +116,7 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
         raise DataError(f"{title}: there are 0 rows in it")
     if not sample:
         problems = [row for row in head if isinstance(row, Problem)]
-        raise DataError(f"{title}: none of the first {len(head)} rows can be read", problems)
+        raise DataError(f"{title}: none of its {len(head):,} rows can be read", problems)
     layout = detect(sample)
     if layout is None:
         columns = sorted({name for row in sample for name in row.values})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def read_csv(path: str | Path) -> Iterator[Row | Problem]:
     """Rows of a comma-separated file with a header line; `where` is the line a row begins on. Raises DataError."""
     csv.field_size_limit(CAP)
     with open_utf8(path) as stream:
-        reader = csv.reader((line.decode(errors="surrogateescape") for line in stream), strict=True)
+        reader = csv.reader((line.decode(errors="surrogateescape") for line in iter(partial(stream.readline, CAP), b"")), strict=True)
         try:
             header = next(reader, [])
         except csv.Error as error:

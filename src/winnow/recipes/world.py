@@ -32,8 +32,12 @@ _ADJECTIVES = {
     -1.0: "clumsy dull flat weak stale slow predictable",
 }
 _VERBS = {
-    **{3.0: "loved adored", 2.0: "enjoyed admired", 1.0: "liked appreciated"},
-    **{-3.0: "hated loathed", -2.0: "disliked resented", -1.0: "endured tolerated"},
+    3.0: "loved adored",
+    2.0: "enjoyed admired",
+    1.0: "liked appreciated",
+    -3.0: "hated loathed",
+    -2.0: "disliked resented",
+    -1.0: "endured tolerated",
 }
 _NOUNS = {3.0: "triumph masterpiece", 2.0: "gem treat", -3.0: "disaster", -2.0: "mess bore", -1.0: "letdown"}
 _DEGREES = {
@@ -56,7 +60,7 @@ def _by_word(*tables: dict[float, str]) -> dict[str, float]:
 VALENCE = _by_word(_ADJECTIVES, _VERBS, _NOUNS)
 SCALE = _by_word(_DEGREES, _SIZES)
 NEGATED = -0.5  # "not good" is worth minus half of "good": milder than "bad"
-REWARD_SCALE = 0.5  # with it about 16 % of Bradley-Terry labels contradict the true order
+REWARD_SCALE = 0.55  # with it about 16 % of Bradley-Terry labels contradict the true order
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 
@@ -136,8 +140,9 @@ def _grammar() -> tuple[Node, Node]:
         _any("", "today", "yesterday", "alone", "at home", "last night", "last week", "on sunday", "on monday", "on holiday", "in town", "with friends"),
         "and",
     )
-    one_or_two = _any((judged, "for a", genre, "."), (clause, link, clause, "."), (clause, link, clause, "."), (clause, ".", verdict, "."))
-    body = _any(one_or_two, (clause, link, clause, ".", verdict, "."))
+    alone, both = (judged, "for a", genre), (clause, link, clause)
+    shorter = _any((alone, "."), (alone, ".", verdict, "."), (clause, ".", verdict, "."), (both, "."), (both, "."))
+    body = _any(shorter, (both, ".", verdict, "."))
     return opening, body
 
 
