@@ -13,7 +13,19 @@ from typing import Any, Literal, Union, get_args, get_origin
 import rich_click as click
 from pydantic.fields import FieldInfo
 
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Resolved, Settings, SFTSettings, resolve, unknown
+from winnow.config import (
+    CheckSettings,
+    DemoSettings,
+    DPOSettings,
+    EvalSettings,
+    ExportSettings,
+    GenerateSettings,
+    Resolved,
+    Settings,
+    SFTSettings,
+    resolve,
+    unknown,
+)
 from winnow.errors import SettingsError, WinnowError
 
 PANELS = {"model": "Model", "data": "Data", "objective": "Objective", "amount": "Amount", "optimizer": "Optimizer", "run": "Run"}
@@ -42,7 +54,12 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
         run(resolve(kind, given, file=config), line)
 
     params: list[click.Parameter] = [
-        click.RichOption(["--config"], type=click.Path(path_type=Path), help="a YAML file of these settings, e.g. a run's config.yaml; options given here win", panel="Settings file")
+        click.RichOption(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            help="a YAML file of these settings, e.g. a run's config.yaml; options given here win",
+            panel="Settings file",
+        )
     ]
     params += [_option(field_name, field) for field_name, field in kind.model_fields.items()]
     made = Command(name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
@@ -151,7 +168,9 @@ def cli() -> None:
 
 for made in (
     command(DemoSettings, _demo, name="demo", help="The whole way in three minutes on a small world made here: SFT, preferences, DPO, evaluation, report."),
-    command(CheckSettings, _check, name="check", help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors."),
+    command(
+        CheckSettings, _check, name="check", help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors."
+    ),
     command(SFTSettings, _sft, name="sft", help="Supervised fine-tuning on demonstrations, or on the preferred answers of preference data."),
     command(DPOSettings, _dpo, name="dpo", help="Preference training: DPO and its family."),
     command(EvalSettings, _eval, name="eval", help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison."),

@@ -34,7 +34,9 @@ class ModelSettings(Settings):
     """Which model, in which precision, on which device."""
 
     model: str = setting(..., "a transformers folder, a hub name, or a run folder (then its model/)", "model")
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting("auto", "of the weights; auto: float32 on CPU, bfloat16 with float32 master weights on GPU", "model")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
+        "auto", "of the weights; auto: float32 on CPU, bfloat16 with float32 master weights on GPU", "model"
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", "model")
     trust_remote_code: bool = setting(False, "run code that comes with the model (only from the command line)", "model")
 
@@ -42,7 +44,12 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """How rows become tokens, and what to do with rows that cannot."""
 
-    as_: Literal["text", "chat"] | None = Field(None, alias="as", description="string prompts: text leaves them as they are, chat makes them one user turn; default: by layout", json_schema_extra={"group": "data"})
+    as_: Literal["text", "chat"] | None = Field(
+        None,
+        alias="as",
+        description="string prompts: text leaves them as they are, chat makes them one user turn; default: by layout",
+        json_schema_extra={"group": "data"},
+    )
     chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
     max_length: int | None = setting(None, "tokens of prompt and completion together; default: the model's limit, and nothing may be cut", "data", ge=2)
     cut_budget: float | None = setting(None, "share of completion tokens max_length may cut; default: 0, or 0.1 where max_length is given", "data", ge=0, le=1)
@@ -128,7 +135,12 @@ class GenerateSettings(ModelSettings):
     before: str | None = setting(None, "a second model, answering the same prompts beside the first", "model")
     prompt: tuple[str, ...] = setting((), "a prompt; may be repeated", "data")
     prompts: Path | None = setting(None, "a file of prompts: one per line, or JSON lines with a prompt column", "data")
-    as_: Literal["text", "chat"] | None = Field(None, alias="as", description="text leaves prompts as they are, chat makes them one user turn; default: chat where the tokenizer has a template", json_schema_extra={"group": "data"})
+    as_: Literal["text", "chat"] | None = Field(
+        None,
+        alias="as",
+        description="text leaves prompts as they are, chat makes them one user turn; default: chat where the tokenizer has a template",
+        json_schema_extra={"group": "data"},
+    )
     chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
     k: int = setting(1, "completions per prompt", "amount", ge=1)
     max_new_tokens: int = setting(256, "longest completion", "amount", ge=1)
@@ -277,7 +289,9 @@ def _known(kind: type[Settings], name: str, source: str) -> None:
     if name not in names:
         raise SettingsError(f"{source}: {unknown(kind, name)}")
     if name == "trust_remote_code" and source not in ("command line", "argument"):
-        raise SettingsError(f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line")
+        raise SettingsError(
+            f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line"
+        )
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -79,7 +79,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         raise _not_loaded("model", name, error) from error
 
 
-def load(name: str, *, dtype: str = "auto", device: str = "auto", lora: Lora | None = None, seed: int = 0, train: bool = False, trust_remote_code: bool = False) -> LoadedModel:
+def load(
+    name: str, *, dtype: str = "auto", device: str = "auto", lora: Lora | None = None, seed: int = 0, train: bool = False, trust_remote_code: bool = False
+) -> LoadedModel:
     """Model and tokenizer by name. With `lora` a new adapter (seeded) is laid on it; a folder that is one stays one.
 
     auto dtype: float32 on CPU, bfloat16 on GPU. Raises ModelError where something is missing, not finite, or does not fit.
@@ -91,7 +93,9 @@ def load(name: str, *, dtype: str = "auto", device: str = "auto", lora: Lora | N
     model = _load_weights(name, source, kind, train, trust_remote_code)
     if lora is not None:
         if is_adapter(model):
-            raise ModelError(f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge")
+            raise ModelError(
+                f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge"
+            )
         model = _with_lora(model, lora, seed)
     model = model.to(place)
     model.eval()  # dropout off, for every log-prob of policy and reference alike

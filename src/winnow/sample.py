@@ -31,7 +31,9 @@ class Answer:
     finished: bool
 
 
-def sample(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, k: int = 1, tick: Callable[[int], None] = lambda n: None) -> list[list[Answer]]:
+def sample(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, k: int = 1, tick: Callable[[int], None] = lambda n: None
+) -> list[list[Answer]]:
     """`k` completions for every prompt (token ids), in the order of the prompts. The seed fixes all of them together."""
     answers: list[list[Answer]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -54,7 +56,14 @@ def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampli
     ids = torch.tensor([[how.end] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device)
     sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature > 0 else {"do_sample": False}
-    config = GenerationConfig(max_new_tokens=how.max_new_tokens, num_return_sequences=k if how.temperature > 0 else 1, eos_token_id=how.end, pad_token_id=how.end, use_cache=True, **sampling)
+    config = GenerationConfig(
+        max_new_tokens=how.max_new_tokens,
+        num_return_sequences=k if how.temperature > 0 else 1,
+        eos_token_id=how.end,
+        pad_token_id=how.end,
+        use_cache=True,
+        **sampling,
+    )
     rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
     repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
     found = [_answer(row, how.end) for row in rows]

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.batch import collate
-from winnow.data.pack import budget, pack
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, advice, detect, group_of
+from winnow.data.pack import budget, pack
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine

@@ -46,7 +46,9 @@ class _Part:
     groups: list[RenderedGroup]
 
 
-def prepare(specs: Sequence[str], renderer: Renderer, settings: DataSettings, kind: Kind, *, held_out: Sequence[str] = (), fraction: float = 0.0, seed: int = 0) -> tuple[Dataset, dict[str, Dataset]]:
+def prepare(
+    specs: Sequence[str], renderer: Renderer, settings: DataSettings, kind: Kind, *, held_out: Sequence[str] = (), fraction: float = 0.0, seed: int = 0
+) -> tuple[Dataset, dict[str, Dataset]]:
     """The training set and the held-out sets by metric prefix ("eval_", or "eval_NAME_" where there are several).
 
     Raises DataError when a row cannot be used (unless on_bad_row is skip), when too much is cut, when nothing is left, or
@@ -95,7 +97,10 @@ def _read(spec: str, settings: DataSettings, kind: Kind) -> _Part:
         if kind == "preference":
             bare = [text for text in texts if not text.comparisons]
             if bare and not any(text.comparisons for text in texts):
-                raise DataError(f"{loaded.name}: layout {loaded.layout} has no comparisons to learn from", remedy="preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft")
+                raise DataError(
+                    f"{loaded.name}: layout {loaded.layout} has no comparisons to learn from",
+                    remedy="preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft",
+                )
             texts = [text for text in texts if text.comparisons]
             dropped["no comparison"] += len(bare)
     return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, [])
@@ -139,7 +144,18 @@ def _account(parts: Sequence[_Part], groups: Sequence[RenderedGroup]) -> dict[st
             dropped[reason] = dropped.get(reason, 0) + count
     scored = sum(len(s.ids) - s.start for group in groups for s in group.sequences)
     return {
-        "sources": [{"name": p.loaded.name, "layout": p.loaded.layout, "rows": p.loaded.counts["rows"], "ties": p.loaded.counts["ties"], "used": len(p.texts), "weight": p.loaded.weight, "ignored": list(p.loaded.ignored)} for p in parts],
+        "sources": [
+            {
+                "name": p.loaded.name,
+                "layout": p.loaded.layout,
+                "rows": p.loaded.counts["rows"],
+                "ties": p.loaded.counts["ties"],
+                "used": len(p.texts),
+                "weight": p.loaded.weight,
+                "ignored": list(p.loaded.ignored),
+            }
+            for p in parts
+        ],
         "read": sum(part.loaded.counts["rows"] for part in parts),
         "dropped": dropped,
         "used": len(groups),
@@ -166,7 +182,11 @@ def _within_budget(account: dict[str, Any], groups: Sequence[RenderedGroup], ren
     account["tokens"]["cut_share"], account["tokens"]["cut_budget"] = share, allowed
     if share > allowed:
         rows = [Problem(g.where, "completions", f"{sum(s.cut for s in g.sequences):,} tokens cut") for g in groups if any(s.cut for s in g.sequences)]
-        raise DataError(f"max_length {renderer.limit} cuts {share:.1%} of the completion tokens, the budget is {allowed:.0%}", rows, remedy="raise --max-length or --cut-budget, or drop the long rows")
+        raise DataError(
+            f"max_length {renderer.limit} cuts {share:.1%} of the completion tokens, the budget is {allowed:.0%}",
+            rows,
+            remedy="raise --max-length or --cut-budget, or drop the long rows",
+        )
 
 
 def cut_budget(settings: DataSettings) -> float:

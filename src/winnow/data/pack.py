@@ -21,7 +21,9 @@ def budget(groups: Sequence[RenderedGroup], asked: int | None) -> int:
     largest = max((cost([group]) for group in groups), default=1)
     if asked is None:
         return max(BUDGET, largest)
-    over = [Problem(group.where, "", f"needs {cost([group]):,} tokens in one micro-batch, max_tokens is {asked:,}") for group in groups if cost([group]) > asked]
+    over = [
+        Problem(group.where, "", f"needs {cost([group]):,} tokens in one micro-batch, max_tokens is {asked:,}") for group in groups if cost([group]) > asked
+    ]
     if over:
         raise DataError(f"{len(over):,} groups are larger than a micro-batch", over, remedy=f"--max-tokens {largest}, or a smaller --max-length")
     return asked

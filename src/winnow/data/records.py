@@ -20,7 +20,7 @@ class Message:
 
     role: str
     content: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 Text = str | tuple[Message, ...]  # plain text, or the turns of a dialogue
@@ -56,7 +56,7 @@ class PreferenceGroup:
     prompt: Text
     completions: tuple[Completion, ...]
     comparisons: tuple[Comparison, ...] = ()
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     where: str = ""
 
 
@@ -70,6 +70,8 @@ def problems_of(group: PreferenceGroup) -> list[Problem]:
     found: list[Problem] = []
     if not group.completions:
         found.append(Problem(group.where, "completions", "there are none", "give at least one"))
+    if not isinstance(group.prompt, str) and group.prompt and group.prompt[-1].role == "assistant":
+        found.append(Problem(group.where, "prompt", "ends with an assistant turn, so there is nothing to answer", "end it with the user's turn"))
     for k, completion in enumerate(group.completions):
         if not plain(completion.text).strip() and not _calls_tools(completion.text):
             found.append(Problem(group.where, f"completions[{k}]", "is empty or blank", "remove the row or --on-bad-row skip"))

@@ -50,12 +50,16 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, *, chat_template: str | None = None, limit: int | None = None, may_cut: bool = False) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-sequence token, so the model could never learn to stop", remedy="set eos_token in tokenizer_config.json")
+            raise ModelError(
+                "the tokenizer has no end-of-sequence token, so the model could never learn to stop", remedy="set eos_token in tokenizer_config.json"
+            )
         self.tokenizer = tokenizer
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
         self.may_cut = may_cut
-        special = sorted({str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
+        special = sorted(
+            {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True
+        )
         self._special = special
         self._spelled = re.compile("|".join(map(re.escape, special))) if special else None
         self._special_ids = {tokenizer.convert_tokens_to_ids(token) for token in special}
@@ -160,7 +164,11 @@ class Renderer:
             raise ModelError("the data has messages, the tokenizer has no chat template", remedy="give --chat-template FILE, or a tokenizer that has one")
         conversation = [{"role": m.role, "content": m.content, **m.extra} for m in turns]
         try:
-            return str(self.tokenizer.apply_chat_template(conversation, tools=list(tools) or None, chat_template=self.template, tokenize=False, add_generation_prompt=prompting))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    conversation, tools=list(tools) or None, chat_template=self.template, tokenize=False, add_generation_prompt=prompting
+                )
+            )
         except Exception as error:  # Jinja's raise_exception and every template mistake
             raise DataError("the chat template refused a dialogue", [Problem(where, "messages", str(error))]) from error
 

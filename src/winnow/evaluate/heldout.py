@@ -18,8 +18,6 @@ from winnow.data.render import RenderedGroup
 from winnow.train.reference import offsets
 
 
-
-
 def interval(wins: int, count: int) -> tuple[float, float]:
     """95 % Wilson interval of a share. Raises ValueError on an empty count."""
     found = binomtest(wins, count).proportion_ci(0.95, method="wilson")

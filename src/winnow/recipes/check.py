@@ -39,7 +39,10 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     console.print("[dim]grey: prompt; green: scored; reverse: end token[/]")
     findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
     for name, finding in findings:
-        console.print(f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}: {safe(finding.message)}" + (f" -> {safe(finding.remedy)}" if finding.remedy else ""))
+        console.print(
+            f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}: {safe(finding.message)}"
+            + (f" -> {safe(finding.remedy)}" if finding.remedy else "")
+        )
     resolved, plan = planned(resolved, train_set)
     _say_plan(resolved.settings, plan, train_set)
     return not any(finding.level == "error" for _, finding in findings)
@@ -58,7 +61,10 @@ def _say_account(name: str, one: Dataset) -> None:
     tokens = account["tokens"]
     table.add_row("groups", f"{account['used']:,} with {account['completions']:,} completions and {account['comparisons']:,} comparisons")
     table.add_row("length", f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 % {at[3]:,}, most {at[4]:,}")
-    table.add_row("tokens", f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})")
+    table.add_row(
+        "tokens",
+        f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})",
+    )
     console.print(table)
 
 

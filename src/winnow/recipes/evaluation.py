@@ -100,11 +100,21 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, float
         console.print(f"loss: {objective.name} at beta {objective.beta:g}, reference {settings.reference}")
 
 
-def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, float], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
+def _write(
+    out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, float], found: list[dict[str, Any]], data: Dataset, command: str
+) -> None:
     if RunFolder(out).started:
         raise DataError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "rows.jsonl", found)
-    head = {"schema": 1, "command": command, "model": settings.model, "reference": settings.reference, "objective": objective.name, "beta": objective.beta, "data": data.account}
+    head = {
+        "schema": 1,
+        "command": command,
+        "model": settings.model,
+        "reference": settings.reference,
+        "objective": objective.name,
+        "beta": objective.beta,
+        "data": data.account,
+    }
     write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}})
     console.print(f"written: {out / 'report.json'} and {out / 'rows.jsonl'}")

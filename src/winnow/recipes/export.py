@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from winnow import models
+from winnow.batch import collate
 from winnow.config import ExportSettings, Resolved
 from winnow.console import console
-from winnow.engine import rows as engine
-from winnow.batch import collate
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine import rows as engine
 from winnow.errors import ModelError, RunError
 
 # Largest difference of a token's log-prob between the live and the saved model: merging adds in another order.
@@ -29,12 +29,20 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
         live_N = engine.logps(loaded.model, batch)["logp"]
     model = models.merged(loaded.model) if settings.merge else loaded.model
     models.save(model, loaded.tokenizer, settings.out)
-    again = models.load(str(settings.out), dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."), device=settings.device, trust_remote_code=settings.trust_remote_code)
+    again = models.load(
+        str(settings.out),
+        dtype=str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
     with torch.no_grad():
         saved_N = engine.logps(again.model, batch)["logp"]
     difference = float((live_N - saved_N).abs().max())
     if not difference <= TOLERANCE[next(again.model.parameters()).dtype]:
-        raise ModelError(f"{settings.out}: the saved model differs from the live one: a token's log-prob by {difference:.3g} nats", remedy="do not use this folder; report the model's architecture")
+        raise ModelError(
+            f"{settings.out}: the saved model differs from the live one: a token's log-prob by {difference:.3g} nats",
+            remedy="do not use this folder; report the model's architecture",
+        )
     console.print(f"saved: {settings.out}; loaded again, log-probs differ by at most {difference:.1e} nats")
     return settings.out
 

@@ -21,7 +21,11 @@ def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
     """Answers of one model, or of two side by side; one row per prompt."""
     settings = resolved.settings
     prompts = _prompts(settings)
-    columns = {name: _answers(source, prompts, settings) for name, source in (("before", settings.before), ("after" if settings.before else "answer", settings.model)) if source}
+    columns = {
+        name: _answers(source, prompts, settings)
+        for name, source in (("before", settings.before), ("after" if settings.before else "answer", settings.model))
+        if source
+    }
     rows: list[dict[str, Any]] = [{"prompt": prompt, **{name: answers[i] for name, answers in columns.items()}} for i, prompt in enumerate(prompts)]
     for row in rows:
         table = Table(title=safe(row["prompt"]), title_justify="left", show_lines=settings.k > 1)

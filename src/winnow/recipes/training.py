@@ -7,7 +7,6 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,7 +57,13 @@ def train(resolved: Resolved[Any], recipe: str, objective: Objective, *, command
         else:
             _write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
         loaded = models.load(
-            settings.model, dtype=settings.dtype, device=settings.device, lora=parse_lora(settings.lora), seed=settings.seed, train=True, trust_remote_code=settings.trust_remote_code
+            settings.model,
+            dtype=settings.dtype,
+            device=settings.device,
+            lora=parse_lora(settings.lora),
+            seed=settings.seed,
+            train=True,
+            trust_remote_code=settings.trust_remote_code,
         )
         _run(run, settings, plan, loaded, renderer, train_set, held_out, objective, reference_model)
     return run
@@ -117,7 +122,15 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
 
 
 def _run(
-    run: RunFolder, settings: TrainSettings, plan: Plan, loaded: LoadedModel, renderer: Renderer, train_set: Dataset, held_out: dict[str, Dataset], objective: Objective, reference_model: str | None
+    run: RunFolder,
+    settings: TrainSettings,
+    plan: Plan,
+    loaded: LoadedModel,
+    renderer: Renderer,
+    train_set: Dataset,
+    held_out: dict[str, Dataset],
+    objective: Objective,
+    reference_model: str | None,
 ) -> None:
     counts = models.parameter_counts(loaded.model)
     if settings.checkpointing:
@@ -127,8 +140,18 @@ def _run(
     weights = models.weights_hash(loaded.model)
     found = _references(run, settings, plan, loaded, weights, sets, objective, reference_model)
     data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
-    identity = {"settings": sha256_json(read_json(run.environment)["settings"]), "data": train_set.account["fingerprint"], "weights": weights, "reference": [r.identity if r else None for r in found]}
-    _note(run, weights_hash=weights, parameters=counts, reference={"identity": found[0].identity, "model": reference_model or settings.model} if found[0] else None)
+    identity = {
+        "settings": sha256_json(read_json(run.environment)["settings"]),
+        "data": train_set.account["fingerprint"],
+        "weights": weights,
+        "reference": [r.identity if r else None for r in found],
+    }
+    _note(
+        run,
+        weights_hash=weights,
+        parameters=counts,
+        reference={"identity": found[0].identity, "model": reference_model or settings.model} if found[0] else None,
+    )
     _say_head(loaded, counts, plan, settings, train_set, held_out)
     progress = _restore(run, optimizer, identity)
     probes = _probe_prompts(held_out, train_set)
@@ -151,7 +174,14 @@ def _run(
 
 
 def _references(
-    run: RunFolder, settings: TrainSettings, plan: Plan, loaded: LoadedModel, weights: str, sets: Sequence[Dataset], objective: Objective, reference_model: str | None
+    run: RunFolder,
+    settings: TrainSettings,
+    plan: Plan,
+    loaded: LoadedModel,
+    weights: str,
+    sets: Sequence[Dataset],
+    objective: Objective,
+    reference_model: str | None,
 ) -> list[Reference | None]:
     """The reference log-probs of every set: read where they are stored, computed where not."""
     if not objective.reference:
@@ -214,7 +244,13 @@ def _take_samples(run: RunFolder, loaded: LoadedModel, renderer: Renderer, promp
     answers = sample(loaded, prompts, Sampling(renderer.end_id(chat), max_new_tokens=room, temperature=0.0))
     decode = renderer.tokenizer.decode
     rows = [
-        {"step": step, "index": i, "prompt": decode(prompt, skip_special_tokens=True), "completion": decode(answer[0].ids, skip_special_tokens=True), "finished": answer[0].finished}
+        {
+            "step": step,
+            "index": i,
+            "prompt": decode(prompt, skip_special_tokens=True),
+            "completion": decode(answer[0].ids, skip_special_tokens=True),
+            "finished": answer[0].finished,
+        }
         for i, (prompt, answer) in enumerate(zip(prompts, answers))
     ]
     write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
@@ -243,7 +279,9 @@ def _asked(resolved: Resolved[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "out"}
 
 
-def _write_head(run: RunFolder, resolved: Resolved[Any], asked: dict[str, Any], recipe: str, plan: Plan, train_set: Dataset, held_out: dict[str, Dataset], command: str) -> None:
+def _write_head(
+    run: RunFolder, resolved: Resolved[Any], asked: dict[str, Any], recipe: str, plan: Plan, train_set: Dataset, held_out: dict[str, Dataset], command: str
+) -> None:
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
     write_json(run.root / "data.json", {"train": train_set.account, "eval": next((one.account for one in held_out.values()), None)})
@@ -253,12 +291,19 @@ def _write_head(run: RunFolder, resolved: Resolved[Any], asked: dict[str, Any], 
         "recipe": recipe,
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")}
+        | {"python": platform.python_version()},
         "device": _device(),
         "settings": settings,
         "asked": asked,
         "origins": dict(resolved.origins),
-        "plan": {"steps": plan.steps, "warmup": plan.warmup, "groups": len(train_set.groups), "comparisons_per_step": per_step, "tokens_per_micro_batch": plan.tokens},
+        "plan": {
+            "steps": plan.steps,
+            "warmup": plan.warmup,
+            "groups": len(train_set.groups),
+            "comparisons_per_step": per_step,
+            "tokens_per_micro_batch": plan.tokens,
+        },
     }
     write_json(run.environment, head)
 
@@ -276,8 +321,12 @@ def _device() -> str:
 def _say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]) -> None:
     account = train_set.account
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
-    console.print(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {next(loaded.model.parameters()).dtype} on {loaded.device}")
-    console.print(f"data:  {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut")
+    console.print(
+        f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {next(loaded.model.parameters()).dtype} on {loaded.device}"
+    )
+    console.print(
+        f"data:  {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
+    )
     for prefix, one in held_out.items():
         console.print(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
     memory = estimate(

@@ -7,7 +7,7 @@ holds the SHA-256 of every file; resuming takes the newest folder whose manifest
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Progress:
     """Where a run stands, all of it printable: optimizer steps done, position in the data, tokens seen, best evaluation."""
 
     step: int = 0
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
     tokens: int = 0
     best_step: int | None = None
     best_loss: float | None = None

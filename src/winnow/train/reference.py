@@ -53,7 +53,9 @@ def identity(weights: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, 
     return sha256_json({"schema": 1, "weights": weights, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
 
 
-def compute(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], tokens: int, device: torch.device, tick: Callable[[int], None]) -> Float[Tensor, " all"]:
+def compute(
+    engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], tokens: int, device: torch.device, tick: Callable[[int], None]
+) -> Float[Tensor, " all"]:
     """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished."""
     start = offsets(groups)
     value: Tensor | None = None
@@ -62,7 +64,9 @@ def compute(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], t
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
         if not torch.isfinite(logp_N).all():
-            raise TrainingError(f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype")
+            raise TrainingError(
+                f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype"
+            )
         if value is None:
             value = torch.empty(start[-1], dtype=logp_N.dtype)
         for i, part in zip(items, logp_N.split([start[i + 1] - start[i] for i in items])):

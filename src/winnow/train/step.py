@@ -17,7 +17,9 @@ from winnow.train.optim import Optimizer
 from winnow.train.reference import Reference
 
 
-def take_step(model: nn.Module, batches: Sequence[Batch], *, objective: Objective, reference: Reference | None, engine: Engine, optimizer: Optimizer, lr: float) -> Row:
+def take_step(
+    model: nn.Module, batches: Sequence[Batch], *, objective: Objective, reference: Reference | None, engine: Engine, optimizer: Optimizer, lr: float
+) -> Row:
     """Sum the loss over all micro-batches, divide once by the weight of the whole batch, clip, update.
 
     Raises TrainingError before any weight is touched when a loss or gradient is not finite; the message names the rows.
