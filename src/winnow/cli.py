@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import rich_click as click
+from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
 from winnow.config import (
@@ -62,7 +63,7 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
         )
     ]
     params += [_option(field_name, field) for field_name, field in kind.model_fields.items()]
-    made = Command(name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
+    made = Command(name=name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
     made.settings = kind
     return made
 
@@ -190,7 +191,7 @@ def main() -> None:
     except WinnowError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -23,15 +24,14 @@ def safe(text: str, limit: int = 2000) -> str:
 
 
 class Steps:
-    """Progress with time left and a few figures on one line; where there is no terminal, about ten plain lines instead."""
+    """Progress with time left and a few figures on one line; where there is no terminal, a plain line now and then."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
         self.figures: dict[str, float] = {}
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
-            console=console, transient=False,
-        )  # fmt: skip
+        self.spoken = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
         self.task = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
@@ -40,7 +40,8 @@ class Steps:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop() if console.is_terminal else None
+        if console.is_terminal:
+            self.bar.stop()
 
     def show(self, row: Mapping[str, float]) -> None:
         """Take over the figures of a metrics row; a row with a training loss is one step done."""
@@ -50,13 +51,15 @@ class Steps:
 
     def advance(self, n: int) -> None:
         """`n` more done."""
-        before, self.done = self.done, self.done + n
+        self.done += n
         text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
         if console.is_terminal:
             self.bar.update(self.task, completed=self.done, figures=text)
-        elif before * 10 // self.total != self.done * 10 // self.total:
+        elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
+            self.spoken = time.monotonic()
             console.print(f"{self.label} {self.done}/{self.total}  {text}", soft_wrap=True)
 
 
+QUIET = 10.0  # seconds between lines where there is no terminal
 SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "tokens_per_second": "tok/s"}
 FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "tok/s": "{:,.0f}"}

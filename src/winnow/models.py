@@ -124,7 +124,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -135,6 +135,17 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(temporary)
         readme = temporary / "README.md"  # peft writes a model card of placeholders
         readme.unlink(missing_ok=True)
+
+
+def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
+    """A new Llama-shaped model with random weights in `folder`, beside its tokenizer, to be trained from scratch."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    save(model, tokenizer, folder)
 
 
 def merged(model: Any) -> Any:
@@ -187,7 +198,7 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
 
     base = _base(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
         if base == source:
             return model
         model = PeftModel.from_pretrained(model, source, is_trainable=train)

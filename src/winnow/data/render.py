@@ -127,7 +127,7 @@ class Renderer:
             if start >= self.limit:
                 return f"the prompt alone has {start:,} tokens, the limit is {self.limit:,} -> raise --max-length, or --on-bad-row skip"
             if not self.may_cut:
-                return f"needs {len(ids):,} tokens, the model's limit is {self.limit:,} -> --max-length {self.limit} cuts completions, --on-bad-row skip drops the row"
+                return f"needs {len(ids):,} tokens, the model's limit is {self.limit:,} -> --max-length {self.limit} to cut, --on-bad-row skip to drop the row"
             cut = len(ids) - self.limit
             del ids[self.limit :]
         return TokenSequence(tuple(ids), start, cut, moved)

@@ -39,16 +39,16 @@ def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: 
     found: list[dict[str, Any]] = []
     for i, group in enumerate(groups):
         for comparison in group.comparisons:
-            w, l = (comparison.winner, comparison.loser) if comparison.probability >= 0.5 else (comparison.loser, comparison.winner)
-            row: dict[str, Any] = {"where": group.where, "chosen": w, "rejected": l, "probability": max(comparison.probability, 1 - comparison.probability)}
-            row |= {"logps/chosen": policy[i][w], "logps/rejected": policy[i][l]}
-            row |= {f"length/{side}": len(group.sequences[k].ids) - group.sequences[k].start for side, k in (("chosen", w), ("rejected", l))}
+            w, v = (comparison.winner, comparison.loser) if comparison.probability >= 0.5 else (comparison.loser, comparison.winner)
+            row: dict[str, Any] = {"where": group.where, "chosen": w, "rejected": v, "probability": max(comparison.probability, 1 - comparison.probability)}
+            row |= {"logps/chosen": policy[i][w], "logps/rejected": policy[i][v]}
+            row |= {f"length/{side}": len(group.sequences[k].ids) - group.sequences[k].start for side, k in (("chosen", w), ("rejected", v))}
             decided = comparison.probability != 0.5
-            row["raw_correct"] = policy[i][w] > policy[i][l] if decided else None
+            row["raw_correct"] = policy[i][w] > policy[i][v] if decided else None
             if reference is not None:
-                reward = {k: beta * (policy[i][k] - reference[i][k]) for k in (w, l)}
-                row |= {"rewards/chosen": reward[w], "rewards/rejected": reward[l], "rewards/margins": reward[w] - reward[l]}
-                row["correct"] = reward[w] > reward[l] if decided else None
+                reward = {k: beta * (policy[i][k] - reference[i][k]) for k in (w, v)}
+                row |= {"rewards/chosen": reward[w], "rewards/rejected": reward[v], "rewards/margins": reward[w] - reward[v]}
+                row["correct"] = reward[w] > reward[v] if decided else None
             found.append(row)
     return found
 

@@ -61,10 +61,8 @@ def _say_account(name: str, one: Dataset) -> None:
     tokens = account["tokens"]
     table.add_row("groups", f"{account['used']:,} with {account['completions']:,} completions and {account['comparisons']:,} comparisons")
     table.add_row("length", f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 % {at[3]:,}, most {at[4]:,}")
-    table.add_row(
-        "tokens",
-        f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})",
-    )
+    cut = f"{tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})"
+    table.add_row("tokens", f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {cut}")
     console.print(table)
 
 
@@ -89,13 +87,10 @@ def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
     total, trainable = models.count_from_config(config, parse_lora(settings.lora))
     device = models.pick_device(settings.device)
     half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda")
-    memory = estimate(
-        config, total=total, trainable=trainable, tokens=plan.tokens, bytes_each=2 if half else 4, optimizer=settings.optimizer, checkpointing=settings.checkpointing
-    )  # fmt: skip
+    memory = estimate(config, total, trainable, plan.tokens, 2 if half else 4, settings)
     account = train_set.account
-    console.print(
-        f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {account['comparisons'] / len(train_set.groups) * plan.batch_size:,.1f} comparisons per step, "
-        f"warm-up {plan.warmup}, {plan.schedule} rate from {plan.lr:g}, {plan.tokens:,} tokens per micro-batch"
-    )
+    per_step = account["comparisons"] / len(train_set.groups) * plan.batch_size
+    console.print(f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
+    console.print(f"rate: {plan.schedule} from {plan.lr:g} after {plan.warmup} steps of warm-up")
     parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "logits"))
     console.print(f"memory on {device}: about {memory.total / 2**30:.2f} GiB (MiB: {parts}); if it does not fit: {memory.advice()}")

@@ -46,7 +46,8 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     tokens = budget(data.groups, settings.max_tokens)
     policy = _token_logps(settings.model, settings, data, tokens, "policy")
     reference = _token_logps(settings.reference, settings, data, tokens, "reference") if settings.reference else None
-    found = heldout.rows(data.groups, *(heldout.by_completion(v, data.groups) if v is not None else None for v in (policy, reference)), objective.beta)  # type: ignore[arg-type]
+    sums = heldout.by_completion(policy, data.groups)
+    found = heldout.rows(data.groups, sums, heldout.by_completion(reference, data.groups) if reference is not None else None, objective.beta)
     summary = {"nll": -float(policy.double().mean()), **heldout.summary(found)}
     if found and reference is not None:
         summary["loss"] = _loss(objective, data, policy, reference, tokens)
@@ -78,9 +79,9 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
 def _loss(objective: Preference, data: Dataset, policy: Tensor, reference: Tensor, tokens: int) -> float:
     """The objective's loss from stored log-probs of both sides."""
     start = offsets(data.groups)
-    sides = [Data(data.groups, data.shares, Reference("", value, start)) for value in (policy, reference)]
-    batches = sides[0].micro_batches(range(len(data.groups)), tokens, torch.device("cpu"))
-    total = math.fsum(float(objective.total(*(side.reference.of(batch) for side in sides if side.reference), batch)) for batch in batches)
+    ours, theirs = Reference("", policy, start), Reference("", reference, start)
+    batches = Data(data.groups, data.shares, None).micro_batches(range(len(data.groups)), tokens, torch.device("cpu"))
+    total = math.fsum(float(objective.total(ours.of(batch), theirs.of(batch), batch)) for batch in batches)
     return total / sum(objective.weight(batch) for batch in batches)
 
 

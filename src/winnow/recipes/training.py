@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import math
-import platform
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from winnow import models, report
 from winnow.config import Resolved, TrainSettings, parse_lora
@@ -20,14 +15,14 @@ from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.engine import rows as engine
 from winnow.errors import DataError, RunError
-from winnow.files import RunFolder, read_json, read_jsonl, sha256_json, write_atomic, write_json, write_jsonl
+from winnow.files import RunFolder, read_json, read_jsonl, sha256_json, write_jsonl
 from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
+from winnow.recipes import record
 from winnow.sample import Sampling, sample
 from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Progress
 from winnow.train.loop import Data, Plan, fit
-from winnow.train.memory import estimate
 from winnow.train.metrics import MetricsFile
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Reference
@@ -44,18 +39,18 @@ def train(resolved: Resolved[Any], recipe: str, objective: Objective, *, command
     run.create()
     with run.lock():
         if run.started:
-            _same_settings(run, resolved)
+            record.same_settings(run, resolved)
             if run.finished:
                 console.print(f"{run.root}: already finished (report: {run.report_html}); nothing to do")
                 return run
-        asked = _asked(resolved)
+        asked = record.asked(resolved)
         renderer, train_set, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
         stop_on_errors(train_set, *held_out.values())
         resolved, plan = planned(resolved, train_set)
         if checkpoint.saved(run.checkpoints):
-            _same_data(run, train_set)
+            record.same_data(run, train_set)
         else:
-            _write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
+            record.write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
         loaded = models.load(
             settings.model,
             dtype=settings.dtype,
@@ -115,9 +110,18 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     settings = resolved.settings
     assert settings.lr is not None
     plan = Plan(
-        steps=steps, warmup=warmup, lr=settings.lr, schedule=settings.schedule, batch_size=settings.batch_size, tokens=budget(train_set.groups, settings.max_tokens), seed=settings.seed,
-        eval_every=settings.eval_every or max(1, steps // 10), save_every=settings.save_every, keep=settings.keep, save_best=settings.save_best,
-    )  # fmt: skip
+        steps=steps,
+        warmup=warmup,
+        lr=settings.lr,
+        schedule=settings.schedule,
+        batch_size=settings.batch_size,
+        tokens=budget(train_set.groups, settings.max_tokens),
+        seed=settings.seed,
+        eval_every=settings.eval_every or max(1, steps // 10),
+        save_every=settings.save_every,
+        keep=settings.keep,
+        save_best=settings.save_best,
+    )
     return resolved, plan
 
 
@@ -146,13 +150,13 @@ def _run(
         "weights": weights,
         "reference": [r.identity if r else None for r in found],
     }
-    _note(
+    record.note(
         run,
         weights_hash=weights,
         parameters=counts,
         reference={"identity": found[0].identity, "model": reference_model or settings.model} if found[0] else None,
     )
-    _say_head(loaded, counts, plan, settings, train_set, held_out)
+    record.say_head(loaded, counts, plan, settings, train_set, held_out)
     progress = _restore(run, optimizer, identity)
     probes = _probe_prompts(held_out, train_set)
     if progress.step == 0:
@@ -162,8 +166,19 @@ def _run(
     metrics = MetricsFile(run.metrics, trackers=settings.trackers, resume_at=progress.step)
     with Steps("training", plan.steps, progress.step) as steps:
         progress = fit(
-            loaded.model, optimizer, progress, plan, data, dict(zip(held_out, rest)), objective=objective, engine=engine, run=run, metrics=metrics, identity=identity, show=steps.show
-        )  # fmt: skip
+            loaded.model,
+            optimizer,
+            progress,
+            plan,
+            data,
+            dict(zip(held_out, rest)),
+            objective=objective,
+            engine=engine,
+            run=run,
+            metrics=metrics,
+            identity=identity,
+            show=steps.show,
+        )
     if plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         optimizer.load_weights(checkpoint.load(run.checkpoints / f"step_{progress.best_step}").weights)
         console.print(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
@@ -254,86 +269,3 @@ def _take_samples(run: RunFolder, loaded: LoadedModel, renderer: Renderer, promp
         for i, (prompt, answer) in enumerate(zip(prompts, answers))
     ]
     write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
-
-
-def _same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
-    """Raises RunError listing what differs from the settings the run was begun with."""
-    begun = read_json(run.environment)["asked"]
-    asked = _asked(resolved)
-    differ = [f"{name}: {begun.get(name)!r} -> {asked.get(name)!r}" for name in sorted({*begun, *asked}) if begun.get(name) != asked.get(name)]
-    if differ:
-        raise RunError(f"{run.root}: begun with other settings:\n  " + "\n  ".join(differ), remedy="choose another --out, or give the same settings to resume")
-
-
-def _same_data(run: RunFolder, train_set: Dataset) -> None:
-    begun = read_json(run.root / "data.json")["train"]
-    if begun["fingerprint"] != train_set.account["fingerprint"]:
-        raise RunError(
-            f"{run.root}: begun with other data: {begun['used']:,} groups then, {train_set.account['used']:,} now, or other tokens (rows, tokenizer, template)",
-            remedy="choose another --out, or give the data and tokenizer the run was begun with",
-        )
-
-
-def _asked(resolved: Resolved[Any]) -> dict[str, Any]:
-    values = resolved.settings.model_dump(by_alias=True, mode="json")
-    return {name: value for name, value in values.items() if name != "out"}
-
-
-def _write_head(
-    run: RunFolder, resolved: Resolved[Any], asked: dict[str, Any], recipe: str, plan: Plan, train_set: Dataset, held_out: dict[str, Dataset], command: str
-) -> None:
-    settings = resolved.settings.model_dump(by_alias=True, mode="json")
-    write_atomic(run.config, resolved.yaml())
-    write_json(run.root / "data.json", {"train": train_set.account, "eval": next((one.account for one in held_out.values()), None)})
-    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
-    head = {
-        "schema": 1,
-        "recipe": recipe,
-        "command": command,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")}
-        | {"python": platform.python_version()},
-        "device": _device(),
-        "settings": settings,
-        "asked": asked,
-        "origins": dict(resolved.origins),
-        "plan": {
-            "steps": plan.steps,
-            "warmup": plan.warmup,
-            "groups": len(train_set.groups),
-            "comparisons_per_step": per_step,
-            "tokens_per_micro_batch": plan.tokens,
-        },
-    }
-    write_json(run.environment, head)
-
-
-def _note(run: RunFolder, **values: Any) -> None:
-    write_json(run.environment, {**read_json(run.environment), **values})
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]) -> None:
-    account = train_set.account
-    dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
-    console.print(
-        f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {next(loaded.model.parameters()).dtype} on {loaded.device}"
-    )
-    console.print(
-        f"data:  {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
-    )
-    for prefix, one in held_out.items():
-        console.print(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
-    memory = estimate(
-        loaded.model.config, total=counts["total"], trainable=counts["trainable"], tokens=plan.tokens, bytes_each=next(loaded.model.parameters()).element_size(),
-        optimizer=settings.optimizer, checkpointing=settings.checkpointing,
-    )  # fmt: skip
-    console.print(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, about {memory.total / 2**30:.1f} GiB")
-    for finding in train_set.findings:
-        if finding.level == "warning":
-            console.print(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

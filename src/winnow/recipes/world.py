@@ -107,7 +107,7 @@ def _grammar() -> tuple[Node, Node]:
     """(opening, body). No rule refers to itself, so the language is finite and a regular expression accepts it."""
     good, bad = _of(_liked(_ADJECTIVES, +1)), _of(_liked(_ADJECTIVES, -1))
     degree = _of(_by_word(_DEGREES))
-    unlike = _any("not", _of("very really quite", before="not"))
+    unlike = _any("not", "not very")
     quality = Taste(
         praise=_any(good, (degree, good), (degree, good), (unlike, bad)),
         blame=_any(bad, (degree, bad), (degree, bad), (unlike, good)),

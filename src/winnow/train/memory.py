@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from winnow.config import TrainSettings
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -31,7 +33,7 @@ class Memory:
         return max(parts, key=lambda name: parts[name])
 
 
-def estimate(config: Any, *, total: int, trainable: int, tokens: int, bytes_each: int, optimizer: str, checkpointing: bool) -> Memory:
+def estimate(config: Any, total: int, trainable: int, tokens: int, bytes_each: int, settings: TrainSettings) -> Memory:
     """Memory of a full training step on micro-batches of `tokens`.
 
     total, trainable: parameters; bytes_each: of a weight (2 has float32 master weights besides). Activations: per layer and
@@ -40,8 +42,8 @@ def estimate(config: Any, *, total: int, trainable: int, tokens: int, bytes_each
     text = config.get_text_config()
     hidden, layers, vocabulary = text.hidden_size, text.num_hidden_layers, text.vocab_size
     inner = getattr(text, "intermediate_size", None) or 4 * hidden
-    moments = 2 if optimizer == "adamw" else 1
-    per_layer = hidden if checkpointing else 16 * hidden + 4 * inner
+    moments = 2 if settings.optimizer == "adamw" else 1
+    per_layer = hidden if settings.checkpointing else 16 * hidden + 4 * inner
     return Memory(
         weights=total * bytes_each,
         gradients=trainable * 4,

@@ -97,7 +97,7 @@ class Optimizer:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put a saved state back. Raises RunError when it is not of this model."""
-        state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        state: dict[Tensor, dict[str, Tensor]] = {}
         by_name = {name: master for name, _, master in self.masters}
         _same_names("optimizer", set(by_name), {key.partition("|")[2] for key in tensors})
         for key, value in tensors.items():

@@ -1,0 +1,101 @@
+"""What a run folder records when it begins, and what is compared when it goes on."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from winnow.config import Resolved, TrainSettings
+from winnow.console import console, safe
+from winnow.data.dataset import Dataset
+from winnow.errors import RunError
+from winnow.files import RunFolder, read_json, write_atomic, write_json
+from winnow.models import LoadedModel
+from winnow.train.loop import Plan
+from winnow.train.memory import estimate
+
+
+def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
+    """Raises RunError listing what differs from the settings the run was begun with."""
+    begun = read_json(run.environment)["asked"]
+    now = asked(resolved)
+    differ = [f"{name}: {begun.get(name)!r} -> {now.get(name)!r}" for name in sorted({*begun, *now}) if begun.get(name) != now.get(name)]
+    if differ:
+        raise RunError(f"{run.root}: begun with other settings:\n  " + "\n  ".join(differ), remedy="choose another --out, or give the same settings to resume")
+
+
+def same_data(run: RunFolder, train_set: Dataset) -> None:
+    """Raises RunError when the training tokens are not those the run was begun with."""
+    begun = read_json(run.root / "data.json")["train"]
+    if begun["fingerprint"] != train_set.account["fingerprint"]:
+        raise RunError(
+            f"{run.root}: begun with other data: {begun['used']:,} groups then, {train_set.account['used']:,} now, or other tokens (rows, tokenizer, template)",
+            remedy="choose another --out, or give the data and tokenizer the run was begun with",
+        )
+
+
+def asked(resolved: Resolved[Any]) -> dict[str, Any]:
+    """The settings as they were asked for, before anything was filled in from the data."""
+    values = resolved.settings.model_dump(by_alias=True, mode="json")
+    return {name: value for name, value in values.items() if name != "out"}
+
+
+def write_head(
+    run: RunFolder, resolved: Resolved[Any], begun: dict[str, Any], recipe: str, plan: Plan, train_set: Dataset, held_out: dict[str, Dataset], command: str
+) -> None:
+    """config.yaml first, then data.json, then environment.json: with it the run has begun. `begun`: the settings as asked for."""
+    settings = resolved.settings.model_dump(by_alias=True, mode="json")
+    write_atomic(run.config, resolved.yaml())
+    write_json(run.root / "data.json", {"train": train_set.account, "eval": next((one.account for one in held_out.values()), None)})
+    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
+    head = {
+        "schema": 1,
+        "recipe": recipe,
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")}
+        | {"python": platform.python_version()},
+        "device": _device(),
+        "settings": settings,
+        "asked": begun,
+        "origins": dict(resolved.origins),
+        "plan": {
+            "steps": plan.steps,
+            "warmup": plan.warmup,
+            "groups": len(train_set.groups),
+            "comparisons_per_step": per_step,
+            "tokens_per_micro_batch": plan.tokens,
+        },
+    }
+    write_json(run.environment, head)
+
+
+def note(run: RunFolder, **values: Any) -> None:
+    """Add to environment.json what is known only later."""
+    write_json(run.environment, {**read_json(run.environment), **values})
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]) -> None:
+    """Model, data, plan and the data's warnings, before the first step."""
+    account, weight = train_set.account, next(loaded.model.parameters())
+    dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
+    kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
+    console.print(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}")
+    console.print(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
+    for prefix, one in held_out.items():
+        console.print(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
+    memory = estimate(loaded.model.config, counts["total"], counts["trainable"], plan.tokens, weight.element_size(), settings)
+    console.print(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, about {memory.total / 2**30:.1f} GiB")
+    for finding in train_set.findings:
+        if finding.level == "warning":
+            console.print(f"[yellow]{finding.code}:[/] {safe(finding.message)}")
