@@ -1,4 +1,4 @@
-"""Shared by all tests: nobody is contacted, and the data shared between checkouts is found or skipped with a reason."""
+"""Shared by all tests: nobody is contacted, shapes are checked, shared data is found or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("winnow", "beartype.beartype")  # every annotated shape is executed
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ class Command(click.RichCommand):
             raise SettingsError(f"command line: {unknown(self.settings, name)}") from None
 
 
-def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str) -> Command:
+def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str, positional: str = "") -> Command:
     """A subcommand with one option per setting; only what was typed is passed on, so origins stay true."""
 
     def call(config: Path | None, **typed: Any) -> None:
@@ -62,7 +62,9 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
             panel="Settings file",
         )
     ]
-    params += [_option(field_name, field) for field_name, field in kind.model_fields.items()]
+    params += [_option(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
+    if positional:
+        params.append(click.RichArgument([positional], metavar="RUN"))
     made = Command(name=name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
     made.settings = kind
     return made
@@ -176,7 +178,13 @@ for made in (
     command(DPOSettings, _dpo, name="dpo", help="Preference training: DPO and its family."),
     command(EvalSettings, _eval, name="eval", help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison."),
     command(GenerateSettings, _generate, name="generate", help="What did it learn to say? Also two models side by side."),
-    command(ExportSettings, _export, name="export", help="A plain transformers folder, loaded again and compared with the live model."),
+    command(
+        ExportSettings,
+        _export,
+        name="export",
+        help="A plain transformers folder of RUN (or of a model), loaded again and compared with the live model.",
+        positional="model",
+    ),
     report,
 ):
     cli.add_command(made)

@@ -53,9 +53,9 @@ def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: 
     return found
 
 
-def summary(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summary(found: Sequence[dict[str, Any]]) -> dict[str, float | int]:
     """Means over the comparisons, and both accuracies with their 95 % intervals; ties count in neither."""
-    result: dict[str, float] = {"comparisons": len(found)}
+    result: dict[str, float | int] = {"comparisons": len(found)}
     for name in ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins", "length/chosen", "length/rejected"):
         values = [row[name] for row in found if name in row]
         if values:

@@ -30,7 +30,7 @@ from winnow.train.reference import Reference, compute, offsets
 class Evaluation:
     """Figures by metric name, and one row per comparison."""
 
-    summary: dict[str, float]
+    summary: dict[str, Any]
     rows: list[dict[str, Any]]
 
 
@@ -85,7 +85,7 @@ def _loss(objective: Preference, data: Dataset, policy: Tensor, reference: Tenso
     return total / sum(objective.weight(batch) for batch in batches)
 
 
-def _say(settings: EvalSettings, objective: Preference, summary: dict[str, float], compared: bool) -> None:
+def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any], compared: bool) -> None:
     table = Table(title=f"{settings.model} on {', '.join(settings.data)}", title_justify="left", box=None)
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -93,7 +93,7 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, float
     for name, value in summary.items():
         if not name.endswith(("_low", "_high")):
             low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
-            table.add_row(name, f"{value:,.4f}", f"{low:.4f} to {high:.4f}" if low is not None else "")
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.4f}", f"{low:.4f} to {high:.4f}" if low is not None else "")
     console.print(table)
     if compared and settings.reference is None:
         console.print("no reference: give --reference for loss, implicit rewards and their accuracy")
@@ -101,9 +101,7 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, float
         console.print(f"loss: {objective.name} at beta {objective.beta:g}, reference {settings.reference}")
 
 
-def _write(
-    out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, float], found: list[dict[str, Any]], data: Dataset, command: str
-) -> None:
+def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
     if RunFolder(out).started:
         raise DataError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
     out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,127 @@
+"""The founding documents' own numbers, and the rulings where they are wrong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+import winnow
+from winnow.batch import collate
+from winnow.data.records import Comparison, Completion, PreferenceGroup
+from winnow.data.render import Renderer
+from winnow.engine import rows
+from winnow.objectives.scores import per_completion
+
+# The example batch of the first document.
+CHOSEN = torch.tensor([-10.5, -12.1, -9.8, -11.0, -13.5, -10.1, -11.8, -12.5])
+REJECTED = torch.tensor([-11.2, -11.9, -10.5, -11.5, -12.8, -10.9, -12.3, -13.0])
+REF_CHOSEN = torch.tensor([-10.2, -11.8, -9.5, -10.7, -13.0, -9.8, -11.5, -12.1])
+REF_REJECTED = torch.tensor([-11.0, -11.5, -10.1, -11.1, -12.2, -10.5, -11.9, -12.5])
+
+PROMPT = (
+    "Below is an instruction that describes a task.\nWrite a response that appropriately completes the request.\n\n"
+    "### Instruction:\nWhat is an antonym of 'complicated'?"
+)
+GOOD = "\n\n### Response:\nA suitable antonym for 'complicated' would be 'simple'."
+BAD = "\n\n### Response:\nAn antonym of 'complicated' is 'simple'."
+# What the third document prints for the chosen text, its end token included.
+PRINTED = """21106 318 281 12064 326 8477 257 4876 13 198 16594 257 2882 326 20431 32543 262 2581 13 198 198 21017 46486 25 198 2061 318 281 281 1122
+4948 286 705 23855 3474 30960 198 198 21017 18261 25 198 32 11080 281 1122 4948 329 705 23855 3474 6 561 307 705 36439 4458 50256"""
+
+
+def test_the_example_batch_gives_its_golden_loss():
+    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, 0.1)) == pytest.approx(0.689410, abs=5e-7)
+    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)) == pytest.approx(0.689410, abs=5e-7)
+
+
+def test_the_papers_index_form_is_the_same_loss():
+    policy, reference = torch.cat([CHOSEN, REJECTED]), torch.cat([REF_CHOSEN, REF_REJECTED])
+    losses, rewards = winnow.preference_loss(policy, reference, torch.arange(8), torch.arange(8, 16), 0.1)
+    assert losses.shape == (8,)
+    assert float(losses.mean()) == pytest.approx(0.689410, abs=5e-7)
+    torch.testing.assert_close(rewards, 0.1 * (policy - reference))  # scaled by beta, which one document leaves out
+    twice, _ = winnow.preference_loss(policy, reference, torch.tensor([0, 1]), torch.tensor([1, 0]), 0.1)  # wins once, loses once
+    assert float(torch.exp(-twice[0]) + torch.exp(-twice[1])) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_sign_of_a_2_and_a_4():
+    """P(winner) = s(r_w - r_l), and the gradient's weight s(r_l - r_w) shrinks as the winner is preferred."""
+    margins = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    winnow.losses.logistic(margins, 1.0).sum().backward()
+    expected = [-1 / (1 + math.exp(m)) for m in (-2.0, 0.0, 2.0)]
+    assert margins.grad.tolist() == pytest.approx(expected, abs=1e-12)
+    assert margins.grad[2].abs() < margins.grad[0].abs()
+
+
+@pytest.fixture(scope="module")
+def gpt2(shared_data):
+    from transformers import GPT2TokenizerFast
+
+    return GPT2TokenizerFast(vocab=str(shared_data / "gpt2_bpe/vocab.json"), merges=str(shared_data / "gpt2_bpe/merges.txt"))
+
+
+@pytest.fixture(scope="module")
+def example(gpt2):
+    group = PreferenceGroup(PROMPT, (Completion(GOOD), Completion(BAD)), (Comparison(0, 1),), (), "document:1")
+    return Renderer(gpt2).render(group)
+
+
+def test_the_worked_examples_tokens_and_masks(example):
+    chosen, rejected = example.sequences
+    assert list(chosen.ids) == [int(i) for i in PRINTED.split()]
+    assert (len(chosen.ids), len(rejected.ids)) == (57 + 1, 55 + 1)
+    assert chosen.start == rejected.start == 36
+    printed_mask = [0] * 36 + [1] * 21 + [0]  # the document masks the end token out: then nobody learns to stop
+    ours = [int(i >= chosen.start) for i in range(58)]
+    assert ours == [*printed_mask[:-1], 1]
+    batch = collate([example])
+    assert batch.length_C.tolist() == [22, 20]
+    assert batch.target_N[0] == 198
+    assert batch.token_T[batch.source_N[0]] == 30960  # the token at t is predicted by the position before it
+    assert batch.target_N[21] == 50256
+
+
+def test_the_worked_examples_loss_and_its_cross_entropy(example):
+    model = tiny.model("gpt2", vocab_size=50257)
+    batch = collate([example])
+    with torch.no_grad():
+        logp_C = per_completion(rows.logps(model, batch)["logp"], batch)
+        chosen = example.sequences[0]
+        logits = model(input_ids=torch.tensor([chosen.ids])).logits[0]
+    labels = torch.tensor([-100] * 35 + list(chosen.ids[36:]))  # already shifted by one
+    assert float(-logp_C[0] / 22) == pytest.approx(float(F.cross_entropy(logits[:-1], labels)), abs=1e-5)
+    assert bool((logp_C < 0).all())  # one document returns the negative: its loss would teach the rejected answer
+    losses, rewards = winnow.preference_loss(logp_C, logp_C, torch.tensor([0]), torch.tensor([1]), 0.1)
+    assert float(losses) == pytest.approx(0.6931, abs=5e-5)
+    assert rewards.tolist() == [0.0, 0.0]
+
+
+def test_scores_are_sums_not_means(gpt2):
+    """An answer twice as long with the same log-prob per token counts twice; the mean is another objective's."""
+    from winnow.objectives.table import preference
+
+    assert not preference("dpo").mean
+    assert preference("dpo_norm").mean
+
+
+def test_higher_beta_keeps_the_policy_closer():
+    """At the optimum of a soft label the margin is logit(p) / beta: less movement for a higher beta."""
+    moved = {}
+    for beta in (0.1, 1.0):
+        margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        inner = torch.optim.LBFGS([margin], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+
+        def closure(margin=margin, inner=inner, beta=beta):
+            inner.zero_grad()
+            loss = winnow.losses.soft(winnow.losses.logistic, margin, beta, torch.tensor([0.8], dtype=torch.float64)).sum()
+            loss.backward()
+            return loss
+
+        inner.step(closure)
+        moved[beta] = float(margin.detach())
+        assert moved[beta] == pytest.approx(math.log(4) / beta, rel=1e-4)
+    assert moved[1.0] < moved[0.1]
