@@ -11,7 +11,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("winnow", "beartype.beartype")  # every annotated shape is executed
+TENSORS = ["batch", "engine", "objectives", "train", "evaluate", "score", "data"]
+install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")  # every annotated shape is executed
 
 
 @pytest.fixture(scope="session")

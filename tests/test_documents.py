@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
+import tiny
 import winnow
 from winnow.batch import collate
 from winnow.data.records import Comparison, Completion, PreferenceGroup

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from winnow.batch import collate
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, demonstration
 from winnow.data.render import Renderer
 from winnow.errors import DataError, ModelError
@@ -60,7 +60,9 @@ def test_messages_go_through_the_template_and_end_where_it_says():
 
 
 def test_a_template_without_end_token_ends_with_eos():
-    plain = tiny.tokenizer(template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+    plain = tiny.tokenizer(
+        template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     sequence = Renderer(plain).render(pair(chat(("user", "hi")), chat(("assistant", "yes")), chat(("assistant", "no")))).sequences[0]
     assert decoded(plain, sequence.ids) == "user: hi\nassistant: yes</s>"
     assert decoded(plain, sequence.ids[sequence.start : -1]) == "yes"
@@ -98,8 +100,8 @@ def test_what_a_tokenizer_must_have():
         Renderer(deaf)
     with pytest.raises(ModelError, match="--chat-template"):
         Renderer(TEXT).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+    strict = tiny.tokenizer(template="{{ raise_exception('only user') }}")
     with pytest.raises(DataError, match="only user"):
-        strict = tiny.tokenizer(template="{{ raise_exception('only user') }}")
         Renderer(strict).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
 
 
@@ -129,7 +131,17 @@ def test_a_merge_across_the_boundary_is_scored_and_counted(shared_data):
 
 
 LAYOUTS = {
-    "pairs": ["pairs_text", "pairs_chat", "pairs_chat_implicit_prompt", "hh", "alpaca_preference", "ultrafeedback_binarized", "rewardbench", "grouped", "scored"],
+    "pairs": [
+        "pairs_text",
+        "pairs_chat",
+        "pairs_chat_implicit_prompt",
+        "hh",
+        "alpaca_preference",
+        "ultrafeedback_binarized",
+        "rewardbench",
+        "grouped",
+        "scored",
+    ],
     "winners": ["demonstrations", "demonstrations_chat"],
 }
 

@@ -46,7 +46,7 @@ def test_packing_keeps_every_group_within_the_budget(many, tokens):
 def test_a_group_above_the_budget_is_named_before_training():
     big = RenderedGroup((TokenSequence(tuple(range(50)), 1),) * 2, (), (None, None), "rows.jsonl:7")
     assert budget([big], None) == 4096
-    with pytest.raises(DataError, match="rows.jsonl:7: needs 100 tokens"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: needs 100 tokens"):
         budget([big], 99)
 
 

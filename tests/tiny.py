@@ -35,9 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": SHAPE,
     "qwen3_moe": {**SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
 }
-TEMPLATE = (
-    "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+TEMPLATE = "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
@@ -66,7 +64,9 @@ def tokenizer(*, bos: bool = True, template: str | None = None) -> PreTrainedTok
 def folder(path: Path, *, template: str | None = None, seed: int = 0, **changes: Any) -> Path:
     """A tiny Llama with the byte-level tokenizer, saved."""
     made = tokenizer(template=template)
-    model("llama", seed=seed, vocab_size=len(made), **{"max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, **changes}).save_pretrained(path)
+    model(
+        "llama", seed=seed, vocab_size=len(made), **{"max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, **changes}
+    ).save_pretrained(path)
     made.save_pretrained(path)
     return path
 
@@ -74,7 +74,7 @@ def folder(path: Path, *, template: str | None = None, seed: int = 0, **changes:
 def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Preference rows: the chosen answer says yes, the rejected one no, of different lengths."""
     rng = random.Random(seed)
-    words = "red blue green round small large old new warm cold".split()
+    words = ["red", "blue", "green", "round", "small", "large", "old", "new", "warm", "cold"]
 
     def some(n: int) -> str:
         return " ".join(rng.choice(words) for _ in range(n))

@@ -111,7 +111,11 @@ def load(
 
 def enable_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    renamed = getattr(model, "activation_checkpointing_enable", None)  # the name since transformers 5.20 or so
+    if renamed is not None:
+        renamed()
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     if not layers:
         raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")

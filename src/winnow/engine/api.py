@@ -6,7 +6,7 @@ An engine is a module with these functions. Whatever it does inside, its values 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ Columns = dict[str, Float[Tensor, " N"]]  # "logp" always; "entropy" on request;
 Slope = Callable[[Float[Tensor, " N"]], Float[Tensor, " N"]]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What every engine offers."""
 

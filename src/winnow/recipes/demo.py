@@ -34,7 +34,7 @@ from winnow.sample import Answer, Sampling, sample
 from winnow.train.reference import compute
 
 K = 4
-PROMPTS, HELD_OUT = 800, 256
+PROMPTS, HELD_OUT = 2400, 256
 LONGEST = 40  # tokens of a sampled answer
 SHAPE = {
     "hidden_size": 128,
@@ -46,7 +46,17 @@ SHAPE = {
 }
 SFT_STEPS, SFT_BATCH = 700, 32
 SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 3e-3, "schedule": "cosine", "warmup": 30, "eval_every": 175, "save_every": 350}
-DPO = {"steps": 150, "batch_size": 64, "lr": 5e-4, "schedule": "linear", "warmup": 30, "beta": 0.3, "clip": 1.0, "eval_every": 25, "save_every": 75}
+DPO = {
+    "steps": 120,
+    "batch_size": 64,
+    "lr": 4e-4,
+    "schedule": "cosine",
+    "warmup": 12,
+    "beta": 0.3,
+    "clip": 1.0,
+    "eval_every": 20,
+    "save_every": 60,
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from winnow.errors import SettingsError
 from winnow.files import read_jsonl, write_jsonl
 
 Sums = dict[str, tuple[float, float]]
-Row = dict[str, float]
+Row = dict[str, float | int]
 
 
 def add(into: Sums, more: Sums) -> None:
@@ -37,7 +37,7 @@ class MetricsFile:
         write_jsonl(path, kept)
         self.sinks = [TRACKERS[name](path.parent) for name in trackers]
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, float | int]) -> None:
         """Append one row; numbers that are not finite become null, because JSON has no others."""
         clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with self.path.open("a") as file:
@@ -46,7 +46,7 @@ class MetricsFile:
             sink({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
 
-Sink = Callable[[Mapping[str, float], int], None]
+Sink = Callable[[Mapping[str, float | int], int], None]
 
 
 def _import(name: str) -> Any:
