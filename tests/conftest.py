@@ -11,7 +11,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import pytest
 from jaxtyping import install_import_hook
 
-TENSORS = ["batch", "engine", "objectives", "train", "evaluate", "score", "data"]
+TENSORS = ["batch", "engine", "objectives", "train", "measures", "score", "data"]
 install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")  # every annotated shape is executed
 
 

@@ -1,187 +1,290 @@
-"""The command line as a user meets it: exit codes, one-paragraph errors, help, and what each command leaves behind."""
+"""The command line as people meet it: exit codes, what is said, what is written; never a traceback."""
 
 from __future__ import annotations
 
-import ast
 import json
+import re
+import subprocess
 import sys
-from pathlib import Path
 
+import click
 import pytest
+import runs
+import tiny
+import torch
 import yaml
 
-import tiny
-import winnow
-from winnow import cli, config
-from winnow.files import RunFolder, read_jsonl
+from winnow import models
+from winnow.batch import collate
+from winnow.cli import cli
+from winnow.engine import rows as engine
+from winnow.files import RunFolder, read_json, read_jsonl
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    tiny.folder(root / "model")
-    tiny.write(root / "train.jsonl", tiny.pairs(16))
-    tiny.write(root / "held.jsonl", tiny.pairs(6, seed=1))
-    return root
+    return runs.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    return runs.dpo(world, tmp_path_factory.mktemp("trained") / "run", eval_data=[str(world / "held.jsonl")], beta=0.3, steps=4)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, what it printed on both channels, lines joined)."""
+    """(exit code, stdout, stderr) of a command, with line breaks folded."""
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["winnow", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, " ".join((out + " " + err).split())
+        code = runs.winnow(monkeypatch, *words)
+        found = capsys.readouterr()
+        assert "Traceback" not in found.err
+        return code, " ".join(found.out.split()), found.err
 
     return run
 
 
-def trained(world, call, out, *more):
-    code, said = call("dpo", "--model", world / "model", "--data", world / "train.jsonl", "--out", out, "--batch-size", 8, "--steps", 2, "--lr", "1e-3", *more)
-    assert code == 0, said
-    return RunFolder(out)
+# ---------------------------------------------------------------- names
 
 
-def test_check_says_what_training_would_see(world, call):
-    code, said = call("check", "--model", world / "model", "--data", world / "train.jsonl", "--eval-data", world / "held.jsonl", "--batch-size", 8)
-    assert code == 0, said
-    for words in ("layout pairs, 16 rows, 16 used", "2 steps of 8 groups, 8.0 comparisons per step", "length_characters", "memory on cpu", "| yes"):
-        assert words in said, words
-    code, said = call("check", "--model", world / "model", "--data", world / "train.jsonl", "--eval-data", world / "train.jsonl", "--batch-size", 8)
-    assert code == 2
-    assert "leak" in said
+@pytest.mark.parametrize("name", [name for name, made in cli.commands.items() if hasattr(made, "settings")])
+def test_help_mentions_every_setting(call, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, said, _ = call(name, "--help")
+    assert code == 0
+    kind = cli.commands[name].settings
+    for ours, field in kind.model_fields.items():
+        flag = "RUN" if (name, ours) == ("export", "model") else "--" + (field.alias or ours).replace("_", "-")
+        assert flag in said, flag
+        if flag != "RUN":
+            assert " ".join(field.description.split())[:30] in re.sub(r"[│ ]+", " ", said), field.description
 
 
-def test_bad_rows_are_named_and_nothing_is_written(world, call, tmp_path):
-    path = tmp_path / "bad rows é.jsonl"
-    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": \n{"prompt": "a", "chosen": "", "rejected": "c"}\n')
-    code, said = call("dpo", "--model", world / "model", "--data", path, "--out", tmp_path / "run", "--batch-size", 1)
-    assert code == 2
-    assert "jsonl:2:" in said.replace(" ", "")
-    assert "jsonl:3: chosen: is empty or blank" in said
-    assert not list((tmp_path / "run").glob("*.*"))
-    code, said = call("dpo", "--model", world / "model", "--data", path, "--out", tmp_path / "run", "--batch-size", 1, "--on-bad-row", "skip", "--lr", "1e-3")
-    assert code == 0, said
-    assert "dropped: 2 bad row" in said
+def test_the_group_lists_its_commands(call):
+    code, said, _ = call("--help")
+    assert code == 0
+    assert all(name in said for name in ("demo", "check", "sft", "dpo", "eval", "generate", "export", "report"))
+    assert isinstance(cli.commands["report"], click.Command)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "told"),
     [
-        (["--learning-rate", "1e-6"], "ours is lr"),
-        (["--betta", "1"], "did you mean beta?"),
-        (["--beta", "0"], "beta: Input should be greater than 0"),
-        (["--label-smoothing", "0.5"], "label_smoothing: Input should be less than 0.5"),
-        (["--epochs", "1", "--steps", "2"], "epochs and steps are both given"),
+        (["--bta", "0.1"], "unknown setting 'bta': did you mean beta?"),
+        (["--learning-rate", "1e-6"], "learning_rate is TRL's name; ours is lr"),
+        (["--per-device-train-batch-size", "2"], "ours is batch_size"),
+        (["--max-steps", "2"], "ours is steps"),
+        (["--gradient-checkpointing", "true"], "ours is checkpointing"),
+        (["--ref-model-sync-steps", "2"], "ref_model_sync_steps"),
+        (["--steps", "2", "--epochs", "1"], "choose one"),
         (["--steps", "2", "--warmup", "3"], "warmup 3 is more than the 2 steps"),
-        (["--lora", "dropout=0.1"], "dropout would make log-probs random"),
-        (["--save-best"], "save_best needs an evaluation set"),
+        (["--epochs", "1", "--warmup", "300"], "longer than the run of 3"),
+        (["--lr", "fast"], "lr:"),
+        (["--device", "cuda:77"], "--device cpu"),
         (["--score", "mean"], "dpo takes always sum"),
-        (["--batch-size", "64"], "fewer than batch_size 64"),
-        (["--max-length", "9"], "the prompt alone has"),
-        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["--device", "cuda:9"], "cannot be used"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(world, call, tmp_path, words, expected):
-    code, said = call("dpo", "--model", world / "model", "--data", world / "train.jsonl", "--out", tmp_path / "run", "--batch-size", 8, *words)
+def test_a_wrong_word_is_answered(world, tmp_path, call, words, told):
+    base = ["dpo", "--model", world / "model", "--data", world / "train.jsonl", "--out", tmp_path / "run", "--batch-size", "8"]
+    code, _, error = call(*base, *words)
     assert code == 2
-    assert expected in said
-    assert not (tmp_path / "run" / "model").exists()
+    assert error.startswith("error: ")
+    assert told in error
+    assert not (tmp_path / "run" / "config.yaml").exists() or "cuda" in str(words)  # a device is tried when the model is loaded
 
 
-def test_a_missing_model_is_one_paragraph(world, call, tmp_path):
-    code, said = call("dpo", "--model", tmp_path / "nothing", "--data", world / "train.jsonl", "--out", tmp_path / "run")
-    assert code == 2
-    assert "cannot be loaded" in said
+def test_a_missing_setting_and_no_words_at_all(call):
+    code, _, error = call("dpo", "--model", "M", "--data", "d.jsonl")
+    assert (code, "out: Field required" in error) == (2, True)
+    assert call("dpo")[0] == 2
+    assert call("nonsense")[0] == 2
 
 
-def test_origins_files_and_presets(world, call, tmp_path):
-    (tmp_path / "run.yaml").write_text("beta: 0.3\nlr: 1e-3\nsteps: 2\nbatch_size: 8\n")
-    run = trained(world, call, tmp_path / "a", "--config", tmp_path / "run.yaml", "--clip", "none")
-    text = run.config.read_text()
-    assert f"beta: 0.3  # {tmp_path / 'run.yaml'}" in text
-    assert "clip: null  # command line" in text
-    assert "save_every: 100  # default" in text
-    assert yaml.safe_load(text)["lr"] == 1e-3
-    code, said = call("dpo", "--config", run.config, "--out", tmp_path / "b")  # a run's own file starts the same run elsewhere
-    assert code == 0, said
-    rows = [[{k: v for k, v in row.items() if "per_second" not in k} for row in read_jsonl(RunFolder(tmp_path / n).metrics)] for n in "ab"]
-    assert rows[0] == rows[1]
-    preset = trained(world, call, tmp_path / "c", "--preset", "paper")
-    assert "warmup: 1.0  # preset paper, capped at 10 % of 2 steps" in preset.config.read_text()
-    assert "optimizer: rmsprop  # preset paper" in preset.config.read_text()
-    (tmp_path / "evil.yaml").write_text("trust_remote_code: true\n")
-    code, said = call("dpo", "--config", tmp_path / "evil.yaml")
-    assert code == 2
-    assert "a file cannot ask for it" in said
+# ---------------------------------------------------------------- settings through the command line
 
 
-def test_generate_export_eval_and_report(world, call, tmp_path):
-    run = trained(world, call, tmp_path / "run", "--lora")
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1: red?"}\n')
-    code, said = call(
-        "generate",
-        "--model",
-        run.root,
-        "--before",
-        world / "model",
-        "--prompts",
-        tmp_path / "prompts.jsonl",
-        "--prompt",
-        "2: blue?",
-        "--max-new-tokens",
-        5,
-        "--out",
-        tmp_path / "said.jsonl",
-    )
-    assert code == 0, said
-    assert "\x1b" not in said
-    rows = read_jsonl(tmp_path / "said.jsonl")
-    assert [set(row) for row in rows] == [{"prompt", "before", "after"}] * 2
-    code, said = call("export", run.root, "--out", tmp_path / "plain", "--merge")
-    assert code == 0, said
-    assert "log-probs differ by at most" in said
-    assert not (tmp_path / "plain" / "adapter_config.json").exists()
-    code, said = call("export", run.root, "--out", tmp_path / "plain")
-    assert (code, "not empty" in said) == (2, True)
-    code, said = call("eval", "--model", tmp_path / "plain", "--reference", world / "model", "--data", world / "held.jsonl", "--out", tmp_path / "eval")
-    assert code == 0, said
-    summary = json.loads((tmp_path / "eval" / "report.json").read_text())["summary"]
-    assert {"eval_loss", "eval_rewards/accuracies", "eval_rewards/accuracies_low", "eval_rewards/margins", "eval_raw/accuracies"} <= set(summary)
-    code, said = call("report", run.root, "--out", tmp_path / "page.html")
-    assert code == 0, said
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-
-
-@pytest.mark.parametrize("name", ["demo", "check", "sft", "dpo", "eval", "generate", "export", "report"])
-def test_help_names_every_setting(call, name):
-    code, said = call(name, "--help")
+def test_file_then_words_with_their_origins(world, tmp_path, call):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"model": str(world / "model"), "data": [str(world / "train.jsonl")], "lr": 2e-3, "batch_size": 6, "clip": 3.0}))
+    code, _, _ = call("dpo", "--config", file, "--out", tmp_path / "run", "--batch-size", 8, "--clip", "none", "--steps", 2)
     assert code == 0
-    squeezed = said.replace(" ", "").replace("│", "")
-    for param in cli.cli.commands[name].params:
-        if param.param_type_name == "option":
-            assert param.opts[0].replace(" ", "")[:20] in squeezed, param.opts
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    for expected in (
+        f"lr: 0.002  # {file}",
+        "batch_size: 8  # command line",
+        "clip: null  # command line",
+        "keep: 2  # default",
+        "beta: 0.1  # default of dpo",
+    ):
+        assert f"{expected}\n" in text
+    assert read_json(tmp_path / "run" / "environment.json")["command"].startswith("winnow dpo --config ")
+    again = tmp_path / "again"  # what a run wrote can be given back, and gives the same run
+    assert call("dpo", "--config", tmp_path / "run" / "config.yaml", "--out", again)[0] == 0
+    assert runs.numbers(RunFolder(again)) == runs.numbers(RunFolder(tmp_path / "run"))
 
 
-def test_every_setting_has_a_reader():
-    """No option without effect: each field of each settings class is read somewhere as an attribute."""
-    source = Path(winnow.__file__).parent
-    read = {node.attr for path in source.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    classes = [value for value in vars(config).values() if isinstance(value, type) and issubclass(value, config.Settings)]
-    fields = {name for kind in classes for name in kind.model_fields}
-    assert fields - read - {"preset"} == set()  # preset is read by config.resolve, as a key
+def test_clip_none_clips_nothing(world, tmp_path):
+    """With a clip of 1e-9 AdamW's epsilon shows; without one the trajectory is that of a clip no gradient reaches."""
+    final = {clip: runs.weights(runs.dpo(world, tmp_path / str(clip), steps=2, optimizer="rmsprop", lr=1e-4, clip=clip).model) for clip in (None, 1e6, 1e-9)}
+    assert all(torch.equal(final[None][name], final[1e6][name]) for name in final[None])
+    assert not all(torch.equal(final[None][name], final[1e-9][name]) for name in final[None])
 
 
-def test_the_public_surface():
-    expected = "Comparison Completion DataError Message ModelError PreferenceGroup Renderer RunError SettingsError TrainingError WinnowError"
-    expected += " completion_logps dpo dpo_loss evaluate losses preference_loss sft"
-    assert winnow.__all__ == expected.split()
-    assert all(getattr(winnow, name) is not None for name in winnow.__all__)
+def test_a_presets_warm_up_is_capped_and_says_so(world, tmp_path, call):
+    base = ["dpo", "--model", world / "model", "--data", world / "train.jsonl", "--batch-size", "4", "--preset", "paper", "--epochs", "5", "--lr", "1e-3"]
+    assert call(*base, "--out", tmp_path / "run")[0] == 0
+    assert "warmup: 3.0  # preset paper, capped at 10 % of 30 steps\n" in (tmp_path / "run" / "config.yaml").read_text()
+    rates = [row["learning_rate"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, *[1e-3] * 28])
+
+
+def test_lora_without_a_value_is_the_default_adapter(world, tmp_path, call):
+    code, said, error = call("dpo", "--lora", "--model", world / "model", "--data", world / "train.jsonl", "--out", tmp_path / "run", "--batch-size", 8)
+    assert (code, error.count("deprecated")) == (0, 0)
+    adapter = json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (16, 32, 0.0)
+    assert "lr: 5.0e-06  # default for an adapter\n" in (tmp_path / "run" / "config.yaml").read_text()
+    code, said, _ = call("export", tmp_path / "run", "--out", tmp_path / "plain")
+    assert (code, "loaded again" in said) == (0, True)
+
+
+# ---------------------------------------------------------------- bad rows
+
+
+def test_a_bad_row_stops_with_its_place_and_nothing_is_written(world, tmp_path, call):
+    good = json.dumps(tiny.pairs(1)[0])
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(f'{good}\n{good[:-1]}, "x" 1}}\n{{"prompt": "p", "chosen": 7, "rejected": "r"}}\n')
+    code, _, error = call("dpo", "--model", world / "model", "--data", bad, "--out", tmp_path / "run")
+    assert code == 2
+    assert f"{bad}:2:{len(good) + 7}: not JSON" in error
+    assert f"{bad}:3" in error
+    assert "chosen" in error
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"lock"}
+    code, _, error = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1)
+    assert (code, f"{bad}:2:{len(good) + 7}" in error) == (2, True)
+    code, said, _ = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1, "--on-bad-row", "skip")
+    assert (code, "2 bad row" in said) == (0, True)
+
+
+def test_rows_are_shown_but_never_obeyed(world, tmp_path, call, monkeypatch, capsys):
+    """ANSI codes and markup in a prompt reach the terminal as text."""
+    rows = [{"prompt": f"\x1b[31m{i} [red]", "chosen": "\x1b]0;title\x07 yes", "rejected": " no \u202e"} for i in range(4)]
+    data = tiny.write(tmp_path / "ansi.jsonl", rows)
+    for words in (
+        ["check", "--model", world / "model", "--data", data, "--batch-size", 2],
+        ["generate", "--model", world / "model", "--prompt", "\x1b[2J[red]x"],
+    ):
+        assert runs.winnow(monkeypatch, *words) == 0
+        shown = capsys.readouterr().out
+        assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+        assert "\\x1b" in shown
+        assert "[red]" in shown
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_check_on_good_data(world, call, tmp_path):
+    words = ["check", "--model", world / "model", "--data", world / "train.jsonl", "--eval-data", world / "held.jsonl", "--batch-size", 8, "--epochs", 2]
+    code, said, _ = call(*words, "--out", tmp_path / "run")
+    assert code == 0
+    assert "layout pairs, 24 rows, 24 used" in said
+    assert "plan: 6 steps of 8 groups, 8.0 comparisons per step" in said
+    assert "memory on" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_on_data_that_should_not_be_trained_on(world, call, tmp_path):
+    """Every pair contradicted by its opposite, held-out rows among the training rows: findings, exit code 2."""
+    rows = tiny.pairs(6)
+    data = tiny.write(tmp_path / "d.jsonl", rows)
+    code, said, error = call("check", "--model", world / "model", "--data", data, "--eval-data", data, "--batch-size", 2)
+    assert code == 2
+    assert "error" in said + error
+
+
+def test_eval_finds_the_reference_by_itself(world, trained, tmp_path, call):
+    code, said, _ = call("eval", "--model", trained.root, "--data", world / "held.jsonl", "--out", tmp_path / "eval")
+    assert code == 0
+    assert f"dpo at beta 0.3, reference {world / 'model'}".replace(" ", "") in said.replace(" ", "")
+    report = read_json(tmp_path / "eval" / "report.json")
+    assert (report["beta"], report["reference"]) == (0.3, str(world / "model"))
+    last = [row for row in read_jsonl(trained.metrics) if "eval_loss" in row][-1]
+    for name in ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies", "eval_logps/chosen"):
+        assert report["summary"][name] == pytest.approx(last[name], rel=1e-4), name
+    rows = read_jsonl(tmp_path / "eval" / "rows.jsonl")
+    assert [row["where"] for row in rows] == [f"{world / 'held.jsonl'}:{i + 1}" for i in range(8)]
+    assert report["summary"]["eval_rewards/margins"] == pytest.approx(sum(row["rewards/margins"] for row in rows) / 8)
+    assert call("eval", "--model", trained.root, "--data", world / "held.jsonl", "--out", trained.root)[0] == 2
+    code, said, _ = call("eval", "--model", world / "model", "--data", world / "held.jsonl")
+    assert (code, "no reference" in said) == (0, True)
+
+
+def test_generate_before_and_after_from_a_file(world, trained, tmp_path, call):
+    (tmp_path / "prompts.txt").write_text("1: red?\n\n2: blue?\n")
+    words = ["generate", "--model", trained.root, "--before", world / "model", "--max-new-tokens", 4, "--temperature", 0, "--k", 2]
+    code, _, _ = call(*words, "--prompts", tmp_path / "prompts.txt", "--prompt", "0: old?", "--out", tmp_path / "a.jsonl")
+    assert code == 0
+    rows = read_jsonl(tmp_path / "a.jsonl")
+    assert [row["prompt"] for row in rows] == ["0: old?", "1: red?", "2: blue?"]
+    assert all(set(row) == {"prompt", "before", "after"} and len(row["after"]) == 2 for row in rows)
+    tiny.write(tmp_path / "p.jsonl", [{"prompt": "0: old?"}])
+    assert call(*words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "b.jsonl")[0] == 0
+    assert read_jsonl(tmp_path / "b.jsonl") == rows[:1]  # greedy, and a prompt's company changes nothing
+    tiny.write(tmp_path / "p.jsonl", [{"prompt": "0: old?"}, {"text": "1"}])
+    code, _, error = call(*words, "--prompts", tmp_path / "p.jsonl")
+    assert (code, "p.jsonl:2" in error) == (2, True)
+
+
+def test_export_is_the_model_that_was_trained(trained, tmp_path, call):
+    code, said, _ = call("export", trained.root, "--out", tmp_path / "out")
+    assert (code, "log-probs differ by at most 0.0e+00" in said) == (0, True)
+    batch = collate(tiny.groups(3))
+    live, saved = (engine.logps(models.load(str(path), device="cpu").model, batch)["logp"] for path in (trained.root, tmp_path / "out"))
+    assert torch.equal(live, saved)
+    assert call("export", trained.root, "--out", tmp_path / "out")[0] == 2  # not empty
+    assert call("export", trained.root, "--out", tmp_path / "two", "--merge")[0] == 2  # no adapter
+
+
+def test_report_of_two_runs(world, trained, tmp_path, call):
+    other = runs.dpo(world, tmp_path / "other", steps=1)
+    before = runs.tree(trained.root)
+    code, _, _ = call("report", trained.root, other.root, "--out", tmp_path / "r.html")
+    assert code == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "<script src" not in page
+    assert "other" in page
+    assert runs.tree(trained.root) == before
+    assert call("report", tmp_path / "nothing", "--out", tmp_path / "s.html")[0] == 2
+
+
+def test_numbers_that_are_not_finite_end_with_exit_code_1(world, tmp_path, call):
+    """A rate that throws the weights beyond float32: the next step stops, names its rows, and no model is left."""
+    words = runs.line("dpo", world, tmp_path / "run", lr=1e38, clip="none", save_every=1)
+    code, _, error = call(*words)
+    assert code == 1
+    assert "not finite" in error
+    assert re.search(r"train\.jsonl:\d+", error)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not RunFolder(tmp_path / "run").finished
+
+
+def test_an_unfinished_run_is_no_model(world, trained, tmp_path, call):
+    import shutil
+
+    shutil.copytree(trained.root, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    code, _, error = call("generate", "--model", tmp_path / "run", "--prompt", "x")
+    assert (code, "the same command resumes it" in error) == (2, True)
+
+
+def test_help_and_errors_do_not_wait_for_torch():
+    code = "import sys; from winnow.cli import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "winnow", "dpo", "--bta", "1"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: command line: unknown setting 'bta': did you mean beta?\n"

@@ -28,7 +28,7 @@ FLOORS = [
     ["batch", "models", "engine.api", "engine.rows"],
     ["objectives.losses", "objectives.scores", "objectives.table"],
     ["train.metrics", "train.optim", "train.checkpoint", "train.reference", "train.memory", "train.start", "train.step", "train.loop"],
-    ["sample", "score", "evaluate.heldout", "evaluate.winrate"],
+    ["sample", "score", "measures.heldout", "measures.winrate"],
     ["plots", "symptoms", "headline", "report"],
     [
         "recipes.world",

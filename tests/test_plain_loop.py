@@ -32,13 +32,13 @@ def test_the_plain_loop_equals_winnow_dpo(tmp_path):
 
 
 def test_completion_logps_are_differentiable_and_in_order():
-    model, tokenizer = tiny.model("llama", dtype=torch.float64, vocab_size=len(tiny.tokenizer())), tiny.tokenizer()
+    model, tokenizer = tiny.model("gpt2", dtype=torch.float64, vocab_size=len(tiny.tokenizer())), tiny.tokenizer()
     rows = [{"prompt": "a", "chosen": " much longer than the others", "rejected": " b"}, {"prompt": "c", "completion": " d"}]
     logp_C = completion_logps(model, tokenizer, rows)
     assert logp_C.shape == (3,)
     alone = torch.cat([completion_logps(model, tokenizer, [row]) for row in rows])
     torch.testing.assert_close(logp_C, alone, rtol=0, atol=1e-12)
-    weight = model.model.layers[0].mlp.up_proj.weight
+    weight = model.transformer.h[0].mlp.c_fc.weight  # this family computes in float64 throughout
     (slope,) = torch.autograd.grad(logp_C[1], weight)
     shift = torch.zeros_like(weight)
     shift[3, 5] = 1e-5

@@ -1,144 +1,201 @@
-"""Nothing lost: real processes killed with real signals end with the bytes of an undisturbed run."""
+"""A run that was killed anywhere and begun again is, bit for bit, the run that was never killed."""
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-
+import runs
 import tiny
-from winnow.files import RunFolder, read_jsonl, sha256_file
 
-TIMING = ("pairs_per_second", "tokens_per_second")
+from winnow.errors import RunError
+from winnow.files import RunFolder, read_json, read_jsonl
+
+STEPS, EVERY = 70, 7
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    tiny.folder(root / "model")
-    tiny.write(root / "train.jsonl", tiny.pairs(20))
-    tiny.write(root / "held.jsonl", tiny.pairs(6, seed=1))
-    return root
+    return runs.world(tmp_path_factory.mktemp("world"))
 
 
-def command(world, recipe, out, *more):
-    base = [sys.executable, "-m", "winnow", recipe, "--model", str(world / "model"), "--data", str(world / "train.jsonl"), "--out", str(out)]
-    return [
-        *base,
-        "--eval-data",
-        str(world / "held.jsonl"),
-        "--batch-size",
-        "6",
-        "--epochs",
-        "3",
-        "--lr",
-        "1e-3",
-        "--save-every",
-        "3",
-        "--eval-every",
-        "4",
-        *more,
-    ]
-
-
-def run(words):
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-
-
-def kill_after(words, out, rows):
-    """Start it, wait until `rows` metric rows are written, SIGKILL it."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    metrics = RunFolder(out).metrics
+def kill_midway(words, out, after):
+    """Start a run, kill it with SIGKILL once it is past step `after`."""
+    run, process = RunFolder(out), runs.started(*words)
     deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("\n") < rows:
-        assert process.poll() is None, "it ended before it could be killed"
+    while not ((run.checkpoints / f"step_{after // EVERY * EVERY}").exists() and run.metrics.read_text().count("\n") > after):
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not RunFolder(out).finished
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not run.finished
+    assert not run.model.exists()
+    assert len(read_jsonl(run.metrics)) < STEPS
+    return run
 
 
-def fingerprint(out):
-    """Weights, optimizer and progress by hash; metrics but for timing."""
-    folder = RunFolder(out)
-    last = max(folder.checkpoints.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
-    files = [*folder.model.glob("*.safetensors"), *last.glob("*.safetensors"), last / "progress.json"]
-    rows = [{name: value for name, value in row.items() if name not in TIMING} for row in read_jsonl(folder.metrics)]
-    return {str(p.relative_to(folder.root)): sha256_file(p) for p in files}, rows
+@pytest.mark.parametrize(("command", "more"), [("sft", {}), ("dpo", {"eval_every": 11}), ("dpo", {"lora": "r=4,alpha=8", "optimizer": "rmsprop"})])
+def test_killed_and_resumed_equals_never_killed(world, tmp_path, monkeypatch, capsys, command, more):
+    more = {"batch_size": 5, "steps": STEPS, "save_every": EVERY, "max_tokens": 200, "schedule": "cosine", "weight_decay": 0.1, **more}
+    if "eval_every" in more:
+        more["eval_data"] = [world / "held.jsonl"]
+    words = {name: runs.line(command, world, tmp_path / name, **more) for name in ("killed", "whole")}
+    killed = kill_midway(words["killed"], tmp_path / "killed", 17)
+    assert runs.winnow(monkeypatch, *words["killed"]) == 0
+    said = capsys.readouterr().out
+    assert "resumed at step" in said
+    assert int(said.partition("resumed at step ")[2].split()[0]) % EVERY == 0
+    assert runs.winnow(monkeypatch, *words["whole"]) == 0
+    whole = RunFolder(tmp_path / "whole")
+    assert (runs.numbers(killed), [row["step"] for row in runs.numbers(whole) if "loss" in row]) == (runs.numbers(whole), [*range(1, STEPS + 1)])
+    name = "adapter_model.safetensors" if "lora" in more else "model.safetensors"
+    assert (killed.model / name).read_bytes() == (whole.model / name).read_bytes()
+    for file in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
+        ours, theirs = (run.checkpoints / f"step_{STEPS}" / file for run in (killed, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+    assert killed.samples.read_bytes() == whole.samples.read_bytes()
+    assert read_json(whole.checkpoints / f"step_{STEPS}" / "progress.json")["cursor"] == {"epoch": 14, "position": 0}
 
 
-@pytest.mark.parametrize("case", [("dpo",), ("sft",), ("dpo", "--lora", "r=4")], ids=["dpo", "sft", "lora"])
-def test_a_killed_run_ends_as_if_nothing_had_happened(world, tmp_path, case):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = command(world, case[0], killed, *case[1:])
-    kill_after(words, killed, rows=7)  # past the first save, in the middle of an epoch
-    again = run(words)
-    assert again.returncode == 0, again.stderr
-    assert "resumed at step" in again.stdout
-    undisturbed = run(command(world, case[0], whole, *case[1:]))
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert "resumed" not in undisturbed.stdout
-    assert fingerprint(killed) == fingerprint(whole)
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A finished run, 4 steps with a checkpoint each; copy it before changing it."""
+    return runs.dpo(world, tmp_path_factory.mktemp("finished") / "run", steps=4, save_every=1, keep=3).root
 
 
 @pytest.fixture
-def finished(world, tmp_path):
-    out = tmp_path / "run"
-    words = command(world, "dpo", out)
-    assert run(words).returncode == 0
-    return out, words
+def unfinished(finished, tmp_path):
+    """The same without its end."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    return RunFolder(tmp_path / "run")
 
 
-def test_what_a_begun_run_refuses(world, finished):
-    """Finished: says so. Other settings, other data: named. Damaged checkpoints: passed over aloud, or refused."""
-    out, words = finished
-    folder, before = RunFolder(out), fingerprint(out)
-    again = run(words)
-    assert (again.returncode, "already finished" in again.stdout) == (0, True)
-    other = run([*words, "--beta", "0.2"])
-    assert other.returncode == 2
-    assert "beta: None -> 0.2" in other.stderr
-    assert "Traceback" not in other.stderr
+def again(world, run, **more):
+    return runs.line("dpo", world, run.root, **{"steps": 4, "save_every": 1, "keep": 3, **more})
 
-    folder.report_json.unlink()  # not finished any more
-    newest = folder.checkpoints / "step_12"
-    data = bytearray((newest / "weights.safetensors").read_bytes())
-    data[-5] ^= 255
-    (newest / "weights.safetensors").write_bytes(data)
-    back = run(words)
-    assert back.returncode == 0, back.stderr
-    assert "step_12/weights.safetensors: damaged" in back.stdout.replace("\n", "")
-    assert "resumed at step 9" in back.stdout
-    assert fingerprint(out) == before
 
-    folder.report_json.unlink()
-    for weights in folder.checkpoints.glob("*/weights.safetensors"):
-        weights.unlink()
-    lost = run(words)
-    assert lost.returncode == 2
-    assert "no checkpoint is intact" in lost.stderr
+def test_a_finished_run_says_so_and_nothing_is_changed(world, finished, monkeypatch, capsys):
+    before = runs.tree(finished)
+    assert runs.winnow(monkeypatch, *again(world, RunFolder(finished))) == 0
+    assert "already finished" in capsys.readouterr().out
+    after = runs.tree(finished)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"lock"}
 
-    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
-    changed = tiny.write(out.parent / "train.jsonl", [*rows[:-1], {**rows[-1], "chosen": " other"}])
+
+def test_other_settings_are_refused_and_listed(world, unfinished, finished, monkeypatch, capsys):
+    for run in (unfinished, RunFolder(finished)):
+        before = runs.tree(run.root)
+        assert runs.winnow(monkeypatch, *again(world, run, lr=2e-3, beta=0.5)) == 2
+        error = capsys.readouterr().err
+        assert "beta: 0.1 -> 0.5" in error
+        assert "lr: 0.001 -> 0.002" in error
+        assert "seed" not in error
+        assert {name: value for name, value in runs.tree(run.root).items() if name in before} == before
+
+
+def test_other_training_data_is_refused(world, unfinished, monkeypatch, capsys):
+    kept = (world / "train.jsonl").read_text()
     try:
-        saved = (world / "train.jsonl").read_bytes()
-        (world / "train.jsonl").write_bytes(changed.read_bytes())
-        stale = run(words)
+        tiny.write(world / "train.jsonl", [*tiny.pairs(23), {"prompt": "24: other?", "chosen": " yes, but", "rejected": " no, not"}])
+        assert runs.winnow(monkeypatch, *again(world, unfinished)) == 2
     finally:
-        (world / "train.jsonl").write_bytes(saved)
-    assert stale.returncode == 2
-    assert "begun with other data" in stale.stderr
+        (world / "train.jsonl").write_text(kept)
+    assert "begun with other data" in capsys.readouterr().err
+    assert not unfinished.finished
 
 
-def test_one_writer_per_folder(world, finished):
-    out, words = finished
-    with RunFolder(out).lock():
-        second = run(words)
-    assert second.returncode == 2
-    assert f'"pid": {os.getpid()}' in second.stderr
+def test_other_evaluation_data_is_refused(world, tmp_path):
+    """It chooses the best checkpoint, so it belongs to the run: also for SFT, which has no reference."""
+    held = tiny.write(tmp_path / "held.jsonl", tiny.pairs(6, seed=1))
+    run = runs.sft(world, tmp_path / "run", steps=2, eval_data=[str(held)])
+    run.report_json.unlink()
+    tiny.write(held, tiny.pairs(6, seed=2))
+    with pytest.raises(RunError, match="data changed since the checkpoint"):
+        runs.sft(world, tmp_path / "run", steps=2, eval_data=[str(held)])
+
+
+def test_another_start_is_refused(world, unfinished, tmp_path):
+    """The same path with other weights behind it."""
+    kept = (world / "model" / "model.safetensors").read_bytes()
+    try:
+        tiny.folder(world / "model", seed=9, hidden_size=16, intermediate_size=32)
+        with pytest.raises(RunError, match="weights, reference changed since the checkpoint"):
+            runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
+    finally:
+        (world / "model" / "model.safetensors").write_bytes(kept)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_passed_over_aloud(world, unfinished, finished, monkeypatch, capsys, file):
+    newest = unfinished.checkpoints / "step_4" / file
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert runs.winnow(monkeypatch, *again(world, unfinished)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "passed over:" in said
+    assert "resumed at step 3" in said
+    assert runs.numbers(unfinished) == runs.numbers(RunFolder(finished))
+    assert (unfinished.model / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_single_flipped_bit_is_seen(world, unfinished, capsys):
+    weights = unfinished.checkpoints / "step_4" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
+    assert "resumed at step 3" in capsys.readouterr().out
+
+
+def test_when_every_checkpoint_is_damaged_nothing_goes_on(world, unfinished, monkeypatch, capsys):
+    for folder in unfinished.checkpoints.iterdir():
+        (folder / "weights.safetensors").write_bytes(b"gone")
+    assert runs.winnow(monkeypatch, *again(world, unfinished)) == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint is intact" in error
+    assert error.count("damaged") == 3
+    assert not unfinished.finished
+
+
+def test_one_writer_per_folder(world, unfinished, monkeypatch, capsys):
+    with unfinished.lock():
+        before = runs.tree(unfinished.root)
+        assert runs.winnow(monkeypatch, *again(world, unfinished)) == 2
+        assert runs.tree(unfinished.root) == before
+    error = capsys.readouterr().err
+    assert "another process is writing here" in error
+    assert f'"pid": {os.getpid()}' in error
+    assert runs.winnow(monkeypatch, *again(world, unfinished)) == 0
+
+
+def test_a_changed_reference_store_is_an_error(world, unfinished):
+    store = next(unfinished.reference.glob("*.safetensors"))
+    data = bytearray(store.read_bytes())
+    data[-1] ^= 0x40
+    store.write_bytes(data)
+    with pytest.raises(RunError, match="damaged: its numbers are not those that were stored"):
+        runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
+
+
+def test_another_runs_reference_store_is_never_read(world, finished, tmp_path):
+    """Of other data: it has another name, so the numbers are computed, and equal those of a run that found no store."""
+    shutil.copytree(finished / "reference", tmp_path / "run" / "reference")
+    other = tiny.write(tmp_path / "other.jsonl", tiny.pairs(16, seed=7))
+    run = runs.dpo(world, tmp_path / "run", data=[str(other)], steps=2)
+    assert len(list(run.reference.glob("*.safetensors"))) == 2
+    clean = runs.dpo(world, tmp_path / "clean", data=[str(other)], steps=2)
+    assert runs.numbers(run) == runs.numbers(clean)
+
+
+def test_a_torn_last_line_of_metrics_is_cut(world, unfinished, finished):
+    with unfinished.metrics.open("a") as file:
+        file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')
+    runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
+    assert runs.numbers(unfinished) == runs.numbers(RunFolder(finished))

@@ -97,7 +97,7 @@ def test_openings_say_nothing_and_are_distinct() -> None:
     assert len(set(openings)) == 3000
     assert openings[:1000] == world.openings(1000, seed=5)
     assert all(world.true_reward(text) == 0 and not world.sentiment_words(text) for text in openings)
-    assert all(world.grammatical(f"{text} the plot was good and fresh .") for text in openings)
+    assert all(world.grammatical(f"{text} the plot was good . overall i liked it .") for text in openings)
 
 
 def test_labels_are_flipped_about_one_time_in_six() -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -193,6 +194,7 @@ for made in (
 def main() -> None:
     """Entry point: designed errors are one paragraph on stderr and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
     try:
         _quiet()
         cli(standalone_mode=False)
@@ -214,6 +216,7 @@ def _quiet() -> None:
     """transformers' bars and notices would tear the progress line; its errors still come as exceptions."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers by the old name
 
 
 if __name__ == "__main__":

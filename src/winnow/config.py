@@ -115,7 +115,7 @@ class DPOSettings(TrainSettings):
 class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
-    out: Path | None = None  # type: ignore[assignment]
+    out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
     recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
 
 
@@ -240,8 +240,8 @@ def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = 
         layers.append((str(file), _read(file)))
     layers.append((origin, overrides))
     for source, values in layers:
-        for name in values:
-            _known(kind, name, source)
+        for name, value in values.items():
+            _known(kind, name, value, source)
     merged = {name: value for _, values in layers for name, value in values.items()}
     if merged.get("preset") is not None:
         layers.insert(0, (f"preset {merged['preset']}", _preset(kind, str(merged["preset"]), merged)))
@@ -284,11 +284,11 @@ def unknown(kind: type[Settings], name: str) -> str:
     return f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
 
 
-def _known(kind: type[Settings], name: str, source: str) -> None:
+def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:
     names = {field.alias or ours for ours, field in kind.model_fields.items()}
     if name not in names:
         raise SettingsError(f"{source}: {unknown(kind, name)}")
-    if name == "trust_remote_code" and source not in ("command line", "argument"):
+    if name == "trust_remote_code" and value is not False and source not in ("command line", "argument"):
         raise SettingsError(
             f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line"
         )

@@ -110,16 +110,26 @@ def load(
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off."""
+    """Recompute activations in the backward pass. Dropout stays off.
+
+    A layer recomputes only while its own `training` flag is set, and some (OPT, Falcon) drop by the same flag: so it is set
+    when the layer is called and unset inside. Models of the older kind ask the flag of the whole stack.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     renamed = getattr(model, "activation_checkpointing_enable", None)  # the name since transformers 5.20 or so
     if renamed is not None:
         renamed()
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    if not layers:
+    flagged = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    if not flagged:
         raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
-    for module in layers:
+    layers = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, args: setattr(module, "training", False))
+        layer.register_forward_hook(lambda module, args, output: setattr(module, "training", True), always_call=True)
+    for module in layers or flagged:
         module.training = True
 
 

@@ -25,9 +25,9 @@ from winnow.data.pack import BUDGET
 from winnow.data.records import Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.engine import rows as engine
-from winnow.evaluate import heldout
-from winnow.evaluate.winrate import win_rate
 from winnow.files import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from winnow.measures import heldout
+from winnow.measures.winrate import win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import dpo, sft, world
 from winnow.sample import Answer, Sampling, sample
@@ -44,14 +44,14 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
 }
-SFT_STEPS, SFT_BATCH = 700, 32
-SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 3e-3, "schedule": "cosine", "warmup": 30, "eval_every": 175, "save_every": 350}
+SFT_STEPS, SFT_BATCH = 1000, 32
+SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 3e-3, "schedule": "cosine", "warmup": 30, "eval_every": 200, "save_every": 500}
 DPO = {
     "steps": 120,
     "batch_size": 64,
-    "lr": 4e-4,
-    "schedule": "cosine",
-    "warmup": 12,
+    "lr": 5e-4,
+    "schedule": "linear",
+    "warmup": 30,
     "beta": 0.3,
     "clip": 1.0,
     "eval_every": 20,

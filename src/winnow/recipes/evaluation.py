@@ -19,8 +19,8 @@ from winnow.data.pack import budget
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
 from winnow.errors import DataError
-from winnow.evaluate import heldout
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
+from winnow.measures import heldout
 from winnow.objectives.table import Preference, preference
 from winnow.train.loop import Data
 from winnow.train.reference import Reference, compute, offsets

@@ -146,7 +146,7 @@ def _run(
     data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
     identity = {
         "settings": sha256_json(read_json(run.environment)["settings"]),
-        "data": train_set.account["fingerprint"],
+        "data": [one.account["fingerprint"] for one in sets],
         "weights": weights,
         "reference": [r.identity if r else None for r in found],
     }

@@ -40,16 +40,13 @@ class Optimizer:
             if master is not p:
                 p.register_post_accumulate_grad_hook(_collect(master))
             self.masters.append((name, p, master))
-        groups = [
-            {"params": [m for _, _, m in self.masters if m.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [m for _, _, m in self.masters if m.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        self.matrices = [master for _, _, master in self.masters if master.ndim >= 2]
+        self.weight_decay = weight_decay
         self.inner: torch.optim.Optimizer
         if kind == "adamw":
-            self.inner = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+            self.inner = torch.optim.AdamW(self.parameters(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
         else:
-            self.inner = torch.optim.RMSprop(groups, lr=0.0, alpha=0.99, eps=1e-8)
+            self.inner = torch.optim.RMSprop(self.parameters(), lr=0.0, alpha=0.99, eps=1e-8)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """What is updated: the float32 masters."""
@@ -60,9 +57,16 @@ class Optimizer:
         return float(nn.utils.clip_grad_norm_(self.parameters(), self.clip if self.clip is not None else math.inf))
 
     def step(self, lr: float) -> None:
-        """Update the masters at rate `lr`, copy them into the model, forget the gradients."""
+        """Update the masters at rate `lr`, copy them into the model, forget the gradients.
+
+        Weight decay stands apart from the gradient, w <- w (1 - lr decay), for both kinds: torch's RMSprop would divide it by
+        the gradient's size.
+        """
         for group in self.inner.param_groups:
             group["lr"] = lr
+        with torch.no_grad():
+            for master in self.matrices if self.weight_decay else ():
+                master.mul_(1 - lr * self.weight_decay)
         self.inner.step()
         self.forget()
         with torch.no_grad():
