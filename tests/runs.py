@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from winnow import api
 from winnow.files import RunFolder, read_jsonl
 

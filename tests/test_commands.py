@@ -9,11 +9,11 @@ import sys
 
 import click
 import pytest
-import runs
-import tiny
 import torch
 import yaml
 
+import runs
+import tiny
 from winnow import models
 from winnow.batch import collate
 from winnow.cli import cli
@@ -157,12 +157,12 @@ def test_a_bad_row_stops_with_its_place_and_nothing_is_written(world, tmp_path, 
     bad.write_text(f'{good}\n{good[:-1]}, "x" 1}}\n{{"prompt": "p", "chosen": 7, "rejected": "r"}}\n')
     code, _, error = call("dpo", "--model", world / "model", "--data", bad, "--out", tmp_path / "run")
     assert code == 2
-    assert f"{bad}:2:{len(good) + 7}: not JSON" in error
+    assert f"{bad}:2:{len(good) + 6}: not JSON" in error
     assert f"{bad}:3" in error
     assert "chosen" in error
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {"lock"}
     code, _, error = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1)
-    assert (code, f"{bad}:2:{len(good) + 7}" in error) == (2, True)
+    assert (code, f"{bad}:2:{len(good) + 6}" in error) == (2, True)
     code, said, _ = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1, "--on-bad-row", "skip")
     assert (code, "2 bad row" in said) == (0, True)
 

@@ -26,8 +26,8 @@ def made(*comparisons, lengths=(2, 1, 3)):
 
 
 def test_the_interval_is_wilsons():
-    # 8 of 10 by hand: centre (0.8 + z2/20) / (1 + z2/10) = 0.716741, half width 0.226579
-    assert heldout.interval(8, 10) == pytest.approx((0.490162, 0.943319), abs=1e-6)
+    # 8 of 10 by hand: centre (0.8 + z2/20) / (1 + z2/10) = 0.716740, half width 0.226578
+    assert heldout.interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
     assert heldout.interval(5, 5) == pytest.approx((5 / (5 + Z * Z), 1.0), abs=1e-12)
     assert heldout.interval(0, 5) == pytest.approx((0.0, Z * Z / (5 + Z * Z)), abs=1e-12)
     with pytest.raises(ValueError, match="n"):
@@ -52,7 +52,7 @@ def test_sums_by_completion_are_those_of_its_own_tokens():
 def test_sums_by_completion_are_made_in_float64():
     value = torch.tensor([1e8] + [1.0] * 1000)
     assert heldout.by_completion(value, [made(lengths=(1001,))]) == [[1e8 + 1000]]
-    assert float(value.cumsum(0)[-1]) == 1e8  # what float32 makes of it, one by one
+    assert float(value[0] + value[1]) == 1e8  # what float32 makes of it, one by one
 
 
 def test_rows_name_both_sides_and_swap_them_below_one_half():

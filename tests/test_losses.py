@@ -119,6 +119,68 @@ def test_a_batch_is_its_comparisons_one_by_one(name, smoothing):
     assert demonstration.weight(batch) == len(batch.target_N)
 
 
+def hand_made():
+    """Three answers of 2, 1 and 4 tokens, log-ratios 3, -1 and 2; a soft, weighted comparison beside a hard one."""
+    sequences = tuple(TokenSequence((0, *([1] * n)), 1) for n in (2, 1, 4))
+    comparisons = (Comparison(0, 1), Comparison(2, 0, probability=0.75, weight=2.0))
+    ratio_N = torch.tensor([1.0, 2.0, -1.0, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64)
+    return collate([RenderedGroup(sequences, comparisons, (None,) * 3, "made")]), ratio_N
+
+
+@pytest.mark.parametrize(
+    ("settings", "margins"),
+    [  # of sums: 3 - -1 and 2 - 3; of means: 3/2 - -1 and 2/4 - 3/2
+        ({"name": "dpo", "beta": 0.5}, (4.0, -1.0)),
+        ({"name": "dpo", "beta": 0.5, "label_smoothing": 0.25}, (4.0, -1.0)),
+        ({"name": "hinge", "beta": 0.5}, (4.0, -1.0)),
+        ({"name": "ipo", "beta": 0.5}, (2.5, -1.0)),
+        ({"name": "ipo", "beta": 0.5, "score": "sum"}, (4.0, -1.0)),
+        ({"name": "ipo", "beta": 0.5, "label_smoothing": 0.25}, (2.5, -1.0)),
+        ({"name": "dpo_norm"}, (2.5, -1.0)),
+    ],
+)
+def test_a_hand_made_batch_to_the_last_digit(settings, margins):
+    batch, ratio_N = hand_made()
+    objective = preference(**settings)
+    oracle, beta, e = ORACLES[objective.loss], objective.beta, settings.get("label_smoothing", 0.0)
+    expected = 0.0
+    for m, p, weight in zip(margins, (1.0, 0.75), (1.0, 2.0)):
+        p = p * (1 - e) + (1 - p) * e
+        expected += weight * (p * oracle(m, beta) + (1 - p) * oracle(-m, beta))
+    assert objective.weight(batch) == 3.0
+    assert float(objective.total(ratio_N - 1, torch.full_like(ratio_N, -1.0), batch)) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_gradient_of_a_batch(name):
+    """Off the hinge's corner every objective's slope is its finite difference, and none flows into the reference by itself."""
+    batch, ratio_N = hand_made()
+    objective = preference(name, beta=0.3, label_smoothing=0.1)
+    logp_N, ref_N = (ratio_N - 1).requires_grad_(), torch.full_like(ratio_N, -1.0)
+    assert torch.autograd.gradcheck(lambda value: objective.total(value, ref_N, batch), logp_N)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_batch_far_out_is_finite_in_float32(name, sign):
+    """|beta D| = 1e3: values and the slope of every token equal the oracle's in float64."""
+    n = 4
+    group = RenderedGroup((TokenSequence((0, *([1] * n)), 1),) * 2, (Comparison(0, 1, probability=0.75),), (None, None), "far")
+    objective, batch = preference(name), collate([group])
+    per_token = sign * 1e3 / objective.beta / (1 if objective.mean else n) / 2  # half of D on each side
+    reference_N = torch.tensor([-1.0] * 2 * n)
+    logp_N = (reference_N + torch.tensor([per_token] * n + [-per_token] * n)).requires_grad_()
+    total = objective.total(logp_N, reference_N, batch)
+    (slope_N,) = torch.autograd.grad(total, logp_N)
+    moved = (logp_N.detach() - reference_N).double().tolist()
+    m = (math.fsum(moved[:n]) - math.fsum(moved[n:])) / (n if objective.mean else 1)
+    oracle, slope, beta = ORACLES[objective.loss], SLOPES[objective.loss], objective.beta
+    assert beta * m == pytest.approx(sign * 1e3, rel=1e-3)
+    assert float(total.detach()) == pytest.approx(0.75 * oracle(m, beta) + 0.25 * oracle(-m, beta), rel=1e-6)
+    expected = (0.75 * slope(m, beta) - 0.25 * slope(-m, beta)) / (n if objective.mean else 1)
+    assert slope_N.tolist() == pytest.approx([expected] * n + [-expected] * n, rel=1e-6)
+
+
 def test_log_ratios_are_subtracted_before_they_are_summed():
     """Two sums of -6,000 nats in float32 lose what the difference of tokens keeps."""
     n = 3000

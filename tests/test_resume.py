@@ -8,9 +8,9 @@ import signal
 import time
 
 import pytest
+
 import runs
 import tiny
-
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, read_jsonl
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,25 @@ def enable_checkpointing(model: Any) -> None:
         raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
     layers = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.register_forward_pre_hook(lambda module, args: setattr(module, "training", False))
-        layer.register_forward_hook(lambda module, args, output: setattr(module, "training", True), always_call=True)
+        layer._gradient_checkpointing_func = _calm(layer, layer._gradient_checkpointing_func)
     for module in layers or flagged:
         module.training = True
+
+
+def _calm(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """`checkpoint(function, ...)` that unsets the layer's training flag while `function` runs, the second time too."""
+
+    def call(function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        def run(*args: Any, **named: Any) -> Any:
+            layer.training = False
+            try:
+                return function(*args, **named)
+            finally:
+                layer.training = True
+
+        return checkpoint(run, *args, **settings)
+
+    return call
 
 
 def weights_hash(model: nn.Module) -> str:

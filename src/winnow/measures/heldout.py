@@ -54,15 +54,18 @@ def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: 
 
 
 def summary(found: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """Means over the comparisons, and both accuracies with their 95 % intervals; ties count in neither."""
-    result: dict[str, float | int] = {"comparisons": len(found)}
+    """Means over the comparisons, and both accuracies with their 95 % intervals. Tie labels are counted, and count in none of
+    them, as in what training logs under the same names: neither side of a tie was chosen.
+    """
+    decided = [row for row in found if row["raw_correct"] is not None]
+    result: dict[str, float | int] = {"comparisons": len(found), "ties": len(found) - len(decided)}
     for name in ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins", "length/chosen", "length/rejected"):
-        values = [row[name] for row in found if name in row]
+        values = [row[name] for row in decided if name in row]
         if values:
             result[name] = math.fsum(values) / len(values)
     for name, key in (("rewards/accuracies", "correct"), ("raw/accuracies", "raw_correct")):
-        decided = [row[key] for row in found if row.get(key) is not None]
-        if decided:
-            low, high = interval(sum(decided), len(decided))
-            result |= {name: sum(decided) / len(decided), f"{name}_low": low, f"{name}_high": high}
+        right = [row[key] for row in decided if key in row]
+        if right:
+            low, high = interval(sum(right), len(right))
+            result |= {name: sum(right) / len(right), f"{name}_low": low, f"{name}_high": high}
     return result

@@ -1,0 +1,93 @@
+"""The reference: numbers with an identity, the same however they were computed, refused when they are of something else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from winnow.batch import collate
+from winnow.engine import rows as engine
+from winnow.errors import RunError, TrainingError
+from winnow.models import weights_hash
+from winnow.train.reference import Reference, compute, identity, offsets, store, stored
+
+CPU = torch.device("cpu")
+
+
+def numbers(model, groups, tokens=4096):
+    return compute(engine, model, groups, tokens, CPU, lambda n: None)
+
+
+def test_the_numbers_are_the_engines_in_the_data_sets_order():
+    groups, model = tiny.groups(6), tiny.model("llama", dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.cat([engine.logps(model, collate([group]))["logp"] for group in groups])
+    told = []
+    for tokens in (4096, 120, 1):
+        torch.testing.assert_close(compute(engine, model, groups, tokens, CPU, told.append), expected, rtol=0, atol=1e-12)
+    assert sum(told) == 3 * len(groups)
+    assert not expected.requires_grad
+
+
+def test_a_batch_finds_its_own_numbers_whatever_its_order():
+    groups = tiny.groups(6)
+    start = offsets(groups)
+    reference = Reference("made", torch.arange(start[-1], dtype=torch.float64), start)
+    assert start[-1] == sum(len(s.ids) - s.start for g in groups for s in g.sequences)
+    for items in ([4, 0, 3], [5], list(range(6))):
+        batch = collate([groups[i] for i in items], items)
+        expected = [n for i in items for n in range(start[i], start[i + 1])]
+        assert reference.of(batch).tolist() == expected
+        assert len(expected) == len(batch.target_N)
+
+
+def test_the_identity_is_of_weights_tokens_dtype_and_engine():
+    groups, model = tiny.groups(3), tiny.model("llama")
+    name = identity(weights_hash(model), groups, torch.float32, engine)
+    assert name == identity(weights_hash(tiny.model("llama")), tiny.groups(3), torch.float32, engine)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nextafter(model.lm_head.weight[0, 0], torch.tensor(1.0))  # one bit of one weight
+    others = [
+        identity(weights_hash(model), groups, torch.float32, engine),
+        identity(weights_hash(tiny.model("llama")), groups[::-1], torch.float32, engine),
+        identity(weights_hash(tiny.model("llama")), groups, torch.bfloat16, engine),
+    ]
+    assert len({name, *others}) == 4
+
+
+def test_a_store_is_read_back_to_the_bit_and_only_by_its_name(tmp_path):
+    groups = tiny.groups(3)
+    kept = Reference("a" * 64, numbers(tiny.model("llama"), groups), offsets(groups))
+    store(tmp_path, kept)
+    found = stored(tmp_path, "a" * 64, groups)
+    assert torch.equal(found.value, kept.value)
+    assert found.start == kept.start
+    assert stored(tmp_path, "b" * 64, groups) is None
+    with pytest.raises(RunError, match="damaged"):  # the same file name, but another identity inside
+        stored(tmp_path, "a" * 16 + "b" * 48, groups)
+    with pytest.raises(RunError, match="damaged"):
+        stored(tmp_path, "a" * 64, groups[:2])
+
+
+@pytest.mark.parametrize("at", [0, 8, 40, -40, -1])
+def test_no_byte_of_a_store_may_change(tmp_path, at):
+    groups = tiny.groups(3)
+    store(tmp_path, Reference("a" * 64, numbers(tiny.model("llama"), groups), offsets(groups)))
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    data[at] ^= 0x10
+    file.write_bytes(data)
+    with pytest.raises(RunError, match="damaged"):
+        stored(tmp_path, "a" * 64, groups)
+    file.write_bytes(bytes(data[: len(data) // 2]))
+    with pytest.raises(RunError, match="damaged"):
+        stored(tmp_path, "a" * 64, groups)
+
+
+def test_a_model_that_gives_no_numbers_is_no_reference():
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("inf")
+    with pytest.raises(TrainingError, match="not finite for one of made:"):
+        numbers(model, tiny.groups(3))
