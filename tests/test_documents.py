@@ -12,9 +12,10 @@ import tiny
 import winnow
 from winnow.batch import collate
 from winnow.data.records import Comparison, Completion, PreferenceGroup
-from winnow.data.render import Renderer
+from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import rows
 from winnow.objectives.scores import per_completion
+from winnow.objectives.table import preference
 
 # The example batch of the first document.
 CHOSEN = torch.tensor([-10.5, -12.1, -9.8, -11.0, -13.5, -10.1, -11.8, -12.5])
@@ -95,17 +96,30 @@ def test_the_worked_examples_loss_and_its_cross_entropy(example):
     labels = torch.tensor([-100] * 35 + list(chosen.ids[36:]))  # already shifted by one
     assert float(-logp_C[0] / 22) == pytest.approx(float(F.cross_entropy(logits[:-1], labels)), abs=1e-5)
     assert bool((logp_C < 0).all())  # one document returns the negative: its loss would teach the rejected answer
-    losses, rewards = winnow.preference_loss(logp_C, logp_C, torch.tensor([0]), torch.tensor([1]), 0.1)
+    losses, rewards = winnow.preference_loss(logp_C, logp_C.clone(), torch.tensor([0]), torch.tensor([1]), 0.1)
     assert float(losses) == pytest.approx(0.6931, abs=5e-5)
     assert rewards.tolist() == [0.0, 0.0]
 
 
-def test_scores_are_sums_not_means(gpt2):
-    """An answer twice as long with the same log-prob per token counts twice; the mean is another objective's."""
-    from winnow.objectives.table import preference
+def test_scores_are_sums_not_means():
+    """An answer twice as long with the same log-ratio per token counts twice; the mean is another objective's."""
+    long_and_short = RenderedGroup((TokenSequence((1, *[2] * 10), 1), TokenSequence((1, *[3] * 5), 1)), (Comparison(0, 1),), (None, None), "made")
+    batch = collate([long_and_short])
+    reference_N = torch.full((15,), -2.0, dtype=torch.float64)
+    policy_N = reference_N + 0.4  # log-ratios 4.0 and 2.0
+    assert float(preference("dpo", beta=0.5).total(policy_N, reference_N, batch)) == pytest.approx(math.log1p(math.exp(-0.5 * 2.0)), abs=1e-12)
+    assert float(preference("dpo_norm", beta=0.5).total(policy_N, reference_N, batch)) == pytest.approx(math.log(2), abs=1e-12)
 
-    assert not preference("dpo").mean
-    assert preference("dpo_norm").mean
+
+def test_only_the_answer_is_scored_and_padding_is_no_token(example):
+    """What stands in the prompt, or behind the end of a shorter row, has no slope; an end token inside an answer has one."""
+    batch = collate([example])
+    scored = [(int(batch.completion_N[n]), int(batch.position_T[batch.source_N[n]]) + 1) for n in range(len(batch.target_N))]
+    assert scored == [(c, t) for c, n in enumerate((58, 56)) for t in range(36, n)]
+    ids_CL, mask_CL = rows.padded_rows(batch)
+    assert mask_CL.sum(1).tolist() == [58, 56]
+    assert ids_CL[:, 55].tolist() == [36439, 50256]  # told apart by length: the end token of the shorter row is none of the padding
+    assert mask_CL[1, 55:].tolist() == [1, 0, 0]
 
 
 def test_higher_beta_keeps_the_policy_closer():

@@ -39,6 +39,17 @@ def test_plain_text_has_one_bos_and_scores_the_answer_and_its_end():
         assert not sequence.moved
 
 
+def test_no_padding_token_is_needed():
+    assert TEXT.pad_token_id is None
+    assert CHAT.pad_token_id is None
+
+
+def test_a_padding_token_that_is_eos_changes_nothing():
+    padded = tiny.tokenizer()
+    padded.pad_token = padded.eos_token
+    assert Renderer(padded).render(pair("hi", " yes", " no")) == Renderer(TEXT).render(pair("hi", " yes", " no"))
+
+
 def test_a_tokenizer_without_bos_gets_none():
     sequence = Renderer(BARE).render(pair("hi", " yes", " no")).sequences[0]
     assert BOS not in sequence.ids
@@ -57,6 +68,24 @@ def test_messages_go_through_the_template_and_end_where_it_says():
     assert decoded(CHAT, sequence.ids) == "<s><|system|>be kind<|end|>\n<|user|>hi<|end|>\n<|assistant|>yes<|end|>"
     assert decoded(CHAT, sequence.ids[sequence.start :]) == "yes<|end|>"  # not the template's newline behind it
     assert sequence.ids.count(BOS) == 1
+
+
+def test_tools_and_their_answers_go_through_the_template():
+    knows = tiny.tokenizer(template="{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}" + tiny.TEMPLATE)
+    tools = ({"type": "function", "function": {"name": "clock"}},)
+    prompt = chat(("system", "be kind"), ("user", "when?"), ("assistant", "I look"), ("tool", "noon"))
+    sequence = Renderer(knows).render(pair(prompt, chat(("assistant", "at noon")), chat(("assistant", "no")), tools)).sequences[0]
+    head = "[clock]<s><|system|>be kind<|end|>\n<|user|>when?<|end|>\n<|assistant|>I look<|end|>\n<|tool|>noon<|end|>\n<|assistant|>"
+    assert decoded(knows, sequence.ids) == f"{head}at noon<|end|>"
+    assert decoded(knows, sequence.ids[sequence.start :]) == "at noon<|end|>"  # not the turn the assistant had before
+    assert tuple(Renderer(knows).prompt_ids(prompt, tools)) == sequence.ids[: sequence.start]
+
+
+def test_a_template_given_beside_the_tokenizer_comes_first():
+    group = pair(chat(("user", "hi")), chat(("assistant", "yes")), chat(("assistant", "no")))
+    assert Renderer(TEXT, chat_template=tiny.TEMPLATE).render(group) == Renderer(CHAT).render(group)
+    other = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+    assert decoded(CHAT, Renderer(CHAT, chat_template=other).render(group).sequences[0].ids) == "hi<|end|>yes<|end|>"
 
 
 def test_a_template_without_end_token_ends_with_eos():
@@ -105,6 +134,18 @@ def test_what_a_tokenizer_must_have():
         Renderer(strict).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
 
 
+def test_noncharacters_that_stand_for_special_tokens_are_refused():
+    with pytest.raises(DataError) as caught:
+        Renderer(TEXT).render(pair("a\ufdd0", "b", "c"))
+    assert "U+FDD0" in str(caught.value.problems[0])
+
+
+def test_a_template_that_rewrites_an_answer_it_does_not_end_is_refused():
+    loud = tiny.tokenizer(template="{% for m in messages %}{{ m['content'] | upper }} {% endfor %}")
+    with pytest.raises(DataError, match="changes the answer's text and writes no end token"):
+        Renderer(loud).render(pair(chat(("user", "HI")), chat(("assistant", "yes")), chat(("assistant", "no"))))
+
+
 def test_a_template_that_rewrites_the_prompt_is_refused():
     odd = tiny.tokenizer(template="{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}")
     with pytest.raises(DataError, match="writes the prompt differently"):
@@ -119,6 +160,33 @@ def test_the_scored_tokens_are_the_answer(prompt, chosen, rejected):
     for sequence, answer in zip(Renderer(TEXT).render(pair(prompt, chosen, rejected)).sequences, (chosen, rejected)):
         assert TEXT.decode(sequence.ids[sequence.start : -1]) == answer
         assert TEXT.decode(sequence.ids[1 : sequence.start]) == prompt
+
+
+MERGED = [("b", "c"), ("a", "b"), ("bc", "bc"), ("c", "a"), ("ab", "Ġ")]
+
+
+def test_tokens_that_are_cut_again_inside_the_prompt_stay_the_prompts():
+    """`ab` is one token, `abc` is a + bc: a still belongs to the prompt, bc holds the boundary and is scored."""
+    for bos in (True, False):
+        merging = tiny.tokenizer(bos=bos, merges=MERGED)
+        sequence = Renderer(merging).render(pair("ab", "c", "x")).sequences[0]
+        assert merging.convert_ids_to_tokens(sequence.ids)[bos:] == ["a", "bc", "</s>"]
+        assert (sequence.start, sequence.moved) == (1 + bos, True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("abc é", max_size=8), st.text("abc é", min_size=1, max_size=8))
+def test_with_merges_the_scored_tokens_are_the_answer_or_begin_inside_the_prompt(prompt, answer):
+    merging = tiny.tokenizer(merges=MERGED)
+    sequence = Renderer(merging).render(pair(prompt, answer, answer + "x")).sequences[0]
+    assert list(sequence.ids) == [BOS, *merging(prompt + answer, add_special_tokens=False)["input_ids"], EOS]
+    if sequence.moved:
+        scored, first = merging.decode(sequence.ids[sequence.start : -1]), merging.decode(sequence.ids[sequence.start + 1 : -1])
+        assert len(first) < len(answer) < len(scored)  # the first scored token, and no other, spans the boundary
+        assert scored.endswith(answer)
+    else:
+        assert merging.decode(sequence.ids[1 : sequence.start]) == prompt
+        assert merging.decode(sequence.ids[sequence.start : -1]) == answer
 
 
 def test_a_merge_across_the_boundary_is_scored_and_counted(shared_data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
 TEMPLATE = "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
-def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
-    """A random model of a family, in eval mode."""
+def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, experts: str | None = None, **changes: Any) -> Any:
+    """A random model of a family, in eval mode. `experts`: how its experts are computed ("eager" can do float64)."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
-    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    kind = {"experts_implementation": experts} if experts else {}
+    return AutoModelForCausalLM.from_config(config, **kind).to(dtype).eval()
 
 
-def tokenizer(*, bos: bool = True, template: str | None = None) -> PreTrainedTokenizerFast:
-    """Byte-level, no merges: 256 bytes and a few special tokens. `bos`: written before plain text."""
+def tokenizer(*, bos: bool = True, template: str | None = None, merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level: 256 bytes, a few special tokens, and merges across words too. `bos`: written before plain text."""
     special = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>"]
-    ids = {name: i for i, name in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    inner = Tokenizer(models.BPE(ids, merges=[]))
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    ids = {name: i for i, name in enumerate(words)}
+    inner = Tokenizer(models.BPE(ids, merges=list(merges)))
     inner.add_special_tokens(special)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     inner.decoder = decoders.ByteLevel()
     if bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])

@@ -156,7 +156,11 @@ class Renderer:
             self.end_id(chat=True)
             if not self._template_ends:  # a template without end token: the answer ends where its content ends
                 content = turns[-1].content.strip()
-                text = text[: text.rindex(content) + len(content)]
+                at = text.rfind(content)
+                if at < 0:
+                    why = "it changes the answer's text and writes no end token, so the answer's end cannot be found"
+                    raise DataError("the chat template cannot be used", [Problem(group.where, "messages", why, "use a template that ends each turn")])
+                text = text[: at + len(content)]
         return text
 
     def _apply(self, turns: tuple[Message, ...], tools: tuple[Any, ...], prompting: bool, where: str = "") -> str:
