@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 import tiny
 from winnow.batch import collate
 from winnow.engine import rows
+from winnow.objectives.scores import per_completion
 from winnow.objectives.table import preference
 
 
@@ -84,6 +88,14 @@ def test_slopes_carry_the_whole_gradient_of_a_loss():
 
     rows.backward(model, batch, slope)
     assert_gradients(model, expected, 2e-7)  # label probabilities are float32 in a batch
+
+
+def test_shapes_in_signatures_are_executed():
+    batch = collate(tiny.groups(1))
+    with pytest.raises(TypeCheckError):
+        per_completion(torch.zeros(1, len(batch.target_N)), batch)
+    with pytest.raises(TypeCheckError):
+        dataclasses.replace(batch, pair_M2=torch.zeros(2, 3, dtype=torch.long))
 
 
 def test_the_company_of_a_group_changes_nothing():

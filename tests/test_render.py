@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 import tiny
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, demonstration
@@ -152,7 +153,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused():
         Renderer(odd).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
 def test_the_scored_tokens_are_the_answer(prompt, chosen, rejected):
     if chosen == rejected or any("\ud800" <= c <= "\udfff" or c in "\ufdd0\ufdd1" for c in prompt + chosen + rejected):
@@ -174,7 +175,17 @@ def test_tokens_that_are_cut_again_inside_the_prompt_stay_the_prompts():
         assert (sequence.start, sequence.moved) == (1 + bos, True)
 
 
-@settings(max_examples=200, deadline=None)
+def test_a_token_that_ends_at_the_boundary_is_the_prompts():
+    """A tokenizer that looks ahead: `ab` is one token, `abc` is a + b + c. Only c is the answer."""
+    ahead = tiny.tokenizer(merges=[("a", "b")])
+    words = pre_tokenizers.Split(Regex("ab(?!c)|."), "isolated")
+    ahead.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    sequence = Renderer(ahead).render(pair("ab", "c", "x")).sequences[0]
+    assert ahead.convert_ids_to_tokens(sequence.ids) == ["<s>", "a", "b", "c", "</s>"]
+    assert (sequence.start, sequence.moved) == (3, True)
+
+
+@settings(max_examples=200)
 @given(st.text("abc é", max_size=8), st.text("abc é", min_size=1, max_size=8))
 def test_with_merges_the_scored_tokens_are_the_answer_or_begin_inside_the_prompt(prompt, answer):
     merging = tiny.tokenizer(merges=MERGED)

@@ -63,6 +63,8 @@ def test_packing_keeps_every_group_within_the_budget(many, tokens):
     packed = pack(made, tokens)
     assert sorted(i for part in packed for i in part) == list(range(len(made)))
     assert packed == pack(made, tokens)
+    longest = [max(len(s.ids) for s in made[i].sequences) for part in packed for i in part]
+    assert longest == sorted(longest, reverse=True)  # the largest micro-batch comes first: memory fails at once or never
     for part in packed:
         assert len(part) == 1 or cost([made[i] for i in part]) <= tokens
 

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 
+torch.set_num_threads(1)  # the models are tiny: threads only wait for each other
+
 SHAPE = {
     "vocab_size": 97,
     "hidden_size": 32,

@@ -126,7 +126,7 @@ def enable_checkpointing(model: Any) -> None:
     flagged = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     if not flagged:
         raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
-    layers = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer._gradient_checkpointing_func = _calm(layer, layer._gradient_checkpointing_func)
     for module in layers or flagged:
