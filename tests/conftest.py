@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -17,6 +18,14 @@ TENSORS = ["batch", "models", "engine", "objectives", "train", "sample", "measur
 install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")  # every annotated shape is executed
 settings.register_profile("winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is timed: machines are shared
 settings.load_profile("winnow")
+
+
+@pytest.fixture(autouse=True)
+def _gradual_underflow():
+    """Loading a model on the CPU switches subnormal floats off for the whole process; hypothesis needs them back."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def test_identical_pairs() -> None:
 
 
 def test_soft_labels_margins_prompts_and_shape() -> None:
-    groups = [pair(1, probability=0.5), pair(2, probability=0.3), pair(3, margin=-1), pair(4, prompt=" "), triple(5, []), thumb(6, "a", True)]
+    groups = [pair(1, probability=0.5), pair(2, probability=0.3), pair(3, margin=-1.0), pair(4, prompt=" "), triple(5, []), thumb(6, "a", True)]
     assert rows("ties", groups) == ("f:1",)
     assert rows("unlikely_winner", groups) == ("f:2",)
     assert rows("negative_margin", groups) == ("f:3",)
@@ -227,4 +227,4 @@ def test_split_depends_on_the_seed_and_on_nothing_else() -> None:
     assert first != other
     # a change here would move rows between training and evaluation of runs that are resumed
     assert [group.prompt for group in first[1]] == ["5", "31", "36", "52", "54", "77", "84", "95", "96", "99"]
-    assert split_by_prompt(groups, 0, 0) == (groups, [])
+    assert split_by_prompt(groups, 0.0, 0) == (groups, [])
