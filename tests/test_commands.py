@@ -148,6 +148,36 @@ def test_lora_without_a_value_is_the_default_adapter(world, tmp_path, call):
     assert (code, "loaded again" in said) == (0, True)
 
 
+# ---------------------------------------------------------------- trackers, devices
+
+
+def test_tensorboard_gets_every_row_once_also_from_a_resumed_run(world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"trackers": ["tensorboard"], "eval_data": [str(world / "held.jsonl")], "save_every": 2}
+    run = runs.dpo(world, tmp_path / "run", **settings)
+    rows = read_jsonl(run.metrics)
+    for path in (run.report_json, run.checkpoints / "step_6" / "manifest.json"):
+        path.unlink()  # as if it was killed after step 5: it resumes at step 4
+    (run.checkpoints / "step_6").rename(run.checkpoints / "step_6.tmp-killed")
+    runs.dpo(world, tmp_path / "run", **settings)
+    seen = EventAccumulator(str(run.root / "tensorboard"))
+    seen.Reload()
+    for name in ("loss", "rewards/margins", "eval_loss", "kl"):
+        assert [(event.step, pytest.approx(event.value)) for event in seen.Scalars(name)] == [(row["step"], row[name]) for row in rows if name in row]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--trackers", "wandb"), "wandb is not installed"), (("--device", "cuda:7"), "device 'cuda:7' cannot be used"), (("--device", "abacus"), "abacus")],
+)
+def test_what_the_machine_lacks_is_said_before_anything_is_written(world, tmp_path, call, monkeypatch, words, said):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, error = call(*runs.line("dpo", world, tmp_path / "run"), *words)
+    assert (code, said in error) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 # ---------------------------------------------------------------- bad rows
 
 
@@ -160,7 +190,7 @@ def test_a_bad_row_stops_with_its_place_and_nothing_is_written(world, tmp_path, 
     assert f"{bad}:2:{len(good) + 6}: not JSON" in error
     assert f"{bad}:3" in error
     assert "chosen" in error
-    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"lock"}
+    assert not (tmp_path / "run").exists()
     code, _, error = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1)
     assert (code, f"{bad}:2:{len(good) + 6}" in error) == (2, True)
     code, said, _ = call("check", "--model", world / "model", "--data", bad, "--batch-size", 1, "--on-bad-row", "skip")

@@ -32,11 +32,12 @@ FLOORS = [
     ["batch", "models", "engine.api", "engine.rows"],
     ["objectives.losses", "objectives.scores", "objectives.table"],
     ["train.metrics", "train.optim", "train.checkpoint", "train.reference", "train.memory", "train.start", "train.step", "train.loop"],
-    ["sample", "score", "measures.heldout", "measures.winrate"],
+    ["sample", "score", "measures.heldout", "measures.winrate", "measures.drift"],
     ["plots", "symptoms", "headline", "report"],
     [
         "recipes.world",
         "recipes.record",
+        "recipes.samples",
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",

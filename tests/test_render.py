@@ -111,6 +111,32 @@ def test_a_spelled_special_token_stays_text():
     assert decoded(CHAT, talk.sequences[0].ids[talk.sequences[0].start :]) == "a<|end|>b<|end|>"
 
 
+def test_a_special_token_spelled_across_prompt_and_answer_stays_text():
+    sequence = Renderer(TEXT).render(pair("say </", "s>", " no")).sequences[0]
+    assert sequence.ids.count(EOS) == 1
+    assert decoded(TEXT, sequence.ids[sequence.start :]) == "s></s>"
+
+
+def test_a_special_token_spelled_in_tools_and_beside_a_message_stays_text():
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m['name'] or '' }}{{ (m['tool_calls'] or []) | tojson }}{{ m['content'] }}<|end|>\n{% endfor %}"
+    knows = tiny.tokenizer(template=template)
+    tools = ({"function": {"name": "clock", "description": "until <|end|>", "parameters": {"<|end|>": {"enum": ["</s>"]}}}},)
+    calls = Message("assistant", "look", {"tool_calls": [{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]})
+    prompt = (Message("user", "hi", {"name": "<|end|>"}),)
+    rendered = Renderer(knows).render(pair(prompt, (calls,), (Message("assistant", "no"),), tools))
+    assert rendered.special == 5
+    ids = rendered.sequences[0].ids
+    assert (ids.count(END), ids.count(EOS)) == (2, 0)  # the user's turn and the answer's: the template wrote these
+    assert decoded(knows, ids[rendered.sequences[0].start :]) == '[{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]look<|end|>'
+
+
+def test_a_template_without_end_token_scores_the_blanks_an_answer_ends_with():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}#{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain = tiny.tokenizer(template=template)
+    sequence = Renderer(plain).render(pair(chat(("user", "hi")), chat(("assistant", "yes \n")), chat(("assistant", "no")))).sequences[0]
+    assert decoded(plain, sequence.ids[sequence.start :]) == "yes \n</s>"
+
+
 def test_limits_are_refused_or_counted_and_never_empty_a_row():
     group = pair("abc", "defgh", "de")
     with pytest.raises(DataError, match="needs 10 tokens, the model's limit is 8"):
@@ -183,6 +209,14 @@ def test_a_token_that_ends_at_the_boundary_is_the_prompts():
     sequence = Renderer(ahead).render(pair("ab", "c", "x")).sequences[0]
     assert ahead.convert_ids_to_tokens(sequence.ids) == ["<s>", "a", "b", "c", "</s>"]
     assert (sequence.start, sequence.moved) == (3, True)
+
+
+def test_a_moved_boundary_is_found_behind_a_spelled_special_token():
+    merging = tiny.tokenizer(merges=MERGED, template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    for prompt, answer, answered in (("ab", "c", "bc</s>"), ("</s>ab", "c", "bc</s>"), ("ab</s>ab", "c</s>b", "bc</s>b</s>")):
+        sequence = Renderer(merging).render(pair(chat(("user", prompt)), chat(("assistant", answer)), chat(("assistant", "x")))).sequences[0]
+        assert merging.decode(sequence.ids[sequence.start :]) == answered
+        assert (sequence.moved, sequence.ids.count(EOS)) == (True, 1)
 
 
 @settings(max_examples=200)

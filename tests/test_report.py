@@ -74,7 +74,9 @@ def healthy() -> list[dict[str, Any]]:
             rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
             rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25}
         if step % 10 == 0:
-            rows.append({"step": step, "eval_loss": 0.6931 - 0.2 * done, "eval_rewards/accuracies": 0.75 * (step > 0), "kl": 2.5 * done})
+            rows.append(
+                {"step": step, "eval_loss": 0.6931 - 0.2 * done, "eval_rewards/accuracies": 0.75 * (step > 0), "kl": 2.5 * done, "length/sampled": 18.0 + done}
+            )
             rows[-1] |= {"eval_hard_loss": 0.7 - 0.1 * done, "eval_logratio/chosen": -0.06 * done, "eval_logratio/rejected": -0.19 * done}
     return rows
 
@@ -378,12 +380,13 @@ def test_symptoms_at_their_edges() -> None:
     assert "on hard rose from 0.6250 at step 30 to 0.8000" in codes(metrics=last(healthy(), "eval_hard_loss", 0.8, 1))[0][1]
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.3))[0][1].endswith("below chance.")
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
+    assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [("longer", "Answers after training are 1.40 times as long as before.")]
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
     assert codes(metrics=last(healthy(), "loss", 0.6931, 40)[:20]) == []  # too early to say
-    found = {"level": "error", "code": "length-bias", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
+    found = {"level": "warning", "code": "length_tokens", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
     assert codes(data=data(findings=[found | {"level": "note"}])) == []  # stands beside the data, not in the box
     told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))
-    assert told == [("length-bias", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
+    assert told == [("length_tokens", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
 
 
 def test_sft_is_not_asked_about_pairs() -> None:

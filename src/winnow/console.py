@@ -61,5 +61,5 @@ class Steps:
 
 
 QUIET = 10.0  # seconds between lines where there is no terminal
-SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "tokens_per_second": "tok/s"}
-FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "tok/s": "{:,.0f}"}
+SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "kl": "kl", "tokens_per_second": "tok/s"}
+FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "kl": "{:.2f}", "tok/s": "{:,.0f}"}

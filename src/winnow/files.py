@@ -107,6 +107,7 @@ class RunFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._made = False  # whether `create` made the folder
         self.config = self.root / "config.yaml"
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
@@ -129,6 +130,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder, or say why it cannot be written, before anything is loaded."""
+        self._made = not self.root.exists()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
@@ -139,7 +141,11 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer per run folder; the kernel lets go of the lock when the process dies, however it dies."""
+        """One writer per run folder; the kernel lets go of the lock when the process dies, however it dies.
+
+        A run that was refused before it wrote anything leaves nothing behind. (Removing a lock file that is held is safe:
+        FileLock looks for a file that was removed under it, and takes the next one.)
+        """
         holder = self.root / "lock.json"
         lock = FileLock(self.root / "lock")
         try:
@@ -152,4 +158,8 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
+            if list(self.root.iterdir()) == [Path(lock.lock_file)]:
+                Path(lock.lock_file).unlink()
+                if self._made:
+                    self.root.rmdir()
             lock.release()

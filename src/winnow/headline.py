@@ -111,7 +111,7 @@ def _run_cards(run: Run) -> list[Card]:
     for side in ("chosen", "rejected"):
         if series := points(rows, f"logratio/{side}"):
             found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
-    if series := points(rows, "kl") or points(rows, "eval_kl"):
+    if series := points(rows, "kl"):
         found.append(Card("KL", number(series[-1][1]), "nats per answer, to the reference"))
     if speed := points(rows, "tokens_per_second"):
         found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))

@@ -85,6 +85,7 @@ PANELS = (
     Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
     Panel("KL to the reference", "Nats per answer, on the policy's own samples.", ("kl",), None, 0.0, "own samples"),
     Panel("Length", "Tokens per answer in the batches.", ("length/chosen", "length/rejected")),
+    Panel("Length of own answers", "Tokens the policy writes, at most 128. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
     Panel("Entropy", "Nats per token: how open the next word still is.", ("entropy",)),
     Panel("Gradient norm", "Before clipping; the fine line is where it clips.", ("grad_norm",), None, 0.0),
     Panel("Learning rate", "A pure function of the step.", ("learning_rate",), None, 0.0, "rate", smooth=False),
@@ -111,7 +112,7 @@ def _lines(panel: Panel, run: Mapping[str, Any], index: int, *, alone: bool) -> 
         role = metric.partition("/")[2] if len(panel.metrics) > 1 else ""
         colour = ("c1", "c2")[side] if alone else RUN_INKS[index % len(RUN_INKS)]
         if series := _series(rows, metric):
-            marker = "" if alone and metric != "kl" else MARKERS[index % len(MARKERS)]
+            marker = "" if alone and panel.label != "own samples" else MARKERS[index % len(MARKERS)]
             long = panel.smooth and len(series) >= SMOOTH_FROM
             found.append(Line(series, run["name"], role or panel.label, colour, ("solid", "dashed")[side], marker, long, long and alone))
         for place, (title, key) in enumerate(_evaluations(rows, metric)):

@@ -120,7 +120,7 @@ def clipped(run: Run) -> Sign | None:
 
 def length_bias(run: Run) -> Sign | None:
     """Winners longer (or shorter) than losers; silent where the doctor has said so already."""
-    if any(finding.get("code") == "length-bias" for finding in _findings(run)):
+    if any(str(finding.get("code")).startswith("length_") and finding.get("level") == "warning" for finding in _findings(run)):
         return None
     mean = {side: _mean(run, f"length/{side}") for side in ("chosen", "rejected")}
     low, high = sorted(mean.values())
@@ -133,7 +133,8 @@ def length_bias(run: Run) -> Sign | None:
 
 def longer(run: Run) -> Sign | None:
     """Answers grew while training."""
-    ratio = run["summary"].get("length_ratio")
+    series = points(run["metrics"], "length/sampled")
+    ratio = run["summary"].get("length_ratio", series[-1][1] / max(series[0][1], 1.0) if series else None)
     if ratio is None or ratio <= LONGER:
         return None
     return Sign("longer", f"Answers after training are {ratio:.2f} times as long as before.", "Compare with --objective dpo_norm, or a higher beta.")
@@ -166,7 +167,7 @@ def collapse(run: Run) -> Sign | None:
 
 def far(run: Run) -> Sign | None:
     """The policy has gone far from the reference."""
-    series = points(run["metrics"], "kl") or points(run["metrics"], "eval_kl")
+    series = points(run["metrics"], "kl")
     kl = run["summary"].get("kl", series[-1][1] if series else None)
     if kl is None or kl <= FAR:
         return None
@@ -201,7 +202,7 @@ SYMPTOMS = {
     "stuck": Symptom("a loss that never moves", (PAIRS, "loss"), stuck),
     "clipped": Symptom("clipping", ("grad_norm",), clipped),
     "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias),
-    "longer": Symptom("answers growing longer", ("summary:length_ratio",), longer),
+    "longer": Symptom("answers growing longer", ("*length",), longer),
     "chance": Symptom("accuracy at chance", ("eval_rewards/accuracies",), chance),
     "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse),
     "far": Symptom("distance from the reference", ("*kl",), far),
@@ -215,7 +216,8 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     known = {key for row in run["metrics"] for key, value in row.items() if value is not None}
     known |= {f"summary:{key}" for key in run["summary"]} | {f"data:{key}" for key, value in (run["data"] or {}).items() if value}
     known |= {"eval_*loss" for key in known if key.startswith("eval_") and key.endswith("loss")}
-    known |= {"*kl" for key in known if key in ("kl", "eval_kl", "summary:kl")}
+    known |= {"*kl" for key in known if key in ("kl", "summary:kl")}
+    known |= {"*length" for key in known if key in ("length/sampled", "summary:length_ratio")}
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
     signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
     signs += [

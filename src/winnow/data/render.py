@@ -8,8 +8,9 @@ or EOS; it is scored, because it ends the answer. Text in the data that spells a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from winnow.data.records import Comparison, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
@@ -39,6 +40,15 @@ class RenderedGroup:
     labels: tuple[bool | None, ...]
     where: str
     special: int = 0  # texts in the data that spell a special token; they are encoded as plain text
+
+
+class _Piece(NamedTuple):
+    """A part of a text: where it begins and ends in it, the words meant, and whether special tokens in them are only spelled."""
+
+    begin: int
+    end: int
+    words: str
+    spelled: bool
 
 
 class Renderer:
@@ -87,12 +97,12 @@ class Renderer:
                     problems.append(Problem(group.where, "comparisons", f"winner and loser are {why}", "raise --max-length, or --on-bad-row skip"))
         if problems:
             raise DataError(f"{group.where}: cannot be scored", problems)
-        special = head.count(_OPEN) + sum(self._guard(m).count(_OPEN) for c in group.completions for m in _contents(c.text))
-        return RenderedGroup(tuple(sequences), group.comparisons, tuple(c.label for c in group.completions), group.where, special)
+        return RenderedGroup(tuple(sequences), group.comparisons, tuple(c.label for c in group.completions), group.where, self._spellings(group))
 
     def prompt_ids(self, prompt: Text, tools: tuple[Any, ...] = ()) -> tuple[int, ...]:
         """The prompt alone, ready to be answered."""
-        group = PreferenceGroup(prompt, (), (), tools)
+        group = PreferenceGroup(prompt, (), (), tools, "prompt")
+        self._refuse_marks(group)
         return self._ids(self._text(prompt, (), group), chat=not isinstance(prompt, str))
 
     def end_id(self, chat: bool) -> int:
@@ -101,7 +111,7 @@ class Renderer:
             return int(self.tokenizer.eos_token_id)
         if self._end is None:
             tail = self._apply((Message("user", "a"), Message("assistant", _PROBE)), (), False).rpartition(_PROBE)[2]
-            ends = [i for i in self._encode(tail) if i in self._special_ids]
+            ends = [i for i in self._ids(tail, chat=True) if i in self._special_ids]
             self._end = ends[0] if ends else int(self.tokenizer.eos_token_id)
             self._template_ends = bool(ends)
         return self._end
@@ -112,7 +122,7 @@ class Renderer:
         if not full.startswith(head):
             return "the chat template writes the prompt differently when an answer follows -> use a template whose generation prompt is a prefix"
         ids = list(self._ids(full, chat=chat))
-        start, moved = self._boundary(head, prompt_ids, full, ids)
+        start, moved = self._boundary(head, prompt_ids, full, ids, chat)
         if start == 0:
             return "the prompt has no tokens, so nothing predicts the answer's first one -> give a prompt, or a tokenizer that writes BOS"
         end = self.end_id(chat)
@@ -132,36 +142,34 @@ class Renderer:
             del ids[self.limit :]
         return TokenSequence(tuple(ids), start, cut, moved)
 
-    def _boundary(self, head: str, prompt_ids: tuple[int, ...], full: str, ids: list[int]) -> tuple[int, bool]:
+    def _boundary(self, head: str, prompt_ids: tuple[int, ...], full: str, ids: list[int], chat: bool) -> tuple[int, bool]:
         """Index of the first scored token, and whether a merge moved it: the token that contains the boundary is scored."""
         shared = 0
         while shared < min(len(prompt_ids), len(ids)) and prompt_ids[shared] == ids[shared]:
             shared += 1
         if shared == len(prompt_ids):
             return shared, False
-        if self.tokenizer.is_fast and _OPEN not in full:  # tokens re-cut inside the prompt still belong to it
-            offsets = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            shift = len(ids) - len(offsets)
-            while shared < len(ids) and offsets[shared - shift][1] <= len(head):
+        if self.tokenizer.is_fast:  # tokens re-cut inside the prompt still belong to it
+            ends = self._ends(full, chat)
+            shift = len(ids) - len(ends)
+            while shared < len(ids) and ends[shared - shift] <= len(head):
                 shared += 1
         return shared, True
 
     def _text(self, prompt: Text, completion: Text, group: PreferenceGroup) -> str:
-        """Prompt (and completion, unless it is ()) as one string, special-token spellings in it marked."""
+        """Prompt (and completion, unless it is ()) as one string; in a chat, special-token spellings of the data are marked."""
         if isinstance(prompt, str):
-            return self._guard(prompt) + (self._guard(completion) if isinstance(completion, str) else "")
-        turns = tuple(Message(m.role, self._guard(m.content), m.extra) for m in (*prompt, *completion) if isinstance(m, Message))
-        text = self._apply(turns, group.tools, not completion, group.where)
+            return prompt + (completion if isinstance(completion, str) else "")
+        turns = tuple(self._marked(m) for m in (*prompt, *completion) if isinstance(m, Message))
+        text = self._apply(turns, tuple(self._guard(tool) for tool in group.tools), not completion, group.where)
         if completion:
             self.end_id(chat=True)
             if not self._template_ends:  # a template without end token: the answer ends where its content ends
-                content = turns[-1].content.strip()
-                at = text.rfind(content)
-                if at < 0:
-                    why = "it changes the answer's text and writes no end token, so the answer's end cannot be found"
-                    raise DataError("the chat template cannot be used", [Problem(group.where, "messages", why, "use a template that ends each turn")])
-                text = text[: at + len(content)]
+                text = text[: _end_of(turns[-1].content, text, group.where)]
         return text
+
+    def _marked(self, message: Message) -> Message:
+        return Message(self._guard(message.role), self._guard(message.content), self._guard(message.extra))
 
     def _apply(self, turns: tuple[Message, ...], tools: tuple[Any, ...], prompting: bool, where: str = "") -> str:
         if not self.template:
@@ -177,20 +185,45 @@ class Renderer:
             raise DataError("the chat template refused a dialogue", [Problem(where, "messages", str(error))]) from error
 
     def _ids(self, text: str, *, chat: bool) -> tuple[int, ...]:
-        return (*(() if chat else self._leading), *self._encode(text))
+        ids = [] if chat else list(self._leading)
+        for piece in self._pieces(text, chat):
+            ids += self.tokenizer(piece.words, add_special_tokens=False, split_special_tokens=piece.spelled)["input_ids"]
+        return tuple(ids)
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for i, part in enumerate(_MARK.split(text)):  # odd parts: the number of a spelled special token
-            if part:
-                words = self._special[int(part)] if i % 2 else part
-                ids += self.tokenizer(words, add_special_tokens=False, split_special_tokens=bool(i % 2))["input_ids"]
-        return ids
+    def _ends(self, text: str, chat: bool) -> list[int]:
+        """Where in `text` each token of `_ids` ends, but for those before the text."""
+        ends: list[int] = []
+        for piece in self._pieces(text, chat):
+            made = self.tokenizer(piece.words, add_special_tokens=False, split_special_tokens=piece.spelled, return_offsets_mapping=True)
+            marked = chat and piece.spelled  # a mark is longer or shorter than its words, and stands on one side of the boundary
+            ends += [piece.end if marked else piece.begin + end for _, end in made["offset_mapping"]]
+        return ends
 
-    def _guard(self, text: str) -> str:
-        if self._spelled is None:
-            return text
-        return self._spelled.sub(lambda match: f"{_OPEN}{self._special.index(match.group())}{_CLOSE}", text)
+    def _pieces(self, text: str, chat: bool) -> Iterator[_Piece]:
+        """A template's text: what it wrote, and between it the special tokens that the data only spells. Plain text: one piece."""
+        if not chat:
+            yield _Piece(0, len(text), text, True)
+            return
+        at = 0
+        for mark in _MARK.finditer(text):
+            if mark.start() > at:
+                yield _Piece(at, mark.start(), text[at : mark.start()], False)
+            yield _Piece(mark.start(), mark.end(), self._special[int(mark[1])], True)
+            at = mark.end()
+        if at < len(text):
+            yield _Piece(at, len(text), text[at:], False)
+
+    def _guard(self, value: Any) -> Any:
+        """Marks for special-token spellings in text, and in every text inside lists and objects (keys too)."""
+        if isinstance(value, str):
+            return self._spelled.sub(lambda match: f"{_OPEN}{self._special.index(match.group())}{_CLOSE}", value) if self._spelled else value
+        if isinstance(value, Mapping):
+            return {self._guard(key): self._guard(part) for key, part in value.items()}
+        return [self._guard(part) for part in value] if isinstance(value, list) else value
+
+    def _spellings(self, group: PreferenceGroup) -> int:
+        """How often the data of a group spells a special token."""
+        return sum(len(self._spelled.findall(text)) for text in _texts_of(group)) if self._spelled else 0
 
     def _leading_ids(self) -> tuple[int, ...]:
         """What the tokenizer writes before plain text: BOS, or nothing."""
@@ -202,10 +235,35 @@ class Renderer:
         raise ModelError("the tokenizer encodes a text differently with and without special tokens")
 
     def _refuse_marks(self, group: PreferenceGroup) -> None:
-        for text in (group.prompt, *(c.text for c in group.completions)):
-            if any(_OPEN in part or _CLOSE in part for part in _contents(text)):
-                raise DataError(f"{group.where}: cannot be scored", [Problem(group.where, "", "holds the Unicode noncharacter U+FDD0 or U+FDD1", "remove it")])
+        if any(_OPEN in text or _CLOSE in text for text in _texts_of(group)):
+            raise DataError(f"{group.where}: cannot be scored", [Problem(group.where, "", "holds the Unicode noncharacter U+FDD0 or U+FDD1", "remove it")])
 
 
-def _contents(text: Text) -> tuple[str, ...]:
-    return (text,) if isinstance(text, str) else tuple(message.content for message in text)
+def _texts_of(group: PreferenceGroup) -> Iterator[str]:
+    """Every text of a group: contents, roles, what stands beside them, tools."""
+    for text in (group.prompt, *(completion.text for completion in group.completions)):
+        if isinstance(text, str):
+            yield text
+        else:
+            yield from _texts_in([[turn.role, turn.content, turn.extra] for turn in text])
+    yield from _texts_in(list(group.tools))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value.keys(), *value.values()])
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts_in(part)
+
+
+def _end_of(content: str, text: str, where: str) -> int:
+    """Where the answer's content ends in a rendered dialogue; templates may strip it."""
+    for words in (content, content.strip()):
+        at = text.rfind(words)
+        if at >= 0:
+            return at + len(words)
+    why = "it changes the answer's text and writes no end token, so the answer's end cannot be found"
+    raise DataError("the chat template cannot be used", [Problem(where, "messages", why, "use a template that ends each turn")])

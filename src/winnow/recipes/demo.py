@@ -22,11 +22,10 @@ from winnow import models, report
 from winnow.config import DemoSettings, DPOSettings, Resolved, SFTSettings, resolve
 from winnow.console import Steps, console
 from winnow.data.pack import BUDGET
-from winnow.data.records import Completion, PreferenceGroup
-from winnow.data.render import RenderedGroup, Renderer
+from winnow.data.render import Renderer
 from winnow.engine import rows as engine
 from winnow.files import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from winnow.measures import heldout
+from winnow.measures import drift
 from winnow.measures.winrate import win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import dpo, sft, world
@@ -182,19 +181,11 @@ def _write_true_order(path: Path, prompts: Sequence[str], sampled: Sampled) -> N
 
 
 def _kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], sampled: Sampled) -> float:
-    """KL(policy || reference) in nats per answer: the mean log-ratio of the policy's own samples, which is unbiased."""
-    groups = []
+    """KL(policy || reference) in nats per answer, over the policy's own samples."""
     renderer = Renderer(policy.tokenizer)
-    for prompt, texts in zip(prompts, sampled.texts):
-        group = PreferenceGroup(prompt, tuple(Completion(text.removeprefix(prompt)) for text in texts))
-        groups.append(renderer.render(group))
-    policy_sums, reference_sums = (_sums(loaded, groups) for loaded in (policy, reference))
-    ratios = [a - b for mine, theirs in zip(policy_sums, reference_sums) for a, b in zip(mine, theirs)]
-    return math.fsum(ratios) / len(ratios)
-
-
-def _sums(loaded: LoadedModel, groups: list[RenderedGroup]) -> list[list[float]]:
-    return heldout.by_completion(compute(engine, loaded.model, groups, BUDGET, loaded.device, lambda n: None), groups)
+    groups = drift.as_groups([renderer.prompt_ids(prompt) for prompt in prompts], sampled.answers, renderer.end_id(chat=False))
+    ours, theirs = (compute(engine, loaded.model, groups, BUDGET, loaded.device, lambda n: None) for loaded in (policy, reference))
+    return drift.kl(ours, theirs, sum(len(group.sequences) for group in groups))
 
 
 def _accuracy(run: Path) -> float:

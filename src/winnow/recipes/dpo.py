@@ -13,7 +13,9 @@ RATE, ADAPTER_RATE = 5e-7, 5e-6
 def run(resolved: Resolved[DPOSettings], command: str = "") -> RunFolder:
     """Train on comparisons."""
     objective, resolved = chosen(resolved)
-    return train(with_rate(resolved, RATE, ADAPTER_RATE), "dpo", objective, command=command, reference_model=resolved.settings.reference)
+    settings = resolved.settings
+    resolved = with_rate(resolved, RATE, ADAPTER_RATE)
+    return train(resolved, "dpo", objective, command=command, reference_model=settings.reference, kl_samples=settings.kl_samples)
 
 
 def chosen(resolved: Resolved[DPOSettings]) -> tuple[Preference, Resolved[DPOSettings]]:

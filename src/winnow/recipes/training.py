@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from winnow import models, report
@@ -15,24 +16,22 @@ from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.engine import rows as engine
 from winnow.errors import DataError, RunError
-from winnow.files import RunFolder, read_json, read_jsonl, sha256_json, write_jsonl
+from winnow.files import RunFolder, read_json, sha256_json
 from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
-from winnow.recipes import record
-from winnow.sample import Sampling, sample
+from winnow.recipes import record, samples
 from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Progress
 from winnow.train.loop import Data, Plan, fit
-from winnow.train.metrics import MetricsFile
+from winnow.train.metrics import MetricsFile, Row, require
 from winnow.train.optim import Optimizer
-from winnow.train.reference import Reference
+from winnow.train.reference import Frozen, Reference
 from winnow.train.start import check_identity
 
-SHOWN_PROMPTS = 6
-SHOWN_TOKENS = 96
 
-
-def train(resolved: Resolved[Any], recipe: str, objective: Objective, *, command: str = "", reference_model: str | None = None) -> RunFolder:
+def train(
+    resolved: Resolved[Any], recipe: str, objective: Objective, *, command: str = "", reference_model: str | None = None, kl_samples: int = 0
+) -> RunFolder:
     """Run, or resume, or notice that it is finished. Raises before anything is loaded when settings or data cannot be used."""
     settings: TrainSettings = resolved.settings
     run = RunFolder(settings.out)
@@ -47,6 +46,8 @@ def train(resolved: Resolved[Any], recipe: str, objective: Objective, *, command
         renderer, train_set, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
         stop_on_errors(train_set, *held_out.values())
         resolved, plan = planned(resolved, train_set)
+        models.pick_device(settings.device)
+        require(settings.trackers)
         if checkpoint.saved(run.checkpoints):
             record.same_data(run, train_set)
         else:
@@ -60,7 +61,7 @@ def train(resolved: Resolved[Any], recipe: str, objective: Objective, *, command
             train=True,
             trust_remote_code=settings.trust_remote_code,
         )
-        _run(run, settings, plan, loaded, renderer, train_set, held_out, objective, reference_model)
+        _run(run, settings, plan, loaded, renderer, train_set, held_out, objective, reference_model, kl_samples)
     return run
 
 
@@ -135,6 +136,7 @@ def _run(
     held_out: dict[str, Dataset],
     objective: Objective,
     reference_model: str | None,
+    kl_samples: int,
 ) -> None:
     counts = models.parameter_counts(loaded.model)
     if settings.checkpointing:
@@ -157,12 +159,13 @@ def _run(
         reference={"identity": found[0].identity, "model": reference_model or settings.model} if found[0] else None,
     )
     record.say_head(loaded, counts, plan, settings, train_set, held_out)
+    probe = samples.probe(held_out, train_set, renderer)
+    besides = _drift(settings, loaded, reference_model, probe, kl_samples) if kl_samples and held_out else None
     progress = _restore(run, optimizer, identity)
-    probes = _probe_prompts(held_out, train_set)
     if progress.step == 0:
         if isinstance(objective, Preference) and data.reference is not None:
             _check_start(loaded, data, plan, objective, reference_model)
-        _take_samples(run, loaded, renderer, probes, train_set.chat, 0)
+        samples.write(run, loaded, renderer.tokenizer, probe, 0)
     metrics = MetricsFile(run.metrics, trackers=settings.trackers, resume_at=progress.step)
     with Steps("training", plan.steps, progress.step) as steps:
         progress = fit(
@@ -178,11 +181,12 @@ def _run(
             metrics=metrics,
             identity=identity,
             show=steps.show,
+            besides=besides,
         )
     if plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         optimizer.load_weights(checkpoint.load(run.checkpoints / f"step_{progress.best_step}").weights)
         console.print(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
-    _take_samples(run, loaded, renderer, probes, train_set.chat, progress.step)
+    samples.write(run, loaded, renderer.tokenizer, probe, progress.step)
     models.save(loaded.model, renderer.tokenizer, run.model)
     report.write(run.root)
     console.print(f"model:  {run.model}\nreport: {run.report_html}")
@@ -220,6 +224,21 @@ def _references(
     return found
 
 
+def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None, probe: samples.Probe, count: int) -> Callable[[int], Row]:
+    """What an evaluation measures on the policy's own samples. To be called while the policy still is what training starts from."""
+    start = Frozen(loaded.model) if reference_model is None else None
+
+    @contextmanager
+    def reference() -> Iterator[LoadedModel]:
+        if start is not None:
+            with start.inside(loaded.model):
+                yield loaded
+        else:
+            yield models.load(str(reference_model), dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+
+    return samples.drift_from(reference, loaded, probe, count, settings.seed)
+
+
 def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Preference, reference_model: str | None) -> None:
     if reference_model is not None:
         console.print(f"reference: {safe(reference_model)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
@@ -244,28 +263,3 @@ def _restore(run: RunFolder, optimizer: Optimizer, identity: dict[str, Any]) -> 
     optimizer.load_state(kept.optimizer)
     console.print(f"resumed at step {kept.progress.step}")
     return kept.progress
-
-
-def _probe_prompts(held_out: dict[str, Dataset], train_set: Dataset) -> list[tuple[int, ...]]:
-    """The first few distinct prompts of the held-out data (of the training data where there is none)."""
-    source = next(iter(held_out.values()), train_set)
-    prompts = dict.fromkeys(group.sequences[0].ids[: group.sequences[0].start] for group in source.groups)
-    return list(prompts)[:SHOWN_PROMPTS]
-
-
-def _take_samples(run: RunFolder, loaded: LoadedModel, renderer: Renderer, prompts: list[tuple[int, ...]], chat: bool, step: int) -> None:
-    """Greedy answers to the probe prompts, beside those of step 0."""
-    room = max(1, min(SHOWN_TOKENS, (renderer.limit or 10**9) - max(map(len, prompts))))
-    answers = sample(loaded, prompts, Sampling(renderer.end_id(chat), max_new_tokens=room, temperature=0.0))
-    decode = renderer.tokenizer.decode
-    rows = [
-        {
-            "step": step,
-            "index": i,
-            "prompt": decode(prompt, skip_special_tokens=True),
-            "completion": decode(answer[0].ids, skip_special_tokens=True),
-            "finished": answer[0].finished,
-        }
-        for i, (prompt, answer) in enumerate(zip(prompts, answers))
-    ]
-    write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)

@@ -71,16 +71,18 @@ def fit(
     metrics: MetricsFile,
     identity: Mapping[str, Any],
     show: Callable[[Row], None],
+    besides: Callable[[int], Row] | None,
 ) -> Progress:
     """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
 
     evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
+    besides: what else an evaluation measures, by step (it runs only where there are evaluations).
     """
     device = next(model.parameters()).device
     stream = batches(data.shares, plan.batch_size, plan.seed, progress.cursor)
     if progress.step == 0 and evaluations:
         row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
-        metrics.write(row)
+        metrics.write(row | (besides(0) if besides else {}))
     while progress.step < plan.steps:
         began = time.perf_counter()
         items, cursor = next(stream)
@@ -98,6 +100,7 @@ def fit(
         if evaluations and due(progress.step, plan.eval_every, plan.steps):
             row, after = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
             best, progress = plan.save_best and after.best_step != progress.best_step, after
+            row |= besides(progress.step) if besides else {}
             metrics.write(row)
             show(row)
         if best or due(progress.step, plan.save_every, plan.steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ class MetricsFile:
         self.path = path
         kept = [row for row in read_jsonl(path) if row["step"] <= resume_at] if resume_at else []
         write_jsonl(path, kept)
-        self.sinks = [TRACKERS[name](path.parent) for name in trackers]
+        self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Append one row; numbers that are not finite become null, because JSON has no others."""
@@ -49,18 +50,19 @@ class MetricsFile:
 Sink = Callable[[Mapping[str, float | int], int], None]
 
 
-def _import(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise SettingsError(f"trackers: {name} is not installed", remedy=f"pip install 'winnow-lm[{name}]'") from error
+def require(trackers: Sequence[str]) -> None:
+    """Raises SettingsError for a tracker that is not installed: before a run has begun, not after its reference pass."""
+    for name in trackers:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise SettingsError(f"trackers: {name} is not installed", remedy=f"pip install {name} (or 'winnow-lm[{name}]')") from error
 
 
-def _tensorboard(run: Path) -> Sink:
-    _import("tensorboard")
+def _tensorboard(run: Path, resume_at: int) -> Sink:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / "tensorboard"))
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at + 1 if resume_at else None)
 
     def sink(row: Mapping[str, float], step: int) -> None:
         for name, value in row.items():
@@ -70,16 +72,21 @@ def _tensorboard(run: Path) -> Sink:
     return sink
 
 
-def _wandb(run: Path) -> Sink:
-    wandb = _import("wandb")
-    session = wandb.init(project="winnow", name=run.name, dir=str(run), id=run.name, resume="allow")
+def _wandb(run: Path, resume_at: int) -> Sink:
+    wandb: Any = __import__("wandb")
+    session = wandb.init(project="winnow", name=run.name, dir=str(run), id=_id(run), resume="allow")
     return lambda row, step: session.log(dict(row), step=step)
 
 
-def _trackio(run: Path) -> Sink:
-    trackio = _import("trackio")
-    trackio.init(project="winnow", name=run.name, resume="allow")
+def _trackio(run: Path, resume_at: int) -> Sink:
+    trackio: Any = __import__("trackio")
+    trackio.init(project="winnow", name=f"{run.name}-{_id(run)}", resume="allow")
     return lambda row, step: trackio.log(dict(row), step=step)
 
 
-TRACKERS: dict[str, Callable[[Path], Sink]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+def _id(run: Path) -> str:
+    """The same for the same folder, another for a folder of the same name elsewhere: a resumed run finds itself, and only itself."""
+    return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]
+
+
+TRACKERS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

@@ -7,7 +7,8 @@ another identity is never read; a damaged one is an error.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,33 @@ class Reference:
         """The batch's N reference log-probs, in its order, on its device."""
         parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
         return torch.cat(parts).to(batch.target_N.device)
+
+
+class Frozen:
+    """The trainable weights as they are now, kept on the CPU: for a reference that must score fresh samples later on.
+
+    They change places with the model's own for a moment, tensor by tensor, so no second model is in memory.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """`model` with these weights; afterwards its own again, bit for bit."""
+        self._exchange(model)
+        try:
+            yield
+        finally:
+            self._exchange(model)
+
+    def _exchange(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if p.requires_grad:
+                    own = p.detach().cpu().clone()
+                    p.copy_(self.weights[name])
+                    self.weights[name] = own
 
 
 def offsets(groups: Sequence[RenderedGroup]) -> tuple[int, ...]:

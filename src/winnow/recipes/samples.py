@@ -1,0 +1,85 @@
+"""What the policy itself says while it is trained: answers for the report, and how far they have gone from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from winnow.data.dataset import Dataset
+from winnow.data.pack import budget
+from winnow.data.render import RenderedGroup, Renderer
+from winnow.engine import rows as engine
+from winnow.files import RunFolder, read_jsonl, write_jsonl
+from winnow.measures import drift
+from winnow.models import LoadedModel
+from winnow.sample import Sampling, sample
+from winnow.train.metrics import Row
+from winnow.train.reference import compute
+
+SHOWN = 6  # prompts whose answers stand in the report
+LONGEST = 128  # tokens of an answer
+
+ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts to be answered while training goes on, how long an answer may be, and the token that ends it."""
+
+    prompts: list[tuple[int, ...]]
+    room: int
+    end: int
+
+
+def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer) -> Probe:
+    """The distinct prompts of the first held-out set (of the training data where there is none) that leave room for an answer."""
+    source = next(iter(held_out.values()), train_set)
+    room = LONGEST if renderer.limit is None else max(1, min(LONGEST, renderer.limit // 2))
+    prompts = dict.fromkeys(group.sequences[0].ids[: group.sequences[0].start] for group in source.groups)
+    fitting = [prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit]
+    return Probe(fitting, room, renderer.end_id(train_set.chat))
+
+
+def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:
+    """The most likely answers to the first few prompts, into samples.jsonl beside those of earlier steps."""
+    prompts = asked.prompts[:SHOWN]
+    answers = sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, temperature=0.0))
+    rows = [
+        {
+            "step": step,
+            "index": i,
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+            "completion": tokenizer.decode(answer[0].ids, skip_special_tokens=True),
+            "finished": answer[0].finished,
+        }
+        for i, (prompt, answer) in enumerate(zip(prompts, answers))
+    ]
+    write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
+
+
+def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int) -> Callable[[int], Row]:
+    """step -> `kl` to the reference in nats per answer and `length/sampled`, over the policy's answers to `count` prompts.
+
+    The same random numbers at every step, so that what changes is the policy.
+    """
+    prompts = asked.prompts[:count]
+    how = Sampling(asked.end, max_new_tokens=asked.room, seed=seed)
+
+    def measure(step: int) -> Row:
+        answers = sample(loaded, prompts, how)
+        groups = drift.as_groups(prompts, answers, asked.end)
+        if not groups:
+            return {}
+        policy = _scores(loaded, groups)
+        with reference() as other:
+            theirs = _scores(other, groups)
+        lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
+        return {"kl": drift.kl(policy, theirs, len(groups)), "length/sampled": sum(lengths) / len(groups)}
+
+    return measure
+
+
+def _scores(loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
+    return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)
