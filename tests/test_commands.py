@@ -148,6 +148,23 @@ def test_lora_without_a_value_is_the_default_adapter(world, tmp_path, call):
     assert (code, "loaded again" in said) == (0, True)
 
 
+def test_brackets_in_a_name_are_no_markup(trained, tmp_path, call):
+    code, said, _ = call("report", trained.root, "--out", tmp_path / "[red] page.html")
+    assert (code, "[red] page.html" in said) == (0, True)
+    assert (tmp_path / "[red] page.html").exists()
+
+
+def test_weights_that_would_do_nothing_are_refused(world, tmp_path, call):
+    for words in (
+        ("dpo", "--data", world / "train.jsonl", "--eval-data", f"{world / 'held.jsonl'}@2", "--out", tmp_path / "run"),
+        ("eval", "--data", f"{world / 'held.jsonl'}@2"),
+    ):
+        code, _, error = call(words[0], "--model", world / "model", *words[1:])
+        assert (code, "leave @2 away" in error) == (2, True)
+    code, _, error = call("dpo", "--model", world / "model", "--data", f"{world / 'train.jsonl'}@0.01", "--out", tmp_path / "run")
+    assert (code, "24 rows at weight 0.01 are less than one an epoch" in error) == (2, True)
+
+
 # ---------------------------------------------------------------- trackers, devices
 
 

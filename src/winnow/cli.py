@@ -155,9 +155,9 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
 def report(runs: tuple[str, ...], out: Path) -> None:
     """One page from one or more run folders, side by side."""
     from winnow import report as pages
-    from winnow.console import console
+    from winnow.console import safe, say
 
-    console.print(f"report: {pages.page(runs, out)}")
+    say(f"report: {safe(pages.page(runs, out))}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

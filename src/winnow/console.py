@@ -17,10 +17,16 @@ console = Console(highlight=False)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def safe(text: str, limit: int = 2000) -> str:
-    """Foreign text for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
+def safe(foreign: object, limit: int = 2000) -> str:
+    """Foreign text (rows, answers, names of files) for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
+    text = str(foreign)
     shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
     return escape(_CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", shown))
+
+
+def say(text: str) -> None:
+    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole."""
+    console.print(text, soft_wrap=True)
 
 
 class Steps:
@@ -57,7 +63,7 @@ class Steps:
             self.bar.update(self.task, completed=self.done, figures=text)
         elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
             self.spoken = time.monotonic()
-            console.print(f"{self.label} {self.done}/{self.total}  {text}", soft_wrap=True)
+            say(f"{self.label} {self.done}/{self.total}  {text}")
 
 
 QUIET = 10.0  # seconds between lines where there is no terminal

@@ -14,7 +14,7 @@ from winnow.data.records import PreferenceGroup, demonstration
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.data.split import split_by_prompt
 from winnow.data.stream import Share
-from winnow.errors import DataError, Problem
+from winnow.errors import DataError, Problem, SettingsError
 from winnow.files import sha256_json
 
 Kind = Literal["preference", "demonstration", "any"]
@@ -54,7 +54,7 @@ def prepare(
     Raises DataError when a row cannot be used (unless on_bad_row is skip), when too much is cut, when nothing is left, or
     when a pair stands on both sides.
     """
-    parts = [_read(spec, settings, kind) for spec in specs]
+    parts = [_read(spec, settings, kind, mixed=kind != "any") for spec in specs]
     if fraction:
         sides = [split_by_prompt(part.texts, fraction, seed) for part in parts]
         aside = [_Part(part.loaded, right, {}, []) for part, (_, right) in zip(parts, sides)]
@@ -63,10 +63,15 @@ def prepare(
             part.dropped["set aside for evaluation"] = len(right)
         evaluations = {"eval_": aside}
     else:
-        each = [[_read(spec, settings, kind)] for spec in held_out]
+        each = [[_read(spec, settings, kind, mixed=False)] for spec in held_out]
         evaluations = {_prefix(part[0].loaded.name, len(each)): part for part in each}
         if len(evaluations) != len(each):
             raise DataError("two evaluation sets have the same name", remedy="rename one file: its name is the metric's name")
+    for part in parts:
+        if part.texts and not round(len(part.texts) * part.loaded.weight):
+            raise DataError(
+                f"{part.loaded.name}: {len(part.texts):,} rows at weight {part.loaded.weight:g} are less than one an epoch", remedy="a higher weight"
+            )
     train = _finish(parts, renderer, settings, [text for side in evaluations.values() for part in side for text in part.texts])
     return train, {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}
 
@@ -79,8 +84,10 @@ def fingerprint(groups: Sequence[RenderedGroup]) -> str:
     return digest.hexdigest()
 
 
-def _read(spec: str, settings: DataSettings, kind: Kind) -> _Part:
+def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Part:
     loaded = sources.load(spec, as_=settings.as_, limit=settings.limit)
+    if loaded.weight != 1 and not mixed:
+        raise SettingsError(f"{spec}: a weight mixes training data; held-out rows are all measured, once", remedy=f"leave @{loaded.weight:g} away")
     dropped: dict[str, int] = {}
     _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, dropped)
     texts = loaded.groups

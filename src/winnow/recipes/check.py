@@ -9,7 +9,7 @@ from rich.text import Text
 
 from winnow import models
 from winnow.config import CheckSettings, Resolved, parse_lora
-from winnow.console import console, safe
+from winnow.console import console, safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.render import Renderer, TokenSequence
 from winnow.recipes import dpo, sft
@@ -36,10 +36,10 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     for group in train_set.groups[:SHOWN_GROUPS]:
         for k, sequence in enumerate(group.sequences[:2]):
             console.print(Text(f"{group.where}, completion {k}: ", style="dim") + _lint(renderer, sequence))
-    console.print("[dim]grey: prompt; green: scored; reverse: end token[/]")
+    say("[dim]grey: prompt; green: scored; reverse: end token[/]")
     findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
     for name, finding in findings:
-        console.print(
+        say(
             f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}: {safe(finding.message)}"
             + (f" -> {safe(finding.remedy)}" if finding.remedy else "")
         )
@@ -90,7 +90,7 @@ def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
     memory = estimate(config, total, trainable, plan.tokens, 2 if half else 4, settings)
     account = train_set.account
     per_step = account["comparisons"] / len(train_set.groups) * plan.batch_size
-    console.print(f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
-    console.print(f"rate: {plan.schedule} from {plan.lr:g} after {plan.warmup} steps of warm-up")
+    say(f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
+    say(f"rate: {plan.schedule} from {plan.lr:g} after {plan.warmup} steps of warm-up")
     parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "logits"))
-    console.print(f"memory on {device}: about {memory.total / 2**30:.2f} GiB (MiB: {parts}); if it does not fit: {memory.advice()}")
+    say(f"memory on {device}: about {memory.total / 2**30:.2f} GiB (MiB: {parts}); if it does not fit: {memory.advice()}")

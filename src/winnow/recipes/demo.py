@@ -20,7 +20,7 @@ from rich.table import Table
 
 from winnow import models, report
 from winnow.config import DemoSettings, DPOSettings, Resolved, SFTSettings, resolve
-from winnow.console import Steps, console
+from winnow.console import Steps, console, safe, say
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
@@ -107,7 +107,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     train, held_out = (_sample(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
     flipped = _write_preferences(root / "preferences.jsonl", prompts[:PROMPTS], train, seed)
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
-    console.print(f"{flipped:.1%} of the labels contradict the true order, as people's would")
+    say(f"{flipped:.1%} of the labels contradict the true order, as people's would")
     console.rule("3 of 4  DPO: learn what is preferred", align="left")
     dpo.run(
         resolve(
@@ -248,4 +248,4 @@ def _say(summary: dict[str, Any], out: RunFolder) -> None:
     table.add_row("a sentiment word 3 times or more", "", f"{s['repeated']:.1%}")
     table.add_row("sentiment words in use", "", f"{s['words_in_use']:.0f}")
     console.print(table)
-    console.print(f"{s['seconds']:.0f} seconds. Report: {out.report_html}")
+    say(f"{s['seconds']:.0f} seconds. Report: {safe(out.report_html)}")

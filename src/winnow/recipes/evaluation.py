@@ -13,7 +13,7 @@ from torch import Tensor
 
 from winnow import models
 from winnow.config import EvalSettings, Resolved
-from winnow.console import Steps, console
+from winnow.console import Steps, console, safe, say
 from winnow.data.dataset import Dataset, prepare
 from winnow.data.pack import budget
 from winnow.data.render import Renderer
@@ -86,7 +86,7 @@ def _loss(objective: Preference, data: Dataset, policy: Tensor, reference: Tenso
 
 
 def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any], compared: bool) -> None:
-    table = Table(title=f"{settings.model} on {', '.join(settings.data)}", title_justify="left", box=None)
+    table = Table(title=safe(f"{settings.model} on {', '.join(settings.data)}"), title_justify="left", box=None)
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval")
@@ -96,9 +96,9 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any],
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.4f}", f"{low:.4f} to {high:.4f}" if low is not None else "")
     console.print(table)
     if compared and settings.reference is None:
-        console.print("no reference: give --reference for loss, implicit rewards and their accuracy")
+        say("no reference: give --reference for loss, implicit rewards and their accuracy")
     elif compared:
-        console.print(f"loss: {objective.name} at beta {objective.beta:g}, reference {settings.reference}")
+        say(f"loss: {objective.name} at beta {objective.beta:g}, reference {safe(settings.reference)}")
 
 
 def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
@@ -116,4 +116,4 @@ def _write(out: Path, settings: EvalSettings, objective: Preference, summary: di
         "data": data.account,
     }
     write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}})
-    console.print(f"written: {out / 'report.json'} and {out / 'rows.jsonl'}")
+    say(f"written: {safe(out / 'report.json')} and {safe(out / 'rows.jsonl')}")

@@ -9,7 +9,7 @@ import torch
 from winnow import models
 from winnow.batch import collate
 from winnow.config import ExportSettings, Resolved
-from winnow.console import console
+from winnow.console import safe, say
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows as engine
 from winnow.errors import ModelError, RunError
@@ -43,7 +43,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
             f"{settings.out}: the saved model differs from the live one: a token's log-prob by {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
-    console.print(f"saved: {settings.out}; loaded again, log-probs differ by at most {difference:.1e} nats")
+    say(f"saved: {safe(settings.out)}; loaded again, log-probs differ by at most {difference:.1e} nats")
     return settings.out
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from winnow import models
 from winnow.config import GenerateSettings, Resolved
-from winnow.console import console, safe
+from winnow.console import console, safe, say
 from winnow.data.records import Message, Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
@@ -36,7 +36,7 @@ def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
         console.print(table)
     if settings.out is not None:
         write_jsonl(settings.out, rows)
-        console.print(f"written: {settings.out}")
+        say(f"written: {safe(settings.out)}")
     return rows
 
 

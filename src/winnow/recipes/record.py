@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from winnow.config import Resolved, TrainSettings
-from winnow.console import console, safe
+from winnow.console import safe, say
 from winnow.data.dataset import Dataset
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_atomic, write_json
@@ -90,12 +90,12 @@ def say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: 
     account, weight = train_set.account, next(loaded.model.parameters())
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
     kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
-    console.print(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}")
-    console.print(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
+    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}")
+    say(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():
-        console.print(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
+        say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
     memory = estimate(loaded.model.config, counts["total"], counts["trainable"], plan.tokens, weight.element_size(), settings)
-    console.print(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, about {memory.total / 2**30:.1f} GiB")
+    say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, about {memory.total / 2**30:.1f} GiB")
     for finding in train_set.findings:
         if finding.level == "warning":
-            console.print(f"[yellow]{finding.code}:[/] {safe(finding.message)}")
+            say(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

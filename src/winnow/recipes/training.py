@@ -9,7 +9,7 @@ from typing import Any
 
 from winnow import models, report
 from winnow.config import Resolved, TrainSettings, parse_lora
-from winnow.console import Steps, console, safe
+from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, prepare, stop_on_errors
 from winnow.data.pack import budget
 from winnow.data.render import Renderer
@@ -40,7 +40,7 @@ def train(
         if run.started:
             record.same_settings(run, resolved)
             if run.finished:
-                console.print(f"{run.root}: already finished (report: {run.report_html}); nothing to do")
+                say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
                 return run
         asked = record.asked(resolved)
         renderer, train_set, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
@@ -185,11 +185,11 @@ def _run(
         )
     if plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         optimizer.load_weights(checkpoint.load(run.checkpoints / f"step_{progress.best_step}").weights)
-        console.print(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
+        say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     samples.write(run, loaded, renderer.tokenizer, probe, progress.step)
     models.save(loaded.model, renderer.tokenizer, run.model)
     report.write(run.root)
-    console.print(f"model:  {run.model}\nreport: {run.report_html}")
+    say(f"model:  {safe(run.model)}\nreport: {safe(run.report_html)}")
 
 
 def _references(
@@ -241,19 +241,19 @@ def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | 
 
 def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Preference, reference_model: str | None) -> None:
     if reference_model is not None:
-        console.print(f"reference: {safe(reference_model)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
+        say(f"reference: {safe(reference_model)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
         return
     batch = data.micro_batches(range(min(4, len(data.groups))), plan.tokens, loaded.device)[0]
     assert data.reference is not None
     seen = check_identity(loaded.model, batch, objective=objective, reference=data.reference, engine=engine)
-    console.print(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
+    say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
 
 
 def _restore(run: RunFolder, optimizer: Optimizer, identity: dict[str, Any]) -> Progress:
     """Progress of the newest intact checkpoint, its state put back; the start where there is none."""
     kept, complaints = checkpoint.latest(run.checkpoints)
     for complaint in complaints:
-        console.print(f"[yellow]passed over:[/] {safe(complaint)}")
+        say(f"[yellow]passed over:[/] {safe(complaint)}")
     if kept is None:
         return Progress()
     changed = [name for name, value in identity.items() if kept.identity.get(name) != value]
@@ -261,5 +261,5 @@ def _restore(run: RunFolder, optimizer: Optimizer, identity: dict[str, Any]) -> 
         raise RunError(f"{run.root}: cannot be resumed: {', '.join(changed)} changed since the checkpoint", remedy="choose another --out")
     optimizer.load_weights(kept.weights)
     optimizer.load_state(kept.optimizer)
-    console.print(f"resumed at step {kept.progress.step}")
+    say(f"resumed at step {kept.progress.step}")
     return kept.progress
