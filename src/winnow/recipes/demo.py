@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -156,28 +156,32 @@ def _sample(loaded: LoadedModel, prompts: Sequence[str], seed: int) -> Sampled:
 
 
 def _write_preferences(path: Path, prompts: Sequence[str], sampled: Sampled, seed: int) -> float:
-    """All six pairs of four answers, each labelled once by Bradley-Terry; the share that contradicts the true order."""
+    """All pairs of a prompt's answers, each labelled once by Bradley-Terry; the share that contradicts the true order."""
     rng = random.Random(f"labels {seed}")
     rows, labels, flips = [], 0, 0
-    for prompt, texts, rewards in zip(prompts, sampled.texts, sampled.rewards):
+    for prompt, completions, rewards in _said(prompts, sampled):
         comparisons = []
-        for i, j in combinations(range(K), 2):
+        for i, j in combinations(range(len(completions)), 2):
             winner, loser = (i, j) if world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
             comparisons.append({"winner": winner, "loser": loser})
             labels += rewards[i] != rewards[j]
             flips += rewards[winner] < rewards[loser]
-        rows.append({"prompt": prompt, "completions": [text.removeprefix(prompt) for text in texts], "comparisons": comparisons})
+        rows.append({"prompt": prompt, "completions": completions, "comparisons": comparisons})
     write_jsonl(path, rows)
     return flips / labels
 
 
 def _write_true_order(path: Path, prompts: Sequence[str], sampled: Sampled) -> None:
     """Held-out pairs in the true order, without noise; true ties are no pairs."""
-    rows = [
-        {"prompt": p, "completions": [text.removeprefix(p) for text in texts], "scores": rewards}
-        for p, texts, rewards in zip(prompts, sampled.texts, sampled.rewards)
-    ]
-    write_jsonl(path, rows)
+    write_jsonl(path, [{"prompt": prompt, "completions": texts, "scores": rewards} for prompt, texts, rewards in _said(prompts, sampled)])
+
+
+def _said(prompts: Sequence[str], sampled: Sampled) -> Iterator[tuple[str, list[str], list[float]]]:
+    """(prompt, completions, their true rewards), without the rare answer that ends before its first word."""
+    for prompt, texts, rewards in zip(prompts, sampled.texts, sampled.rewards):
+        spoken = [(text.removeprefix(prompt), reward) for text, reward in zip(texts, rewards) if text.removeprefix(prompt).strip()]
+        if len(spoken) > 1:
+            yield prompt, [text for text, _ in spoken], [reward for _, reward in spoken]
 
 
 def _kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], sampled: Sampled) -> float:
