@@ -30,7 +30,16 @@ from winnow.config import (
 )
 from winnow.errors import SettingsError, WinnowError
 
-PANELS = {"model": "Model", "data": "Data", "objective": "Objective", "amount": "Amount", "optimizer": "Optimizer", "run": "Run"}
+PANELS = {
+    "needed": "Needed",
+    "model": "Model",
+    "data": "Data",
+    "objective": "Objective",
+    "amount": "Amount",
+    "optimizer": "Optimizer",
+    "run": "Run",
+    "file": "Settings file",
+}
 
 
 class Command(click.RichCommand):
@@ -46,8 +55,8 @@ class Command(click.RichCommand):
             raise SettingsError(f"command line: {unknown(self.settings, name)}") from None
 
 
-def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str, positional: str = "") -> Command:
-    """A subcommand with one option per setting; only what was typed is passed on, so origins stay true."""
+def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str, example: str, positional: str = "") -> Command:
+    """A subcommand with one option per setting, panel by panel; only what was typed is passed on, so origins stay true."""
 
     def call(config: Path | None, **typed: Any) -> None:
         given = {key: value for key, value in typed.items() if value is not None and value != ()}
@@ -55,28 +64,30 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
         line = shlex.join(["winnow", *sys.argv[1:]])
         run(resolve(kind, given, file=config), line)
 
-    params: list[click.Parameter] = [
-        click.RichOption(
-            ["--config"],
-            type=click.Path(path_type=Path),
-            help="a YAML file of these settings, e.g. a run's config.yaml; options given here win",
-            panel="Settings file",
-        )
-    ]
-    params += [_option(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
+    fields = [(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
+    fields.sort(key=lambda named: list(PANELS).index(_group(named[1])))
+    params: list[click.Parameter] = [_option(field_name, field) for field_name, field in fields]
+    file = "a YAML file of these settings, e.g. a run's config.yaml; options given here win"
+    params.append(click.RichOption(["--config"], type=click.Path(path_type=Path), help=file, panel=PANELS["file"]))
     if positional:
         params.append(click.RichArgument([positional], metavar="RUN"))
-    made = Command(name=name, callback=call, params=params, help=help, no_args_is_help=kind is not DemoSettings)
+    made = Command(name=name, callback=call, params=params, help=help, epilog=f"Example: {example}", no_args_is_help=kind is not DemoSettings)
     made.settings = kind
     return made
 
 
-def _option(field_name: str, field: FieldInfo) -> click.RichOption:
+def _group(field: FieldInfo) -> str:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return "needed" if field.is_required() else str(extra["group"])
+
+
+def _option(field_name: str, field: FieldInfo) -> click.RichOption:
     name = field.alias or field_name
     flag = "--" + name.replace("_", "-")
-    shown: dict[str, Any] = {"help": _help(field), "panel": PANELS[str(extra.get("group", "run"))], "default": None}
+    shown: dict[str, Any] = {"help": _help(field), "panel": PANELS[_group(field)], "default": None}
     choices = _choices(field.annotation)
+    if name == "trust_remote_code":  # no file can ask for it, so there is nothing to take back
+        return click.RichOption([flag, name], is_flag=True, flag_value=True, type=bool, **shown)
     if field.annotation is bool:
         return click.RichOption([f"{flag}/--no-{flag[2:]}", name], **shown)
     if get_origin(field.annotation) is tuple:
@@ -87,10 +98,8 @@ def _option(field_name: str, field: FieldInfo) -> click.RichOption:
 
 
 def _help(field: FieldInfo) -> str:
-    if field.is_required():
-        return f"{field.description}  [required]"
     default = field.default
-    shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    shown = "" if field.is_required() or default in (None, ()) else f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
     return f"{field.description}{shown}"
 
 
@@ -149,9 +158,9 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
     demo.run(resolved, line)
 
 
-@click.command()
+@click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write  [required]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write")
 def report(runs: tuple[str, ...], out: Path) -> None:
     """One page from one or more run folders, side by side."""
     from winnow import report as pages
@@ -171,19 +180,54 @@ def cli() -> None:
 
 
 for made in (
-    command(DemoSettings, _demo, name="demo", help="The whole way in three minutes on a small world made here: SFT, preferences, DPO, evaluation, report."),
     command(
-        CheckSettings, _check, name="check", help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors."
+        DemoSettings,
+        _demo,
+        name="demo",
+        help="The whole way in three minutes on a small world made here: SFT, preferences, DPO, evaluation, report.",
+        example="winnow demo --out runs/demo",
     ),
-    command(SFTSettings, _sft, name="sft", help="Supervised fine-tuning on demonstrations, or on the preferred answers of preference data."),
-    command(DPOSettings, _dpo, name="dpo", help="Preference training: DPO and its family."),
-    command(EvalSettings, _eval, name="eval", help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison."),
-    command(GenerateSettings, _generate, name="generate", help="What did it learn to say? Also two models side by side."),
+    command(
+        CheckSettings,
+        _check,
+        name="check",
+        help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors.",
+        example="winnow check --model runs/sft --data pairs.jsonl --eval-fraction 0.1",
+    ),
+    command(
+        SFTSettings,
+        _sft,
+        name="sft",
+        help="Supervised fine-tuning on demonstrations, or on the preferred answers of preference data.",
+        example="winnow sft --model MODEL --data demonstrations.jsonl --eval-fraction 0.05 --out runs/sft",
+    ),
+    command(
+        DPOSettings,
+        _dpo,
+        name="dpo",
+        help="Preference training: DPO and its family. The reference is the model as it is before the first step.",
+        example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
+    ),
+    command(
+        EvalSettings,
+        _eval,
+        name="eval",
+        help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison.",
+        example="winnow eval --model runs/dpo --data held_out.jsonl --out runs/eval",
+    ),
+    command(
+        GenerateSettings,
+        _generate,
+        name="generate",
+        help="What did it learn to say? Also two models side by side.",
+        example="winnow generate --model runs/dpo --before runs/sft --prompts prompts.txt",
+    ),
     command(
         ExportSettings,
         _export,
         name="export",
         help="A plain transformers folder of RUN (or of a model), loaded again and compared with the live model.",
+        example="winnow export runs/dpo --out final --merge",
         positional="model",
     ),
     report,

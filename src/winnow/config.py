@@ -61,8 +61,8 @@ class DataSettings(Settings):
 class TrainSettings(ModelSettings, DataSettings):
     """What every trainer shares."""
 
-    data: tuple[str, ...] = setting(..., "file, folder or hub name (NAME:split); several with @weight, e.g. a.jsonl@2 b.jsonl@0.5", "data", min_length=1)
-    eval_data: tuple[str, ...] = setting((), "held-out sets, evaluated while training", "data")
+    data: tuple[str, ...] = setting(..., "file, folder or hub name (NAME:split); repeat it to mix several, with weights: --data a.jsonl@2 --data b.jsonl", "data", min_length=1)
+    eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
     epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0)
@@ -100,12 +100,16 @@ class TrainSettings(ModelSettings, DataSettings):
 class SFTSettings(TrainSettings):
     """winnow sft: supervised fine-tuning on demonstrations, or on the preferred completions of preference data."""
 
+    lr: float | None = setting(None, "peak learning rate; default: 2e-5, for an adapter 2e-4", "optimizer", gt=0)
+
 
 class DPOSettings(TrainSettings):
     """winnow dpo: preference training."""
 
+    lr: float | None = setting(None, "peak learning rate; default: 5e-7, for an adapter 5e-6", "optimizer", gt=0)
+
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] = setting("dpo", "which loss; docs/papers.md says when", "objective")
-    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: the objective's own", "objective", gt=0)
+    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: 0.1, for dpo_norm 5", "objective", gt=0)
     label_smoothing: float = setting(0.0, "cDPO: the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
     score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
     preset: Literal["paper", "zephyr", "tulu3", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
@@ -123,7 +127,7 @@ class CheckSettings(DPOSettings):
 class EvalSettings(ModelSettings, DataSettings):
     """winnow eval: held-out loss, accuracy with interval, margins, raw ranking accuracy."""
 
-    data: tuple[str, ...] = setting(..., "held-out sets", "data", min_length=1)
+    data: tuple[str, ...] = setting(..., "a held-out set; may be repeated", "data", min_length=1)
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
     beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0)
