@@ -61,7 +61,9 @@ class DataSettings(Settings):
 class TrainSettings(ModelSettings, DataSettings):
     """What every trainer shares."""
 
-    data: tuple[str, ...] = setting(..., "file, folder or hub name (NAME:split); repeat it to mix several, with weights: --data a.jsonl@2 --data b.jsonl", "data", min_length=1)
+    data: tuple[str, ...] = setting(
+        ..., "file, folder or hub name (NAME:split); repeat it to mix several, with weights: --data a.jsonl@2 --data b.jsonl", "data", min_length=1
+    )
     eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
