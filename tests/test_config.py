@@ -31,11 +31,11 @@ NEEDED = {"model": "M", "data": ["d.jsonl"], "out": "RUN"}
 
 # ---------------------------------------------------------------- no option without a reader
 
-TRAINING = ["recipes/training.py", "data/dataset.py", "train/memory.py"]
+TRAINING = ["recipes/training.py", "recipes/planning.py", "recipes/rendering.py", "data/dataset.py", "train/memory.py"]
 READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["recipes/dpo.py", *TRAINING],
-    EvalSettings: ["recipes/evaluation.py", "data/dataset.py"],
+    EvalSettings: ["recipes/evaluation.py", "recipes/rendering.py", "data/dataset.py"],
     GenerateSettings: ["recipes/generation.py"],
     ExportSettings: ["recipes/export.py"],
     DemoSettings: ["recipes/demo.py"],

@@ -210,21 +210,34 @@ def test_split_keeps_prompts_together_and_does_not_depend_on_order(prompts: list
     count = max(1, round(fraction * distinct))
     if count >= distinct:
         with pytest.raises(DataError, match="leaves none to train on"):
-            split_by_prompt(groups, fraction, seed)
+            split_by_prompt([groups], fraction, seed)
         return
-    train, held_out = split_by_prompt(groups, fraction, seed)
+    ((train, held_out),) = split_by_prompt([groups], fraction, seed)
     assert len({group.prompt for group in held_out}) == count
     assert not {group.prompt for group in train} & {group.prompt for group in held_out}
     assert sorted(group.where for group in train + held_out) == sorted(group.where for group in groups)
     assert [g.where for g in train] == [g.where for g in groups if g in train]
-    assert {g.prompt for g in split_by_prompt(groups[::-1], fraction, seed)[1]} == {g.prompt for g in held_out}
+    assert {g.prompt for g in split_by_prompt([groups[::-1]], fraction, seed)[0][1]} == {g.prompt for g in held_out}
 
 
 def test_split_depends_on_the_seed_and_on_nothing_else() -> None:
     groups = [pair(n, prompt=str(n)) for n in range(100)]
-    first, again, other = (split_by_prompt(groups, 0.1, seed) for seed in (0, 0, 1))
+    first, again, other = (split_by_prompt([groups], 0.1, seed)[0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
     # a change here would move rows between training and evaluation of runs that are resumed
     assert [group.prompt for group in first[1]] == ["5", "31", "36", "52", "54", "77", "84", "95", "96", "99"]
-    assert split_by_prompt(groups, 0.0, 0) == (groups, [])
+    assert split_by_prompt([groups], 0.0, 0) == [(groups, [])]
+
+
+@settings(deadline=None)
+@given(parts=st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=20), min_size=2, max_size=4), seed=st.integers(0, 9))
+def test_a_prompt_of_several_sources_stays_on_one_side(parts: list[list[int]], seed: int) -> None:
+    groups = [[pair(n, prompt=str(prompt)) for n, prompt in enumerate(part)] for part in parts]
+    if len({prompt for part in parts for prompt in part}) < 3:
+        return
+    sides = split_by_prompt(groups, 0.3, seed)
+    train, held_out = ({group.prompt for side in sides for group in side[which]} for which in (0, 1))
+    assert held_out
+    assert not train & held_out
+    assert [len(left) + len(right) for left, right in sides] == list(map(len, parts))

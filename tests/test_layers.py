@@ -38,6 +38,8 @@ FLOORS = [
         "recipes.world",
         "recipes.record",
         "recipes.samples",
+        "recipes.rendering",
+        "recipes.planning",
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",

@@ -59,7 +59,7 @@ def data(**train: Any) -> dict[str, Any]:
         "tokens": {"prompt": 4000, "scored": 6000, "cut": 0},
         "findings": [],
     }
-    return {"train": {**side, **train}, "eval": {**side, "comparisons": 100}}
+    return {"train": {**side, **train}, "eval": {"eval_": {**side, "comparisons": 120, "decided": 100}}}
 
 
 def healthy() -> list[dict[str, Any]]:
@@ -391,7 +391,7 @@ def test_symptoms_at_their_edges() -> None:
 
 def test_sft_is_not_asked_about_pairs() -> None:
     rows = [{"step": step, "loss": 5.0, "entropy": 4.0 if step < 20 else 0.1} for step in range(1, 41)]
-    signs, checked, unchecked = symptoms.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": None}})
+    signs, checked, unchecked = symptoms.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": {}}})
     assert (signs, checked) == ([], [])
     assert len(unchecked) == len(symptoms.SYMPTOMS)
 

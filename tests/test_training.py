@@ -291,8 +291,8 @@ def test_a_share_of_the_prompts_is_set_aside(world, tmp_path):
     rows = read_jsonl(run.metrics)
     assert rows[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
     data = read_json(run.root / "data.json")
-    assert data["train"]["used"] + data["eval"]["used"] == 24
-    assert data["eval"]["used"] == 6
+    assert data["train"]["used"] + data["eval"]["eval_"]["used"] == 24
+    assert data["eval"]["eval_"]["used"] == 6
 
 
 def test_smoothed_labels_reach_the_loss(world, tmp_path):

@@ -252,8 +252,11 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command resumes from the last checkpoint", err=True)
+        click.echo("interrupted: the same command goes on from the last checkpoint, or from the start where there is none yet", err=True)
         sys.exit(130)
+    except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
+        click.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+        sys.exit(1)
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +27,14 @@ def setting(default: Any, help: str, group: str, **limits: Any) -> Any:
 class Settings(BaseModel):
     """Base of all settings: frozen, and unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_several(cls, values: Any) -> Any:
+        """A single name where several may stand: `data: pairs.jsonl` is a list of one."""
+        several = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {name: (value,) if name in several and isinstance(value, str) else value for name, value in values.items()}
 
 
 class ModelSettings(Settings):
@@ -78,7 +85,7 @@ class TrainSettings(ModelSettings, DataSettings):
     clip: float | None = setting(1.0, "largest gradient norm; none for no clipping", "optimizer", gt=0)
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower", "model")
     lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
-    seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0)
+    seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0, lt=2**63)
     save_every: int = setting(100, "steps between checkpoints", "run", ge=1)
     keep: int = setting(2, "checkpoints kept (the best one is kept besides)", "run", ge=1)
     save_best: bool = setting(False, "model/ is the checkpoint with the lowest eval_loss of the first evaluation set, not the last", "run")
@@ -111,7 +118,7 @@ class DPOSettings(TrainSettings):
     lr: float | None = setting(None, "peak learning rate; default: 5e-7, for an adapter 5e-6", "optimizer", gt=0)
 
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] = setting("dpo", "which loss; docs/papers.md says when", "objective")
-    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: 0.1, for dpo_norm 5", "objective", gt=0)
+    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: 0.1, for dpo_norm 5", "objective", gt=0, le=1e6)
     label_smoothing: float = setting(0.0, "cDPO: the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
     score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
     preset: Literal["paper", "zephyr", "tulu3", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
@@ -132,7 +139,7 @@ class EvalSettings(ModelSettings, DataSettings):
     data: tuple[str, ...] = setting(..., "a held-out set; may be repeated", "data", min_length=1)
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
-    beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0)
+    beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0, le=1e6)
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
 
 
@@ -153,7 +160,7 @@ class GenerateSettings(ModelSettings):
     max_new_tokens: int = setting(256, "longest completion", "amount", ge=1)
     temperature: float = setting(1.0, "0 takes the most likely token", "amount", ge=0)
     top_p: float = setting(1.0, "sample from the smallest set of tokens with this probability", "amount", gt=0, le=1)
-    seed: int = setting(0, "of the sampling", "data", ge=0)
+    seed: int = setting(0, "of the sampling", "data", ge=0, lt=2**63)
     out: Path | None = setting(None, "also write the answers to this JSON-lines file", "run")
 
     @model_validator(mode="after")
@@ -174,7 +181,7 @@ class DemoSettings(Settings):
     """winnow demo: the whole way on a small world made here."""
 
     out: Path = setting(Path("runs/demo"), "a folder for the runs and the report", "run")
-    seed: int = setting(0, "of everything in it", "run", ge=0)
+    seed: int = setting(0, "of everything in it", "run", ge=0, lt=2**62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +298,16 @@ def unknown(kind: type[Settings], name: str) -> str:
     return f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
 
 
+def read_text(file: Path, what: str) -> str:
+    """The text of a file a setting names. Raises SettingsError."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{file}: {what} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: {what} is not UTF-8: byte {error.start}") from error
+
+
 def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:
     names = {field.alias or ours for ours, field in kind.model_fields.items()}
     if name not in names:
@@ -303,13 +320,14 @@ def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}") from error
+        values = yaml.safe_load(read_text(file, "the settings file")) or {}
     except yaml.YAMLError as error:
         raise SettingsError(f"{file}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: expected `name: value` lines, got {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise SettingsError(f"{file}: the name {name!r} is no text", remedy="YAML reads on, yes and bare numbers as values: put the name in quotes")
     return values
 
 

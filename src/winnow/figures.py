@@ -18,6 +18,18 @@ def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
     return sorted(found.items())
 
 
+def held_out(rows: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """(step, value) of a metric on held-out data: the only evaluation set, or the first of several."""
+    keys = [key for row in rows for key in row if key.startswith("eval_") and (key == f"eval_{name}" or key.endswith(f"_{name}"))]
+    return points(rows, keys[0]) if keys else []
+
+
+def decided(run: Mapping[str, Any]) -> int | None:
+    """How many comparisons the held-out accuracy was taken over: those of the first evaluation set that are no ties."""
+    accounts = (run["data"] or {}).get("eval") or {}
+    return next((account.get("decided") for account in accounts.values()), None)
+
+
 def recent(series: Points) -> float:
     """Mean of the last RECENT values."""
     tail = [value for _, value in series[-RECENT:]]

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,16 @@ class RunFolder:
         """Whether the run here came to its end: `report.json` is the last thing written."""
         return self.report_json.exists()
 
-    def create(self) -> None:
-        """Make the folder, or say why it cannot be written, before anything is loaded."""
+    def create(self, *, ours: Collection[str] = ("config.yaml", "data.json", "reference")) -> None:
+        """Make the folder, or say why it cannot be written, before anything is loaded.
+
+        A folder that holds something and is no run is refused: it may be a model, or somebody's data. `ours`: what a run that was
+        killed while it began may have left, or a store of reference log-probs put there.
+        """
+        if not self.started and self.root.is_dir():
+            foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours and not p.name.startswith((".", "lock")))
+            if foreign:
+                raise RunError(f"{self.root}: not a run folder, and not empty: it holds {', '.join(foreign[:5])}", remedy="choose a new --out")
         self._made = not self.root.exists()
         try:
             self.root.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.figures import number, percent, points, recent, signed, wilson
+from winnow.figures import RECENT, decided, held_out, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs, side by side."
     run = runs[0]
-    held, trained = points(run["metrics"], "eval_rewards/accuracies"), points(run["metrics"], "rewards/accuracies")
+    held, trained = held_out(run["metrics"], "rewards/accuracies"), points(run["metrics"], "rewards/accuracies")
     if held and held[-1][0] > 0:
         return f"Prefers the chosen answer in {percent(held[-1][1])} of held-out comparisons."
     if trained:
@@ -43,7 +43,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _loss_sentence(run: Run) -> str:
-    held, trained = points(run["metrics"], "eval_loss"), points(run["metrics"], "loss")
+    held, trained = held_out(run["metrics"], "loss"), points(run["metrics"], "loss")
     if len(held) > 1:
         return f"Held-out loss {'fell' if held[-1][1] < held[0][1] else 'rose'} from {number(held[0][1])} to {number(held[-1][1])}."
     if trained:
@@ -97,16 +97,21 @@ def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
 
 def _run_cards(run: Run) -> list[Card]:
     rows, found = run["metrics"], []
-    held = points(rows, "eval_rewards/accuracies")
+    held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
-        count = ((run["data"] or {}).get("eval") or {}).get("comparisons")
+        count = decided(run)
         span = wilson(held[-1][1], count) if count else None
         found.append(Card("Held-out accuracy", percent(held[-1][1]), _interval(span), held[-1][1], span))
     elif trained := points(rows, "rewards/accuracies"):
         found.append(Card("Training accuracy", percent(recent(trained)), "nothing was held out", recent(trained)))
-    for label, name in (("Held-out loss", "eval_loss"), ("Training loss", "loss"), ("Reward margin", "rewards/margins")):
-        if series := points(rows, name):
-            now = series[-1][1] if name.startswith("eval_") else recent(series)
+    shown = (
+        ("Held-out loss", held_out(rows, "loss"), 1),
+        ("Training loss", points(rows, "loss"), RECENT),
+        ("Reward margin", points(rows, "rewards/margins"), RECENT),
+    )
+    for label, series, last in shown:
+        if series:
+            now = recent(series[-last:])
             found.append(Card(label, number(now), f"{number(series[0][1])} at step {series[0][0]:,}"))
     for side in ("chosen", "rejected"):
         if series := points(rows, f"logratio/{side}"):

@@ -29,6 +29,12 @@ class LoadedModel:
     source: str
     device: torch.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
 
 def locate(name: str) -> str:
     """A run folder stands for its `model/`; everything else is left as it is. Raises ModelError for an unfinished run."""
@@ -93,14 +99,10 @@ def load(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = _load_weights(name, source, kind, train, trust_remote_code)
     if lora is not None:
-        if is_adapter(model):
-            raise ModelError(
-                f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge"
-            )
+        refuse_second_adapter(name)
         model = _with_lora(model, lora, seed)
     model = model.to(place)
     model.eval()  # dropout off, for every log-prob of policy and reference alike
-    model.config.use_cache = False
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(f"{name}: the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows", remedy="use the model's own tokenizer")
@@ -178,6 +180,17 @@ def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
     save(model, tokenizer, folder)
 
 
+def same_tokens(tokenizer: Any, reference: Any, name: str) -> None:
+    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's."""
+    mine, theirs = tokenizer.get_vocab(), reference.get_vocab()
+    other = [token for token, number in mine.items() if theirs.get(token) != number]
+    if other:
+        raise ModelError(
+            f"reference {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
+            remedy="a reference must read the policy's tokens: give a model of the same family",
+        )
+
+
 def merged(model: Any) -> Any:
     """The base model with its adapter added into the weights."""
     if not is_adapter(model):
@@ -205,19 +218,32 @@ def is_adapter_folder(name: str) -> bool:
 def _base(source: str) -> str:
     """An adapter folder stands on a base model, everything else on itself."""
     adapter = Path(source) / ADAPTER
-    return str(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.exists() else source
+    if not adapter.exists():
+        return source
+    try:
+        return str(json.loads(adapter.read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{adapter}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
 
 
 def _limit(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def count_from_config(config: Any, lora: Lora | None) -> tuple[int, int]:
+def refuse_second_adapter(name: str) -> None:
+    """Raises ModelError where a new adapter was asked for on a folder that is one."""
+    if is_adapter_folder(name):
+        raise ModelError(
+            f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge"
+        )
+
+
+def count_from_config(config: Any, lora: Lora | None, trust_remote_code: bool = False) -> tuple[int, int]:
     """All and trainable parameters of a model that is not loaded: its shape alone, on no device."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         counts = parameter_counts(_with_lora(model, lora, 0) if lora else model)
     return counts["total"], counts["trainable"]
 

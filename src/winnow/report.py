@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from winnow.errors import RunError
-from winnow.figures import number, visible
+from winnow.figures import held_out, number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
@@ -59,6 +59,8 @@ def write(folder: str | Path) -> dict[str, Any]:
 def page(folders: Sequence[str | Path], out: str | Path) -> Path:
     """One page from one or more run folders; no run folder is changed."""
     path, text = Path(out), render(build(folders))
+    if path.is_dir():
+        raise RunError(f"{path}: a folder", remedy="give the HTML file to write: --out report.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
@@ -133,6 +135,9 @@ def _run(root: Path, name: str) -> dict[str, Any]:
     run |= {"weights_hash": None, "reference": None, "plan": {}} | environment
     run |= {"summary": _summary(root), "metrics": metrics, "data": _data(root, needed=bool(metrics)), "samples": _samples(folder.samples)}
     run["final"] = {key: value for row in metrics for key, value in row.items() if value is not None}
+    for name in ("loss", "rewards/accuracies"):
+        if (series := held_out(metrics, name)) and f"eval_{name}" not in run["final"]:
+            run["final"][f"eval_{name}"] = series[-1][1]
     steps, done = run["plan"].get("steps"), max((row["step"] for row in metrics), default=0)
     run["status"] = {"step": done, "steps": steps, "state": "complete" if steps and done >= steps else "under way" if metrics else "no steps yet"}
     signs, checked, unchecked = examine(run)
@@ -162,10 +167,11 @@ def _data(root: Path, *, needed: bool) -> dict[str, Any] | None:
         return None
     if not path.exists():
         raise RunError(f"{path}: missing, though the run has metrics", remedy=DAMAGED)
-    data = _object(path, {"train": dict}, {"eval": dict})
-    for side in data.values():
-        if isinstance(side, dict):
-            _shape(path, side, {}, {"dropped": dict, "sources": list, "tokens": dict, "findings": list})
+    data = {"eval": {}} | _object(path, {"train": dict}, {"eval": dict})
+    for side in (data["train"], *data["eval"].values()):
+        if not isinstance(side, dict):
+            raise RunError(f"{path}: eval: got {type(side).__name__}, expected an account of each set", remedy=DAMAGED)
+        _shape(path, side, {}, {"dropped": dict, "sources": list, "tokens": dict, "findings": list})
     return data
 
 

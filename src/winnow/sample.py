@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from winnow.models import LoadedModel
+from winnow.models import LoadedModel, is_adapter
 
 ROWS = 256  # sequences generated together: short ones cost little memory
 
@@ -64,11 +66,30 @@ def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampli
         use_cache=True,
         **sampling,
     )
-    rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    with _own_settings_aside(loaded.model):
+        rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
     repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
     found = [_answer(row, how.end) for row in rows]
     each = len(found) // len(prompts)
     return [found[i * each : (i + 1) * each] * repeat for i in range(len(prompts))]
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Iterator[None]:
+    """A model's own generation_config would fill in what is not asked for (a repetition penalty, tokens never to be said, ...): then
+    the samples would not be the policy's.
+    """
+    from transformers import GenerationConfig
+
+    models = [model, model.get_base_model()] if is_adapter(model) else [model]
+    kept = [one.generation_config for one in models]
+    try:
+        for one in models:
+            one.generation_config = GenerationConfig()
+        yield
+    finally:
+        for one, own in zip(models, kept):
+            one.generation_config = own
 
 
 def _answer(row: list[int], end: int) -> Answer:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.figures import RECENT, median, number, percent, points, recent, wilson
+from winnow.figures import RECENT, decided, held_out, median, number, percent, points, recent, wilson
 
 Run = Mapping[str, Any]
 
@@ -50,9 +50,9 @@ class Symptom:
 
 def displacement(run: Run) -> Sign | None:
     """Both answers lose probability, the rejected one faster: the margin grows while the model unlearns its data."""
-    held = points(run["metrics"], "eval_logratio/chosen")
-    name = "eval_logratio/" if held else "logratio/"
-    chosen, other = points(run["metrics"], f"{name}chosen"), points(run["metrics"], f"{name}rejected")
+    held = held_out(run["metrics"], "logratio/chosen")
+    series = held_out if held else points
+    chosen, other = series(run["metrics"], "logratio/chosen"), series(run["metrics"], "logratio/rejected")
     now = chosen[-1][1] if held else recent(chosen)
     if now > -DISPLACED:
         return None
@@ -67,7 +67,7 @@ def displacement(run: Run) -> Sign | None:
 
 def overfit(run: Run) -> Sign | None:
     """Training pairs all won, held-out pairs not."""
-    trained, (step, held) = recent(points(run["metrics"], "rewards/accuracies")), points(run["metrics"], "eval_rewards/accuracies")[-1]
+    trained, (step, held) = recent(points(run["metrics"], "rewards/accuracies")), held_out(run["metrics"], "rewards/accuracies")[-1]
     if step == 0 or trained < SATURATED or trained - held < OVERFIT_GAP:
         return None
     text = f"Accuracy is {trained:.2f} on training pairs and {held:.2f} on held-out ones: the pairs are memorised."
@@ -142,8 +142,8 @@ def longer(run: Run) -> Sign | None:
 
 def chance(run: Run) -> Sign | None:
     """Held-out accuracy that a coin could have reached, or worse."""
-    step, share = points(run["metrics"], "eval_rewards/accuracies")[-1]
-    count = ((run["data"] or {}).get("eval") or {}).get("comparisons")
+    step, share = held_out(run["metrics"], "rewards/accuracies")[-1]
+    count = decided(run)
     if step == 0 or not count:
         return None
     low, high = wilson(share, count)
@@ -197,13 +197,13 @@ PAIRS = "rewards/margins"
 
 SYMPTOMS = {
     "displacement": Symptom("displacement", ("logratio/chosen",), displacement),
-    "overfit": Symptom("overfitting", ("rewards/accuracies", "eval_rewards/accuracies"), overfit),
+    "overfit": Symptom("overfitting", ("rewards/accuracies", "eval_*rewards/accuracies"), overfit),
     "rising": Symptom("rising held-out loss", ("eval_*loss",), rising),
     "stuck": Symptom("a loss that never moves", (PAIRS, "loss"), stuck),
     "clipped": Symptom("clipping", ("grad_norm",), clipped),
     "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias),
     "longer": Symptom("answers growing longer", ("*length",), longer),
-    "chance": Symptom("accuracy at chance", ("eval_rewards/accuracies",), chance),
+    "chance": Symptom("accuracy at chance", ("eval_*rewards/accuracies",), chance),
     "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse),
     "far": Symptom("distance from the reference", ("*kl",), far),
     "cut": Symptom("truncation", ("data:train",), cut),
@@ -215,7 +215,7 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     """(signs, titles of what was looked for, titles of what could not be for want of numbers)."""
     known = {key for row in run["metrics"] for key, value in row.items() if value is not None}
     known |= {f"summary:{key}" for key in run["summary"]} | {f"data:{key}" for key, value in (run["data"] or {}).items() if value}
-    known |= {"eval_*loss" for key in known if key.startswith("eval_") and key.endswith("loss")}
+    known |= {f"eval_*{name}" for name in ("loss", "rewards/accuracies") if held_out(run["metrics"], name)}
     known |= {"*kl" for key in known if key in ("kl", "summary:kl")}
     known |= {"*length" for key in known if key in ("length/sampled", "summary:length_ratio")}
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
@@ -231,7 +231,9 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
 
 
 def _findings(run: Run) -> list[Mapping[str, Any]]:
-    return [finding for side in ("train", "eval") for finding in ((run["data"] or {}).get(side) or {}).get("findings") or ()]
+    data = run["data"] or {}
+    accounts = [data.get("train") or {}, *(data.get("eval") or {}).values()]
+    return [finding for account in accounts for finding in account.get("findings") or ()]
 
 
 def _where(finding: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ FIELDS: dict[str, dict[str, Row]] = {
         "save_total_limit": ("keep", "default 2, where TRL keeps all"),
         "save_only_model": (None, "checkpoints/ is for resuming and complete; model/ holds the model alone"),
         "save_on_each_node": (None, ONE_DEVICE),
-        "enable_jit_checkpoint": (None, "always: SIGTERM and SIGINT save at the end of the step and leave"),
+        "enable_jit_checkpoint": (None, "no: a killed run goes on from its last checkpoint (--save-every); signals do not save yet"),
         "resume_from_checkpoint": (None, "give the same command again: it resumes from the newest checkpoint that verifies"),
         "ignore_data_skip": (None, EXACT),
         "restore_callback_states_from_checkpoint": (None, "there are no callbacks; " + EXACT),

@@ -44,6 +44,7 @@ class _Part:
     texts: list[PreferenceGroup]
     dropped: dict[str, int]
     groups: list[RenderedGroup]
+    identical: int = 0  # comparisons of identical completions, dropped from groups that keep others
 
 
 def prepare(
@@ -56,8 +57,8 @@ def prepare(
     """
     parts = [_read(spec, settings, kind, mixed=kind != "any") for spec in specs]
     if fraction:
-        sides = [split_by_prompt(part.texts, fraction, seed) for part in parts]
-        aside = [_Part(part.loaded, right, {}, []) for part, (_, right) in zip(parts, sides)]
+        sides = split_by_prompt([part.texts for part in parts], fraction, seed)
+        aside = [_Part(part.loaded, right, {**part.dropped, "used for training": len(left)}, []) for part, (left, right) in zip(parts, sides)]
         for part, (left, right) in zip(parts, sides):
             part.texts = left
             part.dropped["set aside for evaluation"] = len(right)
@@ -89,6 +90,7 @@ def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Par
     if loaded.weight != 1 and not mixed:
         raise SettingsError(f"{spec}: a weight mixes training data; held-out rows are all measured, once", remedy=f"leave @{loaded.weight:g} away")
     dropped: dict[str, int] = {}
+    spared = 0
     _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, dropped)
     texts = loaded.groups
     if kind == "demonstration":
@@ -101,6 +103,7 @@ def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Par
         lost = gone.get(doctor.UNCOMPARED, [])  # groups: a row is dropped for one reason, so that the counts add up
         dropped["identical completions"] = sum(where in identical for where in lost)
         dropped["no comparison"] = len(lost) - dropped["identical completions"]
+        spared = sum(where not in set(lost) for where in gone.get(doctor.IDENTICAL, ()))
         if kind == "preference":
             bare = [text for text in texts if not text.comparisons]
             if bare and not any(text.comparisons for text in texts):
@@ -110,7 +113,7 @@ def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Par
                 )
             texts = [text for text in texts if text.comparisons]
             dropped["no comparison"] += len(bare)
-    return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, [])
+    return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, [], spared)
 
 
 def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
@@ -166,6 +169,8 @@ def _account(parts: Sequence[_Part], groups: Sequence[RenderedGroup]) -> dict[st
         "read": sum(part.loaded.counts["rows"] for part in parts),
         "dropped": dropped,
         "used": len(groups),
+        "identical": sum(part.identical for part in parts),
+        "decided": sum(c.probability != 0.5 for group in groups for c in group.comparisons),
         "comparisons": sum(len(group.comparisons) for group in groups),
         "completions": sum(len(group.sequences) for group in groups),
         "tokens": {

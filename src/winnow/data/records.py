@@ -95,14 +95,16 @@ def problems_of(group: PreferenceGroup) -> list[Problem]:
 def best(group: PreferenceGroup) -> int | None:
     """Index of the preferred completion: most net probability won over its comparisons, the first of equals.
 
-    A single completion is its own best unless it is labelled bad; several without any comparison or label have none.
+    A single completion is its own best unless it is labelled bad; several that are all tied, or without any comparison or label,
+    have none.
     """
     if group.comparisons:
         net = [0.0] * len(group.completions)
         for c in group.comparisons:
             net[c.winner] += c.weight * (c.probability - 0.5)
             net[c.loser] -= c.weight * (c.probability - 0.5)
-        return max(range(len(net)), key=net.__getitem__)
+        first = max(range(len(net)), key=net.__getitem__)
+        return first if net[first] > 0 else None
     good = [k for k, completion in enumerate(group.completions) if completion.label]
     if good:
         return good[0]

@@ -22,15 +22,18 @@ def completion_key(text: Text) -> Key:
     return _key(_said(text, "assistant"))
 
 
-def split_by_prompt(groups: Sequence[PreferenceGroup], fraction: float, seed: int) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """(train, evaluation): `fraction` of the distinct prompts, at least one, go to evaluation with all their groups.
+Sides = tuple[list[PreferenceGroup], list[PreferenceGroup]]
+
+
+def split_by_prompt(parts: Sequence[Sequence[PreferenceGroup]], fraction: float, seed: int) -> list[Sides]:
+    """(train, evaluation) of each part: `fraction` of all their distinct prompts, at least one, go to evaluation with all their groups.
 
     Which ones depends on nothing but (seed, the prompts): not on their order, nor on how often each occurs.
     """
     if fraction == 0:
-        return list(groups), []
-    keys = [prompt_key(group) for group in groups]
-    drawn = sorted(set(keys), key=lambda key: hashlib.blake2b(key, salt=seed.to_bytes(16, "big")).digest())
+        return [(list(part), []) for part in parts]
+    keys = [[prompt_key(group) for group in part] for part in parts]
+    drawn = sorted({key for part in keys for key in part}, key=lambda key: hashlib.blake2b(key, salt=seed.to_bytes(16, "big")).digest())
     count = max(1, round(fraction * len(drawn)))
     if count >= len(drawn):
         raise DataError(
@@ -38,10 +41,10 @@ def split_by_prompt(groups: Sequence[PreferenceGroup], fraction: float, seed: in
             remedy="give more data or leave out the evaluation fraction",
         )
     held_out = set(drawn[:count])
-    sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = ([], [])
-    for group, key in zip(groups, keys):
-        sides[key in held_out].append(group)
-    return sides
+    return [
+        ([group for group, key in zip(part, own) if key not in held_out], [group for group, key in zip(part, own) if key in held_out])
+        for part, own in zip(parts, keys)
+    ]
 
 
 def _said(text: Text, role: str) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,10 @@ class Preference:
         """What dashboards show beside the loss."""
         return scores.preference_sums(logp_N, reference_N, batch, self.beta)
 
+    def undecided(self, batches: Sequence[Batch]) -> bool:
+        """Whether all comparisons are ties: where policy = reference such a batch has no gradient."""
+        return all(bool((batch.probability_M == 0.5).all()) for batch in batches)
+
     def at_start(self) -> float:
         """The loss where policy = reference, for every label probability: all margins are 0."""
         return float(self.loss(torch.zeros(1, dtype=torch.float64), self.beta))
@@ -77,6 +82,10 @@ class Demonstration:
     def total(self, logp_N: Float[Tensor, " N"], reference_N: Float[Tensor, " N"] | None, batch: Batch) -> Float[Tensor, ""]:
         """Sum of -log p over the scored tokens (nats)."""
         return -logp_N.sum()
+
+    def undecided(self, batches: Sequence[Batch]) -> bool:
+        """Never: each token has a gradient."""
+        return False
 
     def sums(self, logp_N: Float[Tensor, " N"], reference_N: Float[Tensor, " N"] | None, batch: Batch) -> Sums:
         """Nothing beside the loss."""

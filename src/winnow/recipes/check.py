@@ -13,7 +13,8 @@ from winnow.console import console, safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.render import Renderer, TokenSequence
 from winnow.recipes import dpo, sft
-from winnow.recipes.training import planned, prepared, with_rate
+from winnow.recipes.planning import planned, prepared, with_rate
+from winnow.recipes.training import possible
 from winnow.train.loop import Plan
 from winnow.train.memory import estimate
 
@@ -30,6 +31,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
         _, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
     resolved = with_rate(resolved, *((sft.RATE, sft.ADAPTER_RATE) if is_sft else (dpo.RATE, dpo.ADAPTER_RATE)))
     renderer, train_set, held_out = prepared(settings, "demonstration" if is_sft else "preference")
+    possible(settings, renderer, None if is_sft else settings.reference)
     sets = {"train": train_set, **{prefix.rstrip("_"): one for prefix, one in held_out.items()}}
     for name, one in sets.items():
         _say_account(name, one)
@@ -56,6 +58,8 @@ def _say_account(name: str, one: Dataset) -> None:
         table.add_row("source", f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows, {source['used']:,} used{safe(extra)}")
     for reason, count in account["dropped"].items():
         table.add_row("dropped", f"{count:,} {reason}")
+    if account["identical"]:
+        table.add_row("dropped", f"{account['identical']:,} comparisons of identical completions, in rows that keep others")
     lengths = sorted(len(s.ids) for group in one.groups for s in group.sequences)
     at = [lengths[int(q * (len(lengths) - 1))] for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
     tokens = account["tokens"]
@@ -84,7 +88,7 @@ def _lint(renderer: Renderer, sequence: TokenSequence) -> Text:
 
 def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    total, trainable = models.count_from_config(config, parse_lora(settings.lora))
+    total, trainable = models.count_from_config(config, parse_lora(settings.lora), settings.trust_remote_code)
     device = models.pick_device(settings.device)
     half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda")
     memory = estimate(config, total, trainable, plan.tokens, 2 if half else 4, settings)

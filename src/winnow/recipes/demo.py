@@ -32,6 +32,10 @@ from winnow.recipes import dpo, sft, world
 from winnow.sample import Answer, Sampling, sample
 from winnow.train.reference import compute
 
+STAGES = (
+    *("tokenizer", "world", "reviews.jsonl", "reviews_held_out.jsonl", "sft", "preferences.jsonl", "held_out.jsonl", "dpo"),
+    *("summary.json", "report.html", "report.json"),
+)
 K = 4
 PROMPTS, HELD_OUT = 2800, 256
 LONGEST = 40  # tokens of a sampled answer
@@ -71,7 +75,7 @@ def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
     """All stages; each is skipped where it is already done. Ends with a table and the path of the report."""
     settings = resolved.settings
     out = RunFolder(settings.out)
-    out.create()
+    out.create(ours=STAGES)
     with out.lock():
         if not out.finished:
             _stages(settings, out, command)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from winnow.config import DPOSettings, Resolved
 from winnow.files import RunFolder
 from winnow.objectives.table import Preference, preference
-from winnow.recipes.training import train, with_rate
+from winnow.recipes.planning import with_rate
+from winnow.recipes.training import train
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6
 

@@ -12,18 +12,19 @@ from rich.table import Table
 from torch import Tensor
 
 from winnow import models
-from winnow.config import EvalSettings, Resolved
+from winnow.config import EvalSettings, Resolved, validated
 from winnow.console import Steps, console, safe, say
 from winnow.data.dataset import Dataset, prepare
 from winnow.data.pack import budget
-from winnow.data.render import Renderer
 from winnow.engine import rows as engine
-from winnow.errors import DataError
+from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
 from winnow.objectives.table import Preference, preference
+from winnow.recipes.rendering import renderer
 from winnow.train.loop import Data
 from winnow.train.reference import Reference, compute, offsets
+from winnow.train.start import fingerprint, same_model
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Loss, accuracies with intervals, margins; `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, objective = _with_run_defaults(resolved.settings)
-    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
-    if settings.chat_template is not None:
-        tokenizer.chat_template = settings.chat_template.read_text()
-    longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
-    renderer = Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None)
-    data, _ = prepare(settings.data, renderer, settings, "any")
+    settings, objective, trained = _with_run_defaults(resolved.settings)
+    if settings.out is not None:
+        _may_write(settings.out)
+    rendered = renderer(settings)
+    data, _ = prepare(settings.data, rendered, settings, "any")
     tokens = budget(data.groups, settings.max_tokens)
+    if settings.reference is not None:
+        models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
     policy = _token_logps(settings.model, settings, data, tokens, "policy")
-    reference = _token_logps(settings.reference, settings, data, tokens, "reference") if settings.reference else None
+    reference = _token_logps(settings.reference, settings, data, tokens, "reference", trained) if settings.reference else None
     sums = heldout.by_completion(policy, data.groups)
     found = heldout.rows(data.groups, sums, heldout.by_completion(reference, data.groups) if reference is not None else None, objective.beta)
     summary = {"nll": -float(policy.double().mean()), **heldout.summary(found)}
@@ -57,21 +58,37 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     return Evaluation(summary, found)
 
 
-def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Preference]:
-    """A run folder knows its objective, its beta and what it was trained against."""
+INHERITED = ("as", "max_length", "cut_budget")  # what a run's data looked like to it
+
+
+def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Preference, dict[str, Any] | None]:
+    """A run folder knows its objective, how it read its data, and what it was trained against (None where that is not the reference)."""
     run = RunFolder(settings.model)
-    kept: dict[str, Any] = read_json(run.environment)["settings"] if run.started else {}
+    environment: dict[str, Any] = read_json(run.environment) if run.started else {"settings": {}}
+    kept: dict[str, Any] = environment["settings"]
     name = settings.objective or kept.get("objective") or "dpo"
-    beta = settings.beta or (kept.get("beta") if kept.get("objective") == name else None)
-    score = kept.get("score") if kept.get("objective") == name else None
-    objective = preference(name, beta=beta, score=score, label_smoothing=kept.get("label_smoothing", 0.0))
-    reference = settings.reference or ((kept.get("reference") or kept.get("model")) if kept.get("objective") else None)
-    return settings.model_copy(update={"reference": reference}), objective
+    own = kept if kept.get("objective") == name else {}
+    objective = preference(name, beta=settings.beta or own.get("beta"), score=own.get("score"), label_smoothing=own.get("label_smoothing", 0.0))
+    asked = settings.model_dump(by_alias=True)
+    taken = {key: kept[key] for key in INHERITED if asked[key] is None and kept.get(key) is not None}
+    trained = environment.get("reference") if settings.reference is None else None
+    if trained is not None:
+        taken["reference"] = trained["model"]
+    if taken:
+        say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in taken.items()))}")
+    return validated(EvalSettings, {**asked, **taken}), objective, trained
 
 
-def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, label: str) -> Tensor:
-    """Log-probs of all scored tokens under one model, which is let go of before the next is loaded."""
+def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, label: str, trained: dict[str, Any] | None = None) -> Tensor:
+    """Log-probs of all scored tokens under one model, which is let go of before the next is loaded.
+
+    trained: what a run recorded of its reference; a model of that name that says something else by now is refused.
+    """
     loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    if trained is not None:
+        now, then = fingerprint(engine, loaded.model, len(loaded.tokenizer)), torch.tensor(trained["says"])
+        if len(now) != len(then) or not same_model(now, then, [next(loaded.model.parameters()).dtype, models.DTYPES[trained["dtype"]]]):
+            raise ModelError(f"{name}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
     with Steps(label, len(data.groups)) as steps:
         return compute(engine, loaded.model, data.groups, tokens, loaded.device, steps.advance)
 
@@ -101,10 +118,16 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any],
         say(f"loss: {objective.name} at beta {objective.beta:g}, reference {safe(settings.reference)}")
 
 
-def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
+def _may_write(out: Path) -> None:
     if RunFolder(out).started:
-        raise DataError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
-    out.mkdir(parents=True, exist_ok=True)
+        raise RunError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
+    RunFolder(out).create(ours=WRITTEN)
+
+
+WRITTEN = ("report.json", "rows.jsonl")
+
+
+def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
     write_jsonl(out / "rows.jsonl", found)
     head = {
         "schema": 1,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from winnow import models
-from winnow.config import GenerateSettings, Resolved
+from winnow.config import GenerateSettings, Resolved, read_text
 from winnow.console import console, safe, say
+from winnow.data.jsonl import read_rows
 from winnow.data.records import Message, Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
@@ -21,6 +23,8 @@ def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
     """Answers of one model, or of two side by side; one row per prompt."""
     settings = resolved.settings
     prompts = _prompts(settings)
+    if settings.out is not None:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
     columns = {
         name: _answers(source, prompts, settings)
         for name, source in (("before", settings.before), ("after" if settings.before else "answer", settings.model))
@@ -43,29 +47,26 @@ def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
 def _prompts(settings: GenerateSettings) -> list[str]:
     found = list(settings.prompt)
     if settings.prompts is not None:
-        try:
-            lines = [line for line in settings.prompts.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{settings.prompts}: cannot be read: {error}") from error
-        for number, line in enumerate(lines, 1):
-            found.append(_prompt(line, f"{settings.prompts}:{number}") if settings.prompts.suffix == ".jsonl" else line)
+        rows = settings.prompts.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz"))
+        found += _of_rows(settings.prompts) if rows else [line for line in read_text(settings.prompts, "the file of prompts").split("\n") if line.strip()]
+    if not found:
+        raise DataError(f"{settings.prompts}: there is no prompt in it")
     return found
 
 
-def _prompt(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        value = None
-    if not isinstance(value, str):
-        raise DataError("a row without a prompt", [Problem(where, "prompt", "expected a JSON object with a prompt column that holds text")])
-    return value
+def _of_rows(path: Path) -> Iterator[str]:
+    for row in read_rows(path):
+        if isinstance(row, Problem):
+            raise DataError("prompts cannot be read", [row])
+        if not isinstance(row.values.get("prompt"), str):
+            raise DataError("a row without a prompt", [Problem(row.where, "prompt", "expected a column prompt that holds text")])
+        yield row.values["prompt"]
 
 
 def _answers(name: str, prompts: list[str], settings: GenerateSettings) -> list[list[str]]:
     loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
-        loaded.tokenizer.chat_template = settings.chat_template.read_text()
+        loaded.tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     renderer = Renderer(loaded.tokenizer)
     chat = settings.as_ == "chat" or (settings.as_ is None and bool(renderer.template))
     texts: list[Text] = [(Message("user", prompt),) if chat else prompt for prompt in prompts]

@@ -23,7 +23,9 @@ def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
     """Raises RunError listing what differs from the settings the run was begun with."""
     begun = read_json(run.environment)["asked"]
     now = asked(resolved)
-    differ = [f"{name}: {begun.get(name)!r} -> {now.get(name)!r}" for name in sorted({*begun, *now}) if begun.get(name) != now.get(name)]
+    filled = read_json(run.environment)["settings"]  # a default may be spelled out now: a run's own config.yaml does
+    names = sorted(name for name in {*begun, *now} if begun.get(name) != now.get(name) and filled.get(name) != now.get(name))
+    differ = [f"{name}: {begun.get(name)!r} -> {now.get(name)!r}" for name in names]
     if differ:
         raise RunError(f"{run.root}: begun with other settings:\n  " + "\n  ".join(differ), remedy="choose another --out, or give the same settings to resume")
 
@@ -50,7 +52,7 @@ def write_head(
     """config.yaml first, then data.json, then environment.json: with it the run has begun. `begun`: the settings as asked for."""
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
-    write_json(run.root / "data.json", {"train": train_set.account, "eval": next((one.account for one in held_out.values()), None)})
+    write_json(run.root / "data.json", {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}})
     per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
     head = {
         "schema": 1,
@@ -89,6 +91,7 @@ def say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: 
     """Model, data, plan and the data's warnings, before the first step."""
     account, weight = train_set.account, next(loaded.model.parameters())
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
+    dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
     kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
     say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}")
     say(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")

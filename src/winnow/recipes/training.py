@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from winnow import models, report
 from winnow.config import Resolved, TrainSettings, parse_lora
 from winnow.console import Steps, safe, say
-from winnow.data.dataset import Dataset, prepare, stop_on_errors
-from winnow.data.pack import budget
+from winnow.data.dataset import Dataset, stop_on_errors
 from winnow.data.render import Renderer
-from winnow.data.stream import epoch_size
 from winnow.engine import rows as engine
-from winnow.errors import DataError, RunError
+from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, sha256_json
 from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
 from winnow.recipes import record, samples
+from winnow.recipes.planning import planned, prepared
 from winnow.train import checkpoint, reference
-from winnow.train.checkpoint import Progress
+from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.loop import Data, Plan, fit
 from winnow.train.metrics import MetricsFile, Row, require
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Frozen, Reference
-from winnow.train.start import check_identity
+from winnow.train.start import check_identity, fingerprint
 
 
 def train(
@@ -37,7 +35,7 @@ def train(
     run = RunFolder(settings.out)
     run.create()
     with run.lock():
-        if run.started:
+        if run.metrics.exists():  # a run that computed nothing yet may be begun again with other settings
             record.same_settings(run, resolved)
             if run.finished:
                 say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
@@ -46,8 +44,8 @@ def train(
         renderer, train_set, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
         stop_on_errors(train_set, *held_out.values())
         resolved, plan = planned(resolved, train_set)
-        models.pick_device(settings.device)
         require(settings.trackers)
+        possible(settings, renderer, reference_model)
         if checkpoint.saved(run.checkpoints):
             record.same_data(run, train_set)
         else:
@@ -65,65 +63,17 @@ def train(
     return run
 
 
-def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:
-    """The recipe's default rate where none was asked for: adapters take a higher one."""
-    settings: TrainSettings = resolved.settings
-    if settings.lr is not None:
-        return resolved
-    light = settings.lora is not None or models.is_adapter_folder(settings.model)
-    return resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full)
-
-
-def prepared(settings: TrainSettings, kind: Any) -> tuple[Renderer, Dataset, dict[str, Dataset]]:
-    """Tokenizer and data, before any model is loaded."""
-    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
-    if settings.chat_template is not None:
-        tokenizer.chat_template = settings.chat_template.read_text()
-    longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
-    if settings.max_length is not None and longest is not None and settings.max_length > longest:
-        raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens")
-    renderer = Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None)
-    train_set, held_out = prepare(settings.data, renderer, settings, kind, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
-    return renderer, train_set, held_out
-
-
-def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any], Plan]:
-    """Settings that depend on the data, filled in with their origin, and the plan in steps."""
-    settings: TrainSettings = resolved.settings
-    size = epoch_size(train_set.shares)
-    if size < settings.batch_size:
-        raise DataError(f"an epoch has {size} groups, fewer than batch_size {settings.batch_size}", remedy=f"--batch-size {size} or less")
-    if settings.steps is None:
-        epochs = 1.0 if settings.epochs is None else settings.epochs
-        steps = max(1, math.ceil(math.ceil(size / settings.batch_size) * epochs - 1e-9))
-        if settings.epochs is None:
-            resolved = resolved.fill("default", epochs=epochs)
-    else:
-        steps = settings.steps
-    warmup = round(settings.warmup * steps) if settings.warmup < 1 else round(settings.warmup)
-    if resolved.origins["warmup"].startswith("preset") and warmup > steps // 10:
-        warmup = max(1, steps // 10)
-        resolved = resolved.fill(f"{resolved.origins['warmup']}, capped at 10 % of {steps} steps", warmup=float(warmup))
-    elif warmup > steps:
-        raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
-    if settings.max_tokens is None:
-        resolved = resolved.fill("default: 4096, or what the largest group needs", max_tokens=budget(train_set.groups, None))
-    settings = resolved.settings
-    assert settings.lr is not None
-    plan = Plan(
-        steps=steps,
-        warmup=warmup,
-        lr=settings.lr,
-        schedule=settings.schedule,
-        batch_size=settings.batch_size,
-        tokens=budget(train_set.groups, settings.max_tokens),
-        seed=settings.seed,
-        eval_every=settings.eval_every or max(1, steps // 10),
-        save_every=settings.save_every,
-        keep=settings.keep,
-        save_best=settings.save_best,
-    )
-    return resolved, plan
+def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
+    """Raises ModelError for what model, adapter, device and reference will not do, without loading a weight."""
+    models.pick_device(settings.device)
+    lora = parse_lora(settings.lora)
+    if lora is not None:
+        models.refuse_second_adapter(settings.model)
+        models.count_from_config(models.load_config(settings.model, trust_remote_code=settings.trust_remote_code), lora, settings.trust_remote_code)
+    if reference_model is not None:
+        models.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
+        theirs = models.load_tokenizer(reference_model, trust_remote_code=settings.trust_remote_code)
+        models.same_tokens(renderer.tokenizer, theirs, reference_model)
 
 
 def _run(
@@ -144,24 +94,25 @@ def _run(
     optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     sets = [train_set, *held_out.values()]
     weights = models.weights_hash(loaded.model)
-    found = _references(run, settings, plan, loaded, weights, sets, objective, reference_model)
-    data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
+    source = _load(reference_model, settings) if reference_model else loaded
+    names = _reference_names(source, weights if source is loaded else models.weights_hash(source.model), sets, objective)
     identity = {
         "settings": sha256_json(read_json(run.environment)["settings"]),
         "data": [one.account["fingerprint"] for one in sets],
         "weights": weights,
-        "reference": [r.identity if r else None for r in found],
+        "reference": names,
     }
-    record.note(
-        run,
-        weights_hash=weights,
-        parameters=counts,
-        reference={"identity": found[0].identity, "model": reference_model or settings.model} if found[0] else None,
-    )
+    kept = _newest(run, identity)
+    says = fingerprint(engine, source.model, len(renderer.tokenizer))
+    shown = {"model": reference_model or settings.model, "identity": names[0], "dtype": str(source.dtype).removeprefix("torch."), "says": says.tolist()}
+    record.note(run, weights_hash=weights, parameters=counts, reference=shown if objective.reference else None)
+    found = [_reference(run, name, one, source, plan) if name else None for name, one in zip(names, sets)]
+    del source
+    data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
     record.say_head(loaded, counts, plan, settings, train_set, held_out)
     probe = samples.probe(held_out, train_set, renderer)
     besides = _drift(settings, loaded, reference_model, probe, kl_samples) if kl_samples and held_out else None
-    progress = _restore(run, optimizer, identity)
+    progress = _restore(optimizer, kept)
     if progress.step == 0:
         if isinstance(objective, Preference) and data.reference is not None:
             _check_start(loaded, data, plan, objective, reference_model)
@@ -192,36 +143,24 @@ def _run(
     say(f"model:  {safe(run.model)}\nreport: {safe(run.report_html)}")
 
 
-def _references(
-    run: RunFolder,
-    settings: TrainSettings,
-    plan: Plan,
-    loaded: LoadedModel,
-    weights: str,
-    sets: Sequence[Dataset],
-    objective: Objective,
-    reference_model: str | None,
-) -> list[Reference | None]:
-    """The reference log-probs of every set: read where they are stored, computed where not."""
-    if not objective.reference:
-        return [None] * len(sets)
-    other = None
-    if reference_model is not None:
-        other = models.load(reference_model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
-        weights = models.weights_hash(other.model)
-    source = other or loaded
-    dtype = next(source.model.parameters()).dtype
-    found: list[Reference | None] = []
-    for one in sets:
-        name = reference.identity(weights, one.groups, dtype, engine)
-        kept = reference.stored(run.reference, name, one.groups)
-        if kept is None:
-            with Steps("reference", len(one.groups)) as steps:
-                value = reference.compute(engine, source.model, one.groups, plan.tokens, source.device, steps.advance)
-            kept = Reference(name, value, reference.offsets(one.groups))
-            reference.store(run.reference, kept)
-        found.append(kept)
-    return found
+def _load(name: str, settings: TrainSettings) -> LoadedModel:
+    return models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+
+
+def _reference_names(source: LoadedModel, weights: str, sets: list[Dataset], objective: Objective) -> list[str | None]:
+    """The identity of each set's reference log-probs: known before they are computed."""
+    return [reference.identity(weights, one.groups, source.dtype, engine) if objective.reference else None for one in sets]
+
+
+def _reference(run: RunFolder, name: str, one: Dataset, source: LoadedModel, plan: Plan) -> Reference:
+    """The reference log-probs of one set: read where they are stored, computed where not."""
+    kept = reference.stored(run.reference, name, one.groups)
+    if kept is None:
+        with Steps("reference", len(one.groups)) as steps:
+            value = reference.compute(engine, source.model, one.groups, plan.tokens, source.device, steps.advance)
+        kept = Reference(name, value, reference.offsets(one.groups))
+        reference.store(run.reference, kept)
+    return kept
 
 
 def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None, probe: samples.Probe, count: int) -> Callable[[int], Row]:
@@ -234,7 +173,7 @@ def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | 
             with start.inside(loaded.model):
                 yield loaded
         else:
-            yield models.load(str(reference_model), dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+            yield _load(str(reference_model), settings)
 
     return samples.drift_from(reference, loaded, probe, count, settings.seed)
 
@@ -249,16 +188,21 @@ def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Prefere
     say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
 
 
-def _restore(run: RunFolder, optimizer: Optimizer, identity: dict[str, Any]) -> Progress:
-    """Progress of the newest intact checkpoint, its state put back; the start where there is none."""
+def _newest(run: RunFolder, identity: dict[str, Any]) -> Checkpoint | None:
+    """The newest intact checkpoint, None where there is none. Raises RunError when it is of other weights, data or reference."""
     kept, complaints = checkpoint.latest(run.checkpoints)
     for complaint in complaints:
         say(f"[yellow]passed over:[/] {safe(complaint)}")
-    if kept is None:
-        return Progress()
-    changed = [name for name, value in identity.items() if kept.identity.get(name) != value]
+    changed = [name for name, value in identity.items() if kept is not None and kept.identity.get(name) != value]
     if changed:
         raise RunError(f"{run.root}: cannot be resumed: {', '.join(changed)} changed since the checkpoint", remedy="choose another --out")
+    return kept
+
+
+def _restore(optimizer: Optimizer, kept: Checkpoint | None) -> Progress:
+    """The checkpoint's state put back; the start where there is none."""
+    if kept is None:
+        return Progress()
     optimizer.load_weights(kept.weights)
     optimizer.load_state(kept.optimizer)
     say(f"resumed at step {kept.progress.step}")

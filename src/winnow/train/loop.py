@@ -83,15 +83,18 @@ def fit(
     if progress.step == 0 and evaluations:
         row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
         metrics.write(row | (besides(0) if besides else {}))
+    proved = progress.step > 0
     while progress.step < plan.steps:
         began = time.perf_counter()
         items, cursor = next(stream)
         micro = data.micro_batches(items, plan.tokens, device)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
-        before = samples(optimizer) if progress.step == 0 else None
+        before = None if proved else samples(optimizer)
         row = take_step(model, micro, objective=objective, reference=data.reference, engine=engine, optimizer=optimizer, lr=lr)
-        if before is not None and not moved(before, samples(optimizer)):
-            raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
+        if before is not None and not objective.undecided(micro):  # a batch of ties alone has no gradient, rightly
+            proved = moved(before, samples(optimizer))
+            if not proved:
+                raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
         progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro))
         row |= position(progress, data) | speed(micro, time.perf_counter() - began)
         metrics.write(row)

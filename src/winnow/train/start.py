@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from winnow.batch import Batch
+from winnow.batch import Batch, collate
+from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.api import Engine
 from winnow.errors import TrainingError
 from winnow.objectives.table import Preference
 from winnow.train.reference import Reference
 
+# Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
+SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 # Largest per-token difference two passes over the same tokens may show when only padding and summation order differ.
 NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
+
+
+def fingerprint(engine: Engine, model: Any, vocabulary: int) -> Float[Tensor, " N"]:
+    """Log-probs (nats) of fixed token sequences, spread over the vocabulary and long enough that every layer matters: what a model
+    says, however its weights are stored.
+    """
+    ids = [tuple((7919 * (i + 1) * (k + 1)) % vocabulary for i in range(32)) for k in range(4)]
+    group = RenderedGroup(tuple(TokenSequence(row, 1) for row in ids), (), (None,) * 4, "fingerprint")
+    with torch.no_grad():
+        return engine.logps(model, collate([group]).to(next(model.parameters()).device))["logp"].cpu()
+
+
+def same_model(one: Float[Tensor, " N"], other: Float[Tensor, " N"], dtypes: Sequence[torch.dtype]) -> bool:
+    """Whether two fingerprints are those of one model, up to the rounding of the coarser dtype."""
+    return bool((one.double() - other.double()).abs().max() <= max(SAME[dtype] for dtype in dtypes))
 
 
 def check_identity(model: Any, batch: Batch, *, objective: Preference, reference: Reference, engine: Engine) -> dict[str, float]:

@@ -1,0 +1,19 @@
+"""From settings to the Renderer of a model's tokenizer: its template, its length limit, and what they may be."""
+
+from __future__ import annotations
+
+from winnow import models
+from winnow.config import EvalSettings, TrainSettings, read_text
+from winnow.data.render import Renderer
+from winnow.errors import DataError
+
+
+def renderer(settings: TrainSettings | EvalSettings) -> Renderer:
+    """The renderer for settings that name a model and data. Raises ModelError, SettingsError, DataError."""
+    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template is not None:
+        tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
+    longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
+    if settings.max_length is not None and longest is not None and settings.max_length > longest:
+        raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens")
+    return Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None)
