@@ -249,6 +249,16 @@ def test_nothing_preferred_is_nothing_to_imitate(world, tmp_path, call):
     assert read_json(run.root / "data.json")["train"]["dropped"] == {"nothing preferred": 8}
 
 
+def test_equal_scores_are_told(world, tmp_path, call):
+    row = tiny.pairs(1)[0]
+    rows = [{**row, "score_chosen": 3, "score_rejected": score} for score in (3, 1)]
+    code, said = call("check", "--model", world / "model", "--data", tiny.write(tmp_path / "scores.jsonl", rows), "--batch-size", 1)
+    assert (code, "1 pairs of equal score: chosen still counts as preferred" in said) == (0, True)
+    rows = [{"prompt": "x", "completions": ["a", "b", "c"], "scores": [1, 1, 2]}]
+    code, said = call("check", "--model", world / "model", "--data", tiny.write(tmp_path / "many.jsonl", rows), "--batch-size", 1)
+    assert (code, "1 pairs of equal score: not compared" in said) == (0, True)
+
+
 # ---------------------------------------------------------------- words the system trips over
 
 

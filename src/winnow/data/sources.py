@@ -43,7 +43,8 @@ class Loaded:
     """A data set: its groups, and everything about them that must not pass in silence.
 
     problems: rows that cannot be used (the caller stops or skips); ignored: columns the layout does not read;
-    counts: rows read, groups, bad rows, comparisons, and ties (pairs of completions with equal scores or ranks).
+    counts: rows read, groups, bad rows, comparisons, and ties: pairs of completions with equal scores or ranks (which are not
+    compared), or rows whose chosen and rejected have equal scores (which are, because the row says so).
     """
 
     name: str
@@ -95,6 +96,8 @@ def _collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) 
         groups.append(group)
         if kind.all_pairs:
             ties += math.comb(len(group.completions), 2) - len(group.comparisons)
+        elif isinstance(row, Row):
+            ties += row.values.get("score_chosen") is not None and row.values["score_chosen"] == row.values.get("score_rejected")
     counts = {"rows": read, "groups": len(groups), "bad": bad, "comparisons": sum(len(group.comparisons) for group in groups), "ties": ties}
     return Loaded(title, layout, groups, problems, weight, tuple(sorted(columns.difference(kind.needs, kind.takes))), counts)
 

@@ -56,6 +56,9 @@ def _say_account(name: str, one: Dataset) -> None:
     for source in account["sources"]:
         extra = f", columns not read: {', '.join(source['ignored'])}" if source["ignored"] else ""
         table.add_row("source", f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows, {source['used']:,} used{safe(extra)}")
+        if source["ties"]:
+            fate = "not compared" if source["layout"] in ("scored", "ranked") else "chosen still counts as preferred"
+            table.add_row("ties", f"{source['ties']:,} pairs of equal score: {fate}")
     for reason, count in account["dropped"].items():
         table.add_row("dropped", f"{count:,} {reason}")
     if account["identical"]:
