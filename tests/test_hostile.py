@@ -313,6 +313,9 @@ def test_exports_and_reports_that_cannot_be_written(world, tmp_path, call, monke
         code, said = call(*words)
         assert (code, "Traceback" not in said, "error: " in said) == (2, True, True)
     assert (tmp_path / "file").read_text() == "mine"
+    for words in (("export", "nope", "--out", "made"), ("eval", "--model", "nope", "--data", world / "held.jsonl", "--out", "made")):
+        assert call(*words)[0] == 2
+        assert not (tmp_path / "made").exists()
     code, _ = call("generate", "--model", run.root, "--prompt", "x", "--max-new-tokens", 2, "--out", "new/folder/answers.jsonl")
     assert (code, (tmp_path / "new/folder/answers.jsonl").exists()) == (0, True)
 

@@ -102,6 +102,16 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot write here: {error.strerror}", remedy="choose another --out") from error
+
+
 class RunFolder:
     """Where everything of a run lies. A run is a folder readable without the code that made it."""
 
@@ -129,23 +139,27 @@ class RunFolder:
         return self.report_json.exists()
 
     def create(self, *, ours: Collection[str] = ("config.yaml", "data.json", "reference")) -> None:
-        """Make the folder, or say why it cannot be written, before anything is loaded.
+        """Make the folder, or say why it cannot be written, before anything is loaded. `ours` as in `refuse_foreign`."""
+        self.refuse_foreign(ours)
+        self._made = not self.root.exists()
+        _make(self.root)
 
-        A folder that holds something and is no run is refused: it may be a model, or somebody's data. `ours`: what a run that was
-        killed while it began may have left, or a store of reference log-probs put there.
+    def refuse_foreign(self, ours: Collection[str]) -> None:
+        """A folder that holds something and is no run is refused: it may be a model, or somebody's data.
+
+        ours: what a run that was killed while it began may have left, or a store of reference log-probs put there.
         """
         if not self.started and self.root.is_dir():
             foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours and not p.name.startswith((".", "lock")))
             if foreign:
                 raise RunError(f"{self.root}: not a run folder, and not empty: it holds {', '.join(foreign[:5])}", remedy="choose a new --out")
-        self._made = not self.root.exists()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{uuid.uuid4().hex[:8]}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RunError(f"{self.root}: cannot write here: {error.strerror}", remedy="choose another --out") from error
+
+    def promise(self) -> None:
+        """What `create` checks, for a folder that is written only at the end: nothing is left behind."""
+        there = self.root.exists()
+        _make(self.root)
+        if not there:
+            self.root.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -286,4 +286,5 @@ def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
         remedy = "it brings its own code: read that code, then give --trust-remote-code"
     elif "safetensors" in str(error):
         remedy = "only safetensors are loaded (pickled weights can run code): convert the model once"
-    return ModelError(f"{what} {name!r} cannot be loaded: {first}", remedy=remedy)
+    here = "" if Path(name).exists() else "there is no such folder here, and "
+    return ModelError(f"{what} {name!r} cannot be loaded: {here}{first}", remedy=remedy)

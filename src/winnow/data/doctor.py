@@ -227,7 +227,12 @@ def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
         )
     moved = tuple(group.where for group in rendered for sequence in group.sequences if sequence.moved)
     if moved:
-        yield Finding("note", "moved", f"in {len(moved):,} completions a token spans prompt and completion: it is scored", moved)
+        yield Finding(
+            "note",
+            "moved",
+            f"in {len(moved):,} completions the prompt's last tokens are others than alone: what begins before the answer and reaches into it is scored",
+            moved,
+        )
     special = tuple(group.where for group in rendered if group.special)
     if special:
         count = sum(group.special for group in rendered)

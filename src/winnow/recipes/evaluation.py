@@ -121,13 +121,15 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any],
 def _may_write(out: Path) -> None:
     if RunFolder(out).started:
         raise RunError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
-    RunFolder(out).create(ours=WRITTEN)
+    RunFolder(out).refuse_foreign(WRITTEN)
+    RunFolder(out).promise()
 
 
 WRITTEN = ("report.json", "rows.jsonl")
 
 
 def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "rows.jsonl", found)
     head = {
         "schema": 1,

@@ -18,7 +18,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
     settings = resolved.settings
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
-    RunFolder(settings.out).create()
+    RunFolder(settings.out).promise()
     loaded = models.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype

@@ -15,5 +15,5 @@ def renderer(settings: TrainSettings | EvalSettings) -> Renderer:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.max_length is not None and longest is not None and settings.max_length > longest:
-        raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens")
+        raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens", remedy=f"--max-length {longest}")
     return Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None)
