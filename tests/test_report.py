@@ -382,7 +382,10 @@ def test_symptoms_at_their_edges() -> None:
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
     assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [("longer", "Answers after training are 1.40 times as long as before.")]
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
-    assert codes(metrics=last(healthy(), "loss", 0.6931, 40)[:20]) == []  # too early to say
+    short = [{**row, "rewards/margins": 0.0} for row in last(healthy(), "loss", 0.6931, 40)[:20]]
+    assert codes(metrics=short) == []  # too early to say
+    ((code, message),) = codes(metrics=short, status={"state": "complete"})
+    assert (code, "is 0.6931 over the last 10 logged steps" in message) == ("stuck", True)
     found = {"level": "warning", "code": "length_tokens", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
     assert codes(data=data(findings=[found | {"level": "note"}])) == []  # stands beside the data, not in the box
     told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))

@@ -122,7 +122,7 @@ class DPOSettings(TrainSettings):
     label_smoothing: float = setting(0.0, "cDPO: the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
     score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
     preset: Literal["paper", "zephyr", "tulu3", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
-    kl_samples: int = setting(64, "answers sampled at each evaluation to measure kl to the reference; 0: none", "run", ge=0)
+    kl_samples: int = setting(32, "answers sampled at each evaluation to measure kl to the reference; 0: none", "run", ge=0)
     reference: str | None = setting(None, "another reference than the policy at step 0: a model folder, hub name or run folder", "objective")
 
 

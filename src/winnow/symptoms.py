@@ -20,7 +20,7 @@ SATURATED = 0.99  # training accuracy from which no pair is left that could stil
 OVERFIT_GAP = 0.1  # training minus held-out accuracy; with 100 held-out pairs this is two standard errors
 RISEN = 0.05  # rise of the held-out loss over its minimum, as a share of it; less is the usual jitter between evaluations
 STUCK = 0.002  # change of the loss since the first step: for dpo a reward margin of 0.004, far below any trained model's
-STUCK_STEPS = 20  # logged steps before "stuck" is said: a warm-up may rightly be slow
+STUCK_STEPS = 20  # logged steps before "stuck" is said of a run under way: a warm-up may rightly be slow
 CLIPPED = 0.5  # share of steps at which clipping, meant for outliers, sets the length of the step
 LENGTH_RATIO = 1.2  # mean tokens of winners over losers (or the inverse): beyond a fifth, length alone predicts who wins
 LONGER = 1.25  # mean length of answers after over before: the bound the demo holds itself to
@@ -96,10 +96,10 @@ def rising(run: Run) -> Sign | None:
 
 def stuck(run: Run) -> Sign | None:
     """The loss has not left the value it must have where policy and reference are the same."""
-    losses = points(run["metrics"], "loss")
-    if len(losses) < STUCK_STEPS or abs(recent(losses) - losses[0][1]) >= STUCK:
+    losses, complete = points(run["metrics"], "loss"), run.get("status", {}).get("state") == "complete"
+    if len(losses) < (2 if complete else STUCK_STEPS) or abs(recent(losses) - losses[0][1]) >= STUCK:
         return None
-    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {RECENT} logged steps: it has not left its start."
+    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {min(RECENT, len(losses))} logged steps: it has not left its start."
     return Sign("stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default.")
 
 

@@ -110,7 +110,7 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any],
     for name, value in summary.items():
         if not name.endswith(("_low", "_high")):
             low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.4f}", f"{low:.4f} to {high:.4f}" if low is not None else "")
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.5g}", f"{low:.4f} to {high:.4f}" if low is not None else "")
     console.print(table)
     if compared and settings.reference is None:
         say("no reference: give --reference for loss, implicit rewards and their accuracy")
