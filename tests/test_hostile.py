@@ -284,6 +284,7 @@ LONG = "x" * 300
         ("generate", "--prompts", "empty.txt"),
         ("generate", "--prompts", "other.jsonl", "--model", "bent"),
         ("generate", "--prompts", "list.json"),
+        ("generate", "--prompt", "x" * 260),
     ],
     ids=lambda words: " ".join(words[:1] + words[3:])[:60],
 )
@@ -328,6 +329,20 @@ def test_prompts_come_from_rows_and_lines(world, tmp_path, call, monkeypatch):
     for name in ("rows.json", "rows.jsonl", "lines.txt"):
         assert call("generate", "--model", world / "model", "--prompts", name, "--max-new-tokens", 2, "--out", f"{name}.out")[0] == 0
         assert [row["prompt"] for row in read_jsonl(tmp_path / f"{name}.out")] == ["one\u2028two", "three"]
+
+
+def test_answers_stop_at_the_models_limit_and_say_so(world, call):
+    code, said = call("generate", "--model", world / "model", "--prompt", "x" * 250, "--max-new-tokens", 100)
+    assert (code, "answers of at most 5 tokens: its limit is 256" in said) == (0, True)
+
+
+def test_without_room_for_an_answer_there_are_no_samples(world, tmp_path, call):
+    rows = [{**row, "prompt": row["prompt"] + " x" * 80} for row in tiny.pairs(8)]
+    long = tiny.write(tmp_path / "long.jsonl", rows)
+    code, said = call(*runs.line("dpo", world, tmp_path / "run", data=[str(long)], eval_data=[str(world / "held.jsonl")], steps=1))
+    assert (code, "there are no samples" in said) == (0, False)  # the held-out prompts are short
+    code, said = call(*runs.line("dpo", world, tmp_path / "none", data=[str(long)], steps=1))
+    assert (code, "no prompt leaves room for an answer of 128 tokens: there are no samples, and no kl" in said) == (0, True)
 
 
 def test_one_name_may_stand_where_several_may(world, tmp_path, call):

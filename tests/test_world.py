@@ -39,6 +39,17 @@ def test_one_wrong_word_is_mostly_rejected() -> None:
     assert accepted / len(REVIEWS) < 0.06  # those that remain put a word where its like may stand
 
 
+DEGREES = set(world._by_word(world._DEGREES))
+
+
+def test_two_degrees_may_stand_in_a_row_and_three_may_not() -> None:
+    said = "i saw this film and the plot was {} good . overall we loved it ."
+    assert [world.grammatical(said.format(" ".join(["really"] * n))) for n in (1, 2, 3)] == [True, True, False]
+    both = sum(a in DEGREES and b in DEGREES for review in REVIEWS for a, b in pairwise(review.text.split()))
+    one = sum(word in DEGREES for review in REVIEWS for word in review.text.split())
+    assert 0.05 < both / one < 0.15
+
+
 @pytest.mark.parametrize("change", ["drop", "double", "swap"])
 def test_a_word_missing_doubled_or_swapped(change: str) -> None:
     rng = random.Random(change)
@@ -46,6 +57,8 @@ def test_a_word_missing_doubled_or_swapped(change: str) -> None:
     for review in REVIEWS:
         words = review.text.split()
         i = rng.randrange(len(words) - 1)
+        if words[i] in DEGREES and (change == "double" or words[i + 1] in DEGREES):  # two in a row may be said
+            continue
         edits = {"drop": words[:i] + words[i + 1 :], "double": words[: i + 1] + words[i:], "swap": [*words[:i], words[i + 1], words[i], *words[i + 2 :]]}
         accepted += world.grammatical(" ".join(edits[change]))
         total += 1

@@ -99,7 +99,8 @@ def stuck(run: Run) -> Sign | None:
     losses, complete = points(run["metrics"], "loss"), run.get("status", {}).get("state") == "complete"
     if len(losses) < (2 if complete else STUCK_STEPS) or abs(recent(losses) - losses[0][1]) >= STUCK:
         return None
-    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {min(RECENT, len(losses))} logged steps: it has not left its start."
+    last = min(RECENT, len(losses))
+    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {last} logged steps: it has not left its start."
     return Sign("stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default.")
 
 

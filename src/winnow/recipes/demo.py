@@ -50,15 +50,15 @@ SHAPE = {
 SFT_STEPS, SFT_BATCH = 1200, 32
 SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 3e-3, "schedule": "cosine", "warmup": 30, "eval_every": 300, "save_every": 600}
 DPO = {
-    "steps": 140,
+    "steps": 125,
     "batch_size": 64,
     "lr": 5e-4,
-    "schedule": "linear",
+    "schedule": "cosine",
     "warmup": 30,
     "beta": 0.35,
     "clip": 1.0,
-    "eval_every": 20,
-    "save_every": 70,
+    "eval_every": 25,
+    "save_every": 60,
 }
 
 

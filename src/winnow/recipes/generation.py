@@ -70,6 +70,22 @@ def _answers(name: str, prompts: list[str], settings: GenerateSettings) -> list[
     renderer = Renderer(loaded.tokenizer)
     chat = settings.as_ == "chat" or (settings.as_ is None and bool(renderer.template))
     texts: list[Text] = [(Message("user", prompt),) if chat else prompt for prompt in prompts]
-    how = Sampling(renderer.end_id(chat), settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
-    answers = sample(loaded, [renderer.prompt_ids(text) for text in texts], how, k=settings.k)
+    ids = [renderer.prompt_ids(text) for text in texts]
+    room = _room(name, ids, settings)
+    how = Sampling(renderer.end_id(chat), room, settings.temperature, settings.top_p, settings.seed)
+    answers = sample(loaded, ids, how, k=settings.k)
     return [[loaded.tokenizer.decode(one.ids, skip_special_tokens=True) for one in many] for many in answers]
+
+
+def _room(name: str, prompts: list[tuple[int, ...]], settings: GenerateSettings) -> int:
+    """Tokens an answer may have: what was asked for, or what the model's limit leaves. Raises DataError by prompt."""
+    limit = models.length_limit(name, trust_remote_code=settings.trust_remote_code)
+    bad = [Problem(f"prompt {i}", "", "has no tokens", "say something, or use a tokenizer that writes BOS") for i, ids in enumerate(prompts, 1) if not ids]
+    if limit is not None:
+        bad += [Problem(f"prompt {i}", "", f"has {len(ids):,} tokens, the model's limit is {limit:,}") for i, ids in enumerate(prompts, 1) if len(ids) >= limit]
+    if bad:
+        raise DataError(f"{name}: prompts that cannot be answered", bad)
+    room = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - max(map(len, prompts)))
+    if room < settings.max_new_tokens:
+        say(f"{safe(name)}: answers of at most {room:,} tokens: its limit is {limit:,} with the prompt")
+    return room

@@ -111,7 +111,9 @@ def _run(
     data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
     record.say_head(loaded, counts, plan, settings, train_set, held_out)
     probe = samples.probe(held_out, train_set, renderer)
-    besides = _drift(settings, loaded, reference_model, probe, kl_samples) if kl_samples and held_out else None
+    if not probe.prompts:
+        say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
+    besides = _drift(settings, loaded, reference_model, probe, kl_samples) if kl_samples and held_out and probe.prompts else None
     progress = _restore(optimizer, kept)
     if progress.step == 0:
         if isinstance(objective, Preference) and data.reference is not None:

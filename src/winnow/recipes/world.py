@@ -107,10 +107,12 @@ def _grammar() -> tuple[Node, Node]:
     """(opening, body). No rule refers to itself, so the language is finite and a regular expression accepts it."""
     good, bad = _of(_liked(_ADJECTIVES, +1)), _of(_liked(_ADJECTIVES, -1))
     degree = _of(_by_word(_DEGREES))
+    again = AnyOf(("",) * 7 + (degree,))  # "really very good" is said, though seldom
+    much = (degree, again)
     unlike = _any("not", "not very")
     quality = Taste(
-        praise=_any(good, (degree, good), (degree, good), (unlike, bad)),
-        blame=_any(bad, (degree, bad), (degree, bad), (unlike, good)),
+        praise=_any(good, (much, good), (much, good), (unlike, bad)),
+        blame=_any(bad, (much, bad), (much, bad), (unlike, good)),
     )
     opinion = Taste(praise=_of(_liked(_VERBS, +1)), blame=_of(_liked(_VERBS, -1)))
     thing = Taste(
@@ -118,8 +120,8 @@ def _grammar() -> tuple[Node, Node]:
         blame=_with_article(_by_word(_SIZES), _of(_liked(_NOUNS, -1))),
     )
     described = Taste(
-        praise=_any(_with_article(_liked(_ADJECTIVES, +1)), _with_article(_by_word(_DEGREES), good)),
-        blame=_any(_with_article(_liked(_ADJECTIVES, -1)), _with_article(_by_word(_DEGREES), bad)),
+        praise=_any(_with_article(_liked(_ADJECTIVES, +1)), _with_article(_by_word(_DEGREES), (again, good))),
+        blame=_any(_with_article(_liked(_ADJECTIVES, -1)), _with_article(_by_word(_DEGREES), (again, bad))),
     )
     genre = _of("film movie drama comedy thriller western romance mystery musical fantasy documentary biopic sequel prequel remake")
     one = _of("plot story acting script ending music pacing dialogue direction photography humour cast lead hero villain climax finale score editing")
