@@ -83,7 +83,7 @@ PANELS = (
     Panel("Rewards", "β times the log-ratio to the reference. Best is chosen rising, rejected falling.", ("rewards/chosen", "rewards/rejected"), 0.0),
     Panel("Change per token", "Nats per token since step 0. Chosen well below zero is displacement.", ("logratio/chosen", "logratio/rejected"), 0.0),
     Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
-    Panel("KL to the reference", "Nats per answer, on the policy's own samples.", ("kl",), None, 0.0, "own samples"),
+    Panel("KL to the reference", "Nats per answer, on some of the policy's own samples: an estimate.", ("kl",), None, 0.0, "own samples"),
     Panel("Length", "Tokens per answer in the batches.", ("length/chosen", "length/rejected")),
     Panel("Length of own answers", "Tokens the policy writes, at most 128. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
     Panel("Entropy", "Nats per token: how open the next word still is.", ("entropy",)),

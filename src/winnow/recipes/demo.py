@@ -59,6 +59,7 @@ DPO = {
     "clip": 1.0,
     "eval_every": 20,
     "save_every": 50,
+    "kl_samples": 128,
 }
 
 
