@@ -16,7 +16,7 @@ from winnow import api
 from winnow.files import RunFolder, read_jsonl
 
 torch.set_num_threads(1)  # the models are tiny: threads only wait for each other
-TIMING = ("pairs_per_second", "tokens_per_second")
+TIMING = ("pairs_per_second", "tokens_per_second", "hardware_share")
 
 
 def world(root: Path) -> Path:

@@ -31,7 +31,7 @@ FLOORS = [
     ],
     ["batch", "models", "engine.api", "engine.rows"],
     ["objectives.losses", "objectives.scores", "objectives.table"],
-    ["train.metrics", "train.optim", "train.checkpoint", "train.reference", "train.memory", "train.start", "train.step", "train.loop"],
+    ["train.metrics", "train.optim", "train.checkpoint", "train.reference", "train.memory", "train.limit", "train.start", "train.step", "train.loop"],
     ["sample", "score", "measures.heldout", "measures.winrate", "measures.drift"],
     ["plots", "symptoms", "headline", "report"],
     [

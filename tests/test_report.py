@@ -72,7 +72,7 @@ def healthy() -> list[dict[str, Any]]:
         if step:
             rows.append({"step": step, "epoch": done, "loss": 0.6931 - 0.3 * done, "grad_norm": 0.5, "learning_rate": 1e-5 * (1 - done)})
             rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
-            rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25}
+            rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25, "hardware_share": 0.4}
         if step % 10 == 0:
             rows.append(
                 {"step": step, "eval_loss": 0.6931 - 0.2 * done, "eval_rewards/accuracies": 0.75 * (step > 0), "kl": 2.5 * done, "length/sampled": 18.0 + done}

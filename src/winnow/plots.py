@@ -90,6 +90,7 @@ PANELS = (
     Panel("Gradient norm", "Before clipping; the fine line is where it clips.", ("grad_norm",), None, 0.0),
     Panel("Learning rate", "A pure function of the step.", ("learning_rate",), None, 0.0, "rate", smooth=False),
     Panel("Speed", "Tokens per second.", ("tokens_per_second",), None, 0.0),
+    Panel("Share of the hardware", "Useful arithmetic over the machine's own matrix product, measured at the start.", ("hardware_share",), None, 0.0),
 )
 
 

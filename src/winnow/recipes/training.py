@@ -20,6 +20,7 @@ from winnow.recipes import record, samples
 from winnow.recipes.planning import planned, prepared
 from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Checkpoint, Progress
+from winnow.train.limit import limit_of
 from winnow.train.loop import Data, Plan, fit
 from winnow.train.metrics import MetricsFile, Row, require
 from winnow.train.optim import Optimizer
@@ -135,6 +136,7 @@ def _run(
             identity=identity,
             show=steps.show,
             besides=besides,
+            limit=limit_of(loaded.model, loaded.device),
         )
     if plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         optimizer.load_weights(checkpoint.load(run.checkpoints / f"step_{progress.best_step}").weights)

@@ -20,6 +20,7 @@ from winnow.files import RunFolder
 from winnow.objectives.table import Objective
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
+from winnow.train.limit import Limit
 from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Reference
@@ -72,10 +73,12 @@ def fit(
     identity: Mapping[str, Any],
     show: Callable[[Row], None],
     besides: Callable[[int], Row] | None,
+    limit: Limit | None,
 ) -> Progress:
     """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
 
     evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
+    limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
     """
     device = next(model.parameters()).device
@@ -96,7 +99,7 @@ def fit(
             if not proved:
                 raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
         progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro))
-        row |= position(progress, data) | speed(micro, time.perf_counter() - began)
+        row |= position(progress, data) | speed(micro, time.perf_counter() - began, limit)
         metrics.write(row)
         show(row)
         best = False
@@ -141,10 +144,11 @@ def count(micro: Sequence[Batch]) -> int:
     return sum(len(batch.token_T) for batch in micro)
 
 
-def speed(micro: Sequence[Batch], seconds: float) -> Row:
-    """Comparisons and distinct tokens per second of this step."""
+def speed(micro: Sequence[Batch], seconds: float, limit: Limit | None) -> Row:
+    """Comparisons and distinct tokens per second of this step, and its share of the hardware's limit."""
     pairs = sum(len(batch.pair_M2) for batch in micro)
-    return {"pairs_per_second": pairs / seconds, "tokens_per_second": count(micro) / seconds}
+    share = {"hardware_share": limit.share(micro, seconds)} if limit else {}
+    return {"pairs_per_second": pairs / seconds, "tokens_per_second": count(micro) / seconds, **share}
 
 
 def samples(optimizer: Optimizer) -> list[Tensor]:
