@@ -33,22 +33,26 @@ class Limit:
 
 
 def limit_of(model: Any, device: torch.device) -> Limit | None:
-    """The limit for this model on this device; None for a mixture of experts, whose arithmetic depends on the routing.
+    """The limit for this model on this device; None for a mixture of experts, whose arithmetic depends on the routing,
+    and for a shape that does not say its heads, width and layers.
 
     Forward and backward pass cost 6 FLOPs per weight and token (4 where only an adapter trains, since frozen weights have no
     gradient of their own), attention 12 per position attended to, channel and layer.
     """
     text = model.config.get_text_config()
-    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    shape = [getattr(text, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers")]
+    experts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
+    if any(experts) or not all(shape) or model.get_output_embeddings() is None:
         return None
+    heads, hidden, layers = shape
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
     entry, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     body = total - entry.numel() - (0 if head is entry else head.numel())
     per_weight = 6 if trained > total // 2 else 4
-    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    width = heads * (getattr(text, "head_dim", None) or hidden // heads)
     dtype = next(model.parameters()).dtype
-    return Limit(float(per_weight * body), float(per_weight * head.numel()), float(12 * width * text.num_hidden_layers), matrix_rate(device, dtype))
+    return Limit(float(per_weight * body), float(per_weight * head.numel()), float(12 * width * layers), matrix_rate(device, dtype))
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
