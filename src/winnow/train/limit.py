@@ -40,7 +40,7 @@ def limit_of(model: Any, device: torch.device) -> Limit | None:
     gradient of their own), attention 12 per position attended to, channel and layer.
     """
     text = model.config.get_text_config()
-    shape = [getattr(text, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers")]
+    shape: list[Any] = [getattr(text, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers")]
     experts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
     if any(experts) or not all(shape) or model.get_output_embeddings() is None:
         return None
