@@ -109,6 +109,17 @@ def test_a_reference_with_other_tokens_is_refused(world, tmp_path, call):
         assert (code, "its tokenizer is another one" in said) == (2, True)
 
 
+def test_a_reference_may_know_more_tokens_than_the_policy(world, tmp_path):
+    more = tiny.tokenizer()
+    more.add_tokens(["whale", "krill"])
+    tiny.model("llama", seed=5, vocab_size=len(more), hidden_size=16, intermediate_size=32, max_position_embeddings=256, pad_token_id=None).save_pretrained(
+        tmp_path / "more"
+    )
+    more.save_pretrained(tmp_path / "more")
+    run = runs.dpo(world, tmp_path / "run", steps=1, reference=str(tmp_path / "more"))
+    assert api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")]).summary["loss"] > 0
+
+
 def test_another_reference_has_another_identity(world, tmp_path):
     tiny.folder(tmp_path / "other", hidden_size=16, intermediate_size=32, seed=5)
     found = [

@@ -194,6 +194,12 @@ def test_another_runs_reference_store_is_never_read(world, finished, tmp_path):
     assert runs.numbers(run) == runs.numbers(clean)
 
 
+def test_other_settings_are_refused_even_where_the_metrics_are_gone(world, unfinished):
+    unfinished.metrics.unlink()
+    with pytest.raises(RunError, match="begun with other settings"):
+        runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3, beta=0.7)
+
+
 def test_a_torn_last_line_of_metrics_is_cut(world, unfinished, finished):
     with unfinished.metrics.open("a") as file:
         file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')

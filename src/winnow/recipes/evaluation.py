@@ -86,8 +86,8 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
     """
     loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     if trained is not None:
-        now, then = fingerprint(engine, loaded.model, len(loaded.tokenizer)), torch.tensor(trained["says"])
-        if len(now) != len(then) or not same_model(now, then, [next(loaded.model.parameters()).dtype, models.DTYPES[trained["dtype"]]]):
+        now, then = fingerprint(engine, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
+        if not same_model(now, then, [next(loaded.model.parameters()).dtype, models.DTYPES[trained["dtype"]]]):
             raise ModelError(f"{name}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
     with Steps(label, len(data.groups)) as steps:
         return compute(engine, loaded.model, data.groups, tokens, loaded.device, steps.advance)

@@ -36,7 +36,7 @@ def train(
     run = RunFolder(settings.out)
     run.create()
     with run.lock():
-        if run.metrics.exists():  # a run that computed nothing yet may be begun again with other settings
+        if run.metrics.exists() or checkpoint.saved(run.checkpoints):  # a run that computed nothing yet may be begun again with other settings
             record.same_settings(run, resolved)
             if run.finished:
                 say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
@@ -104,8 +104,13 @@ def _run(
         "reference": names,
     }
     kept = _newest(run, identity)
-    says = fingerprint(engine, source.model, len(renderer.tokenizer))
-    shown = {"model": reference_model or settings.model, "identity": names[0], "dtype": str(source.dtype).removeprefix("torch."), "says": says.tolist()}
+    shown = {
+        "model": reference_model or settings.model,
+        "identity": names[0],
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "vocabulary": len(renderer.tokenizer),
+        "says": fingerprint(engine, source.model, len(renderer.tokenizer)).tolist(),
+    }
     record.note(run, weights_hash=weights, parameters=counts, reference=shown if objective.reference else None)
     found = [_reference(run, name, one, source, plan) if name else None for name, one in zip(names, sets)]
     del source
