@@ -28,6 +28,12 @@ def _gradual_underflow():
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """What runs keep for each other stays within a test."""
+    monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder ../shared/data beside the project, or in $WINNOW_SHARED."""

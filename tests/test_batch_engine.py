@@ -59,7 +59,7 @@ def test_gradients_equal_the_loops(family):
     slope_N = torch.linspace(-1, 1, len(collate(groups).target_N), dtype=torch.float64)
     (naive(model, groups) * slope_N).sum().backward()
     expected = gradients(model)
-    columns = rows.backward(model, collate(groups), lambda logp_N: slope_N)
+    columns = rows.backward(model, collate(groups), lambda logp_N, part: slope_N)
     assert not columns["logp"].requires_grad
     assert_gradients(model, expected, 1e-10)
 
@@ -81,7 +81,7 @@ def test_slopes_carry_the_whole_gradient_of_a_loss():
     total.backward()
     expected = gradients(model)
 
-    def slope(logp_N):
+    def slope(logp_N, part):
         with torch.enable_grad():
             leaf_N = logp_N.requires_grad_()
             return torch.autograd.grad(preference("dpo", beta=0.3).total(leaf_N, reference_N, batch), leaf_N)[0]
@@ -138,6 +138,5 @@ def test_shared_prompts_stand_once_and_the_shift_is_in_the_batch():
             assert batch.token_T[batch.source_N[at : at + n]].tolist() == list(sequence.ids[sequence.start - 1 : -1])
             assert batch.position_T[batch.source_N[at : at + n]].tolist() == list(range(sequence.start - 1, len(sequence.ids) - 1))
             at += n
-    ids_CL, mask_CL = rows.padded_rows(batch)
     whole = [list(s.ids) for g in groups for s in g.sequences]
-    assert [row[mask == 1].tolist() for row, mask in zip(ids_CL, mask_CL)] == whole
+    assert [row.tolist() for row in rows.sequences(batch)] == whole

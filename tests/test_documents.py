@@ -116,10 +116,11 @@ def test_only_the_answer_is_scored_and_padding_is_no_token(example):
     batch = collate([example])
     scored = [(int(batch.completion_N[n]), int(batch.position_T[batch.source_N[n]]) + 1) for n in range(len(batch.target_N))]
     assert scored == [(c, t) for c, n in enumerate((58, 56)) for t in range(36, n)]
-    ids_CL, mask_CL = rows.padded_rows(batch)
-    assert mask_CL.sum(1).tolist() == [58, 56]
-    assert ids_CL[:, 55].tolist() == [36439, 50256]  # told apart by length: the end token of the shorter row is none of the padding
-    assert mask_CL[1, 55:].tolist() == [1, 0, 0]
+    ids_CL = rows.padded_rows(batch)
+    assert ids_CL.shape == (2, 58)
+    assert ids_CL[:, 55].tolist() == [36439, 50256]  # told apart by place: the end token of the shorter row is none of the padding
+    assert ids_CL[1, 55:].tolist() == [50256, 0, 0]
+    assert 55 in [t for c, t in scored if c == 1]
 
 
 def test_higher_beta_keeps_the_policy_closer():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+import runs
 import tiny
 from winnow.batch import collate
 from winnow.engine import rows as engine
+from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
+from winnow.files import cache_folder
 from winnow.models import weights_hash
-from winnow.train.reference import Reference, compute, identity, offsets, store, stored
+from winnow.train import reference
+from winnow.train.reference import Reference, compute, identity, offsets, spot_check, store, stored
 
 CPU = torch.device("cpu")
 
@@ -91,3 +95,51 @@ def test_a_model_that_gives_no_numbers_is_no_reference():
         model.lm_head.weight[7] = float("inf")
     with pytest.raises(TrainingError, match="not finite for one of made:"):
         numbers(model, tiny.groups(3))
+
+
+def test_another_run_computes_no_reference_again(tmp_path, monkeypatch):
+    """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot check are computed."""
+    world, computed = runs.world(tmp_path), []
+    plain = reference.compute
+
+    def counted(engine, model, groups, *rest):
+        computed.append(len(groups))
+        return plain(engine, model, groups, *rest)
+
+    monkeypatch.setattr(reference, "compute", counted)
+    held = [str(world / "held.jsonl")]
+    runs.dpo(world, tmp_path / "one", steps=2, eval_data=held, kl_samples=0)
+    assert computed == [24, 8]
+    for i, change in enumerate(({"lr": 2e-3}, {"beta": 0.5}, {"objective": "ipo"}, {"batch_size": 4})):
+        computed.clear()
+        runs.dpo(world, tmp_path / f"more {i}", steps=2, eval_data=held, kl_samples=0, **change)
+        assert computed == [reference.SPOTS] * 2
+    computed.clear()
+    runs.dpo(world, tmp_path / "other data", steps=2, data=[str(world / "other.jsonl")], batch_size=6, kl_samples=0)
+    assert computed == [6]
+
+
+def test_stored_numbers_are_held_against_the_model(tmp_path):
+    """Numbers under the right name that the model does not say: of another version of a library, or of a machine that errs."""
+    groups, model = tiny.groups(9), tiny.model("llama")
+    kept = Reference("a" * 64, numbers(model, groups), offsets(groups))
+    assert spot_check(SEGMENTS, model, groups, kept, 4096, CPU) < 1e-5
+    spoiled = Reference("a" * 64, kept.value.clone(), kept.start)
+    spoiled.value[kept.start[8] + 1] -= 0.01
+    with pytest.raises(RunError, match=r"differ from the model's by up to 0\.01 nats"):
+        spot_check(SEGMENTS, model, groups, spoiled, 4096, CPU)
+
+
+def test_large_sets_are_packed_window_by_window(monkeypatch):
+    monkeypatch.setattr(reference, "WINDOW", 4)
+    groups, model = tiny.groups(11), tiny.model("llama", dtype=torch.float64)
+    found = compute(SEGMENTS, model, groups, 200, CPU, lambda n: None)
+    torch.testing.assert_close(found, numbers(model, groups), rtol=0, atol=1e-12)
+
+
+def test_the_store_is_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "here"))
+    assert cache_folder("reference") == tmp_path / "here" / "reference"
+    monkeypatch.delenv("WINNOW_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("reference") == tmp_path / ".cache" / "winnow" / "reference"

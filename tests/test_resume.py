@@ -12,7 +12,7 @@ import pytest
 import runs
 import tiny
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, read_jsonl
+from winnow.files import RunFolder, cache_folder, read_json, read_jsonl
 
 STEPS, EVERY = 70, 7
 
@@ -176,7 +176,8 @@ def test_one_writer_per_folder(world, unfinished, monkeypatch, capsys):
 
 
 def test_a_changed_reference_store_is_an_error(world, unfinished):
-    store = next(unfinished.reference.glob("*.safetensors"))
+    runs.dpo(world, unfinished.root.parent / "fills the store", steps=1)
+    store = next(cache_folder("reference").glob("*.safetensors"))
     data = bytearray(store.read_bytes())
     data[-1] ^= 0x40
     store.write_bytes(data)
@@ -184,12 +185,13 @@ def test_a_changed_reference_store_is_an_error(world, unfinished):
         runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
 
 
-def test_another_runs_reference_store_is_never_read(world, finished, tmp_path):
+def test_another_runs_reference_store_is_never_read(world, tmp_path, monkeypatch):
     """Of other data: it has another name, so the numbers are computed, and equal those of a run that found no store."""
-    shutil.copytree(finished / "reference", tmp_path / "run" / "reference")
+    runs.dpo(world, tmp_path / "first", steps=1)
     other = tiny.write(tmp_path / "other.jsonl", tiny.pairs(16, seed=7))
     run = runs.dpo(world, tmp_path / "run", data=[str(other)], steps=2)
-    assert len(list(run.reference.glob("*.safetensors"))) == 2
+    assert len(list(cache_folder("reference").glob("*.safetensors"))) == 2
+    monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "empty"))
     clean = runs.dpo(world, tmp_path / "clean", data=[str(other)], steps=2)
     assert runs.numbers(run) == runs.numbers(clean)
 

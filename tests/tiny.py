@@ -38,15 +38,96 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": SHAPE,
     "qwen3_moe": {**SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
 }
+# More that the tree engine must be right about, or refuse: soft-caps, sinks, windows, latent attention, logit scales ...
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MORE: dict[str, dict[str, Any]] = {
+    "gemma2": {**SHAPE, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+    "gpt_oss": {**SHAPE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "gpt_neox": {**SMALL, "intermediate_size": 48},
+    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128},
+    "olmo2": SHAPE,
+    "deepseek_v3": {
+        **SHAPE,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    },
+    "cohere": {**SHAPE, "logit_scale": 0.5},
+    "granite": {**SHAPE, "logits_scaling": 2.0},
+    "phi": SHAPE,  # a bias on the output layer
+    "stablelm": SHAPE,
+    "nemotron": SHAPE,
+}
+ODD: dict[str, dict[str, Any]] = {
+    "falcon": SMALL,
+    "phimoe": {**SHAPE, "num_local_experts": 4},
+    "gptj": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
+    "bloom": {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "mamba": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "qwen3_next": {
+        **SHAPE,
+        **EXPERTS,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_hidden_layers": 4,
+    },
+    "llama4_text": {
+        **SHAPE,
+        "head_dim": 8,
+        "attention_chunk_size": 16,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "no_rope_layers": [1, 0],
+    },
+}
+ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "phimoe", "qwen3_next", "llama4_text")
 TEMPLATE = "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, experts: str | None = None, **changes: Any) -> Any:
     """A random model of a family, in eval mode. `experts`: how its experts are computed ("eager" can do float64)."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**FAMILIES[family], **changes})
+    config = AutoConfig.for_model(family, **{**(FAMILIES | MORE | ODD)[family], **changes})
     kind = {"experts_implementation": experts} if experts else {}
     return AutoModelForCausalLM.from_config(config, **kind).to(dtype).eval()
+
+
+def trie(seed: int, depth: int, *, vocabulary: int = 97, most: int = 8) -> RenderedGroup:
+    """A group whose sequences part again and again: up to three ways at each of `depth` places, pieces of 1 to 6 tokens."""
+    rng = random.Random(seed)
+    found: list[tuple[int, ...]] = []
+
+    def some(longest: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocabulary) for _ in range(rng.randint(1, longest)))
+
+    def walk(prefix: tuple[int, ...], left: int) -> None:
+        if not left:
+            found.append(prefix)
+            return
+        for _ in range(2 if left == depth else rng.randint(1, 3)):
+            walk(prefix + some(6), left - 1)
+
+    prompt = some(12)
+    walk(prompt, depth)
+    found = found[:most]
+    comparisons = tuple(Comparison(i, i + 1) for i in range(len(found) - 1))
+    return RenderedGroup(tuple(TokenSequence(ids, len(prompt)) for ids in found), comparisons, (None,) * len(found), f"trie:{seed}")
 
 
 def tokenizer(*, bos: bool = True, template: str | None = None, merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:

@@ -1,14 +1,14 @@
 """The only tensor form of data. Everything that must be shifted, masked or paired is decided here, on Python ints.
 
-Axes: T packed tokens, S segments, C completions, N scored tokens, M comparisons, G groups.
+Axes: T packed tokens, C completions, N scored tokens, U hidden states that predict one, M comparisons, G groups.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,19 +18,38 @@ from winnow.data.render import RenderedGroup
 from winnow.data.tree import grow
 
 
+class Run(NamedTuple):
+    """A segment in the packed tokens: where it begins, its length, the segment before it (-1: none)."""
+
+    start: int
+    length: int
+    parent: int
+
+
+class Ends(NamedTuple):
+    """Where a group ends, counted from the batch's beginning."""
+
+    states: int
+    scored: int
+    completions: int
+    comparisons: int
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of whole groups.
 
     Scored token n of completion `completion_N[n]` is `target_N[n]`, predicted by the hidden state of packed token
-    `source_N[n]`: the shift by one is done here and nowhere else. Scored tokens stand completion by completion.
+    `source_N[n]`: the shift by one is done here and nowhere else. Scored tokens stand completion by completion. A hidden
+    state that predicts several of a group's tokens (a branch, a shared beginning) stands once in `state_U`.
     """
 
     token_T: Int[Tensor, " T"]
     position_T: Int[Tensor, " T"]  # of the token in its own sequence
-    segment_S3: Int[Tensor, "S 3"]  # first token in T, length, parent segment (-1: root)
-    leaf_C: Int[Tensor, " C"]  # last segment of each completion
-    source_N: Int[Tensor, " N"]
+    runs: tuple[Run, ...]
+    leaves: tuple[int, ...]  # last segment of each completion
+    state_U: Int[Tensor, " U"]  # packed tokens whose hidden state predicts something
+    state_N: Int[Tensor, " N"]  # of each scored token, in U
     target_N: Int[Tensor, " N"]
     completion_N: Int[Tensor, " N"]
     length_C: Int[Tensor, " C"]  # scored tokens
@@ -38,62 +57,108 @@ class Batch:
     probability_M: Float[Tensor, " M"]
     weight_M: Float[Tensor, " M"]
     group_C: Int[Tensor, " C"]
+    ends: tuple[Ends, ...]  # of the groups
     items: tuple[int, ...]  # of the groups, in their data set
     wheres: tuple[str, ...]  # of the groups, for messages
 
+    @property
+    def source_N(self) -> Int[Tensor, " N"]:
+        """The packed token that predicts each scored one."""
+        return self.state_U[self.state_N]
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved: dict[str, Any] = {f.name: value.to(device) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        moved: dict[str, Any] = {
+            f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
         return dataclasses.replace(self, **moved)
+
+    def parts(self, states: int) -> Iterator[tuple[int, Batch]]:
+        """The batch cut into runs of whole groups of at most `states` hidden states, at least one group each, with the first state
+        of each. Packed tokens stay whole: the parts are for what comes after the hidden states.
+        """
+        first = 0
+        while first < len(self.ends):
+            last = first + 1
+            begin = self.ends[first - 1] if first else Ends(0, 0, 0, 0)
+            while last < len(self.ends) and self.ends[last].states - begin.states <= states:
+                last += 1
+            yield begin.states, self._part(first, last, begin, self.ends[last - 1])
+            first = last
+
+    def _part(self, first: int, last: int, begin: Ends, end: Ends) -> Batch:
+        scored, completions = slice(begin.scored, end.scored), slice(begin.completions, end.completions)
+        comparisons = slice(begin.comparisons, end.comparisons)
+        return dataclasses.replace(
+            self,
+            leaves=self.leaves[completions],
+            state_U=self.state_U[begin.states : end.states],
+            state_N=self.state_N[scored] - begin.states,
+            target_N=self.target_N[scored],
+            completion_N=self.completion_N[scored] - begin.completions,
+            length_C=self.length_C[completions],
+            pair_M2=self.pair_M2[comparisons] - begin.completions,
+            probability_M=self.probability_M[comparisons],
+            weight_M=self.weight_M[comparisons],
+            group_C=self.group_C[completions] - first,
+            ends=tuple(Ends(*(a - b for a, b in zip(one, begin))) for one in self.ends[first:last]),
+            items=self.items[first:last],
+            wheres=self.wheres[first:last],
+        )
 
 
 def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None) -> Batch:
     """Groups as one Batch; `items` are their numbers in the data set (default 0, 1, ...)."""
+    tree = grow([group.sequences for group in groups])
     tokens: list[int] = []
     positions: list[int] = []
-    segments: list[tuple[int, int, int]] = []
-    leaves: list[int] = []
-    sources: list[int] = []
+    runs: list[Run] = []
+    begins: list[int] = []  # position of each segment's first token in its sequence
+    for segment in tree.segments:
+        begin = 0 if segment.parent < 0 else begins[segment.parent] + runs[segment.parent].length
+        begins.append(begin)
+        runs.append(Run(len(tokens), len(segment.tokens), segment.parent))
+        positions += range(begin, begin + len(segment.tokens))
+        tokens += segment.tokens
+    states: list[int] = []
+    state: list[int] = []  # of each scored token
     targets: list[int] = []
     lengths: list[int] = []
     pairs: list[tuple[int, int]] = []
-    group_of: list[int] = []
-    for g, group in enumerate(groups):
-        tree = grow(group.sequences)
-        first_segment, first_completion = len(segments), len(leaves)
-        begins: list[int] = []  # position of each segment's first token in its sequence
-        for segment in tree.segments:
-            begin = 0 if segment.parent < 0 else begins[segment.parent] + len(tree.segments[segment.parent].tokens)
-            begins.append(begin)
-            segments.append((len(tokens), len(segment.tokens), -1 if segment.parent < 0 else first_segment + segment.parent))
-            positions += range(begin, begin + len(segment.tokens))
-            tokens += segment.tokens
-        for sequence, leaf in zip(group.sequences, tree.leaves):
+    ends: list[Ends] = []
+    for group in groups:
+        first = len(lengths)
+        known: dict[int, int] = {}  # packed token -> its number among the states, within the group
+        for sequence in group.sequences:
             at: list[int] = []  # packed index of each token of the sequence
-            for s in tree.chain(leaf):
-                start, length, _ = segments[first_segment + s]
-                at += range(start, start + length)
-            sources += at[sequence.start - 1 : -1]
+            for s in tree.chain(tree.leaves[len(lengths)]):
+                at += range(runs[s].start, runs[s].start + runs[s].length)
+            for source in at[sequence.start - 1 : -1]:
+                if source not in known:
+                    known[source] = len(states)
+                    states.append(source)
+                state.append(known[source])
             targets += sequence.ids[sequence.start :]
             lengths.append(len(sequence.ids) - sequence.start)
-            leaves.append(first_segment + leaf)
-            group_of.append(g)
-        pairs += [(first_completion + c.winner, first_completion + c.loser) for c in group.comparisons]
+        pairs += [(first + c.winner, first + c.loser) for c in group.comparisons]
+        ends.append(Ends(len(states), len(targets), len(lengths), len(pairs)))
     comparisons = [c for group in groups for c in group.comparisons]
     length_C = torch.tensor(lengths)
     return Batch(
         token_T=torch.tensor(tokens),
         position_T=torch.tensor(positions),
-        segment_S3=torch.tensor(segments),
-        leaf_C=torch.tensor(leaves),
-        source_N=torch.tensor(sources),
+        runs=tuple(runs),
+        leaves=tree.leaves,
+        state_U=torch.tensor(states),
+        state_N=torch.tensor(state),
         target_N=torch.tensor(targets),
         completion_N=torch.repeat_interleave(torch.arange(len(lengths)), length_C),
         length_C=length_C,
         pair_M2=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         probability_M=torch.tensor([c.probability for c in comparisons], dtype=torch.float32),
         weight_M=torch.tensor([c.weight for c in comparisons], dtype=torch.float32),
-        group_C=torch.tensor(group_of),
+        group_C=torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(group.sequences) for group in groups])),
+        ends=tuple(ends),
         items=tuple(range(len(groups)) if items is None else items),
         wheres=tuple(group.where for group in groups),
     )

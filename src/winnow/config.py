@@ -84,6 +84,9 @@ class TrainSettings(ModelSettings, DataSettings):
     weight_decay: float = setting(0.0, "decoupled, on matrices only", "optimizer", ge=0)
     clip: float | None = setting(1.0, "largest gradient norm; none for no clipping", "optimizer", gt=0)
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower", "model")
+    engine: Literal["auto", "segments", "masks", "single", "rows"] = setting(
+        "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
+    )
     lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
     seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0, lt=2**63)
     save_every: int = setting(100, "steps between checkpoints", "run", ge=1)
@@ -140,6 +143,9 @@ class EvalSettings(ModelSettings, DataSettings):
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
     beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0, le=1e6)
+    engine: Literal["auto", "segments", "masks", "single", "rows"] = setting(
+        "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
+    )
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
 
 

@@ -102,6 +102,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
+def cache_folder(kind: str) -> Path:
+    """Where what is computed once is kept for all runs: `$WINNOW_CACHE`, or `~/.cache/winnow`. Anything in it may be deleted."""
+    return Path(os.environ.get("WINNOW_CACHE") or Path.home() / ".cache" / "winnow") / kind
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +127,6 @@ class RunFolder:
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
-        self.reference = self.root / "reference"
         self.model = self.root / "model"
         self.samples = self.root / "samples.jsonl"
         self.report_json = self.root / "report.json"
@@ -138,7 +142,7 @@ class RunFolder:
         """Whether the run here came to its end: `report.json` is the last thing written."""
         return self.report_json.exists()
 
-    def create(self, *, ours: Collection[str] = ("config.yaml", "data.json", "reference")) -> None:
+    def create(self, *, ours: Collection[str] = ("config.yaml", "data.json")) -> None:
         """Make the folder, or say why it cannot be written, before anything is loaded. `ours` as in `refuse_foreign`."""
         self.refuse_foreign(ours)
         self._made = not self.root.exists()
@@ -147,7 +151,7 @@ class RunFolder:
     def refuse_foreign(self, ours: Collection[str]) -> None:
         """A folder that holds something and is no run is refused: it may be a model, or somebody's data.
 
-        ours: what a run that was killed while it began may have left, or a store of reference log-probs put there.
+        ours: what a run that was killed while it began may have left.
         """
         if not self.started and self.root.is_dir():
             foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours and not p.name.startswith((".", "lock")))

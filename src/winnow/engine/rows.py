@@ -16,8 +16,7 @@ NAME = "rows"
 
 def logps(model: nn.Module, batch: Batch, want: Sequence[str] = ()) -> Columns:
     """log p of every scored token (nats, float32 or better), differentiable; `want` may name "entropy"."""
-    ids_CL, mask_CL = padded_rows(batch)
-    logits_CLV = model(input_ids=ids_CL, attention_mask=mask_CL, use_cache=False).logits
+    logits_CLV = model(input_ids=padded_rows(batch), use_cache=False).logits
     column_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
     logits_NV = logits_CLV[batch.completion_N, column_N]
     if logits_NV.dtype != torch.float64:
@@ -34,22 +33,26 @@ def backward(model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] =
     """One forward pass, the slopes of the loss at its log-probs, one backward pass."""
     columns = logps(model, batch, want)
     logp_N = columns["logp"]
-    logp_N.backward(slope(logp_N.detach()))
+    logp_N.backward(slope(logp_N.detach(), batch))
     return {name: value.detach() for name, value in columns.items()}
 
 
-def padded_rows(batch: Batch) -> tuple[Int[Tensor, "C L"], Int[Tensor, "C L"]]:
-    """Each completion's whole sequence as a row, padded right with token 0 under a zero mask: no padding token is needed."""
-    segments = batch.segment_S3.tolist()
+def padded_rows(batch: Batch) -> Int[Tensor, "C L"]:
+    """Each completion's whole sequence as a row, padded right with token 0. No mask: attention looks back only, so nothing that
+    is scored sees padding, and padding that could see nothing (behind a window) would spread NaN.
+    """
+    return nn.utils.rnn.pad_sequence(sequences(batch), batch_first=True, padding_value=0)
+
+
+def sequences(batch: Batch) -> list[Int[Tensor, " L"]]:
+    """Each completion's whole sequence, put together from its segments."""
     rows: list[Tensor] = []
-    for leaf in batch.leaf_C.tolist():
+    for leaf in batch.leaves:
         parts: list[Tensor] = []
         at = leaf
         while at >= 0:
-            start, length, at = segments[at]
-            parts.append(batch.token_T[start : start + length])
+            run = batch.runs[at]
+            parts.append(batch.token_T[run.start : run.start + run.length])
+            at = run.parent
         rows.append(torch.cat(parts[::-1]))
-    ids_CL = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
-    length_C1 = torch.tensor([len(row) for row in rows], device=ids_CL.device)[:, None]
-    mask_CL = (torch.arange(ids_CL.shape[1], device=ids_CL.device)[None] < length_C1).long()
-    return ids_CL, mask_CL
+    return rows

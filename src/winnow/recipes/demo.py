@@ -23,7 +23,7 @@ from winnow.config import DemoSettings, DPOSettings, Resolved, SFTSettings, reso
 from winnow.console import Steps, console, safe, say
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
-from winnow.engine import rows as engine
+from winnow.engine.tiled import SEGMENTS
 from winnow.files import RunFolder, read_json, read_jsonl, write_json, write_jsonl
 from winnow.measures import drift
 from winnow.measures.winrate import win_rate
@@ -193,7 +193,7 @@ def _kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], sam
     """KL(policy || reference) in nats per answer, over the policy's own samples."""
     renderer = Renderer(policy.tokenizer)
     groups = drift.as_groups([renderer.prompt_ids(prompt) for prompt in prompts], sampled.answers, renderer.end_id(chat=False))
-    ours, theirs = (compute(engine, loaded.model, groups, BUDGET, loaded.device, lambda n: None) for loaded in (policy, reference))
+    ours, theirs = (compute(SEGMENTS, loaded.model, groups, BUDGET, loaded.device, lambda n: None) for loaded in (policy, reference))
     return drift.kl(ours, theirs, sum(len(group.sequences) for group in groups))
 
 

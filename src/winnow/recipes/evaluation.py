@@ -16,11 +16,12 @@ from winnow.config import EvalSettings, Resolved, validated
 from winnow.console import Steps, console, safe, say
 from winnow.data.dataset import Dataset, prepare
 from winnow.data.pack import budget
-from winnow.engine import rows as engine
+from winnow.engine import rows
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
 from winnow.objectives.table import Preference, preference
+from winnow.recipes.engines import engine_for
 from winnow.recipes.rendering import renderer
 from winnow.train.loop import Data
 from winnow.train.reference import Reference, compute, offsets
@@ -86,9 +87,10 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
     """
     loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     if trained is not None:
-        now, then = fingerprint(engine, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
+        now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
         if not same_model(now, then, [next(loaded.model.parameters()).dtype, models.DTYPES[trained["dtype"]]]):
             raise ModelError(f"{name}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
+    engine = engine_for(loaded, settings.engine, data.account["tokens"]["longest"], train=False)
     with Steps(label, len(data.groups)) as steps:
         return compute(engine, loaded.model, data.groups, tokens, loaded.device, steps.advance)
 

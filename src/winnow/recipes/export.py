@@ -7,7 +7,7 @@ from pathlib import Path
 from winnow import models
 from winnow.config import ExportSettings, Resolved
 from winnow.console import safe, say
-from winnow.engine import rows as engine
+from winnow.engine import rows
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder
 from winnow.train.start import fingerprint, same_model
@@ -20,13 +20,13 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
     loaded = models.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
-    live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
+    live = fingerprint(rows, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
     model = models.merged(loaded.model) if settings.merge else loaded.model
     models.save(model, loaded.tokenizer, settings.out)
     name = str(dtype).removeprefix("torch.")
     again = models.load(str(settings.out), dtype=name, device=settings.device, trust_remote_code=settings.trust_remote_code)
-    saved = fingerprint(engine, again.model, len(loaded.tokenizer))
+    saved = fingerprint(rows, again.model, len(loaded.tokenizer))
     difference = float((live - saved).abs().max())
     if not same_model(live, saved, [dtype]):
         raise ModelError(

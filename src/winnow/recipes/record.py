@@ -87,13 +87,15 @@ def _device() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def say_head(loaded: LoadedModel, counts: dict[str, int], plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]) -> None:
+def say_head(
+    loaded: LoadedModel, counts: dict[str, int], engine: str, plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]
+) -> None:
     """Model, data, plan and the data's warnings, before the first step."""
     account, weight = train_set.account, next(loaded.model.parameters())
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
     dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
     kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
-    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}")
+    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
     say(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")

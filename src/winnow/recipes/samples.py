@@ -10,7 +10,7 @@ from typing import Any
 from winnow.data.dataset import Dataset
 from winnow.data.pack import budget
 from winnow.data.render import RenderedGroup, Renderer
-from winnow.engine import rows as engine
+from winnow.engine.api import Engine
 from winnow.files import RunFolder, read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.models import LoadedModel
@@ -59,7 +59,7 @@ def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, ste
     write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
 
 
-def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int) -> Callable[[int], Row]:
+def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine) -> Callable[[int], Row]:
     """step -> `kl` to the reference in nats per answer and `length/sampled`, over the policy's answers to `count` prompts.
 
     The same random numbers at every step, so that what changes is the policy.
@@ -72,14 +72,14 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
         groups = drift.as_groups(prompts, answers, asked.end)
         if not groups:
             return {}
-        policy = _scores(loaded, groups)
+        policy = _scores(engine, loaded, groups)
         with reference() as other:
-            theirs = _scores(other, groups)
+            theirs = _scores(engine, other, groups)
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
         return {"kl": drift.kl(policy, theirs, len(groups)), "length/sampled": sum(lengths) / len(groups)}
 
     return measure
 
 
-def _scores(loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
+def _scores(engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
     return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)

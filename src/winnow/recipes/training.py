@@ -11,12 +11,14 @@ from winnow.config import Resolved, TrainSettings, parse_lora
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, stop_on_errors
 from winnow.data.render import Renderer
-from winnow.engine import rows as engine
+from winnow.engine import rows
+from winnow.engine.api import Engine
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, sha256_json
+from winnow.files import RunFolder, cache_folder, read_json, sha256_json
 from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
 from winnow.recipes import record, samples
+from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import planned, prepared
 from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Checkpoint, Progress
@@ -90,13 +92,16 @@ def _run(
     kl_samples: int,
 ) -> None:
     counts = models.parameter_counts(loaded.model)
+    longest = max(one.account["tokens"]["longest"] for one in (train_set, *held_out.values()))
+    engine = engine_for(loaded, settings.engine, longest, train=True)
     if settings.checkpointing:
         models.enable_checkpointing(loaded.model)
     optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     sets = [train_set, *held_out.values()]
     weights = models.weights_hash(loaded.model)
     source = _load(reference_model, settings) if reference_model else loaded
-    names = _reference_names(source, weights if source is loaded else models.weights_hash(source.model), sets, objective)
+    scorer = engine if source is loaded else engine_for(source, settings.engine, longest, train=False)
+    names = _reference_names(source, weights if source is loaded else models.weights_hash(source.model), sets, objective, scorer)
     identity = {
         "settings": sha256_json(read_json(run.environment)["settings"]),
         "data": [one.account["fingerprint"] for one in sets],
@@ -109,21 +114,21 @@ def _run(
         "identity": names[0],
         "dtype": str(source.dtype).removeprefix("torch."),
         "vocabulary": len(renderer.tokenizer),
-        "says": fingerprint(engine, source.model, len(renderer.tokenizer)).tolist(),
+        "says": fingerprint(rows, source.model, len(renderer.tokenizer)).tolist(),
     }
-    record.note(run, weights_hash=weights, parameters=counts, reference=shown if objective.reference else None)
-    found = [_reference(run, name, one, source, plan) if name else None for name, one in zip(names, sets)]
+    record.note(run, engine=engine.NAME, weights_hash=weights, parameters=counts, reference=shown if objective.reference else None)
+    found = [_reference(name, one, source, scorer, plan) if name else None for name, one in zip(names, sets)]
     del source
     data, *rest = (Data(one.groups, one.shares, ref) for one, ref in zip(sets, found))
-    record.say_head(loaded, counts, plan, settings, train_set, held_out)
+    record.say_head(loaded, counts, engine.NAME, plan, settings, train_set, held_out)
     probe = samples.probe(held_out, train_set, renderer)
     if not probe.prompts:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
-    besides = _drift(settings, loaded, reference_model, probe, kl_samples) if kl_samples and held_out and probe.prompts else None
+    besides = _drift(settings, loaded, reference_model, probe, kl_samples, engine) if kl_samples and held_out and probe.prompts else None
     progress = _restore(optimizer, kept)
     if progress.step == 0:
         if isinstance(objective, Preference) and data.reference is not None:
-            _check_start(loaded, data, plan, objective, reference_model)
+            _check_start(loaded, data, plan, objective, reference_model, engine)
         samples.write(run, loaded, renderer.tokenizer, probe, 0)
     metrics = MetricsFile(run.metrics, trackers=settings.trackers, resume_at=progress.step)
     with Steps("training", plan.steps, progress.step) as steps:
@@ -156,23 +161,28 @@ def _load(name: str, settings: TrainSettings) -> LoadedModel:
     return models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
 
-def _reference_names(source: LoadedModel, weights: str, sets: list[Dataset], objective: Objective) -> list[str | None]:
+def _reference_names(source: LoadedModel, weights: str, sets: list[Dataset], objective: Objective, engine: Engine) -> list[str | None]:
     """The identity of each set's reference log-probs: known before they are computed."""
     return [reference.identity(weights, one.groups, source.dtype, engine) if objective.reference else None for one in sets]
 
 
-def _reference(run: RunFolder, name: str, one: Dataset, source: LoadedModel, plan: Plan) -> Reference:
-    """The reference log-probs of one set: read where they are stored, computed where not."""
-    kept = reference.stored(run.reference, name, one.groups)
-    if kept is None:
-        with Steps("reference", len(one.groups)) as steps:
-            value = reference.compute(engine, source.model, one.groups, plan.tokens, source.device, steps.advance)
-        kept = Reference(name, value, reference.offsets(one.groups))
-        reference.store(run.reference, kept)
+def _reference(name: str, one: Dataset, source: LoadedModel, engine: Engine, plan: Plan) -> Reference:
+    """The reference log-probs of one set: read where any run has stored them (a few are computed again and compared), else computed."""
+    store = cache_folder("reference")
+    kept = reference.stored(store, name, one.groups)
+    if kept is not None:
+        noise = reference.spot_check(engine, source.model, one.groups, kept, plan.tokens, source.device)
+        say(f"reference: {len(kept.value):,} log-probs read from {safe(reference.file_of(store, name))}; of a few computed again, all within {noise:.1e} nats")
+        return kept
+    with Steps("reference", len(one.groups)) as steps:
+        value = reference.compute(engine, source.model, one.groups, plan.tokens, source.device, steps.advance)
+    kept = Reference(name, value, reference.offsets(one.groups))
+    reference.store(store, kept)
+    say(f"reference: {len(kept.value):,} log-probs, kept for other runs in {safe(reference.file_of(store, name))}")
     return kept
 
 
-def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None, probe: samples.Probe, count: int) -> Callable[[int], Row]:
+def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None, probe: samples.Probe, count: int, engine: Engine) -> Callable[[int], Row]:
     """What an evaluation measures on the policy's own samples. To be called while the policy still is what training starts from."""
     start = Frozen(loaded.model) if reference_model is None else None
 
@@ -184,10 +194,10 @@ def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | 
         else:
             yield _load(str(reference_model), settings)
 
-    return samples.drift_from(reference, loaded, probe, count, settings.seed)
+    return samples.drift_from(reference, loaded, probe, count, settings.seed, engine)
 
 
-def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Preference, reference_model: str | None) -> None:
+def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Preference, reference_model: str | None, engine: Engine) -> None:
     if reference_model is not None:
         say(f"reference: {safe(reference_model)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
         return

@@ -1,6 +1,7 @@
-"""The reference as numbers with an identity: one log-prob per scored token, computed once before training.
+"""The reference as numbers with an identity: one log-prob per scored token, computed once, for every run that needs it.
 
-The identity is the hash of what the numbers came from: weights (adapter included), tokens, dtype, engine. A store with
+The identity is the hash of what the numbers came from: weights (adapter included), tokens, dtype, engine. It is the name they
+are stored under, in a folder that all runs share, so another rate, beta or objective computes nothing again. A store with
 another identity is never read; a damaged one is an error.
 """
 
@@ -24,6 +25,11 @@ from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
 from winnow.errors import RunError, TrainingError
 from winnow.files import sha256_json, write_atomic
+
+WINDOW = 2048  # groups packed together
+SPOTS = 4  # groups of a stored set that are computed again when it is read
+# Largest per-token difference (nats) two passes over the same tokens may show when only padding and summation order differ.
+NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def compute(
     """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished."""
     start = offsets(groups)
     value: Tensor | None = None
-    for items in pack(groups, tokens):
+    for items in _micro_batches(groups, tokens):
         batch = collate([groups[i] for i in items], items)
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
@@ -103,16 +109,41 @@ def compute(
     return torch.empty(0) if value is None else value
 
 
+def spot_check(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], kept: Reference, tokens: int, device: torch.device) -> float:
+    """The largest difference (nats) between stored numbers and those of a few groups computed again, spread over the data.
+
+    Raises RunError where it is more than rounding.
+    """
+    chosen = sorted({round(i * (len(groups) - 1) / (SPOTS - 1)) for i in range(SPOTS)})
+    again = compute(engine, model, [groups[i] for i in chosen], tokens, device, lambda n: None)
+    then = torch.cat([kept.value[kept.start[i] : kept.start[i + 1]] for i in chosen])
+    noise = float((again - then).abs().max())
+    if not noise <= NOISE[next(model.parameters()).dtype]:
+        raise RunError(
+            f"stored reference log-probs differ from the model's by up to {noise:.3g} nats",
+            remedy=f"the store {kept.identity[:16]}.safetensors is from another library version or machine: delete it, it is computed again",
+        )
+    return noise
+
+
+def _micro_batches(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]]:
+    """The whole set packed window by window, so that what is planned at a time stays small."""
+    for first in range(0, len(groups), WINDOW):
+        window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
+        for part in pack(window, tokens):
+            yield [first + i for i in part]
+
+
 def store(folder: Path, reference: Reference) -> None:
     """Write the numbers under their identity, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     data = save({"logp": reference.value}, {"identity": reference.identity, "sha256": _digest(reference.value)})
-    write_atomic(_path(folder, reference.identity), data)
+    write_atomic(file_of(folder, reference.identity), data)
 
 
 def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Reference | None:
     """The numbers with identity `name`, or None. Raises RunError when the file is there but damaged."""
-    path = _path(folder, name)
+    path = file_of(folder, name)
     if not path.exists():
         return None
     start = offsets(groups)
@@ -126,7 +157,8 @@ def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Referenc
     return Reference(name, value, start)
 
 
-def _path(folder: Path, name: str) -> Path:
+def file_of(folder: Path, name: str) -> Path:
+    """Where the numbers with identity `name` are stored."""
     return folder / f"{name[:16]}.safetensors"
 
 

@@ -15,12 +15,10 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.api import Engine
 from winnow.errors import TrainingError
 from winnow.objectives.table import Preference
-from winnow.train.reference import Reference
+from winnow.train.reference import NOISE, Reference
 
 # Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
-# Largest per-token difference two passes over the same tokens may show when only padding and summation order differ.
-NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
 
 
 def fingerprint(engine: Engine, model: Any, vocabulary: int) -> Float[Tensor, " N"]:

@@ -26,23 +26,22 @@ def take_step(
     """
     weight = sum(objective.weight(batch) for batch in batches)
     sums: Sums = {}
+
+    def slope(logp_N: Float[Tensor, " N"], part: Batch) -> Float[Tensor, " N"]:
+        logp_N.requires_grad_()
+        with torch.enable_grad():
+            total = objective.total(logp_N, reference.of(part) if reference else None, part)  # type: ignore[arg-type]
+        (slope_N,) = torch.autograd.grad(total, logp_N)
+        if not torch.isfinite(total) or not torch.isfinite(slope_N).all():
+            optimizer.forget()
+            raise TrainingError(f"the loss is not finite in a batch with {_rows(part)}", remedy="a lower --lr or --clip; the last checkpoint is intact")
+        add(sums, {"loss": (float(total.detach()), objective.weight(part))})
+        return slope_N / weight
+
     for batch in batches:
-        reference_N = reference.of(batch) if reference else None
-
-        def slope(logp_N: Float[Tensor, " N"], batch: Batch = batch, reference_N: Tensor | None = reference_N) -> Float[Tensor, " N"]:
-            logp_N.requires_grad_()
-            with torch.enable_grad():
-                total = objective.total(logp_N, reference_N, batch)  # type: ignore[arg-type]
-            (slope_N,) = torch.autograd.grad(total, logp_N)
-            if not torch.isfinite(total) or not torch.isfinite(slope_N).all():
-                optimizer.forget()
-                raise TrainingError(f"the loss is not finite in a batch with {_rows(batch)}", remedy="a lower --lr or --clip; the last checkpoint is intact")
-            add(sums, {"loss": (float(total.detach()), objective.weight(batch))})
-            return slope_N / weight
-
         columns = engine.backward(model, batch, slope, want=("entropy",))
         add(sums, {"entropy": (float(columns["entropy"].sum()), float(len(batch.target_N)))})
-        add(sums, objective.sums(columns["logp"], reference_N, batch))  # type: ignore[arg-type]
+        add(sums, objective.sums(columns["logp"], reference.of(batch) if reference else None, batch))  # type: ignore[arg-type]
     norm = optimizer.clip_gradients()
     if not norm < float("inf"):
         optimizer.forget()

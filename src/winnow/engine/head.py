@@ -1,0 +1,283 @@
+"""log p of N targets from U hidden states, and its gradients, without keeping a U x V matrix for long.
+
+Two ways. *Fused*: the logits of a part of the batch stay in memory while the objective says its slopes, so forward and
+backward pass are 3 matrix products (2 with a frozen head). *Recomputed*: only the log-sum-exp is kept, the logits are formed
+again in the backward pass: 4 products, memory of one tile; for parts too large to hold, and for plain autograd.
+
+z = cap tanh(scale (h W^T + b) / cap);  log p(t) = z_t - log sum exp z;  d log p(t) / dz = onehot(t) - softmax(z).
+Products in the weights' dtype; maxima, exponentials and sums in float32, or float64 for float64 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from winnow.batch import Batch
+from winnow.engine.api import Columns, Slope
+from winnow.errors import ModelError
+
+ROWS = 256  # hidden states whose logits are formed together: they stay in the processor's cache while exp and sums are taken
+TILE = 2**27  # bytes of logits held for the fused way, and formed at a time in the recomputed one
+LARGEST = 2**30  # bytes of logits up to which a single group is still held whole
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer: weights (which may have a graph, as a sum with an adapter has), and what happens to its logits."""
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None
+    scale: float
+    softcap: float | None
+
+    def states(self, limit: int) -> int:
+        """How many hidden states' logits fit in `limit` bytes."""
+        return max(1, limit // (self.weight.shape[0] * _wide(self.weight.dtype).itemsize))
+
+
+def head_of(model: Any) -> Head:
+    """The model's output layer, with what its configuration declares about logits. Raises ModelError for one it cannot read."""
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ModelError("the model names no output layer")
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name, invert in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)):
+            scale *= 1 / value if invert else value
+    weight, bias = _weights(layer)
+    return Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def body(model: Any) -> Any:
+    """The model without its output layer. Raises ModelError where it cannot be told."""
+    inner = model.get_decoder()
+    if inner is model:  # transformers found none by its own rules
+        inner = getattr(model, "model", None)
+    if inner is None:
+        raise ModelError("the model names no body beside its output layer")
+    return inner
+
+
+def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a plain layer, or of one with adapters: their low-rank product is added, with its graph."""
+    from peft.tuners.lora import Linear as LoraLinear
+    from peft.utils import ModulesToSaveWrapper
+
+    if isinstance(layer, ModulesToSaveWrapper):
+        return _weights(layer.modules_to_save[layer.active_adapters[0]])
+    if isinstance(layer, LoraLinear):
+        if any(layer.use_dora.get(name, False) for name in layer.active_adapters):
+            raise ModelError("the adapter on the output layer is DoRA, whose product is not a sum", remedy="leave the output layer out of --lora targets")
+        weight, bias = _weights(layer.get_base_layer())
+        return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters), bias
+    if isinstance(layer, nn.Linear):
+        return layer.weight, layer.bias
+    raise ModelError(f"the output layer is a {type(layer).__name__}, which is no linear map")
+
+
+def logps(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, want: Sequence[str]) -> Columns:
+    """Columns of a batch from its hidden states; "logp" is differentiable, by recomputing the logits."""
+    logp_N, entropy_N = _Recomputed.apply(state_UH, head.weight, head.bias, head, batch.state_N, batch.target_N, "entropy" in want)
+    return {"logp": logp_N} | ({"entropy": entropy_N} if "entropy" in want else {})
+
+
+def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Slope, want: Sequence[str]) -> Columns:
+    """Columns of a batch, detached; the gradients of hidden states and head are added where they belong."""
+    ready_UH = state_UH.detach()
+    gradients = _Gradients(head, ready_UH)
+    found: list[Columns] = []
+    for first, part in batch.parts(head.states(TILE)):
+        count = len(part.state_U)
+        part_UH = ready_UH[first : first + count]
+        if count <= head.states(LARGEST):
+            with torch.no_grad():
+                logits = _form(head, part_UH, "entropy" in want)
+                columns = logits.columns(part.state_N, part.target_N)
+                logits.backward(part.state_N, part.target_N, slope(columns["logp"], part), gradients, first)
+        else:
+            with torch.enable_grad():
+                leaves = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+                columns = logps(leaves, part_UH, part, want)
+            with torch.no_grad():
+                _again(leaves, part_UH, part.state_N, part.target_N, slope(columns["logp"], part), gradients, first)
+        found.append(columns)
+    gradients.hand_over(head, state_UH)
+    return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+
+
+class _Gradients:
+    """What the hidden states and the head are owed, in float32 or better, until it is handed to autograd."""
+
+    def __init__(self, head: Head, state_UH: Tensor) -> None:
+        wide = _wide(state_UH.dtype)
+        self.state_UH = torch.empty_like(state_UH, dtype=wide)
+        self.weight_VH = torch.zeros_like(head.weight, dtype=wide) if head.weight.requires_grad else None
+        self.bias_V = torch.zeros_like(head.bias, dtype=wide) if head.bias is not None and head.bias.requires_grad else None
+
+    def hand_over(self, head: Head, state_UH: Tensor) -> None:
+        """The rest of the backward pass."""
+        owed = [(state_UH, self.state_UH), (head.weight, self.weight_VH), (head.bias, self.bias_V)]
+        pairs = [(tensor, g.to(tensor.dtype)) for tensor, g in owed if tensor is not None and g is not None and tensor.requires_grad]
+        torch.autograd.backward([tensor for tensor, _ in pairs], [g for _, g in pairs])
+
+
+@dataclass(frozen=True)
+class _Formed:
+    """Logits of some hidden states, as exp(z - peak): never larger than 1, and all that the gradients need."""
+
+    head: Head
+    state_UH: Tensor
+    exp_UV: Tensor
+    peak_U: Tensor
+    total_U: Tensor  # of exp(z - peak)
+    mean_U: Tensor | None  # sum of exp(z - peak) (z - peak), for the entropy
+    bend_UV: Tensor | None  # d softcap(z) / dz
+
+    def columns(self, state_N: Tensor, target_N: Tensor) -> Columns:
+        """log p of the targets and, where it was prepared, the entropy of the whole distribution."""
+        log_U = self.total_U.log()
+        found = {"logp": _targets(self.head, self.state_UH, state_N, target_N) - (self.peak_U + log_U)[state_N]}
+        if self.mean_U is not None:
+            found["entropy"] = (log_U - self.mean_U / self.total_U)[state_N]
+        return found
+
+    def backward(self, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int) -> None:
+        """Add the gradients of sum_n slope_n log p_n; these hidden states are number `first` and on. Uses up the logits.
+
+        With w_u = sum of the slopes of state u / total_u:  d/dz = onehot slope - w exp.  The factors w go to the U x H side.
+        """
+        head, exp_UV = self.head, self.exp_UV
+        slope_N = slope_N * head.scale
+        weight_U = torch.zeros_like(self.total_U).index_add_(0, state_N, slope_N) / self.total_U
+        if self.bend_UV is not None and head.softcap:
+            exp_UV = exp_UV.mul_(self.bend_UV)
+            slope_N = slope_N * (1 - (_targets(head, self.state_UH, state_N, target_N) / head.softcap) ** 2)
+        exp_UV = exp_UV.to(head.weight.dtype)
+        wide = self.total_U.dtype
+        grad_UH = _product(exp_UV, head.weight, wide).mul_(-weight_U[:, None])
+        grad_UH.index_add_(0, state_N, slope_N[:, None] * head.weight[target_N].to(wide))
+        into.state_UH[first : first + len(grad_UH)] = grad_UH
+        if into.weight_VH is not None:
+            side_UH = self.state_UH * -weight_U[:, None]
+            if side_UH.dtype == head.weight.dtype:
+                into.weight_VH.addmm_(exp_UV.T, side_UH)
+            else:
+                into.weight_VH.add_(_product(exp_UV.T, side_UH.to(head.weight.dtype), wide))
+            into.weight_VH.index_add_(0, target_N, slope_N[:, None] * self.state_UH[state_N].to(wide))
+        if into.bias_V is not None:
+            into.bias_V.sub_(weight_U @ exp_UV.to(wide)).index_add_(0, target_N, slope_N)
+
+
+def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
+    """Logits, row block by row block: each is turned into its exponentials while it still is in the cache."""
+    wide = _wide(head.weight.dtype)
+    count, vocabulary = len(state_UH), len(head.weight)
+    exp_UV = torch.empty(count, vocabulary, dtype=wide, device=state_UH.device)
+    bend_UV = torch.empty_like(exp_UV) if head.softcap else None
+    peak_U, total_U, mean_U = (torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(3))
+    for begin in range(0, count, ROWS):
+        rows = slice(begin, begin + ROWS)
+        z = exp_UV[rows]
+        _logits(head, state_UH[rows], z)
+        if bend_UV is not None and head.softcap:
+            torch.sub(1, (z / head.softcap).square_(), out=bend_UV[rows])
+        torch.amax(z, -1, out=peak_U[rows])
+        z.sub_(peak_U[rows, None])
+        if entropy:
+            e = z.exp()
+            mean_U[rows] = torch.linalg.vecdot(e, z)
+            z.copy_(e)
+        else:
+            z.exp_()
+        torch.sum(z, -1, out=total_U[rows])
+    return _Formed(head, state_UH, exp_UV, peak_U, total_U, mean_U if entropy else None, bend_UV)
+
+
+def _logits(head: Head, state_RH: Tensor, out_RV: Tensor) -> None:
+    """z = cap tanh(scale (h W^T + b) / cap), into `out_RV`."""
+    if out_RV.dtype == state_RH.dtype:
+        torch.mm(state_RH, head.weight.T, out=out_RV)
+    else:
+        out_RV.copy_(_product(state_RH, head.weight.T, out_RV.dtype))
+    _finish(head, out_RV, head.bias)
+
+
+def _finish(head: Head, z: Tensor, bias: Tensor | None) -> None:
+    """What happens to a product of states and weights until it is a logit, in place."""
+    if bias is not None:
+        z.add_(bias)
+    if head.scale != 1:
+        z.mul_(head.scale)
+    if head.softcap:
+        z.div_(head.softcap).tanh_().mul_(head.softcap)
+
+
+def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) -> Tensor:
+    """The targets' logits alone, one dot product each."""
+    wide = _wide(head.weight.dtype)
+    z_N = torch.linalg.vecdot(state_UH[state_N].to(wide), head.weight[target_N].to(wide))
+    _finish(head, z_N, None if head.bias is None else head.bias[target_N])
+    return z_N
+
+
+def _tiles(head: Head, state_N: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of hidden states whose logits fit in a tile, each with the scored tokens they predict."""
+    step = head.states(TILE)
+    for begin in range(0, count, step):
+        yield slice(begin, begin + step), ((state_N >= begin) & (state_N < begin + step)).nonzero()[:, 0]
+
+
+def _again(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int) -> None:
+    """The backward pass with the logits formed a second time, tile by tile."""
+    for states, tokens_K in _tiles(head, state_N, len(state_UH)):
+        begin = states.start
+        _form(head, state_UH[states], False).backward(state_N[tokens_K] - begin, target_N[tokens_K], slope_N[tokens_K], into, first + begin)
+
+
+class _Recomputed(torch.autograd.Function):
+    """Log-probs (and entropies) tile by tile; the backward pass forms the logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, state_UH: Tensor, weight: Tensor, bias: Tensor | None, head: Head, state_N: Tensor, target_N: Tensor, entropy: bool) -> Any:
+        wide = _wide(weight.dtype)
+        logp_N = torch.empty(len(target_N), dtype=wide, device=state_UH.device)
+        entropy_N = torch.empty_like(logp_N) if entropy else None
+        for states, tokens_K in _tiles(head, state_N, len(state_UH)):
+            columns = _form(head, state_UH[states], entropy).columns(state_N[tokens_K] - states.start, target_N[tokens_K])
+            logp_N[tokens_K] = columns["logp"]
+            if entropy_N is not None:
+                entropy_N[tokens_K] = columns["entropy"]
+        ctx.save_for_backward(state_UH, weight, bias, state_N, target_N)
+        ctx.head = (head.scale, head.softcap)
+        if entropy_N is not None:
+            ctx.mark_non_differentiable(entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, slope_N: Tensor, _: Any) -> Any:  # type: ignore[override]
+        state_UH, weight, bias, state_N, target_N = ctx.saved_tensors
+        head = Head(weight, bias, *ctx.head)
+        gradients = _Gradients(head, state_UH)
+        with torch.no_grad():
+            _again(head, state_UH, state_N, target_N, slope_N, gradients, 0)
+        owed = [(state_UH, gradients.state_UH), (weight, gradients.weight_VH), (bias, gradients.bias_V)]
+        return *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed), None, None, None, None
+
+
+def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
+    """a @ b in at least float32: a GPU sums and writes it so, elsewhere the result is widened."""
+    if a.dtype == wide:
+        return a @ b
+    return torch.mm(a, b, out_dtype=wide) if a.device.type == "cuda" else (a @ b).to(wide)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32

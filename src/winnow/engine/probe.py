@@ -1,0 +1,157 @@
+"""Which engine is right for this model? Each fast one is held against `rows` at start-up, in values and gradients, on small trees.
+
+25 of 117 decoder families tried give wrong numbers in silence when their attention is exchanged; so it is measured, each time,
+on the user's own model. The first engine of the ladder that agrees is taken; what was passed over is said, and why.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from winnow.batch import Batch, collate
+from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine import rows
+from winnow.engine.api import Engine
+from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
+from winnow.errors import ModelError
+
+LADDER: tuple[Engine, ...] = (SEGMENTS, MASKS, SINGLE)
+
+# What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of
+# gradients. Between them four times the difference of padded and unpadded rows decides, which is what rounding does on this model.
+LEAST = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2}
+MOST = {torch.float64: 1e-5, torch.float32: 2e-3, torch.bfloat16: 3e-1}
+ROUTED = 0.75  # of a mixture of experts this share of the tokens must agree: rounding sends single tokens to other experts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine to use, and a line per engine that was passed over."""
+
+    engine: Engine
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What an engine said about the probe's trees."""
+
+    logp_N: Float[Tensor, " N"]
+    gradients: dict[str, Tensor]
+
+
+def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] = LADDER, *, train: bool = True) -> Choice:
+    """The first engine of the ladder that equals `rows` on this model; `rows` itself where none does.
+
+    vocabulary: tokens that may occur; longest: the data's longest sequence, so that windows it exceeds are looked at too;
+    train: whether gradients are compared as well. Leaves none behind.
+    """
+    passed: list[str] = []
+    for engine in ladder:
+        try:
+            wrong = _wrong(engine, model, trees(vocabulary), rows, train)
+            reach = _reach(model, longest)
+            if wrong is None and reach and engine is not SINGLE:  # padded rows would form the logits of every position of a long row
+                wrong = _wrong(engine, model, [long_tree(vocabulary, reach)], SINGLE, train)
+        except Exception as error:  # whatever a model's own code raises when it is asked for something new
+            wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+        if wrong is None:
+            return Choice(engine, tuple(passed))
+        passed.append(f"{engine.NAME}: {wrong}")
+    return Choice(rows, tuple(passed))
+
+
+def _wrong(engine: Engine, model: Any, groups: Sequence[RenderedGroup], oracle: Engine, train: bool) -> str | None:
+    """What is wrong with an engine on these groups; None where it equals the oracle up to rounding."""
+    batch = collate(groups).to(next(model.parameters()).device)
+    dtype = next(model.parameters()).dtype
+    routed = any(getattr(model.config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    truth, seen = _look(oracle, model, batch, train), _look(engine, model, batch, train)
+    far, allowed = distance(truth, seen, routed), LEAST[dtype]
+    if far > allowed and engine is not SINGLE:
+        allowed = min(MOST[dtype], max(allowed, 4 * distance(_look(rows, model, batch, train), _look(SINGLE, model, batch, train), routed)))
+    return None if far <= allowed else f"differs from {oracle.NAME} by {far:.1e} (allowed {allowed:.0e})"
+
+
+def prove(engine: Engine, model: Any, vocabulary: int, longest: int, *, train: bool = True) -> None:
+    """Raises ModelError unless this engine, asked for by name, is right for the model."""
+    if engine is rows:
+        return
+    choice = choose(model, vocabulary, longest, [engine], train=train)
+    if choice.engine is not engine:
+        raise ModelError(f"engine {choice.passed_over[0]}", remedy="--engine auto")
+
+
+def distance(truth: _Seen, seen: _Seen, routed: bool = False) -> float:
+    """The larger of the log-probs' difference and the gradients' relative one; infinite where anything is not finite."""
+    difference_N = (truth.logp_N - seen.logp_N).abs().double()
+    values = float(difference_N.quantile(ROUTED) if routed else difference_N.max())
+    wrong = sum(float((truth.gradients[name] - g).double().square().sum()) for name, g in seen.gradients.items())
+    whole = sum(float(g.double().square().sum()) for g in truth.gradients.values())
+    gradients = (wrong / whole) ** 0.5 if whole else 0.0
+    far = max(values, gradients)
+    return far if far == far else float("inf")
+
+
+def trees(vocabulary: int) -> list[RenderedGroup]:
+    """Two groups of random tokens, one deep, one wide."""
+    some = _random(vocabulary)
+    prompt, shared = some(11), some(5)
+    deep = [prompt + some(6), prompt + shared + some(4), prompt + shared + some(7), prompt + some(9)]
+    prompt = some(17)
+    wide = [prompt + some(n) for n in (5, 8, 3)]
+    return [_group(deep, 11), _group(wide, 17)]
+
+
+def long_tree(vocabulary: int, reach: int) -> RenderedGroup:
+    """Two answers to a prompt of `reach` tokens."""
+    some = _random(vocabulary)
+    prompt = some(reach)
+    return _group([prompt + some(12), prompt + some(9)], reach)
+
+
+def _random(vocabulary: int) -> Callable[[int], tuple[int, ...]]:
+    rng = random.Random(0)
+    return lambda count: tuple(rng.randrange(vocabulary) for _ in range(count))
+
+
+def _group(sequences: Sequence[tuple[int, ...]], start: int) -> RenderedGroup:
+    return RenderedGroup(tuple(TokenSequence(ids, start) for ids in sequences), (), (None,) * len(sequences), "probe")
+
+
+def _reach(model: Any, longest: int) -> int:
+    """A little more than the model's window, where the data goes beyond it."""
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    reached = [window for window in windows if isinstance(window, int) and 17 < window < longest]
+    return max(reached) + 4 if reached else 0
+
+
+def _look(engine: Engine, model: Any, batch: Batch, train: bool) -> _Seen:
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad] if train else []
+    before = [p.grad for _, p in parameters]
+    for _, p in parameters:
+        p.grad = None
+    try:
+        columns = engine.backward(model, batch, _slope) if parameters else _scored(engine, model, batch)
+        return _Seen(columns["logp"].cpu(), {name: p.grad.cpu() for name, p in parameters if p.grad is not None})
+    finally:
+        for (_, p), grad in zip(parameters, before):
+            p.grad = grad
+
+
+def _scored(engine: Engine, model: Any, batch: Batch) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return engine.logps(model, batch)
+
+
+def _slope(logp_N: Float[Tensor, " N"], part: Batch) -> Float[Tensor, " N"]:
+    """Something smooth that tells tokens apart, the same however the batch is cut."""
+    return torch.cos(3 * logp_N)

@@ -1,0 +1,47 @@
+"""The fast engines: hidden states by one of several ways, log-probs of the scored ones by `engine.head`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from winnow.batch import Batch
+from winnow.engine import head, masks, segments, single
+from winnow.engine.api import Columns, Slope
+from winnow.models import is_adapter
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """An engine: `hidden(model, batch)` gives the hidden states that predict something, while `inside(model, batch)` holds."""
+
+    NAME: str
+    hidden: Callable[[Any, Batch], Tensor]
+    inside: Callable[[Any, Batch], AbstractContextManager[None]]
+
+    def logps(self, model: Any, batch: Batch, want: Sequence[str] = ()) -> Columns:
+        """log p of every scored token (nats, float32 or better), differentiable; `want` may name "entropy"."""
+        inner = bare(model)
+        with self.inside(inner, batch):
+            state_UH = self.hidden(inner, batch)
+        return head.logps(head.head_of(inner), state_UH, batch, want)
+
+    def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = ()) -> Columns:
+        """One forward pass; the slopes of the loss, group by group; one backward pass."""
+        inner = bare(model)
+        with self.inside(inner, batch):
+            return head.backward(head.head_of(inner), self.hidden(inner, batch), batch, slope, want)
+
+
+def bare(model: Any) -> Any:
+    """The transformers model, whether or not an adapter is laid on it."""
+    return model.get_base_model() if is_adapter(model) else model
+
+
+SEGMENTS = Tiled(segments.NAME, segments.hidden, segments.inside)
+MASKS = Tiled(masks.NAME, masks.hidden, masks.inside)
+SINGLE = Tiled(single.NAME, single.hidden, single.inside)
