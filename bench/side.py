@@ -1,0 +1,167 @@
+"""One side of the speed benchmark, in a process of its own that takes orders: `winnow`, or `trl` with a batch size, or `trl default`.
+
+Orders are lines on standard input, answers JSON lines on standard output: `step` does one optimizer step over the workload's
+rows and tells its seconds; `reference` computes the reference log-probs of them; `rate` measures the machine; `quit` tells
+the most memory held. The first step is a warm-up, and its gradients (unclipped) go to a file so that both sides can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+
+import torch
+from safetensors.torch import save_file
+from workloads import WORKLOADS, Workload, pair_rows, rows
+
+LR, BETA = 1e-6, 0.1
+answers = sys.stdout
+sys.stdout = sys.stderr  # whatever libraries print
+
+
+def tell(**values: Any) -> None:
+    """An answer."""
+    print(json.dumps(values), file=answers, flush=True)
+
+
+def memory(name: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+
+def winnow(workload: Workload, model: Path, gradients: Path) -> None:
+    """Winnow's own parts, put together as `winnow dpo` does."""
+    from winnow import models
+    from winnow.data.pack import budget, pack
+    from winnow.data.records import Comparison
+    from winnow.data.render import RenderedGroup, TokenSequence
+    from winnow.engine.probe import choose
+    from winnow.objectives.table import preference
+    from winnow.batch import collate
+    from winnow.train.limit import limit_of, matrix_rate
+    from winnow.train.optim import Optimizer
+    from winnow.train.reference import Reference, compute, offsets
+    from winnow.train.step import take_step
+    from itertools import combinations
+    from transformers import AutoModelForCausalLM
+
+    device = models.pick_device("cpu")
+    groups = []
+    for i, row in enumerate(rows(workload)):
+        sequences = tuple(TokenSequence((*row["prompt"], *answer), len(row["prompt"])) for answer in row["answers"])
+        comparisons = tuple(Comparison(a, b) for a, b in combinations(range(workload.k), 2))
+        groups.append(RenderedGroup(sequences, comparisons, (None,) * workload.k, f"row {i}"))
+    tokens = budget(groups, None)
+    before = memory("VmRSS")
+    policy = AutoModelForCausalLM.from_pretrained(model).eval()
+    engine = choose(policy, policy.config.vocab_size, workload.longest).engine
+    optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0, clip=None)
+    limit = limit_of(policy, device)
+    objective = preference("dpo", beta=BETA)
+    batches = [collate([groups[i] for i in part], part) for part in pack(groups, tokens)]
+
+    def reference() -> Any:
+        return compute(engine, policy, groups, tokens, device, lambda n: None)
+
+    stored = Reference("bench", reference(), offsets(groups))
+    tell(ready=before, engine=engine.NAME, micro_batches=len(batches))
+    for order in sys.stdin:
+        began = time.perf_counter()
+        if order == "step\n":
+            if gradients.exists():
+                row = take_step(policy, batches, objective=objective, reference=stored, engine=engine, optimizer=optimizer, lr=LR)
+            else:
+                held, optimizer.step = optimizer.step, lambda lr: save_gradients(policy, gradients)  # type: ignore[method-assign]
+                row = take_step(policy, batches, objective=objective, reference=stored, engine=engine, optimizer=optimizer, lr=LR)
+                optimizer.step = held  # type: ignore[method-assign]
+                optimizer.step(LR)
+            seconds = time.perf_counter() - began
+            tell(seconds=seconds, loss=row["loss"], flops=limit.share(batches, 1.0) * limit.rate, tokens=sum(len(b.token_T) for b in batches))  # type: ignore[union-attr]
+        elif order == "reference\n":
+            reference()
+            tell(seconds=time.perf_counter() - began)
+        elif order == "rate\n":
+            tell(rate=matrix_rate(device, torch.float32))
+        else:
+            tell(peak=memory("VmHWM") - before, peak_rss=memory("VmHWM"))
+            return
+
+
+def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
+    """DPOTrainer over the same token rows. `setting`: a batch size, or `default` (batch 8, live reference, checkpointing; fp32)."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from trl import DPOConfig, DPOTrainer
+
+    pairs = pair_rows(workload)
+    size = min(8, len(pairs)) if setting == "default" else int(setting)
+    before = memory("VmRSS")
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, "<pad>")), pad_token="<pad>", eos_token="<eos>")
+
+    class Pretokenised(DPOTrainer):
+        """DPOTrainer that takes token rows as they are, and keeps each loss."""
+
+        seen: list[float]
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            self.seen.append(float(loss))
+            return loss
+
+    class Orders(TrainerCallback):
+        """Each step waits for its order."""
+
+        began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for order in sys.stdin:
+                if order == "step\n":
+                    trainer.seen = []
+                    self.began = time.perf_counter()
+                    return
+                tell(peak=memory("VmHWM") - before, peak_rss=memory("VmHWM"))
+                os._exit(0)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not gradients.exists():
+                save_gradients(trainer.model, gradients)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            tell(seconds=time.perf_counter() - self.began, loss=sum(trainer.seen) / len(trainer.seen))
+
+    ours = {} if setting == "default" else {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
+    settings = DPOConfig(
+        output_dir=str(gradients.parent / f"trl-{setting}"), per_device_train_batch_size=size, gradient_accumulation_steps=len(pairs) // size,
+        max_steps=1000, learning_rate=LR, lr_scheduler_type="constant", beta=BETA, max_grad_norm=0.0, bf16=False, use_cpu=True, report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential", **ours,
+    )  # fmt: skip
+    trainer = Pretokenised(policy, args=settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[Orders()])
+    trainer.seen = []
+    tell(ready=before, batch=size)
+    trainer.train()
+
+
+def save_gradients(model: Any, path: Path) -> None:
+    """All gradients, by name."""
+    save_file({name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}, path)
+
+
+if __name__ == "__main__":
+    side, name, model, gradients = sys.argv[1:5]
+    if side == "winnow":
+        winnow(WORKLOADS[name], Path(model), Path(gradients))
+    else:
+        trl(WORKLOADS[name], Path(model), Path(gradients), side.partition(" ")[2])
