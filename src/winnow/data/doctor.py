@@ -12,11 +12,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from winnow.data.records import Comparison, PreferenceGroup, plain
 from winnow.data.render import RenderedGroup
 from winnow.data.split import Key, completion_key, prompt_key
+from winnow.data.tokens import tokens_of
 
 Level = Literal["error", "warning", "note"]
 _NAMED = 3  # rows named in a message; all are counted and held in `rows`
@@ -190,8 +194,9 @@ def _lengths(groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup
 
     yield from _length_bias(groups, characters, "characters")
     if rendered is not None:
-        tokens = [[len(sequence.ids) - sequence.start for sequence in group.sequences] for group in rendered]
-        yield from _length_bias(groups, lambda g, k: tokens[g][k], "tokens")
+        tokens = tokens_of(rendered)
+        scored, first = tokens.columns["length"] - tokens.columns["start"], tokens.sequence_at
+        yield from _length_bias(groups, lambda g, k: int(scored[first[g] + k]), "tokens")
 
 
 def _length_bias(groups: Sequence[PreferenceGroup], length: Callable[[int, int], int], unit: str) -> Iterator[Finding]:
@@ -212,20 +217,28 @@ def _length_bias(groups: Sequence[PreferenceGroup], length: Callable[[int, int],
 
 
 def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
-    cut = tuple(group.where for group in rendered if any(sequence.cut for sequence in group.sequences))
+    tokens = tokens_of(rendered)
+    c = tokens.columns
+    group_of = np.repeat(np.arange(len(tokens)), c["sequences"])  # of each sequence
+
+    def rows(sequences: NDArray[Any]) -> tuple[str, ...]:
+        return tuple(tokens.where(np.unique(group_of[sequences])))
+
+    cut = rows(c["cut"] > 0)
     if cut:
-        lost = sum(sequence.cut for group in rendered for sequence in group.sequences)
-        scored = lost + sum(len(sequence.ids) - sequence.start for group in rendered for sequence in group.sequences)
+        lost = int(c["cut"].sum())
+        scored = lost + int((c["length"] - c["start"]).sum())
         yield Finding("warning", "cut", f"max_length cuts {lost:,} of {scored:,} completion tokens ({lost / scored:.2%})", cut, "raise max_length")
-    emptied = tuple(group.where for group in rendered if any(len(sequence.ids) <= sequence.start for sequence in group.sequences))
+    emptied = rows(c["length"] <= c["start"])
     if emptied:
         yield Finding("error", "emptied", f"{len(emptied):,} groups have a completion without a single token left", emptied, "raise max_length or skip them")
-    merged = tuple(group.where for group in rendered for c in group.comparisons if _identical_by_cut(group, c))
+    shortened = (tokens[int(g)] for g in np.unique(group_of[c["cut"] > 0]))
+    merged = tuple(group.where for group in shortened for comparison in group.comparisons if _identical_by_cut(group, comparison))
     if merged:
         yield Finding(
             "error", "identical_by_cut", f"{len(merged):,} comparisons are between completions that max_length made identical", merged, "raise max_length"
         )
-    moved = tuple(group.where for group in rendered for sequence in group.sequences if sequence.moved)
+    moved = tuple(tokens.where(group_of[c["moved"]]))
     if moved:
         yield Finding(
             "note",
@@ -233,9 +246,9 @@ def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
             f"in {len(moved):,} completions the prompt's last tokens are others than alone: what begins before the answer and reaches into it is scored",
             moved,
         )
-    special = tuple(group.where for group in rendered if group.special)
+    special = tuple(tokens.where(np.flatnonzero(c["special"])))
     if special:
-        count = sum(group.special for group in rendered)
+        count = int(c["special"].sum())
         fix = "if a chat template was already applied to the data, give it without"
         yield Finding("warning", "special_text", f"{count:,} texts in the data spell a special token; they are read as plain text", special, fix)
 

@@ -7,6 +7,7 @@ or EOS; it is scored, because it ends the answer. Text in the data that spells a
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from winnow.data.records import Comparison, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
+from winnow.files import sha256_json
 
 # Unicode noncharacters: they stand for a special token's spelling while the template runs.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -128,6 +130,17 @@ class Renderer:
         if problems:
             return DataError(f"{group.where}: cannot be scored", problems)
         return RenderedGroup(tuple(sequences), group.comparisons, tuple(c.label for c in group.completions), group.where, self._spellings(group))
+
+    def identity(self) -> str | None:
+        """SHA-256 of everything that decides which ids a text becomes; None where a tokenizer written in Python decides it, which no hash sees."""
+        if not self.tokenizer.is_fast:
+            return None
+        kind = type(self.tokenizer)
+        special = [self.tokenizer.eos_token, self._special, self._leading]
+        probe = self._apply((Message("user", _PROBE), Message("assistant", _PROBE)), (), False) if self.template else ""  # a template may write the date
+        versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers")]
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return sha256_json([f"{kind.__module__}.{kind.__qualname__}", backend, special, self.template, probe, self.limit, self.may_cut, versions])
 
     def prompt_ids(self, prompt: Text, tools: tuple[Any, ...] = ()) -> tuple[int, ...]:
         """The prompt alone, ready to be answered."""
