@@ -78,11 +78,9 @@ class Renderer:
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
         self.may_cut = may_cut
-        special = sorted(
-            {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True
-        )
-        self._special = special
-        self._spelled = re.compile("|".join(map(re.escape, special))) if special else None
+        special = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self._special = sorted(special, key=lambda token: (-len(token), token))  # the longest first, and no order of chance: it is hashed
+        self._spelled = re.compile("|".join(map(re.escape, self._special))) if special else None
         self._special_ids = {tokenizer.convert_tokens_to_ids(token) for token in special}
         self._leading = self._leading_ids()
         self._end: int | None = None

@@ -155,7 +155,8 @@ def write(folder: Path, key: str, parts: Iterable[tuple[Columns, Sequence[Proble
             file.close()
     listed = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()} for name, digest in digests.items()}
     told = [[problem.where, problem.field, problem.reason, problem.fix] for problem in problems]
-    write_json(folder / "manifest.json", {"schema": SCHEMA, "key": key, "dtypes": DTYPES, "files": listed, "problems": told})
+    manifest = {"schema": SCHEMA, "key": key, "dtypes": DTYPES, "files": listed, "problems": told}
+    write_json(folder / "manifest.json", {**manifest, "sha256": sha256_json(manifest)})
 
 
 def opened(folder: Path, key: str) -> tuple[Tokens, list[Problem]]:
@@ -177,6 +178,8 @@ def _manifest(folder: Path, key: str) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest: dict[str, Any] = read_json(path)
+        if manifest.pop("sha256") != sha256_json(manifest):
+            raise _damaged(path, "its bytes are not those that were written")
         if manifest["schema"] != SCHEMA or manifest["dtypes"] != DTYPES or manifest["key"] != key or set(manifest["files"]) != set(DTYPES):
             raise _damaged(path, f"it is of other contents than {key[:16]}")
     except (RunError, KeyError, TypeError) as error:
