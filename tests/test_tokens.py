@@ -49,6 +49,10 @@ def quiet(done: int) -> None:
     pass
 
 
+def tokenised(texts, renderer):
+    return store.tokenised(texts, store.said(texts), renderer)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Every set is large, and stored below a folder of the test."""
@@ -147,7 +151,7 @@ def test_a_script_without_a_main_guard_can_tokenise_in_parallel(tmp_path):
 
 
 def test_a_second_start_tokenises_nothing(cache, monkeypatch, capsys):
-    first, problems = store.tokenised(pairs(30), Renderer(TEXT))
+    first, problems = tokenised(pairs(30), Renderer(TEXT))
     assert "30 groups written to" in capsys.readouterr().out
     renderer = Renderer(TEXT)
 
@@ -155,17 +159,17 @@ def test_a_second_start_tokenises_nothing(cache, monkeypatch, capsys):
         raise AssertionError("the tokenizer was called")
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", refuse)
-    again, _ = store.tokenised(pairs(30), renderer)
+    again, _ = tokenised(pairs(30), renderer)
     assert list(again) == list(first)
     assert problems == []
     assert "nothing tokenised" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="the tokenizer was called"):
-        store.tokenised(pairs(31), renderer)
+        tokenised(pairs(31), renderer)
 
 
 def test_another_process_finds_the_same_key(cache, tmp_path):
     """No order of chance (sets, hashes of strings) is in the key."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from test_tokens import *; store.LARGE = 1; store.tokenised(several(), Renderer(CHAT))"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from test_tokens import *; store.LARGE = 1; tokenised(several(), Renderer(CHAT))"
     for i in range(2):
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert ("nothing tokenised" in run.stdout) == bool(i), run.stdout
@@ -178,24 +182,24 @@ def test_whatever_decides_the_ids_is_in_the_key(cache):
     ways = [Renderer(CHAT), Renderer(CHAT, limit=90), Renderer(CHAT, limit=90, may_cut=True), Renderer(other), Renderer(merging), Renderer(TEXT)]
     texts = several()[:1]
     for count, renderer in enumerate(ways, 1):
-        store.tokenised(texts, renderer)
+        tokenised(texts, renderer)
         assert len(stored(cache)) == count
-    store.tokenised([*texts, texts[0]], ways[0])
-    store.tokenised([PreferenceGroup("say", texts[0].completions, (Comparison(1, 0),), (), "made.jsonl:1")], ways[0])
-    store.tokenised(texts, Renderer(TEXT, chat_template=tiny.TEMPLATE))  # the same as the tokenizer's own
+    tokenised([*texts, texts[0]], ways[0])
+    tokenised([PreferenceGroup("say", texts[0].completions, (Comparison(1, 0),), (), "made.jsonl:1")], ways[0])
+    tokenised(texts, Renderer(TEXT, chat_template=tiny.TEMPLATE))  # the same as the tokenizer's own
     assert len(stored(cache)) == len(ways) + 2
 
 
 def test_a_small_set_leaves_no_file(cache, monkeypatch):
     monkeypatch.setattr(store, "LARGE", 20_000)
-    assert len(store.tokenised(pairs(30), Renderer(TEXT))[0]) == 30
+    assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("name", ["ids", "start", "where", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_damaged_files_are_refused_by_name(cache, name, damage):
-    store.tokenised(pairs(30), Renderer(TEXT))
+    tokenised(pairs(30), Renderer(TEXT))
     (folder,) = stored(cache)
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 64
@@ -206,20 +210,20 @@ def test_damaged_files_are_refused_by_name(cache, name, damage):
     else:
         (folder / name).unlink()
     with pytest.raises(RunError, match=f"{folder.name}/{name}: damaged tokens") as caught:
-        store.tokenised(pairs(30), Renderer(TEXT))
+        tokenised(pairs(30), Renderer(TEXT))
     assert f"delete the folder {folder}" in caught.value.remedy
     shutil.rmtree(folder)
-    assert len(store.tokenised(pairs(30), Renderer(TEXT))[0]) == 30
+    assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
 
 
 def test_a_folder_under_anothers_key_is_refused(cache):
-    store.tokenised(pairs(30), Renderer(TEXT))
+    tokenised(pairs(30), Renderer(TEXT))
     (folder,) = stored(cache)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest = {**manifest, "key": folder.name + "0" * 48}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": sha256_json({k: v for k, v in manifest.items() if k != "sha256"})}))
     with pytest.raises(RunError, match="of other contents"):
-        store.tokenised(pairs(30), Renderer(TEXT))
+        tokenised(pairs(30), Renderer(TEXT))
 
 
 def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkeypatch):
@@ -229,21 +233,21 @@ def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkey
     with monkeypatch.context() as patch:
         patch.setattr(store.Steps, "advance", stop)
         with pytest.raises(KeyboardInterrupt):
-            store.tokenised(pairs(30), Renderer(TEXT))
+            tokenised(pairs(30), Renderer(TEXT))
     assert stored(cache) == []
-    assert len(store.tokenised(pairs(30), Renderer(TEXT))[0]) == 30
+    assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
 
 
 def test_a_cache_that_cannot_be_written_is_told(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "file"))
     with pytest.raises(RunError, match="cannot be stored") as caught:
-        store.tokenised(pairs(30), Renderer(TEXT))
+        tokenised(pairs(30), Renderer(TEXT))
     assert "WINNOW_CACHE" in caught.value.remedy
     monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WINNOW_WORKERS", "many")
     with pytest.raises(RunError, match="WINNOW_WORKERS is 'many'"):
-        store.tokenised(pairs(30), Renderer(TEXT))
+        tokenised(pairs(30), Renderer(TEXT))
 
 
 @pytest.mark.parametrize("large", [1, 20_000])
@@ -264,8 +268,10 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     made, held = dataset.prepare(data, renderer, lenient, "preference", fraction=0.2)
     again, _ = dataset.prepare(data, renderer, lenient, "preference", fraction=0.2)
     assert made.account == again.account
-    assert list(made.groups) == list(again.groups) == [renderer.render(text) for text in made.texts]
+    assert list(made.groups) == list(again.groups)
     assert made.account["dropped"]["cannot be scored"] + held["eval_"].account["dropped"].get("cannot be scored", 0) == 2
+    readable = {text.where: text for name in data for text in sources.load(name).groups}
+    assert list(made.groups) == [renderer.render(readable[group.where]) for group in made.groups]
     sequences = [sequence for group in made.groups for sequence in group.sequences]
     assert made.account["tokens"]["scored"] == sum(len(s.ids) - s.start for s in sequences)
     assert made.account["tokens"]["prompt"] == sum(min(s.start for s in group.sequences) for group in made.groups)

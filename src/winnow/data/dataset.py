@@ -24,18 +24,13 @@ Kind = Literal["preference", "demonstration", "any"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set ready for training: texts and tokens side by side, and what became of every row."""
+    """A data set ready for training, and what became of every row. The texts are not held: nobody reads them while a model trains."""
 
-    texts: list[PreferenceGroup]
     groups: Tokens
     shares: list[Share]
     account: dict[str, Any]
     findings: list[Finding]
-
-    @property
-    def chat(self) -> bool:
-        """Whether prompts are messages."""
-        return any(not isinstance(text.prompt, str) for text in self.texts)
+    chat: bool  # whether prompts are messages
 
 
 @dataclass
@@ -110,17 +105,22 @@ def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Par
 
 
 def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
-    groups, problems = tokenised([text for part in parts for text in part.texts], renderer)
-    _drop_unscored(parts, groups)
-    _handle(problems, "rows that cannot be scored", settings, {})
     texts = [text for part in parts for text in part.texts]
+    name = said(texts)
+    groups, problems = tokenised(texts, name, renderer)
+    _handle(problems, "rows that cannot be scored", settings, {})
+    if problems:
+        _drop_unscored(parts, groups)
+        texts = [text for part in parts for text in part.texts]
+        name = said(texts)
     if not groups:
         raise DataError(f"{', '.join(part.loaded.name for part in parts)}: no row is left to use", remedy="winnow check shows what became of each")
-    account = _account(parts, groups)
+    account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
     findings = doctor.examine(texts, groups, list(elsewhere))
     account["findings"] = [{"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows), "remedy": f.remedy} for f in findings]
-    return Dataset(texts, groups, [Share(len(part.texts), part.loaded.weight) for part in parts], account, findings)
+    shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
+    return Dataset(groups, shares, account, findings, any(not isinstance(text.prompt, str) for text in texts))
 
 
 def _drop_unscored(parts: Sequence[_Part], groups: Tokens) -> None:
@@ -142,7 +142,7 @@ def stop_on_errors(*datasets: Dataset) -> None:
         raise DataError("the data should not be trained on", [Problem(f.rows[0] if f.rows else "data", f.code, f.message, f.remedy) for f in errors])
 
 
-def _account(parts: Sequence[_Part], groups: Tokens) -> dict[str, Any]:
+def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.dropped.items():
@@ -177,7 +177,7 @@ def _account(parts: Sequence[_Part], groups: Tokens) -> dict[str, Any]:
         "moved_boundaries": int(c["moved"].sum()),
         "special_spellings": int(c["special"].sum()),
         "fingerprint": groups.identity(),
-        "text_fingerprint": said(text for part in parts for text in part.texts),
+        "text_fingerprint": name,
     }
 
 

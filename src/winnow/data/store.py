@@ -25,8 +25,11 @@ from winnow.files import folder_atomic, sha256_json
 LARGE = 20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
 
 
-def tokenised(texts: Sequence[PreferenceGroup], renderer: Renderer) -> tuple[Tokens, list[Problem]]:
-    """The texts that can be scored as tokens, and what is wrong with the others, in the order of the texts. Raises ModelError, RunError."""
+def tokenised(texts: Sequence[PreferenceGroup], name: str, renderer: Renderer) -> tuple[Tokens, list[Problem]]:
+    """The texts that can be scored as tokens, and what is wrong with the others, in the order of the texts. Raises ModelError, RunError.
+
+    name: what `said` makes of the texts.
+    """
     if sum(len(text.completions) for text in texts) < LARGE:
         return _in_memory(rendered(texts, renderer, 1, lambda done: None))
     who = renderer.identity()
@@ -34,7 +37,7 @@ def tokenised(texts: Sequence[PreferenceGroup], renderer: Renderer) -> tuple[Tok
         say("tokens: the tokenizer is written in Python and has no identity to store tokens by: made at each start, in one process, kept in memory")
         with Steps("tokens", len(texts)) as steps:
             return _in_memory(rendered(texts, renderer, 1, steps.advance))
-    key = sha256_json([tokens.SCHEMA, who, said(texts)])
+    key = sha256_json([tokens.SCHEMA, who, name])
     folder = cache() / "tokens" / key[:16]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,13 @@ def tokens_of(groups: Sequence[RenderedGroup]) -> Tokens:
     return groups if isinstance(groups, Tokens) else gathered([packed(groups)])
 
 
+def heavier(groups: Sequence[RenderedGroup], than: int) -> list[RenderedGroup]:
+    """The groups that may need more than so many tokens in one micro-batch: no packing needs more than all rows as long as the longest."""
+    tokens = tokens_of(groups)
+    longest = np.maximum.reduceat(tokens.columns["length"], tokens.sequence_at[:-1])
+    return [tokens[int(g)] for g in np.flatnonzero(tokens.columns["sequences"] * longest.astype(np.int64) > than)]
+
+
 def packed(groups: Sequence[RenderedGroup], texts: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
     """The columns of groups; `texts` are the numbers of the texts they were rendered from (default 0, 1, ...)."""
     sequences = [sequence for group in groups for sequence in group.sequences]
