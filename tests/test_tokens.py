@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from runs import tree
+from runs import dpo, numbers, tree, world
 from winnow.config import DPOSettings
 from winnow.data import dataset, sources, store, tokens
 from winnow.data.parallel import CHUNK, rendered
@@ -279,3 +280,36 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     assert made.account["completions"] == len(sequences)
     assert json.loads(json.dumps(made.account)) == made.account  # numbers of Python: it is written as JSON
     assert [share.size for share in made.shares] == [source["used"] for source in made.account["sources"]]
+
+
+def test_a_run_on_mapped_tokens_is_the_run_on_tokens_in_memory(cache, tmp_path, monkeypatch):
+    """Reference, training, evaluation and samples; and a run begun on the one goes on with the other."""
+    here, runs = world(tmp_path), {}
+    for large in (1, 20_000):
+        monkeypatch.setattr(store, "LARGE", large)
+        runs[large] = dpo(here, tmp_path / f"run{large}", eval_data=[str(here / "held.jsonl")], save_every=2)
+    assert numbers(runs[1]) == numbers(runs[20_000])
+    assert (runs[1].root / "data.json").read_bytes() == (runs[20_000].root / "data.json").read_bytes()
+    assert runs[1].samples.read_bytes() == runs[20_000].samples.read_bytes()
+    assert len(stored(cache)) == 2  # training and held-out
+    expected = numbers(runs[1])
+    shutil.rmtree(runs[1].root / "checkpoints" / "step_6")
+    runs[1].report_json.unlink()
+    assert numbers(dpo(here, tmp_path / "run1", eval_data=[str(here / "held.jsonl")], save_every=2)) == expected
+
+
+def test_walking_through_mapped_tokens_holds_a_part_of_them(tmp_path):
+    """Memory while every group is built once, in bytes per token: what a list holds, and what mapped columns do."""
+    renderer = Renderer(TEXT)
+    tokens.write(tmp_path, "key", rendered(pairs(5000), renderer, 1, quiet))
+    tracemalloc.start()
+    mapped, _ = tokens.opened(tmp_path, "key")
+    assert sum(len(group.sequences) for group in mapped) == 2 * len(mapped)
+    assert len(tokens.heavier(mapped, 10**6)) == 0
+    lean = tracemalloc.get_traced_memory()[1] / len(mapped.columns["ids"])
+    tracemalloc.reset_peak()
+    held = [mapped[i] for i in range(len(mapped))]
+    full = tracemalloc.get_traced_memory()[1] / len(mapped.columns["ids"])
+    tracemalloc.stop()
+    assert len(held) == len(mapped)
+    assert lean < 5 < 15 < full
