@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -236,7 +237,19 @@ def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkey
         with pytest.raises(KeyboardInterrupt):
             tokenised(pairs(30), Renderer(TEXT))
     assert stored(cache) == []
+    left = next(cache.glob("*.lock")).with_suffix(".tmp-12345678")  # what a process that was killed leaves
+    left.mkdir()
     assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
+    assert not left.exists()
+
+
+def test_two_that_begin_together_make_them_once(cache, capfd):
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda renderer: tokenised(pairs(300), renderer)[0], [Renderer(tiny.tokenizer()), Renderer(tiny.tokenizer())])
+    assert list(one) == list(two)
+    words = capfd.readouterr().out
+    assert (words.count("written to"), words.count("nothing tokenised")) == (1, 1)
+    assert len(stored(cache)) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_told(cache, tmp_path, monkeypatch):

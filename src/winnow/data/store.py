@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from winnow.console import Steps, safe, say
 from winnow.data import tokens
@@ -41,9 +43,11 @@ def tokenised(texts: Sequence[PreferenceGroup], name: str, renderer: Renderer) -
     folder = cache() / "tokens" / key[:16]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # two runs begun together: the second one reads what the first one writes
+        with _alone(folder.with_suffix(".lock")):
             there = folder.exists()
             if not there:
+                for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # by a process that was killed: nobody else writes here now
+                    shutil.rmtree(left)
                 with folder_atomic(folder) as new, Steps("tokens", len(texts)) as steps:
                     tokens.write(new, key, rendered(texts, renderer, workers(), steps.advance))
             made, problems = tokens.opened(folder, key)
@@ -65,6 +69,21 @@ def cache() -> Path:
     """Where what can be made again is kept."""
     asked = os.environ.get("WINNOW_CACHE")
     return Path(asked).expanduser() if asked else Path.home() / ".cache" / "winnow"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time. Of two runs that are begun together the second one reads what the first one writes."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"tokens: another process is making them; waiting for {safe(path)}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _in_memory(chunks: Iterable[Chunk]) -> tuple[Tokens, list[Problem]]:
