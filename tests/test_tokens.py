@@ -192,6 +192,15 @@ def test_whatever_decides_the_ids_is_in_the_key(cache):
     assert len(stored(cache)) == len(ways) + 2
 
 
+def test_a_template_that_writes_the_date_or_refuses_a_dialogue_has_a_key(monkeypatch):
+    dated, strict = (Renderer(TEXT, chat_template=words) for words in ("{{ strftime_now('%Y') }}" + tiny.TEMPLATE, "{{ raise_exception('only tools') }}"))
+    assert strict.identity() == strict.identity() != Renderer(TEXT).identity()
+    before = dated.identity()
+    assert dated.identity() == before
+    monkeypatch.setattr(Renderer, "_apply", lambda *args: "1999")
+    assert dated.identity() != before
+
+
 def test_a_small_set_leaves_no_file(cache, monkeypatch):
     monkeypatch.setattr(store, "LARGE", 20_000)
     assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30

@@ -135,7 +135,10 @@ class Renderer:
             return None
         kind = type(self.tokenizer)
         special = [self.tokenizer.eos_token, self._special, self._leading]
-        probe = self._apply((Message("user", _PROBE), Message("assistant", _PROBE)), (), False) if self.template else ""  # a template may write the date
+        try:
+            probe = self._apply((Message("user", _PROBE), Message("assistant", _PROBE)), (), False) if self.template else ""  # a template may write the date
+        except DataError as error:  # it wants other dialogues than this one, which the data may be
+            probe = str(error.problems)
         versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers")]
         backend = self.tokenizer.backend_tokenizer.to_str()
         return sha256_json([f"{kind.__module__}.{kind.__qualname__}", backend, special, self.template, probe, self.limit, self.may_cut, versions])
