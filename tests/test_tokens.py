@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from runs import dpo, numbers, tree, world
@@ -199,6 +199,17 @@ def test_a_template_that_writes_the_date_or_refuses_a_dialogue_has_a_key(monkeyp
     assert dated.identity() == before
     monkeypatch.setattr(Renderer, "_apply", lambda *args: "1999")
     assert dated.identity() != before
+
+
+def test_a_tokenizer_written_in_python_has_no_key_and_leaves_no_file(cache, capsys):
+    renderer = Renderer(ByT5Tokenizer())
+    assert renderer.identity() is None
+    texts = [*pairs(30), PreferenceGroup("say </s>", (Completion("</s> yes"), Completion("no")), (Comparison(0, 1),), (), "made:30")]
+    made, problems = tokenised(texts, renderer)
+    assert list(made) == [renderer.render(text) for text in texts]
+    assert problems == []
+    assert "written in Python" in capsys.readouterr().out
+    assert not cache.exists()
 
 
 def test_a_small_set_leaves_no_file(cache, monkeypatch):
