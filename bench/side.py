@@ -38,19 +38,21 @@ def memory(name: str) -> int:
 
 def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     """Winnow's own parts, put together as `winnow dpo` does."""
+    from itertools import combinations
+
+    from transformers import AutoModelForCausalLM
+
     from winnow import models
+    from winnow.batch import collate
     from winnow.data.pack import budget, pack
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
     from winnow.engine.probe import choose
     from winnow.objectives.table import preference
-    from winnow.batch import collate
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
     from winnow.train.reference import Reference, compute, offsets
     from winnow.train.step import take_step
-    from itertools import combinations
-    from transformers import AutoModelForCausalLM
 
     device = models.pick_device("cpu")
     groups = []
@@ -97,9 +99,9 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
 def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
     """DPOTrainer over the same token rows. `setting`: a batch size, or `default` (batch 8, live reference, checkpointing; fp32)."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     pairs = pair_rows(workload)

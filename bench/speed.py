@@ -116,7 +116,7 @@ def difference(one: Path, other: Path) -> float:
     """Relative norm of the difference of all gradients."""
     wrong = whole = 0.0
     with safe_open(one, "pt") as mine, safe_open(other, "pt") as theirs:
-        for name in mine.keys():
+        for name in mine.keys():  # noqa: SIM118 (no dict)
             a, b = mine.get_tensor(name).double(), theirs.get_tensor(name).double()
             wrong += float((a - b).square().sum())
             whole += float(b.square().sum())
@@ -132,13 +132,16 @@ def machine() -> str:
     info = Path("/proc/cpuinfo").read_text()
     cpu = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.processor())
     wide = "AVX-512" if "avx512f" in info else "AVX2" if "avx2" in info else "no AVX2"
-    return f"{cpu}, {torch.get_num_threads()} threads, {wide}; torch {torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}; float32"
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads, {wide}; torch {torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}; float32"
+    )
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| workload | Winnow pairs/s | TRL best | TRL default | x best | x default | share of GEMM rate | tokens/s | reference pass | peak memory | loss, gradients differ by |",
+        "| workload | Winnow pairs/s | TRL best | TRL default | x best | x default | share of GEMM rate | tokens/s | reference pass "
+        "| peak memory | loss, gradients differ by |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for f in found:

@@ -66,7 +66,7 @@ def test_a_store_is_read_back_to_the_bit_and_only_by_its_name(tmp_path):
     store(tmp_path, kept)
     found = stored(tmp_path, "a" * 64, groups)
     assert torch.equal(found.value, kept.value)
-    assert found.start == kept.start
+    assert (found.start == kept.start).all()
     assert stored(tmp_path, "b" * 64, groups) is None
     with pytest.raises(RunError, match="damaged"):  # the same file name, but another identity inside
         stored(tmp_path, "a" * 16 + "b" * 48, groups)
@@ -131,7 +131,7 @@ def test_stored_numbers_are_held_against_the_model(tmp_path):
 
 
 def test_large_sets_are_packed_window_by_window(monkeypatch):
-    monkeypatch.setattr(reference, "WINDOW", 4)
+    monkeypatch.setattr("winnow.data.pack.WINDOW", 4)
     groups, model = tiny.groups(11), tiny.model("llama", dtype=torch.float64)
     found = compute(SEGMENTS, model, groups, 200, CPU, lambda n: None)
     torch.testing.assert_close(found, numbers(model, groups), rtol=0, atol=1e-12)

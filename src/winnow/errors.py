@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SHOWN = 20
 
@@ -27,6 +28,16 @@ class WinnowError(Exception):
         super().__init__(f"{what}\n  -> {remedy}" if remedy else what)
         self.what = what
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An error that crosses from one process to another stays what it was: its message is not wrapped a second time."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[WinnowError], args: tuple[Any, ...], state: dict[str, Any]) -> WinnowError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class SettingsError(WinnowError):

@@ -104,7 +104,8 @@ def sha256_json(value: Any) -> str:
 
 def cache_folder(kind: str) -> Path:
     """Where what is computed once is kept for all runs: `$WINNOW_CACHE`, or `~/.cache/winnow`. Anything in it may be deleted."""
-    return Path(os.environ.get("WINNOW_CACHE") or Path.home() / ".cache" / "winnow") / kind
+    asked = os.environ.get("WINNOW_CACHE")
+    return (Path(asked).expanduser() if asked else Path.home() / ".cache" / "winnow") / kind
 
 
 def _make(folder: Path) -> None:

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from winnow.config import DataSettings
 from winnow.data import doctor, sources
 from winnow.data.doctor import Finding
 from winnow.data.records import PreferenceGroup, demonstration
-from winnow.data.render import RenderedGroup, Renderer
+from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
+from winnow.data.store import said, tokenised
 from winnow.data.stream import Share
+from winnow.data.tokens import Tokens
 from winnow.errors import DataError, Problem, SettingsError
-from winnow.files import sha256_json
 
 Kind = Literal["preference", "demonstration", "any"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set ready for training: texts and tokens side by side, and what became of every row."""
+    """A data set ready for training, and what became of every row. The texts are not held: nobody reads them while a model trains."""
 
-    texts: list[PreferenceGroup]
-    groups: list[RenderedGroup]
+    groups: Tokens
     shares: list[Share]
     account: dict[str, Any]
     findings: list[Finding]
-
-    @property
-    def chat(self) -> bool:
-        """Whether prompts are messages."""
-        return any(not isinstance(text.prompt, str) for text in self.texts)
+    chat: bool  # whether prompts are messages
 
 
 @dataclass
@@ -43,7 +40,6 @@ class _Part:
     loaded: sources.Loaded
     texts: list[PreferenceGroup]
     dropped: dict[str, int]
-    groups: list[RenderedGroup]
     identical: int = 0  # comparisons of identical completions, dropped from groups that keep others
 
 
@@ -58,7 +54,7 @@ def prepare(
     parts = [_read(spec, settings, kind, mixed=kind != "any") for spec in specs]
     if fraction:
         sides = split_by_prompt([part.texts for part in parts], fraction, seed)
-        aside = [_Part(part.loaded, right, {**part.dropped, "used for training": len(left)}, []) for part, (left, right) in zip(parts, sides)]
+        aside = [_Part(part.loaded, right, {**part.dropped, "used for training": len(left)}) for part, (left, right) in zip(parts, sides)]
         for part, (left, right) in zip(parts, sides):
             part.texts = left
             part.dropped["set aside for evaluation"] = len(right)
@@ -75,14 +71,6 @@ def prepare(
             )
     train = _finish(parts, renderer, settings, [text for side in evaluations.values() for part in side for text in part.texts])
     return train, {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}
-
-
-def fingerprint(groups: Sequence[RenderedGroup]) -> str:
-    """SHA-256 over everything training sees of a data set, in its order."""
-    digest = hashlib.sha256()
-    for group in groups:
-        digest.update(repr(([(s.start, s.ids) for s in group.sequences], group.comparisons, group.labels)).encode())
-    return digest.hexdigest()
 
 
 def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Part:
@@ -113,31 +101,38 @@ def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Par
                 )
             texts = [text for text in texts if text.comparisons]
             dropped["no comparison"] += len(bare)
-    return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, [], spared)
+    return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, spared)
 
 
 def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
-    problems: list[Problem] = []
-    for part in parts:
-        kept: list[PreferenceGroup] = []
-        for text in part.texts:
-            try:
-                part.groups.append(renderer.render(text))
-                kept.append(text)
-            except DataError as error:
-                part.dropped["cannot be scored"] = part.dropped.get("cannot be scored", 0) + 1
-                problems += error.problems
-        part.texts = kept
-    _handle(problems, "rows that cannot be scored", settings, {})
     texts = [text for part in parts for text in part.texts]
-    groups = [group for part in parts for group in part.groups]
+    name = said(texts)
+    groups, problems = tokenised(texts, name, renderer)
+    _handle(problems, "rows that cannot be scored", settings, {})
+    if problems:
+        _drop_unscored(parts, groups)
+        texts = [text for part in parts for text in part.texts]
+        name = said(texts)
     if not groups:
         raise DataError(f"{', '.join(part.loaded.name for part in parts)}: no row is left to use", remedy="winnow check shows what became of each")
-    account = _account(parts, groups)
+    account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
     findings = doctor.examine(texts, groups, list(elsewhere))
     account["findings"] = [{"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows), "remedy": f.remedy} for f in findings]
-    return Dataset(texts, groups, [Share(len(part.texts), part.loaded.weight) for part in parts], account, findings)
+    shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
+    return Dataset(groups, shares, account, findings, any(not isinstance(text.prompt, str) for text in texts))
+
+
+def _drop_unscored(parts: Sequence[_Part], groups: Tokens) -> None:
+    """Leave in each part the texts that became groups, and count the others."""
+    first = 0
+    for part in parts:
+        count = len(part.texts)
+        kept = groups.columns["text"][slice(*np.searchsorted(groups.columns["text"], [first, first + count]))] - first
+        if len(kept) < count:
+            part.texts = [part.texts[i] for i in kept]
+            part.dropped["cannot be scored"] = count - len(kept)
+        first += count
 
 
 def stop_on_errors(*datasets: Dataset) -> None:
@@ -147,12 +142,12 @@ def stop_on_errors(*datasets: Dataset) -> None:
         raise DataError("the data should not be trained on", [Problem(f.rows[0] if f.rows else "data", f.code, f.message, f.remedy) for f in errors])
 
 
-def _account(parts: Sequence[_Part], groups: Sequence[RenderedGroup]) -> dict[str, Any]:
+def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
-    scored = sum(len(s.ids) - s.start for group in groups for s in group.sequences)
+    c = groups.columns
     return {
         "sources": [
             {
@@ -170,30 +165,32 @@ def _account(parts: Sequence[_Part], groups: Sequence[RenderedGroup]) -> dict[st
         "dropped": dropped,
         "used": len(groups),
         "identical": sum(part.identical for part in parts),
-        "decided": sum(c.probability != 0.5 for group in groups for c in group.comparisons),
-        "comparisons": sum(len(group.comparisons) for group in groups),
-        "completions": sum(len(group.sequences) for group in groups),
+        "decided": int((c["probability"] != 0.5).sum()),
+        "comparisons": len(c["winner"]),
+        "completions": len(c["length"]),
         "tokens": {
-            "prompt": sum(min(s.start for s in group.sequences) for group in groups),
-            "scored": scored,
-            "cut": sum(s.cut for group in groups for s in group.sequences),
-            "longest": max(len(s.ids) for group in groups for s in group.sequences),
+            "prompt": int(np.minimum.reduceat(c["start"], groups.sequence_at[:-1]).sum()),
+            "scored": int((c["length"] - c["start"]).sum()),
+            "cut": int(c["cut"].sum()),
+            "longest": int(c["length"].max()),
         },
-        "moved_boundaries": sum(s.moved for group in groups for s in group.sequences),
-        "special_spellings": sum(group.special for group in groups),
-        "fingerprint": fingerprint(groups),
-        "text_fingerprint": sha256_json([repr(text) for part in parts for text in part.texts]),
+        "moved_boundaries": int(c["moved"].sum()),
+        "special_spellings": int(c["special"].sum()),
+        "fingerprint": groups.identity(),
+        "text_fingerprint": name,
     }
 
 
-def _within_budget(account: dict[str, Any], groups: Sequence[RenderedGroup], renderer: Renderer, settings: DataSettings) -> None:
+def _within_budget(account: dict[str, Any], groups: Tokens, renderer: Renderer, settings: DataSettings) -> None:
     """Truncation is a decision: more than cut_budget of the completion tokens cut is an error."""
     cut, scored = account["tokens"]["cut"], account["tokens"]["scored"]
     allowed = cut_budget(settings)
     share = cut / (cut + scored)
     account["tokens"]["cut_share"], account["tokens"]["cut_budget"] = share, allowed
     if share > allowed:
-        rows = [Problem(g.where, "completions", f"{sum(s.cut for s in g.sequences):,} tokens cut") for g in groups if any(s.cut for s in g.sequences)]
+        lost = groups.per_group("cut")
+        hurt = np.flatnonzero(lost)
+        rows = [Problem(where, "completions", f"{count:,} tokens cut") for where, count in zip(groups.where(hurt), lost[hurt].tolist())]
         raise DataError(
             f"max_length {renderer.limit} cuts {share:.1%} of the completion tokens, the budget is {allowed:.0%}",
             rows,

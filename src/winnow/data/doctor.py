@@ -6,17 +6,22 @@ repeat a prompt with other answers are normal and are no finding.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
-from typing import Literal
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from winnow.data.records import Comparison, PreferenceGroup, plain
 from winnow.data.render import RenderedGroup
 from winnow.data.split import Key, completion_key, prompt_key
+from winnow.data.tokens import tokens_of
 
 Level = Literal["error", "warning", "note"]
 _NAMED = 3  # rows named in a message; all are counted and held in `rows`
@@ -67,11 +72,12 @@ def examine(
     """All findings, errors first. `rendered` is parallel to `groups`; with `eval_groups` leaks are looked for."""
     if not groups:
         return [Finding("error", "empty", "there is no group to look at", remedy="check the data files")]
-    looks: list[Callable[[], Iterable[Finding]]] = [partial(look, groups) for look in (_identicals, _empty_prompts, _preferences, _shape, _soft)]
-    looks += [partial(_lengths, groups, rendered)]
+    prompts = _prompts(groups)
+    looks: list[Callable[[], Iterable[Finding]]] = [partial(look, groups) for look in (_identicals, _empty_prompts, _duplicates)]
+    looks += [partial(_conflicts, groups, prompts), partial(_shape, groups, prompts), partial(_soft, groups), partial(_lengths, groups, rendered)]
     if rendered is not None:
         looks += [partial(_tokens, rendered)]
-    if eval_groups is not None:
+    if eval_groups:
         looks += [partial(_leaks, groups, eval_groups)]
     found = [finding for look in looks for finding in look()]
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
@@ -106,43 +112,70 @@ def _empty_prompts(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
         yield Finding("warning", "empty_prompt", f"{len(rows):,} groups have an empty prompt", rows, "check the prompt column")
 
 
-def _preferences(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
-    """Duplicates, contradictions and cycles: everything that compares answers of one prompt across rows."""
-    seen: set[object] = set()
-    duplicates: list[str] = []
-    edges: dict[Key, dict[tuple[Key, Key], str]] = defaultdict(dict)  # prompt -> (better, worse) -> the first row that says so
-    opposed: list[str] = []
-    thumbs: dict[tuple[Key, Key], bool] = {}
-    for group in groups:
-        prompt, answers = prompt_key(group), [completion_key(completion.text) for completion in group.completions]
-        identity = _identity(group, prompt, answers)
-        if identity in seen:
-            duplicates.append(group.where)
-        seen.add(identity)
-        ordered = [pair for pair in map(_better, group.comparisons) if pair is not None]
+def _keys(keys: Iterable[Key]) -> NDArray[Any]:
+    """Keys side by side: 16 bytes each, where a set of them takes a hundred."""
+    return np.frombuffer(b"".join(keys), dtype="S16")
+
+
+def _prompts(groups: Sequence[PreferenceGroup]) -> NDArray[Any]:
+    """The number of each group's prompt: equal where the prompts are."""
+    return np.unique(_keys(map(prompt_key, groups)), return_inverse=True)[1]
+
+
+def _duplicates(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+    _, first = np.unique(_keys(map(_identity, groups)), return_index=True)
+    if len(first) < len(groups):
+        again = np.delete(np.arange(len(groups)), first).tolist()
+        rows = tuple(groups[i].where for i in again)
+        yield Finding("warning", "duplicates", f"{len(rows):,} groups say the same as an earlier one", rows, "they count twice: remove them")
+
+
+def _identity(group: PreferenceGroup) -> Key:
+    """What a group says, whatever the order of its completions."""
+    answers = [completion_key(completion.text) for completion in group.completions]
+    judged = {(answers[c.winner], answers[c.loser], c.probability, c.weight, c.margin) for c in group.comparisons}
+    given = {(answer, str(completion.label)) for answer, completion in zip(answers, group.completions)}
+    return hashlib.blake2b(repr((prompt_key(group), sorted(given), sorted(judged))).encode(), digest_size=16).digest()
+
+
+def _conflicts(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> Iterator[Finding]:
+    """Contradictions and circles: what compares answers of one prompt across rows. One prompt's answers are in memory at a time."""
+    judgements = [len(group.comparisons) + sum(completion.label is not None for completion in group.completions) for group in groups]
+    several = np.flatnonzero((np.bincount(prompt_of, judgements) > 1)[prompt_of])  # most prompts have a single pair, which agrees with itself
+    order = several[np.argsort(prompt_of[several], kind="stable")]
+    together = np.split(order, np.flatnonzero(np.diff(prompt_of[order])) + 1) if len(order) else []
+    opposed: list[int] = []
+    circular: list[str] = []
+    for numbers in sorted((part.tolist() for part in together), key=min):
+        against, around = _conflict({i: groups[i] for i in numbers})
+        opposed += against
+        circular += around[:1]
+    if opposed:
+        rows = tuple(groups[i].where for i in sorted(opposed))
+        yield Finding("warning", "contradictions", f"{len(rows):,} groups contradict an earlier judgement of the same answers", rows, "check them")
+    if circular:
+        message = f"for {len(circular):,} prompts the preferences run in a circle (A over B over C over A)"
+        yield Finding("note", "cycles", message, tuple(circular))
+
+
+def _conflict(groups: Mapping[int, PreferenceGroup]) -> tuple[list[int], list[str]]:
+    """Of one prompt's groups: the numbers of those that contradict an earlier one, and the rows of one circle."""
+    edges: dict[tuple[Key, Key], str] = {}  # (better, worse) -> the first row that says so
+    thumbs: dict[Key, bool] = {}
+    opposed: list[int] = []
+    for number, group in groups.items():
+        answers = [completion_key(completion.text) for completion in group.completions]
         against = False
-        for better, worse in ordered:
+        for better, worse in filter(None, map(_better, group.comparisons)):
             edge = answers[better], answers[worse]
-            against |= edge[::-1] in edges[prompt] and edge[0] != edge[1]
-            edges[prompt].setdefault(edge, group.where)
+            against |= edge[::-1] in edges and edge[0] != edge[1]
+            edges.setdefault(edge, group.where)
         for completion, answer in zip(group.completions, answers):
             if completion.label is not None:
-                against |= thumbs.setdefault((prompt, answer), completion.label) != completion.label
+                against |= thumbs.setdefault(answer, completion.label) != completion.label
         if against:
-            opposed.append(group.where)
-    if duplicates:
-        yield Finding("warning", "duplicates", f"{len(duplicates):,} groups say the same as an earlier one", tuple(duplicates), "they count twice: remove them")
-    if opposed:
-        yield Finding("warning", "contradictions", f"{len(opposed):,} groups contradict an earlier judgement of the same answers", tuple(opposed), "check them")
-    circular = tuple(rows[0] for rows in (_cycle(relation) for relation in edges.values()) if rows)
-    if circular:
-        yield Finding("note", "cycles", f"for {len(circular):,} prompts the preferences run in a circle (A over B over C over A)", circular)
-
-
-def _identity(group: PreferenceGroup, prompt: Key, answers: Sequence[Key]) -> object:
-    """What a group says, whatever the order of its completions."""
-    judged = frozenset((answers[c.winner], answers[c.loser], c.probability, c.weight, c.margin) for c in group.comparisons)
-    return prompt, frozenset(zip(answers, (completion.label for completion in group.completions))), judged
+            opposed.append(number)
+    return opposed, _cycle(edges)
 
 
 def _cycle(relation: dict[tuple[Key, Key], str]) -> list[str]:
@@ -159,14 +192,17 @@ def _cycle(relation: dict[tuple[Key, Key], str]) -> list[str]:
     return []
 
 
-def _shape(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
+def _shape(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> Iterator[Finding]:
     sizes = Counter(len(group.completions) for group in groups)
     comparisons = sum(len(group.comparisons) for group in groups)
     labels = Counter(completion.label for group in groups for completion in group.completions if completion.label is not None)
     thumbs = f", {labels[True]:,} labelled good and {labels[False]:,} bad" if labels else ""
     counted = ", ".join(f"{sizes[k]:,} with {k}" for k in sorted(sizes))
-    prompts = len({prompt_key(group) for group in groups})
-    yield Finding("note", "shape", f"{len(groups):,} groups of {prompts:,} prompts; by number of completions: {counted}; {comparisons:,} comparisons{thumbs}")
+    yield Finding(
+        "note",
+        "shape",
+        f"{len(groups):,} groups of {len(np.unique(prompt_of)):,} prompts; by number of completions: {counted}; {comparisons:,} comparisons{thumbs}",
+    )
 
 
 def _soft(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
@@ -185,47 +221,55 @@ def _soft(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
 
 
 def _lengths(groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None) -> Iterator[Finding]:
-    def characters(g: int, k: int) -> int:
-        return len(plain(groups[g].completions[k].text))
-
+    characters = np.array([len(plain(completion.text)) for group in groups for completion in group.completions])
     yield from _length_bias(groups, characters, "characters")
     if rendered is not None:
-        tokens = [[len(sequence.ids) - sequence.start for sequence in group.sequences] for group in rendered]
-        yield from _length_bias(groups, lambda g, k: tokens[g][k], "tokens")
+        columns = tokens_of(rendered).columns
+        yield from _length_bias(groups, columns["length"] - columns["start"], "tokens")
 
 
-def _length_bias(groups: Sequence[PreferenceGroup], length: Callable[[int, int], int], unit: str) -> Iterator[Finding]:
-    """How long the preferred and the rejected are, and how often the longer wins: a policy learns that first."""
-    judged = [(g, pair) for g, group in enumerate(groups) for pair in map(_better, group.comparisons) if pair is not None]
+def _length_bias(groups: Sequence[PreferenceGroup], length: NDArray[Any], unit: str) -> Iterator[Finding]:
+    """How long the preferred and the rejected are, and how often the longer wins: a policy learns that first. `length`: of each completion."""
+    first = accumulate((len(group.completions) for group in groups), initial=0)
+    judged = [at + side for at, group in zip(first, groups) for pair in map(_better, group.comparisons) if pair is not None for side in pair]
     if not judged:
         return
-    pairs = [(length(g, better), length(g, worse)) for g, (better, worse) in judged]
-    preferred, rejected = (sum(side) / len(pairs) for side in zip(*pairs))
-    unequal = [better > worse for better, worse in pairs if better != worse]
-    longer = sum(unequal) / len(unequal) if unequal else 0.5
+    pairs = length[np.array(judged).reshape(-1, 2)]
+    preferred, rejected = (float(side) for side in pairs.mean(axis=0))
+    unequal = int((pairs[:, 0] != pairs[:, 1]).sum())
+    won = int((pairs[:, 0] > pairs[:, 1]).sum())
+    longer = won / unequal if unequal else 0.5
     # a bias: beyond 60:40, and beyond three standard errors of a fair coin
-    biased = abs(longer - 0.5) > 0.1 and abs(2 * sum(unequal) - len(unequal)) > 3 * len(unequal) ** 0.5
-    wins = f"the longer one wins {longer:.1%} of {len(unequal):,} unequal pairs"
+    biased = abs(longer - 0.5) > 0.1 and abs(2 * won - unequal) > 3 * unequal**0.5
+    wins = f"the longer one wins {longer:.1%} of {unequal:,} unequal pairs"
     message = f"preferred answers have {preferred:.1f} {unit} on average, rejected {rejected:.1f}; {wins}"
     remedy = "watch the length of answers while training, or use a length-normalized objective" if biased else ""
     yield Finding("warning" if biased else "note", f"length_{unit}", message, (), remedy)
 
 
 def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
-    cut = tuple(group.where for group in rendered if any(sequence.cut for sequence in group.sequences))
+    tokens = tokens_of(rendered)
+    c = tokens.columns
+    group_of = np.repeat(np.arange(len(tokens)), c["sequences"])  # of each sequence
+
+    def rows(sequences: NDArray[Any]) -> tuple[str, ...]:
+        return tuple(tokens.where(np.unique(group_of[sequences])))
+
+    cut = rows(c["cut"] > 0)
     if cut:
-        lost = sum(sequence.cut for group in rendered for sequence in group.sequences)
-        scored = lost + sum(len(sequence.ids) - sequence.start for group in rendered for sequence in group.sequences)
+        lost = int(c["cut"].sum())
+        scored = lost + int((c["length"] - c["start"]).sum())
         yield Finding("warning", "cut", f"max_length cuts {lost:,} of {scored:,} completion tokens ({lost / scored:.2%})", cut, "raise max_length")
-    emptied = tuple(group.where for group in rendered if any(len(sequence.ids) <= sequence.start for sequence in group.sequences))
+    emptied = rows(c["length"] <= c["start"])
     if emptied:
         yield Finding("error", "emptied", f"{len(emptied):,} groups have a completion without a single token left", emptied, "raise max_length or skip them")
-    merged = tuple(group.where for group in rendered for c in group.comparisons if _identical_by_cut(group, c))
+    shortened = (tokens[int(g)] for g in np.unique(group_of[c["cut"] > 0]))
+    merged = tuple(group.where for group in shortened for comparison in group.comparisons if _identical_by_cut(group, comparison))
     if merged:
         yield Finding(
             "error", "identical_by_cut", f"{len(merged):,} comparisons are between completions that max_length made identical", merged, "raise max_length"
         )
-    moved = tuple(group.where for group in rendered for sequence in group.sequences if sequence.moved)
+    moved = tuple(tokens.where(group_of[c["moved"]]))
     if moved:
         yield Finding(
             "note",
@@ -233,9 +277,9 @@ def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
             f"in {len(moved):,} completions the prompt's last tokens are others than alone: what begins before the answer and reaches into it is scored",
             moved,
         )
-    special = tuple(group.where for group in rendered if group.special)
+    special = tuple(tokens.where(np.flatnonzero(c["special"])))
     if special:
-        count = sum(group.special for group in rendered)
+        count = int(c["special"].sum())
         fix = "if a chat template was already applied to the data, give it without"
         yield Finding("warning", "special_text", f"{count:,} texts in the data spell a special token; they are read as plain text", special, fix)
 
@@ -249,13 +293,15 @@ def _identical_by_cut(group: RenderedGroup, c: Comparison) -> bool:
 
 
 def _leaks(groups: Sequence[PreferenceGroup], eval_groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
-    known = {pair for group in groups for pair in _pairs(group)}
-    leaks = tuple(group.where for group in eval_groups if any(pair in known for pair in _pairs(group)))
+    prompts, pairs = {prompt_key(group) for group in eval_groups}, {pair for group in eval_groups for pair in _pairs(group)}
+    near = [group for group in groups if prompt_key(group) in prompts]  # the evaluation data is the smaller side: its keys are held, not all
+    known = pairs.intersection(pair for group in near for pair in _pairs(group))
+    leaks = tuple(group.where for group in eval_groups if not known.isdisjoint(_pairs(group)))
     if leaks:
         fix = "remove them from one side, or set a fraction of the prompts aside instead"
         yield Finding("error", "leak", f"{len(leaks):,} of {len(eval_groups):,} evaluation groups are in the training data too", leaks, fix)
-    prompts = {prompt_key(group) for group in groups}
-    shared = tuple(group.where for group in eval_groups if prompt_key(group) in prompts)
+    both = {prompt_key(group) for group in near}
+    shared = tuple(group.where for group in eval_groups if prompt_key(group) in both)
     if shared:
         yield Finding("note", "shared_prompts", f"{len(shared):,} of {len(eval_groups):,} evaluation groups have a prompt of the training data", shared)
 

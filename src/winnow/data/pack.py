@@ -6,13 +6,14 @@ The result depends on nothing but its input, and which groups make up a step is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from winnow.data.render import RenderedGroup
 from winnow.data.tree import Growing, root, size
 from winnow.errors import DataError, Problem
 
+WINDOW = 2048  # groups packed together where a whole data set is walked through
 BUDGET = 4096  # distinct tokens per micro-batch where none is asked for and no group needs more
 
 
@@ -63,6 +64,14 @@ def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None,
         count += ranks
     packed.sort(key=lambda unit: (-unit.work, unit.items))
     return [sorted(unit.items) for unit in packed if unit.items or ranks > 1]
+
+
+def pack_all(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]]:
+    """A whole data set in micro-batches, window by window, so that what is planned at a time stays small."""
+    for first in range(0, len(groups), WINDOW):
+        window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
+        for part in pack(window, tokens):
+            yield [first + i for i in part]
 
 
 @dataclass

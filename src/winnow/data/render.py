@@ -7,13 +7,16 @@ or EOS; it is scored, because it ends the answer. Text in the data that spells a
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from winnow.data.records import Comparison, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
+from winnow.files import sha256_json
 
 # Unicode noncharacters: they stand for a special token's spelling while the template runs.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -51,6 +54,14 @@ class _Piece(NamedTuple):
     spelled: bool
 
 
+class _Draft(NamedTuple):
+    """A group as strings, before the tokenizer: the prompt, and the prompt with each completion."""
+
+    head: str
+    fulls: tuple[str, ...]
+    chat: bool
+
+
 class Renderer:
     """Turns groups into token ids for one tokenizer, template and length limit.
 
@@ -67,24 +78,43 @@ class Renderer:
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
         self.may_cut = may_cut
-        special = sorted(
-            {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True
-        )
-        self._special = special
-        self._spelled = re.compile("|".join(map(re.escape, special))) if special else None
+        special = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self._special = sorted(special, key=lambda token: (-len(token), token))  # the longest first, and no order of chance: it is hashed
+        self._spelled = re.compile("|".join(map(re.escape, self._special))) if special else None
         self._special_ids = {tokenizer.convert_tokens_to_ids(token) for token in special}
         self._leading = self._leading_ids()
         self._end: int | None = None
 
     def render(self, group: PreferenceGroup) -> RenderedGroup:
         """The group as tokens. Raises DataError with a Problem per completion that cannot be scored."""
-        self._refuse_marks(group)
-        head = self._text(group.prompt, (), group)
-        prompt_ids = self._ids(head, chat=not isinstance(group.prompt, str))
+        (made,) = self.render_all([group])
+        if isinstance(made, DataError):
+            raise made
+        return made
+
+    def render_all(self, groups: Sequence[PreferenceGroup]) -> list[RenderedGroup | DataError]:
+        """Each group as `render` gives it, or the error it would raise. One call of the tokenizer for all of them, which is several times faster."""
+        drafts = [self._draft(group) for group in groups]
+        texts = [(text, draft.chat) for draft in drafts if isinstance(draft, _Draft) for text in (draft.head, *draft.fulls)]
+        ids = iter(self._all_ids(texts))
+        return [draft if isinstance(draft, DataError) else self._rendered(group, draft, ids) for group, draft in zip(groups, drafts)]
+
+    def _draft(self, group: PreferenceGroup) -> _Draft | DataError:
+        """The group's strings, or why there are none."""
+        try:
+            self._refuse_marks(group)
+            head = self._text(group.prompt, (), group)
+            return _Draft(head, tuple(self._text(group.prompt, completion.text, group) for completion in group.completions), not isinstance(group.prompt, str))
+        except DataError as error:
+            return error
+
+    def _rendered(self, group: PreferenceGroup, draft: _Draft, ids: Iterator[tuple[int, ...]]) -> RenderedGroup | DataError:
+        """The group from its strings and their ids, taken from the front of `ids`: the prompt's, then each completion's with the prompt."""
+        prompt_ids = next(ids)
         sequences: list[TokenSequence] = []
         problems: list[Problem] = []
-        for k, completion in enumerate(group.completions):
-            made = self._sequence(head, prompt_ids, completion.text, group)
+        for k, full in enumerate(draft.fulls):
+            made = self._sequence(draft.head, prompt_ids, full, list(next(ids)), draft.chat)
             if isinstance(made, str):
                 problems.append(Problem(group.where, f"completions[{k}]", *made.split(" -> ")))
             else:
@@ -96,8 +126,22 @@ class Renderer:
                     why = "identical after cutting to max_length" if winner.cut or loser.cut else "identical as tokens"
                     problems.append(Problem(group.where, "comparisons", f"winner and loser are {why}", "raise --max-length, or --on-bad-row skip"))
         if problems:
-            raise DataError(f"{group.where}: cannot be scored", problems)
+            return DataError(f"{group.where}: cannot be scored", problems)
         return RenderedGroup(tuple(sequences), group.comparisons, tuple(c.label for c in group.completions), group.where, self._spellings(group))
+
+    def identity(self) -> str | None:
+        """SHA-256 of everything that decides which ids a text becomes; None where a tokenizer written in Python decides it, which no hash sees."""
+        if not self.tokenizer.is_fast:
+            return None
+        kind = type(self.tokenizer)
+        special = [self.tokenizer.eos_token, self._special, self._leading]
+        try:
+            probe = self._apply((Message("user", _PROBE), Message("assistant", _PROBE)), (), False) if self.template else ""  # a template may write the date
+        except DataError as error:  # it wants other dialogues than this one, which the data may be
+            probe = str(error.problems)
+        versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers")]
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return sha256_json([f"{kind.__module__}.{kind.__qualname__}", backend, special, self.template, probe, self.limit, self.may_cut, versions])
 
     def prompt_ids(self, prompt: Text, tools: tuple[Any, ...] = ()) -> tuple[int, ...]:
         """The prompt alone, ready to be answered."""
@@ -116,12 +160,9 @@ class Renderer:
             self._template_ends = bool(ends)
         return self._end
 
-    def _sequence(self, head: str, prompt_ids: tuple[int, ...], completion: Text, group: PreferenceGroup) -> TokenSequence | str:
-        chat = not isinstance(group.prompt, str)
-        full = self._text(group.prompt, completion, group)
+    def _sequence(self, head: str, prompt_ids: tuple[int, ...], full: str, ids: list[int], chat: bool) -> TokenSequence | str:
         if not full.startswith(head):
             return "the chat template writes the prompt differently when an answer follows -> use a template whose generation prompt is a prefix"
-        ids = list(self._ids(full, chat=chat))
         start, moved = self._boundary(head, prompt_ids, full, ids, chat)
         if start == 0:
             return "the prompt has no tokens, so nothing predicts the answer's first one -> give a prompt, or a tokenizer that writes BOS"
@@ -144,11 +185,11 @@ class Renderer:
 
     def _boundary(self, head: str, prompt_ids: tuple[int, ...], full: str, ids: list[int], chat: bool) -> tuple[int, bool]:
         """Index of the first scored token, and whether a merge moved it: the token that contains the boundary is scored."""
+        if tuple(ids[: len(prompt_ids)]) == prompt_ids:
+            return len(prompt_ids), False
         shared = 0
         while shared < min(len(prompt_ids), len(ids)) and prompt_ids[shared] == ids[shared]:
             shared += 1
-        if shared == len(prompt_ids):
-            return shared, False
         if self.tokenizer.is_fast:  # tokens re-cut inside the prompt still belong to it
             ends = self._ends(full, chat)
             shift = len(ids) - len(ends)
@@ -185,10 +226,20 @@ class Renderer:
             raise DataError("the chat template refused a dialogue", [Problem(where, "messages", str(error))]) from error
 
     def _ids(self, text: str, *, chat: bool) -> tuple[int, ...]:
-        ids = [] if chat else list(self._leading)
-        for piece in self._pieces(text, chat):
-            ids += self.tokenizer(piece.words, add_special_tokens=False, split_special_tokens=piece.spelled)["input_ids"]
-        return tuple(ids)
+        (ids,) = self._all_ids([(text, chat)])
+        return ids
+
+    def _all_ids(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, ...]]:
+        """The ids of each (text, whether a template wrote it); what occurs in several of them is tokenised once."""
+        pieces = [list(self._pieces(text, chat)) for text, chat in texts]
+        known: dict[tuple[str, bool], list[int]] = {}
+        for spelled in (False, True):
+            words = list(dict.fromkeys(piece.words for many in pieces for piece in many if piece.spelled == spelled))
+            if words:
+                made = self.tokenizer(words, add_special_tokens=False, split_special_tokens=spelled, return_attention_mask=False)["input_ids"]
+                known |= {(one, spelled): ids for one, ids in zip(words, made)}
+        leading = [() if chat else self._leading for _, chat in texts]
+        return [(*before, *chain.from_iterable(known[piece.words, piece.spelled] for piece in many)) for before, many in zip(leading, pieces)]
 
     def _ends(self, text: str, chat: bool) -> list[int]:
         """Where in `text` each token of `_ids` ends, but for those before the text."""

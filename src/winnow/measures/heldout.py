@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from scipy.stats import binomtest
 from torch import Tensor
 
 from winnow.data.render import RenderedGroup
-from winnow.train.reference import offsets
+from winnow.data.tokens import tokens_of
 
 
 def interval(wins: int, count: int) -> tuple[float, float]:
@@ -26,12 +27,10 @@ def interval(wins: int, count: int) -> tuple[float, float]:
 
 def by_completion(value: Float[Tensor, " all"], groups: Sequence[RenderedGroup]) -> list[list[float]]:
     """Sums over each completion (float64, so that differences of long sums stay exact)."""
-    start = offsets(groups)
-    sums: list[list[float]] = []
-    for i, group in enumerate(groups):
-        parts = value[start[i] : start[i + 1]].double().split([len(s.ids) - s.start for s in group.sequences])
-        sums.append([float(part.sum()) for part in parts])
-    return sums
+    tokens = tokens_of(groups)
+    lengths = torch.from_numpy((tokens.columns["length"] - tokens.columns["start"]).astype("int64"))
+    sums = torch.segment_reduce(value.double(), "sum", lengths=lengths)
+    return [part.tolist() for part in sums.split(tokens.columns["sequences"].tolist())]
 
 
 def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: list[list[float]] | None, beta: float) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -63,8 +64,8 @@ def _say_account(name: str, one: Dataset) -> None:
         table.add_row("dropped", f"{count:,} {reason}")
     if account["identical"]:
         table.add_row("dropped", f"{account['identical']:,} comparisons of identical completions, in rows that keep others")
-    lengths = sorted(len(s.ids) for group in one.groups for s in group.sequences)
-    at = [lengths[int(q * (len(lengths) - 1))] for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
+    lengths = np.sort(one.groups.columns["length"])
+    at = [int(lengths[int(q * (len(lengths) - 1))]) for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
     tokens = account["tokens"]
     table.add_row("groups", f"{account['used']:,} with {account['completions']:,} completions and {account['comparisons']:,} comparisons")
     table.add_row("length", f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 % {at[3]:,}, most {at[4]:,}")

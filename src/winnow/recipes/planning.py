@@ -8,9 +8,10 @@ from typing import Any
 from winnow import models
 from winnow.config import Resolved, TrainSettings
 from winnow.data.dataset import Dataset, prepare
-from winnow.data.pack import budget
+from winnow.data.pack import BUDGET, budget
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
+from winnow.data.tokens import heavier
 from winnow.errors import DataError
 from winnow.recipes.rendering import renderer
 from winnow.train.loop import Plan
@@ -52,7 +53,7 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     elif warmup > steps:
         raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
     if settings.max_tokens is None:
-        resolved = resolved.fill("default: 4096, or what the largest group needs", max_tokens=budget(train_set.groups, None))
+        resolved = resolved.fill("default: 4096, or what the largest group needs", max_tokens=budget(heavier(train_set.groups, BUDGET), None))
     settings = resolved.settings
     assert settings.lr is not None
     plan = Plan(
@@ -61,7 +62,7 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
         lr=settings.lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
-        tokens=budget(train_set.groups, settings.max_tokens),
+        tokens=budget(heavier(train_set.groups, settings.max_tokens or BUDGET), settings.max_tokens),
         seed=settings.seed,
         eval_every=settings.eval_every or max(1, steps // 10),
         save_every=settings.save_every,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from winnow.data.dataset import Dataset
@@ -37,9 +38,19 @@ def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer) 
     """The distinct prompts of the first held-out set (of the training data where there is none) that leave room for an answer."""
     source = next(iter(held_out.values()), train_set)
     room = LONGEST if renderer.limit is None else max(1, min(LONGEST, renderer.limit // 2))
-    prompts = dict.fromkeys(group.sequences[0].ids[: group.sequences[0].start] for group in source.groups)
-    fitting = [prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit]
-    return Probe(fitting, room, renderer.end_id(train_set.chat))
+    prompts = (group.sequences[0].ids[: group.sequences[0].start] for group in source.groups)
+    fitting = _distinct(prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit)
+    few = islice(fitting, None if held_out else SHOWN)  # of the training data no more than are shown: there may be millions
+    return Probe(list(few), room, renderer.end_id(train_set.chat))
+
+
+def _distinct(prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The prompts in their order, each once."""
+    seen: set[tuple[int, ...]] = set()
+    for prompt in prompts:
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt
 
 
 def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:

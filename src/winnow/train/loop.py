@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from winnow.batch import Batch, collate
-from winnow.data.pack import pack
+from winnow.data.pack import pack, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.stream import Share, batches, epoch_size
 from winnow.engine.api import Engine
@@ -56,6 +56,11 @@ class Data:
         """The groups numbered `items`, packed under the token budget."""
         groups = [self.groups[i] for i in items]
         return [collate([groups[i] for i in part], [items[i] for i in part]).to(device) for part in pack(groups, tokens)]
+
+    def everything(self, tokens: int, device: torch.device) -> Iterator[Batch]:
+        """All groups, a micro-batch at a time."""
+        for part in pack_all(self.groups, tokens):
+            yield collate([self.groups[i] for i in part], part).to(device)
 
 
 def fit(
@@ -120,8 +125,7 @@ def evaluate(model: Any, progress: Progress, plan: Plan, evaluations: Mapping[st
     device = next(model.parameters()).device
     row: Row = {"step": progress.step}
     for i, (prefix, data) in enumerate(evaluations.items()):
-        micro = data.micro_batches(range(len(data.groups)), plan.tokens, device)
-        measured = held_out(model, micro, objective=objective, reference=data.reference, engine=engine)
+        measured = held_out(model, data.everything(plan.tokens, device), objective=objective, reference=data.reference, engine=engine)
         row |= {prefix + name: value for name, value in measured.items()}
         if i == 0 and progress.step and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])

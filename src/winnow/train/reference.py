@@ -12,21 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from winnow.batch import Batch, collate
-from winnow.data.pack import pack
+from winnow.data.pack import pack_all
 from winnow.data.render import RenderedGroup
+from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
 from winnow.errors import RunError, TrainingError
 from winnow.files import sha256_json, write_atomic
 
-WINDOW = 2048  # groups packed together
 SPOTS = 4  # groups of a stored set that are computed again when it is read
 # Largest per-token difference (nats) two passes over the same tokens may show when only padding and summation order differ.
 NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
@@ -38,7 +41,7 @@ class Reference:
 
     identity: str
     value: Float[Tensor, " all"]
-    start: tuple[int, ...]
+    start: NDArray[Any]
 
     def of(self, batch: Batch) -> Float[Tensor, " N"]:
         """The batch's N reference log-probs, in its order, on its device."""
@@ -73,18 +76,17 @@ class Frozen:
                     self.weights[name] = own
 
 
-def offsets(groups: Sequence[RenderedGroup]) -> tuple[int, ...]:
+def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
     """Where each group's scored tokens begin in one long vector; one more entry for the end."""
-    start = [0]
-    for group in groups:
-        start.append(start[-1] + sum(len(s.ids) - s.start for s in group.sequences))
-    return tuple(start)
+    tokens = tokens_of(groups)
+    ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
+    return np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at]
 
 
 def identity(weights: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, engine: Engine) -> str:
     """Hash of everything the numbers depend on."""
-    tokens = sha256_json([[(s.start, s.ids) for s in group.sequences] for group in groups])
-    return sha256_json({"schema": 1, "weights": weights, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
+    tokens = tokens_of(groups).identity("ids", "length", "start", "sequences")
+    return sha256_json({"schema": 2, "weights": weights, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
 
 
 def compute(
@@ -93,7 +95,7 @@ def compute(
     """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished."""
     start = offsets(groups)
     value: Tensor | None = None
-    for items in _micro_batches(groups, tokens):
+    for items in pack_all(groups, tokens):
         batch = collate([groups[i] for i in items], items)
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
@@ -103,7 +105,7 @@ def compute(
             )
         if value is None:
             value = torch.empty(start[-1], dtype=logp_N.dtype)
-        for i, part in zip(items, logp_N.split([start[i + 1] - start[i] for i in items])):
+        for i, part in zip(items, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
             value[start[i] : start[i + 1]] = part
         tick(len(items))
     return torch.empty(0) if value is None else value
@@ -124,14 +126,6 @@ def spot_check(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup]
             remedy=f"the store {kept.identity[:16]}.safetensors is from another library version or machine: delete it, it is computed again",
         )
     return noise
-
-
-def _micro_batches(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]]:
-    """The whole set packed window by window, so that what is planned at a time stays small."""
-    for first in range(0, len(groups), WINDOW):
-        window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
-        for part in pack(window, tokens):
-            yield [first + i for i in part]
 
 
 def store(folder: Path, reference: Reference) -> None:

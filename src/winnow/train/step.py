@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -50,7 +50,7 @@ def take_step(
     return {**divide(sums), "grad_norm": norm, "learning_rate": lr}
 
 
-def held_out(model: nn.Module, batches: Sequence[Batch], *, objective: Objective, reference: Reference | None, engine: Engine) -> Row:
+def held_out(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, reference: Reference | None, engine: Engine) -> Row:
     """The same measures over a data set, without an update."""
     sums: Sums = {}
     for batch in batches:
