@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -32,7 +33,8 @@ class Side:
         self.gradients = folder / f"{name}.safetensors"
         self.log = (folder / f"{name}.log").open("w")
         command = [sys.executable, str(HERE / "side.py"), name, workload.name, str(model), str(self.gradients)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        env = {**os.environ, **({"OMP_WAIT_POLICY": "PASSIVE"} if name == "winnow" else {})}  # as the command line sets it
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
         self.ready = self.answer()
         self.seconds: list[float] = []
         self.losses: list[float] = []

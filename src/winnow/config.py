@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar, get_origin
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -62,7 +62,7 @@ class DataSettings(Settings):
     cut_budget: float | None = setting(None, "share of completion tokens max_length may cut; default: 0, or 0.1 where max_length is given", "data", ge=0, le=1)
     on_bad_row: Literal["error", "skip"] = setting("error", "a row that cannot be used stops the run, or is left out and counted", "data")
     limit: int | None = setting(None, "use only the first so many rows of each data set", "data", ge=1)
-    max_tokens: int | None = setting(None, "tokens per micro-batch; a group is never cut apart; default: 4096, or what the largest group needs", "amount", ge=2)
+    max_tokens: int | None = setting(None, "distinct tokens per micro-batch; default: 2048, or what the largest group needs", "amount", ge=2)
 
 
 class TrainSettings(ModelSettings, DataSettings):
@@ -74,6 +74,11 @@ class TrainSettings(ModelSettings, DataSettings):
     eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
+    max_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] | None = setting(  # type: ignore[assignment]
+        None,
+        "distinct tokens per micro-batch; a group is never cut apart; auto: what fits the memory, up to 16384; default: 2048, or what the largest group needs",
+        "amount",
+    )
     epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0)
     steps: int | None = setting(None, "optimizer steps, instead of epochs", "amount", ge=1)
     batch_size: int = setting(64, "groups (prompts) per optimizer step, whatever the micro-batches", "amount", ge=1)

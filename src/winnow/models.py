@@ -19,7 +19,7 @@ from winnow.config import Lora
 from winnow.errors import ModelError
 from winnow.files import RunFolder, folder_atomic
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -68,12 +68,18 @@ def pick_device(name: str) -> torch.device:
 def _keep_memory() -> None:
     """Freed tensors stay with this process: a page the system hands out anew is zeroed first, a third of a training step in all.
 
-    glibc gives large blocks back at once unless it is told not to (`mallopt`: no mmap, no trimming); other C libraries lack the call.
+    glibc gives blocks back at once unless it is told not to (`mallopt`); other C libraries lack the call. Blocks above 32 MiB still go back:
+    among smaller ones they would leave holes that nothing fits into.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU, else float32."""
+    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -111,7 +117,7 @@ def load(
     """
     source = locate(name)
     place = pick_device(device)
-    kind = DTYPES["bfloat16" if place.type == "cuda" else "float32"] if dtype == "auto" else DTYPES[dtype]
+    kind = pick_dtype(dtype, place)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = _load_weights(name, source, kind, train, trust_remote_code)
     if lora is not None:
@@ -252,6 +258,13 @@ def refuse_second_adapter(name: str) -> None:
         raise ModelError(
             f"{name} already is an adapter", remedy="leave --lora away to train that adapter, or merge it first: winnow export RUN --out DIR --merge"
         )
+
+
+def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The model with random weights: cheap where tensors have no content."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).eval()
 
 
 def count_from_config(config: Any, lora: Lora | None, trust_remote_code: bool = False) -> tuple[int, int]:

@@ -9,12 +9,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from winnow.data.render import RenderedGroup
+from winnow.data.tokens import tokens_of
 from winnow.data.tree import Growing, root, size
 from winnow.errors import DataError, Problem
 
+CANDIDATES = 256  # largest groups that are looked at for the most expensive micro-batch
 WINDOW = 2048  # groups packed together where a whole data set is walked through
-BUDGET = 4096  # distinct tokens per micro-batch where none is asked for and no group needs more
+BUDGET = 2048  # distinct tokens per micro-batch where none is asked for and no group needs more: enough for matrices to be quick on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ def cost(group: RenderedGroup) -> int:
 
 
 def budget(groups: Sequence[RenderedGroup], asked: int | None) -> int:
-    """The token budget: what was asked for, or 4096, or what the largest group needs. Raises DataError by row."""
+    """The token budget: what was asked for, or 2048, or what the largest group needs. Raises DataError by row."""
     least = BUDGET if asked is None else asked
     over = [(group, cost(group)) for group in groups if _most(group) > least]
     over = [(group, tokens) for group, tokens in over if tokens > least]
@@ -72,6 +76,14 @@ def pack_all(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]
         window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
         for part in pack(window, tokens):
             yield [first + i for i in part]
+
+
+def most_expensive(groups: Sequence[RenderedGroup], tokens: int) -> list[int]:
+    """The micro-batch of most work that a data set can give: its largest groups, as many as the budget holds."""
+    columns = tokens_of(groups)
+    largest = np.argsort(-columns.per_group("length"), kind="stable")[:CANDIDATES].tolist()
+    chosen = [groups[i] for i in largest]
+    return [largest[i] for i in pack(chosen, tokens)[0]]
 
 
 @dataclass

@@ -92,7 +92,7 @@ def logps(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, want: Sequen
 def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Slope, want: Sequence[str]) -> Columns:
     """Columns of a batch, detached; the gradients of hidden states and head are added where they belong."""
     ready_UH = state_UH.detach()
-    gradients = _Gradients(head, ready_UH)
+    gradients = _Gradients(head, ready_UH, direct=True)
     found: list[Columns] = []
     for first, part in batch.parts(head.states(TILE)):
         count = len(part.state_U)
@@ -114,17 +114,27 @@ def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Sl
 
 
 class _Gradients:
-    """What the hidden states and the head are owed, in float32 or better, until it is handed to autograd."""
+    """What the hidden states and the head are owed, in float32 or better, until it is handed to autograd.
 
-    def __init__(self, head: Head, state_UH: Tensor) -> None:
+    A float32 weight's own gradient is added to where it is (`direct`): V x H numbers less to hold, to clear and to add.
+    """
+
+    def __init__(self, head: Head, state_UH: Tensor, *, direct: bool = False) -> None:
         wide = _wide(state_UH.dtype)
         self.state_UH = torch.empty_like(state_UH, dtype=wide)
-        self.weight_VH = torch.zeros_like(head.weight, dtype=wide) if head.weight.requires_grad else None
+        self.weight_VH: Tensor | None = None
+        self.direct = direct and head.weight.is_leaf and head.weight.requires_grad and head.weight.dtype == wide
+        if self.direct:
+            if head.weight.grad is None:
+                head.weight.grad = torch.zeros_like(head.weight)
+            self.weight_VH = head.weight.grad
+        elif head.weight.requires_grad:
+            self.weight_VH = torch.zeros_like(head.weight, dtype=wide)
         self.bias_V = torch.zeros_like(head.bias, dtype=wide) if head.bias is not None and head.bias.requires_grad else None
 
     def hand_over(self, head: Head, state_UH: Tensor) -> None:
         """The rest of the backward pass."""
-        owed = [(state_UH, self.state_UH), (head.weight, self.weight_VH), (head.bias, self.bias_V)]
+        owed = [(state_UH, self.state_UH), (head.weight, None if self.direct else self.weight_VH), (head.bias, self.bias_V)]
         pairs = [(tensor, g.to(tensor.dtype)) for tensor, g in owed if tensor is not None and g is not None and tensor.requires_grad]
         torch.autograd.backward([tensor for tensor, _ in pairs], [g for _, g in pairs])
 
@@ -180,7 +190,8 @@ def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
     """Logits, row block by row block: each is turned into its exponentials while it still is in the cache."""
     wide = _wide(head.weight.dtype)
     count, vocabulary = len(state_UH), len(head.weight)
-    exp_UV = torch.empty(count, vocabulary, dtype=wide, device=state_UH.device)
+    exp_UV = _scratch("exp", count, vocabulary, wide, state_UH.device)
+    block_RV = _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device) if entropy else None
     bend_UV = torch.empty_like(exp_UV) if head.softcap else None
     peak_U, total_U, mean_U = (torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(3))
     for begin in range(0, count, ROWS):
@@ -191,14 +202,27 @@ def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
             torch.sub(1, (z / head.softcap).square_(), out=bend_UV[rows])
         torch.amax(z, -1, out=peak_U[rows])
         z.sub_(peak_U[rows, None])
-        if entropy:
-            e = z.exp()
+        if block_RV is not None:
+            e = torch.exp(z, out=block_RV[: len(z)])
             mean_U[rows] = torch.linalg.vecdot(e, z)
             z.copy_(e)
         else:
             z.exp_()
         torch.sum(z, -1, out=total_U[rows])
     return _Formed(head, state_UH, exp_UV, peak_U, total_U, mean_U if entropy else None, bend_UV)
+
+
+_SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+def _scratch(name: str, count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for logits, the same each time on a CPU, where new pages cost as much as what is written into them. One user at a time."""
+    if device.type != "cpu":
+        return torch.empty(count, vocabulary, dtype=dtype, device=device)
+    held = _SCRATCH.get((name, dtype))
+    if held is None or len(held) < count * vocabulary:
+        _SCRATCH[name, dtype] = held = torch.empty(count * vocabulary, dtype=dtype)
+    return held[: count * vocabulary].view(count, vocabulary)
 
 
 def _logits(head: Head, state_RH: Tensor, out_RV: Tensor) -> None:

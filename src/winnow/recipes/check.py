@@ -8,16 +8,14 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow import models
-from winnow.config import CheckSettings, Resolved, parse_lora
+from winnow.config import CheckSettings, Resolved
 from winnow.console import console, safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.render import Renderer, TokenSequence
 from winnow.recipes import dpo, sft
-from winnow.recipes.planning import planned, prepared, with_rate
+from winnow.recipes.planning import memory_line, planned, prepared, with_rate
 from winnow.recipes.training import possible
 from winnow.train.loop import Plan
-from winnow.train.memory import estimate
 
 SHOWN_GROUPS = 2
 SHOWN_TOKENS = 160
@@ -91,14 +89,8 @@ def _lint(renderer: Renderer, sequence: TokenSequence) -> Text:
 
 
 def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
-    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    total, trainable = models.count_from_config(config, parse_lora(settings.lora), settings.trust_remote_code)
-    device = models.pick_device(settings.device)
-    half = settings.dtype == "bfloat16" or (settings.dtype == "auto" and device.type == "cuda")
-    memory = estimate(config, total, trainable, plan.tokens, 2 if half else 4, settings)
     account = train_set.account
     per_step = account["comparisons"] / len(train_set.groups) * plan.batch_size
     say(f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
     say(f"rate: {plan.schedule} from {plan.lr:g} after {plan.warmup} steps of warm-up")
-    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "logits"))
-    say(f"memory on {device}: about {memory.total / 2**30:.2f} GiB (MiB: {parts}); if it does not fit: {memory.advice()}")
+    say(memory_line(settings, train_set, plan.tokens))

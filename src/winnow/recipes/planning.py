@@ -6,15 +6,17 @@ import math
 from typing import Any
 
 from winnow import models
+from winnow.batch import collate
 from winnow.config import Resolved, TrainSettings
 from winnow.data.dataset import Dataset, prepare
-from winnow.data.pack import BUDGET, budget
+from winnow.data.pack import BUDGET, budget, cost, most_expensive
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.tokens import heavier
 from winnow.errors import DataError
 from winnow.recipes.rendering import renderer
 from winnow.train.loop import Plan
+from winnow.train.memory import Memory, available, estimate, remedies
 
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:
@@ -53,16 +55,19 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     elif warmup > steps:
         raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
     if settings.max_tokens is None:
-        resolved = resolved.fill("default: 4096, or what the largest group needs", max_tokens=budget(heavier(train_set.groups, BUDGET), None))
+        resolved = resolved.fill("default: 2048, or what the largest group needs", max_tokens=budget(heavier(train_set.groups, BUDGET), None))
+    elif settings.max_tokens == "auto":
+        resolved = resolved.fill("auto: what fits the memory", max_tokens=_fitting(settings, train_set))
     settings = resolved.settings
     assert settings.lr is not None
+    assert isinstance(settings.max_tokens, int)
     plan = Plan(
         steps=steps,
         warmup=warmup,
         lr=settings.lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
-        tokens=budget(heavier(train_set.groups, settings.max_tokens or BUDGET), settings.max_tokens),
+        tokens=budget(heavier(train_set.groups, settings.max_tokens), settings.max_tokens),
         seed=settings.seed,
         eval_every=settings.eval_every or max(1, steps // 10),
         save_every=settings.save_every,
@@ -70,3 +75,44 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
         save_best=settings.save_best,
     )
     return resolved, plan
+
+
+LARGEST = 16_384  # tokens: beyond it micro-batches are no quicker
+ROOM = 0.8  # of the free memory that may be planned for
+
+
+def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memory:
+    """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
+    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens)])
+    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    return estimate(config, batch, models.pick_dtype(settings.dtype, models.pick_device(settings.device)), settings)
+
+
+def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:
+    """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
+    memory, free = memory_of(settings, train_set, tokens), available(models.pick_device(settings.device))
+    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "head"))
+    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})"
+    if memory.total <= free:
+        return line
+    largest = largest_group(train_set)
+    for words, change in remedies(settings, tokens, largest):
+        less = memory_of(settings.model_copy(update=change), train_set, change.get("max_tokens", tokens))
+        if less.total <= free:
+            return f"{line}; it will not fit: {words} needs {less.total / 2**30:.2f} GiB"
+    return f"{line}; it will not fit, and no single change makes it: a smaller model, or --lora and --checkpointing together"
+
+
+def largest_group(train_set: Dataset) -> int:
+    """Distinct tokens of the group that needs most."""
+    first = most_expensive(train_set.groups, 1)
+    return max(cost(train_set.groups[i]) for i in first)
+
+
+def _fitting(settings: TrainSettings, train_set: Dataset) -> int:
+    """The largest budget that fits the memory, not below what the largest group needs."""
+    least = largest_group(train_set)
+    tokens = LARGEST
+    while tokens > least and memory_of(settings, train_set, tokens).total > ROOM * available(models.pick_device(settings.device)):
+        tokens //= 2
+    return max(tokens, least)

@@ -16,7 +16,6 @@ from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.models import LoadedModel
 from winnow.train.loop import Plan
-from winnow.train.memory import estimate
 
 
 def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
@@ -99,8 +98,7 @@ def say_head(
     say(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
-    memory = estimate(loaded.model.config, counts["total"], counts["trainable"], plan.tokens, weight.element_size(), settings)
-    say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, about {memory.total / 2**30:.1f} GiB")
+    say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")
     for finding in train_set.findings:
         if finding.level == "warning":
             say(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from winnow import models, report
+from winnow.batch import collate
 from winnow.config import Resolved, TrainSettings, parse_lora
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, stop_on_errors
+from winnow.data.pack import most_expensive
 from winnow.data.render import Renderer
 from winnow.engine import rows
 from winnow.engine.api import Engine
@@ -19,7 +21,7 @@ from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
 from winnow.recipes import record, samples
 from winnow.recipes.engines import engine_for
-from winnow.recipes.planning import planned, prepared
+from winnow.recipes.planning import memory_line, planned, prepared
 from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.limit import limit_of
@@ -27,7 +29,7 @@ from winnow.train.loop import Data, Plan, fit
 from winnow.train.metrics import MetricsFile, Row, require
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Frozen, Reference
-from winnow.train.start import check_identity, fingerprint
+from winnow.train.start import check_identity, fingerprint, rehearse
 
 
 def train(
@@ -53,6 +55,7 @@ def train(
             record.same_data(run, train_set)
         else:
             record.write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
+        say(memory_line(settings, train_set, plan.tokens))
         loaded = models.load(
             settings.model,
             dtype=settings.dtype,
@@ -97,6 +100,9 @@ def _run(
     if settings.checkpointing:
         models.enable_checkpointing(loaded.model)
     optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
+    largest = most_expensive(train_set.groups, plan.tokens)
+    rehearse(loaded.model, collate([train_set.groups[i] for i in largest], largest).to(loaded.device), engine)
+    optimizer.forget()
     sets = [train_set, *held_out.values()]
     weights = models.weights_hash(loaded.model)
     source = _load(reference_model, settings) if reference_model else loaded

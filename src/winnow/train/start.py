@@ -21,6 +21,23 @@ from winnow.train.reference import NOISE, Reference
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
+def rehearse(model: Any, batch: Batch, engine: Engine) -> None:
+    """Forward and backward pass of the most expensive micro-batch, for nothing: where memory runs out, it runs out now.
+
+    Leaves gradients of 0. Raises TrainingError naming the batch's rows.
+    """
+    try:
+        engine.backward(model, batch, lambda logp_N, part: torch.zeros_like(logp_N))
+    except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU without memory
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+        rows = ", ".join(batch.wheres[:8]) + (f" and {len(batch.wheres) - 8} more" if len(batch.wheres) > 8 else "")
+        raise TrainingError(
+            f"memory runs out in the most expensive micro-batch: {len(batch.token_T):,} distinct tokens of {rows}",
+            remedy="a smaller --max-tokens, --checkpointing, --lora auto, or a smaller --max-length; `winnow check` tells what each needs",
+        ) from error
+
+
 def fingerprint(engine: Engine, model: Any, vocabulary: int) -> Float[Tensor, " N"]:
     """Log-probs (nats) of fixed token sequences, spread over the vocabulary and long enough that every layer matters: what a model
     says, however its weights are stored.
