@@ -16,10 +16,10 @@ WANTED = pyproject.toml constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench bench-gpu clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: $(VENV)/ready ## a whole run on a small made-up world, with a report
 	HF_HUB_OFFLINE=1 $(BIN)/winnow demo --out $(OUT)
@@ -37,8 +37,14 @@ format: $(VENV)/ready ## put the code into form
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-bench: $(BENCH)/ready ## the loss curve beside TRL's
+bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 	$(BENCH)/bin/python bench/trl_curve.py
+	$(BENCH)/bin/python bench/speed.py --out docs/benchmarks.json
+	$(BENCH)/bin/python bench/picture.py docs/benchmarks.json docs/benchmarks.svg
+	$(BENCH)/bin/python docs/generate.py
+
+bench-gpu: $(VENV)/ready ## speed and utilisation on a GPU, models of true shape
+	$(BIN)/python bench/gpu.py
 
 clean: ## remove environments, caches and demo runs
 	rm -rf $(VENV) $(BENCH) runs build dist

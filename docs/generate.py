@@ -1,10 +1,11 @@
-"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md and presets.md).
+"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md, presets.md, benchmarks.md).
 
 A test fails when a page and its source differ.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,30 @@ def presets() -> str:
     return NOTE.format(source="config.PRESETS and docs/presets.head.md") + text.replace("TABLE\n", head + "".join(lines))
 
 
+def benchmarks() -> str:
+    """docs/benchmarks.md: the introduction, with the figures of docs/benchmarks.json in their places."""
+    found = json.loads((HERE / "benchmarks.json").read_text(encoding="utf-8"))
+    head = (
+        "| workload | comparisons/s | TRL best (batch) | TRL default | times best | times default | share of GEMM rate | distinct tokens/s "
+        "| reference pass | memory, MiB | of TRL best's | loss differs | gradients differ |\n" + "|---" * 13 + "|\n"
+    )
+    lines = [_figures(f) for f in found["figures"]]
+    text = (HERE / "benchmarks.head.md").read_text(encoding="utf-8").replace("MACHINE", found["machine"])
+    return NOTE.format(source="docs/benchmarks.json and docs/benchmarks.head.md") + text.replace("TABLE\n", head + "".join(lines))
+
+
+def _figures(f: dict[str, Any]) -> str:
+    """One workload's row."""
+    speed, best = f["pairs_per_second"], f["best"]
+    cells = [
+        f["workload"], f"{speed['winnow']:.2f}", f"{speed[best]:.2f} ({best.removeprefix('trl ')})", f"{speed['trl default']:.2f}",
+        f"**{f['times_best']:.1f}**", f"**{f['times_default']:.1f}**", f"{f['share']:.0%}", f"{f['tokens_per_second']:,.0f}",
+        f"{f['reference_times']:.1f}x", f"{f['peak']['winnow'] / 2**20:,.0f}", f"{f['peak_ratio']:.2f}", f"{f['loss_difference']:.0e}",
+        f"{f['gradient_difference']:.0e}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |\n"
+
+
 def _table(rows: dict[str, Row]) -> str:
     lines = [f"| `{name}` | {f'`{ours}`' if ours else 'none'} | {note} |\n" for name, (ours, note) in rows.items()]
     return "| theirs | ours | what to know |\n|---|---|---|\n" + "".join(lines)
@@ -50,7 +75,7 @@ def _plain(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-PAGES = {"from-trl.md": from_trl, "presets.md": presets}
+PAGES = {"from-trl.md": from_trl, "presets.md": presets, "benchmarks.md": benchmarks}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -238,7 +238,7 @@ def test_check_on_good_data(world, call, tmp_path):
     assert code == 0
     assert "layout pairs, 24 rows, 24 used" in said
     assert "plan: 6 steps of 8 groups, 8.0 comparisons per step" in said
-    assert "memory on" in said
+    assert "memory: about" in said
     assert not (tmp_path / "run").exists()
 
 

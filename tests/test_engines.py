@@ -19,8 +19,8 @@ from winnow.config import Lora
 from winnow.data.pack import pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import head, probe, rows, segments
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, Tiled
+from winnow.engine import head, probe, rows, segments, varlen
+from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
 from winnow.errors import ModelError
 
 F64, F32 = torch.float64, torch.float32
@@ -150,6 +150,43 @@ def test_checkpointing_changes_nothing(family, engine):
     found = looked(engine, ours, groups)
     assert torch.equal(found[0]["logp"], expected[0]["logp"])
     assert torch.equal(found[1], expected[1])
+
+
+def plain_kernel(q, k, v, items, scale, window, softcap):
+    """What the flash kernels compute, item by item in plain torch: causal from the end of both, within a window."""
+    found = []
+    places = zip(items.query_begin, items.query_begin[1:], items.key_begin, items.key_begin[1:])
+    for a, b, c, d in [[int(n) for n in place] for place in places]:
+        assert b - a <= items.most_queries
+        assert d - c <= items.most_keys
+        mask = segments.Layout((), ()).mask(b - a, d - c, None if window[0] < 0 else window[0] + 1, q)
+        one = segments._written_out(*(x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])), mask, scale, softcap, None)
+        found.append(one[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2", "qwen3"])
+def test_the_numbers_handed_to_flash_kernels_are_right(family):
+    """The kernels themselves need a GPU; what they are told is tested with one that runs anywhere."""
+    groups = [tiny.trie(10 * depth + i, depth) for depth in (1, 2, 3, 4) for i in range(2)]
+    engine = Tiled("varlen, plain", varlen.hidden, lambda model, batch: varlen.inside(model, batch, plain_kernel))
+    with Exact():
+        ours = model(family)
+        assert_equal(looked(engine, ours, groups), looked(rows, ours, groups), 1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "qwen3"])
+def test_flash_kernels_equal_the_oracle(family):
+    """In bfloat16, as the kernels take it, against rows in bfloat16: as near as padded and unpadded rows are to each other."""
+    big = {"hidden_size": 128, "head_dim": 32} if family == "qwen3" else {"n_embd": 128} if family == "gpt2" else {"hidden_size": 128}
+    ours = tiny.model(family, dtype=torch.bfloat16, **big).cuda()
+    assert probe.choose(ours, 97, 60).engine is VARLEN
+
+
+def test_a_gpu_engine_asked_for_on_a_cpu_says_so():
+    with pytest.raises(ModelError, match=r"engine varlen: (.*CUDA|.*cuda|NotImplementedError)"):
+        probe.prove(VARLEN, model("llama", F32), 97, 60)
 
 
 # --- the head ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ FLOORS = [
         "engine.head",
         "engine.rows",
         "engine.segments",
+        "engine.varlen",
         "engine.masks",
         "engine.single",
         "engine.tiled",

@@ -73,7 +73,7 @@ def test_packing_keeps_every_group_within_the_budget(many, tokens):
 
 def test_a_group_above_the_budget_is_named_before_training():
     big = RenderedGroup(tuple(TokenSequence((1, *range(k, k + 50)), 1) for k in (100, 200)), (), (None, None), "rows.jsonl:7")
-    assert budget([big], None) == 4096
+    assert budget([big], None) == 1024
     assert budget([big], 101) == 101
     with pytest.raises(DataError, match=r"rows\.jsonl:7: needs 101 tokens"):
         budget([big], 100)

@@ -9,7 +9,7 @@ import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import rich_click as click
 from click.exceptions import NoArgsIsHelpError
@@ -104,9 +104,11 @@ def _help(field: FieldInfo) -> str:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values of a Literal, also inside `| None` and tuples."""
+    """The values of a Literal, also inside `| None` and tuples; none where other values may stand as well (a number, or `auto`)."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType) and any(get_origin(part) is Annotated for part in get_args(annotation)):
+        return []
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 

@@ -62,7 +62,7 @@ class DataSettings(Settings):
     cut_budget: float | None = setting(None, "share of completion tokens max_length may cut; default: 0, or 0.1 where max_length is given", "data", ge=0, le=1)
     on_bad_row: Literal["error", "skip"] = setting("error", "a row that cannot be used stops the run, or is left out and counted", "data")
     limit: int | None = setting(None, "use only the first so many rows of each data set", "data", ge=1)
-    max_tokens: int | None = setting(None, "distinct tokens per micro-batch; default: 2048, or what the largest group needs", "amount", ge=2)
+    max_tokens: int | None = setting(None, "distinct tokens per micro-batch; default: 1024, or what the largest group needs", "amount", ge=2)
 
 
 class TrainSettings(ModelSettings, DataSettings):
@@ -76,7 +76,7 @@ class TrainSettings(ModelSettings, DataSettings):
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
     max_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] | None = setting(  # type: ignore[assignment]
         None,
-        "distinct tokens per micro-batch; a group is never cut apart; auto: what fits the memory, up to 16384; default: 2048, or what the largest group needs",
+        "distinct tokens per micro-batch; auto: what fits the memory, up to 16384; default: 1024 (GPU: 8192), or what the largest group needs",
         "amount",
     )
     epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0)
@@ -89,7 +89,7 @@ class TrainSettings(ModelSettings, DataSettings):
     weight_decay: float = setting(0.0, "decoupled, on matrices only", "optimizer", ge=0)
     clip: float | None = setting(1.0, "largest gradient norm; none for no clipping", "optimizer", gt=0)
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower", "model")
-    engine: Literal["auto", "segments", "masks", "single", "rows"] = setting(
+    engine: Literal["auto", "varlen", "segments", "masks", "single", "rows"] = setting(
         "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
     )
     lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
@@ -148,7 +148,7 @@ class EvalSettings(ModelSettings, DataSettings):
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
     objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
     beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0, le=1e6)
-    engine: Literal["auto", "segments", "masks", "single", "rows"] = setting(
+    engine: Literal["auto", "varlen", "segments", "masks", "single", "rows"] = setting(
         "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
     )
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")

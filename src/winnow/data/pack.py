@@ -18,7 +18,8 @@ from winnow.errors import DataError, Problem
 
 CANDIDATES = 256  # largest groups that are looked at for the most expensive micro-batch
 WINDOW = 2048  # groups packed together where a whole data set is walked through
-BUDGET = 2048  # distinct tokens per micro-batch where none is asked for and no group needs more: enough for matrices to be quick on a CPU
+BUDGET = 1024  # distinct tokens per micro-batch where none is asked for and no group needs more: a CPU is hardly quicker with more
+GPU_BUDGET = 8192  # the same where a GPU computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ def cost(group: RenderedGroup) -> int:
     return size([group.sequences])
 
 
-def budget(groups: Sequence[RenderedGroup], asked: int | None) -> int:
-    """The token budget: what was asked for, or 2048, or what the largest group needs. Raises DataError by row."""
-    least = BUDGET if asked is None else asked
+def budget(groups: Sequence[RenderedGroup], asked: int | None, default: int | None = None) -> int:
+    """The token budget: what was asked for, or the default, or what the largest group needs. Raises DataError by row."""
+    least = asked if asked is not None else BUDGET if default is None else default
     over = [(group, cost(group)) for group in groups if _most(group) > least]
     over = [(group, tokens) for group, tokens in over if tokens > least]
     largest = max((tokens for _, tokens in over), default=least)

@@ -255,6 +255,9 @@ def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) ->
 def _tiles(head: Head, state_N: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
     """Runs of hidden states whose logits fit in a tile, each with the scored tokens they predict."""
     step = head.states(TILE)
+    if count <= step:  # nothing to look for, which a GPU would have to be waited for
+        yield slice(0, count), torch.arange(len(state_N), device=state_N.device)
+        return
     for begin in range(0, count, step):
         yield slice(begin, begin + step), ((state_N >= begin) & (state_N < begin + step)).nonzero()[:, 0]
 

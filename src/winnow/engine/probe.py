@@ -19,10 +19,10 @@ from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
 from winnow.engine.api import Engine
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
+from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
 
-LADDER: tuple[Engine, ...] = (SEGMENTS, MASKS, SINGLE)
+LADDER: tuple[Engine, ...] = (VARLEN, SEGMENTS, MASKS, SINGLE)  # the quickest first; the first needs a GPU
 
 # What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of
 # gradients. Between them four times the difference of padded and unpadded rows decides, which is what rounding does on this model.
@@ -47,14 +47,15 @@ class _Seen:
     gradients: dict[str, Tensor]
 
 
-def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] = LADDER, *, train: bool = True) -> Choice:
+def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] | None = None, *, train: bool = True) -> Choice:
     """The first engine of the ladder that equals `rows` on this model; `rows` itself where none does.
 
     vocabulary: tokens that may occur; longest: the data's longest sequence, so that windows it exceeds are looked at too;
     train: whether gradients are compared as well. Leaves none behind.
     """
     passed: list[str] = []
-    for engine in ladder:
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    for engine in ladder or (LADDER if on_gpu else LADDER[1:]):
         try:
             wrong = _wrong(engine, model, trees(vocabulary), rows, train)
             reach = _reach(model, longest)

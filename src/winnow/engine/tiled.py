@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from winnow.batch import Batch
-from winnow.engine import head, masks, segments, single
+from winnow.engine import head, masks, segments, single, varlen
 from winnow.engine.api import Columns, Slope
 from winnow.models import is_adapter
 
@@ -42,6 +42,7 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if is_adapter(model) else model
 
 
+VARLEN = Tiled(varlen.NAME, varlen.hidden, varlen.inside)
 SEGMENTS = Tiled(segments.NAME, segments.hidden, segments.inside)
 MASKS = Tiled(masks.NAME, masks.hidden, masks.inside)
 SINGLE = Tiled(single.NAME, single.hidden, single.inside)

@@ -99,7 +99,7 @@ def _loss(objective: Preference, data: Dataset, policy: Tensor, reference: Tenso
     """The objective's loss from stored log-probs of both sides."""
     start = offsets(data.groups)
     ours, theirs = Reference("", policy, start), Reference("", reference, start)
-    batches = Data(data.groups, data.shares, None).everything(tokens, torch.device("cpu"))
+    batches = Data(data.groups, data.shares, None).everything(tokens)
     both = [(float(objective.total(ours.of(batch), theirs.of(batch), batch)), objective.weight(batch)) for batch in batches]
     return math.fsum(total for total, _ in both) / math.fsum(weight for _, weight in both)
 

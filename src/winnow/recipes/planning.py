@@ -9,7 +9,7 @@ from winnow import models
 from winnow.batch import collate
 from winnow.config import Resolved, TrainSettings
 from winnow.data.dataset import Dataset, prepare
-from winnow.data.pack import BUDGET, budget, cost, most_expensive
+from winnow.data.pack import BUDGET, GPU_BUDGET, budget, cost, most_expensive
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.tokens import heavier
@@ -55,7 +55,9 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     elif warmup > steps:
         raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
     if settings.max_tokens is None:
-        resolved = resolved.fill("default: 2048, or what the largest group needs", max_tokens=budget(heavier(train_set.groups, BUDGET), None))
+        default = GPU_BUDGET if models.pick_device(settings.device).type == "cuda" else BUDGET
+        why = f"default: {default}, or what the largest group needs"
+        resolved = resolved.fill(why, max_tokens=budget(heavier(train_set.groups, default), None, default))
     elif settings.max_tokens == "auto":
         resolved = resolved.fill("auto: what fits the memory", max_tokens=_fitting(settings, train_set))
     settings = resolved.settings

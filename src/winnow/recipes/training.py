@@ -207,7 +207,7 @@ def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Prefere
     if reference_model is not None:
         say(f"reference: {safe(reference_model)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
         return
-    batch = data.micro_batches(range(min(4, len(data.groups))), plan.tokens, loaded.device)[0]
+    batch = data.micro_batches(range(min(4, len(data.groups))), plan.tokens)[0].to(loaded.device)
     assert data.reference is not None
     seen = check_identity(loaded.model, batch, objective=objective, reference=data.reference, engine=engine)
     say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")

@@ -52,15 +52,15 @@ class Data:
     shares: Sequence[Share]
     reference: Reference | None
 
-    def micro_batches(self, items: Sequence[int], tokens: int, device: torch.device) -> list[Batch]:
-        """The groups numbered `items`, packed under the token budget."""
+    def micro_batches(self, items: Sequence[int], tokens: int) -> list[Batch]:
+        """The groups numbered `items`, packed under the token budget, on the CPU."""
         groups = [self.groups[i] for i in items]
-        return [collate([groups[i] for i in part], [items[i] for i in part]).to(device) for part in pack(groups, tokens)]
+        return [collate([groups[i] for i in part], [items[i] for i in part]) for part in pack(groups, tokens)]
 
-    def everything(self, tokens: int, device: torch.device) -> Iterator[Batch]:
+    def everything(self, tokens: int) -> Iterator[Batch]:
         """All groups, a micro-batch at a time."""
         for part in pack_all(self.groups, tokens):
-            yield collate([self.groups[i] for i in part], part).to(device)
+            yield collate([self.groups[i] for i in part], part)
 
 
 def fit(
@@ -86,7 +86,6 @@ def fit(
     limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
     """
-    device = next(model.parameters()).device
     stream = batches(data.shares, plan.batch_size, plan.seed, progress.cursor)
     if progress.step == 0 and evaluations:
         row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
@@ -95,7 +94,7 @@ def fit(
     while progress.step < plan.steps:
         began = time.perf_counter()
         items, cursor = next(stream)
-        micro = data.micro_batches(items, plan.tokens, device)
+        micro = data.micro_batches(items, plan.tokens)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
         before = None if proved else samples(optimizer)
         row = take_step(model, micro, objective=objective, reference=data.reference, engine=engine, optimizer=optimizer, lr=lr)
@@ -122,10 +121,9 @@ def fit(
 
 def evaluate(model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine) -> tuple[Row, Progress]:
     """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
-    device = next(model.parameters()).device
     row: Row = {"step": progress.step}
     for i, (prefix, data) in enumerate(evaluations.items()):
-        measured = held_out(model, data.everything(plan.tokens, device), objective=objective, reference=data.reference, engine=engine)
+        measured = held_out(model, data.everything(plan.tokens), objective=objective, reference=data.reference, engine=engine)
         row |= {prefix + name: value for name, value in measured.items()}
         if i == 0 and progress.step and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])

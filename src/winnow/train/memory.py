@@ -23,7 +23,7 @@ from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
 from winnow.engine import head, segments
 
-WASTE = 1.25  # what comes and goes takes that much more: results on their way, holes between blocks (measured: docs/benchmarks.md)
+WASTE = 1.35  # what comes and goes takes that much more: results on their way, holes between blocks (measured: docs/benchmarks.md)
 BUFFERS = 2**26  # of the libraries that multiply matrices
 
 

@@ -46,7 +46,7 @@ class Reference:
     def of(self, batch: Batch) -> Float[Tensor, " N"]:
         """The batch's N reference log-probs, in its order, on its device."""
         parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
-        return torch.cat(parts).to(batch.target_N.device)
+        return torch.cat(parts).to(batch.target_N.device, non_blocking=True)
 
 
 class Frozen:

@@ -1,0 +1,57 @@
+"""Run by test_memory.py in a process of its own: the memory a training takes at most, beside what was estimated for it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from winnow import models
+from winnow.batch import collate
+from winnow.config import TrainSettings, parse_lora
+from winnow.data.pack import most_expensive, pack
+from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine.tiled import SEGMENTS
+from winnow.train.memory import estimate
+from winnow.train.optim import Optimizer
+
+
+def held(name: str) -> int:
+    """VmRSS (now) or VmHWM (most so far) of this process, bytes."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
+    models.pick_device("cpu")
+    config = AutoConfig.for_model(family, **shape)
+    settings = TrainSettings(model="made", data=["made"], out="made", **changes)
+    rng = random.Random(0)
+    groups = []
+    for i in range(24):
+        prompt = tuple(rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(4.5, 0.6))))
+        answers = [tuple(rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(5, 0.4)))) for _ in range(2)]
+        groups.append(RenderedGroup(tuple(TokenSequence(prompt + answer, len(prompt)) for answer in answers), (), (None, None), f"made:{i}"))
+    lora = parse_lora(settings.lora)
+    expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens)]), torch.float32, settings)
+    before = held("VmRSS")
+    model = models.outline(config, torch.float32)
+    if lora:
+        model = models._with_lora(model, lora, 0)
+    if settings.checkpointing:
+        models.enable_checkpointing(model)
+    optimizer = Optimizer(model, kind=settings.optimizer, weight_decay=0.0, clip=1.0)
+    for _ in range(2):
+        for part in pack(groups, tokens):
+            SEGMENTS.backward(model, collate([groups[i] for i in part]), lambda logp_N, part: torch.full_like(logp_N, 1e-3), ("entropy",))
+        optimizer.clip_gradients()
+        optimizer.step(1e-6)
+    print(json.dumps({"measured": held("VmHWM") - before, "estimated": expected.total, "parts": repr(expected)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
