@@ -84,7 +84,7 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     with torch.device(device):
         model = models.outline(config, dtype)
     if lora:
-        model = models._with_lora(model, lora, 0)
+        model = models.with_lora(model, lora, 0)
     chosen = choose(model, settings["vocab_size"], workload.longest)
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=1.0)
     limit = limit_of(model, device)

@@ -41,9 +41,10 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     before = held("VmRSS")
     model = models.outline(config, torch.float32)
     if lora:
-        model = models._with_lora(model, lora, 0)
+        model = models.with_lora(model, lora, 0)
     if settings.checkpointing:
         models.enable_checkpointing(model)
+        models.keep_memory(2**20)
     optimizer = Optimizer(model, kind=settings.optimizer, weight_decay=0.0, clip=1.0)
     for _ in range(2):
         for part in pack(groups, tokens):

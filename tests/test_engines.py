@@ -19,12 +19,19 @@ from winnow.config import Lora
 from winnow.data.pack import pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import head, probe, rows, segments, varlen
+from winnow.engine import head, layout, probe, rows, segments, varlen
+from winnow.engine.layout import arrange, items_of
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
 from winnow.errors import ModelError
 
 F64, F32 = torch.float64, torch.float32
 ENGINES = [SEGMENTS, MASKS, SINGLE]
+
+
+@pytest.fixture(autouse=True)
+def _both_kinds_of_calls(monkeypatch):
+    """These tests' items are short: at this limit some have a call of their own and some share one."""
+    monkeypatch.setattr(layout, "SMALL", 250)
 
 
 def model(family, dtype=F64, **changes):
@@ -70,6 +77,34 @@ def test_random_tries(seed, depth):
     groups = [tiny.trie(seed + i, depth) for i in range(3)]
     ours = model("gpt2")
     assert_equal(looked(SEGMENTS, ours, groups), looked(rows, ours, groups), 1e-10)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt_oss"])
+def test_it_does_not_matter_which_items_share_a_call(monkeypatch, family):
+    groups = [tiny.trie(10 * depth + i, depth) for depth in (1, 2, 3, 4) for i in range(3)]
+    runs = collate(groups).runs
+    ours, kinds, found = model(family), [], []
+    for small in (0, 250, 10**6):
+        monkeypatch.setattr(layout, "SMALL", small)
+        places = arrange(runs, items_of(runs), torch.device("cpu"))
+        kinds.append((len(places.alone), sum(len(one.query_BQ) for one in places.shared)))
+        assert sum(kinds[-1]) == len(places.items)
+        with Exact():
+            found.append(looked(SEGMENTS, ours, groups))
+    assert kinds[0][1] == 0
+    assert min(kinds[1]) > 3
+    assert kinds[2][0] < 6  # those without their like
+    assert_equal(found[0], found[1], 1e-12)
+    assert_equal(found[0], found[2], 1e-12)
+
+
+def test_the_probe_looks_at_both_kinds_of_calls(monkeypatch):
+    monkeypatch.undo()
+    runs = collate(probe.trees(97, 500)).runs
+    places = arrange(runs, items_of(runs), torch.device("cpu"))
+    assert any(places.items[number].before for number in places.alone)
+    assert any(not places.items[number].before for number in places.alone)
+    assert any(len(one.query_BQ) > 1 for one in places.shared)
 
 
 def test_groups_with_one_history_share_it():
@@ -159,7 +194,7 @@ def plain_kernel(q, k, v, items, scale, window, softcap):
     for a, b, c, d in [[int(n) for n in place] for place in places]:
         assert b - a <= items.most_queries
         assert d - c <= items.most_keys
-        mask = segments.Layout((), ()).mask(b - a, d - c, None if window[0] < 0 else window[0] + 1, q)
+        mask = arrange((), (), torch.device("cpu")).mask(b - a, d - c, None if window[0] < 0 else window[0] + 1, q)
         one = segments._written_out(*(x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])), mask, scale, softcap, None)
         found.append(one[0].transpose(0, 1))
     return torch.cat(found)
@@ -284,12 +319,12 @@ def test_odd_families_get_a_slower_engine_or_the_right_numbers(family):
 
 
 def planted(change):
-    """The segments engine with its layout changed."""
+    """The segments engine with its items changed."""
 
     @contextmanager
     def inside(model, batch):
         with segments.inside(model, batch):
-            token = segments._layout.set(change(segments._layout.get()))
+            token = segments._layout.set(arrange(batch.runs, [change(item) for item in items_of(batch.runs)], torch.device("cpu")))
             try:
                 yield
             finally:
@@ -298,14 +333,13 @@ def planted(change):
     return Tiled("planted", segments.hidden, inside)
 
 
-def siblings_visible(layout):
+def siblings_visible(item):
     """Every item sees all that stands before it."""
-    items = tuple(dataclasses.replace(item, before=tuple(range(item.own[0]))) for item in layout.items)
-    return dataclasses.replace(layout, items=items, masks={})
+    return dataclasses.replace(item, before=tuple(range(item.own[0])))
 
 
-def ancestors_ignored(layout):
-    return dataclasses.replace(layout, items=tuple(dataclasses.replace(item, before=()) for item in layout.items), masks={})
+def ancestors_ignored(item):
+    return dataclasses.replace(item, before=())
 
 
 def shifted(model, batch):
@@ -327,7 +361,7 @@ def test_the_probe_rejects_planted_bugs(family, bug, train):
     choice = probe.choose(ours, 97, 60, [bug, SINGLE], train=train)
     assert choice.engine is SINGLE
     assert "planted: differs from rows" in choice.passed_over[0]
-    assert probe.choose(ours, 97, 60, [planted(lambda layout: layout)], train=train).engine.NAME == "planted"  # it is the bug that is seen
+    assert probe.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME == "planted"  # it is the bug that is seen
     assert all(p.grad is None for p in ours.parameters())
 
 

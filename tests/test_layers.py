@@ -38,6 +38,7 @@ FLOORS = [
         "engine.api",
         "engine.head",
         "engine.rows",
+        "engine.layout",
         "engine.segments",
         "engine.varlen",
         "engine.masks",

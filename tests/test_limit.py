@@ -14,7 +14,7 @@ from winnow.config import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows as engine
 from winnow.files import read_jsonl
-from winnow.models import _with_lora
+from winnow.models import with_lora
 from winnow.train.limit import Limit, limit_of, matrix_rate
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_the_arithmetic_is_what_torch_counts(family):
 
 def test_an_adapters_frozen_weights_cost_less_and_experts_are_not_guessed():
     full = limit_of(tiny.model("llama"), CPU)
-    light = limit_of(_with_lora(tiny.model("llama"), Lora(r=1), 0), CPU)
+    light = limit_of(with_lora(tiny.model("llama"), Lora(r=1), 0), CPU)
     assert light.per_scored / full.per_scored == pytest.approx(4 / 6)
     assert limit_of(tiny.model("qwen3_moe"), CPU) is None
 

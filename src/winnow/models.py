@@ -61,19 +61,20 @@ def pick_device(name: str) -> torch.device:
         raise ModelError(f"device {name!r} cannot be used: {error}", remedy="--device cpu, or auto") from error
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # saturated margins fill the backward pass with subnormal floats: 8x slower
-        _keep_memory()
+        keep_memory(2**25)
     return device
 
 
-def _keep_memory() -> None:
-    """Freed tensors stay with this process: a page the system hands out anew is zeroed first, a third of a training step in all.
+def keep_memory(largest: int) -> None:
+    """Freed tensors of up to `largest` bytes stay with this process: a page the system hands out anew is zeroed first, a third of a
+    training step in all.
 
-    glibc gives blocks back at once unless it is told not to (`mallopt`); other C libraries lack the call. Blocks above 32 MiB still go back:
-    among smaller ones they would leave holes that nothing fits into.
+    glibc gives blocks back at once unless it is told not to (`mallopt`); other C libraries lack the call. Larger blocks still go back:
+    they would leave holes that nothing fits into.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_MMAP_THRESHOLD, largest)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -122,7 +123,7 @@ def load(
     model = _load_weights(name, source, kind, train, trust_remote_code)
     if lora is not None:
         refuse_second_adapter(name)
-        model = _with_lora(model, lora, seed)
+        model = with_lora(model, lora, seed)
     model = model.to(place)
     model.eval()  # dropout off, for every log-prob of policy and reference alike
     rows = model.get_input_embeddings().weight.shape[0]
@@ -273,7 +274,7 @@ def count_from_config(config: Any, lora: Lora | None, trust_remote_code: bool = 
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        counts = parameter_counts(_with_lora(model, lora, 0) if lora else model)
+        counts = parameter_counts(with_lora(model, lora, 0) if lora else model)
     return counts["total"], counts["trainable"]
 
 
@@ -295,11 +296,13 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     return model
 
 
-def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
+def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     targets = None if lora.targets == ("auto",) else list(lora.targets)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", task_type="CAUSAL_LM")
+    turned = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 keeps its matrices the other way round
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", task_type="CAUSAL_LM", fan_in_fan_out=turned)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

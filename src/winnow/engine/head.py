@@ -11,6 +11,7 @@ Products in the weights' dtype; maxima, exponentials and sums in float32, or flo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -213,6 +214,18 @@ def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
 
 
 _SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+@contextmanager
+def own_scratch() -> Iterator[None]:
+    """Scratch memory of one's own for a while: for tensors without content, which nobody else should be given."""
+    held = dict(_SCRATCH)
+    _SCRATCH.clear()
+    try:
+        yield
+    finally:
+        _SCRATCH.clear()
+        _SCRATCH.update(held)
 
 
 def _scratch(name: str, count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -57,7 +57,7 @@ def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] |
     on_gpu = next(model.parameters()).device.type == "cuda"
     for engine in ladder or (LADDER if on_gpu else LADDER[1:]):
         try:
-            wrong = _wrong(engine, model, trees(vocabulary), rows, train)
+            wrong = _wrong(engine, model, trees(vocabulary, longest), rows, train)
             reach = _reach(model, longest)
             if wrong is None and reach and engine is not SINGLE:  # padded rows would form the logits of every position of a long row
                 wrong = _wrong(engine, model, [long_tree(vocabulary, reach)], SINGLE, train)
@@ -101,14 +101,17 @@ def distance(truth: _Seen, seen: _Seen, routed: bool = False) -> float:
     return far if far == far else float("inf")
 
 
-def trees(vocabulary: int) -> list[RenderedGroup]:
-    """Two groups of random tokens, one deep, one wide."""
+def trees(vocabulary: int, longest: int) -> list[RenderedGroup]:
+    """Two groups of random tokens, one deep, one wide. Where the data has longer sequences, some items are too large to share an
+    attention call, as some of the data's will be.
+    """
     some = _random(vocabulary)
     prompt, shared = some(11), some(5)
     deep = [prompt + some(6), prompt + shared + some(4), prompt + shared + some(7), prompt + some(9)]
-    prompt = some(17)
-    wide = [prompt + some(n) for n in (5, 8, 3)]
-    return [_group(deep, 11), _group(wide, 17)]
+    start = max(17, min(60, longest // 2))
+    prompt, answer = some(start), max(8, min(72, longest - start))
+    wide = [prompt + some(n) for n in (5, answer, 3)]
+    return [_group(deep, 11), _group(wide, start)]
 
 
 def long_tree(vocabulary: int, reach: int) -> RenderedGroup:

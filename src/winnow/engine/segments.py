@@ -1,16 +1,14 @@
 """Hidden states of a packed forest, each token computed once: attention segment by segment, on any device.
 
-Queries of a segment see their own segment and its ancestors, causally. A segment and its first child, that one's first
-child and so on lie side by side, so they are one item; every other child begins an item of its own, which gathers its
-ancestors' keys and values. transformers builds no mask for an attention function without a registered mask.
+transformers hands its queries, keys and values to `attend`, and builds no mask for an attention function without a registered one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,66 +17,22 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface
 
-from winnow.batch import Batch, Run
+from winnow.batch import Batch
 from winnow.engine import head
+from winnow.engine.layout import Layout, arrange, items_of
 from winnow.errors import ModelError
 
 NAME = "segments"
 _ATTENTION = "winnow_segments"
 
-
-@dataclass(frozen=True)
-class Item:
-    """Queries that lie side by side: `own` are their segments, `before` the ancestors' segments, first the root's."""
-
-    own: tuple[int, ...]
-    before: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a batch's packed tokens attend to each other; its masks are made once and used by every layer."""
-
-    lengths: tuple[int, ...]  # of the segments
-    items: tuple[Item, ...]
-    masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-
-    def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """0 where the last `queries` of `keys` positions may look, -inf elsewhere: causal, and within the window."""
-        key = (queries, keys, window, like.dtype)
-        if key not in self.masks:
-            distance = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
-            blind = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            self.masks[key] = torch.zeros(queries, keys, dtype=like.dtype, device=like.device).masked_fill_(blind, float("-inf"))
-        return self.masks[key]
-
-
 _layout: ContextVar[Layout | None] = ContextVar("winnow_layout", default=None)
-
-
-def layout(runs: Sequence[Run]) -> Layout:
-    """The items of a batch's segments."""
-    items: list[list[int]] = []
-    for s, run in enumerate(runs):
-        if s and run.parent == s - 1:
-            items[-1].append(s)
-        else:
-            items.append([s])
-    return Layout(tuple(run.length for run in runs), tuple(Item(tuple(own), _ancestors(runs, own[0])) for own in items))
-
-
-def _ancestors(runs: Sequence[Run], s: int) -> tuple[int, ...]:
-    found: list[int] = []
-    while (s := runs[s].parent) >= 0:
-        found.append(s)
-    return tuple(found[::-1])
 
 
 @contextmanager
 def inside(model: Any, batch: Batch) -> Iterator[None]:
     """The model attends along the batch's segments; afterwards as before. A backward pass that recomputes belongs inside too."""
     with attention(model, _ATTENTION):
-        token = _layout.set(layout(batch.runs))
+        token = _layout.set(arrange(batch.runs, items_of(batch.runs), batch.token_T.device))
         try:
             yield
         finally:
@@ -120,21 +74,54 @@ def attend(
     places = _layout.get()
     if places is None or attention_mask is not None or dropout or is_causal is False:
         raise ModelError("the model asks for attention that a packed forest cannot give: a mask of its own, dropout, or no causal order")
-    keys, values = key.split(places.lengths, 2), value.split(places.lengths, 2)
-    queries = query.split([sum(places.lengths[s] for s in item.own) for item in places.items], 2)
-    found: list[Tensor] = []
-    for item, q in zip(places.items, queries):
-        seen = item.before + item.own
-        k = keys[seen[0]] if len(seen) == 1 else torch.cat([keys[s] for s in seen], 2)
-        v = values[seen[0]] if len(seen) == 1 else torch.cat([values[s] for s in seen], 2)
-        window = sliding_window if sliding_window is not None and sliding_window < k.shape[2] else None
-        if softcap is None and s_aux is None:
-            causal = not item.before and window is None
-            mask = None if causal else places.mask(q.shape[2], k.shape[2], window, q)
-            found.append(F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]))
+    one = _Kind(scaling, sliding_window, softcap, s_aux)
+    found = [*_alone(places, one, query, key, value), *_shared(places, one, query, key, value)]
+    result = found[0] if len(found) == 1 else torch.cat(found)
+    return (result if places.place_T is None else result.index_select(0, places.place_T)).unflatten(1, (query.shape[1], -1))[None], None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a layer asks of its attention."""
+
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, heads, Q, D) of queries, (B, kv heads, K, D) of keys -> (B Q, heads D); no mask: causal."""
+        if self.softcap is None and self.sinks is None:
+            found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1])
         else:
-            found.append(_written_out(q, k, v, places.mask(q.shape[2], k.shape[2], window, q), scaling, softcap, s_aux))
-    return torch.cat(found, 2).transpose(1, 2), None
+            assert mask is not None
+            found = _written_out(q, k, v, mask, self.scale, self.softcap, self.sinks)
+        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _alone(places: Layout, kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+    """Results of the items that have a call of their own."""
+    if not places.alone:
+        return
+    queries, keys, values = query.split(places.spans, 2), key.split(places.lengths, 2), value.split(places.lengths, 2)
+    for number in places.alone:
+        item, q = places.items[number], queries[number]
+        seen = item.before + item.own
+        k, v = (x[seen[0]] if len(seen) == 1 else torch.cat([x[s] for s in seen], 2) for x in (keys, values))
+        window = kind.window if kind.window is not None and kind.window < k.shape[2] else None
+        plain = not item.before and window is None and kind.softcap is None and kind.sinks is None
+        yield kind(q, k, v, None if plain else places.mask(q.shape[2], k.shape[2], window, q))
+
+
+def _shared(places: Layout, kind: _Kind, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+    """Results of the calls that small items share."""
+    flat = [x[0].transpose(0, 1).flatten(1) for x in (query, key, value)] if places.shared else []
+    for number, one in enumerate(places.shared):
+        q, k, v = (
+            x.index_select(0, index.flatten()).view(*index.shape, heads, -1).transpose(1, 2)
+            for x, index, heads in zip(flat, (one.query_BQ, one.key_BK, one.key_BK), (query.shape[1], key.shape[1], value.shape[1]))
+        )
+        yield kind(q, k, v, places.shared_mask(number, kind.window, q))
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None, s_aux: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """Hidden states of a packed forest on flash kernels for sequences of many lengths (GPU): all items of a batch in one call per layer.
 
-The items are those of `engine.segments`: each gathers its ancestors' keys and values, and the kernels' causal order counts from
+The items are those of `engine.layout`: each gathers its ancestors' keys and values, and the kernels' causal order counts from
 the end of both, as it must. torch's own kernel, or flash-attn's where that is installed, which knows soft-caps as well.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from winnow.batch import Batch
-from winnow.engine import segments
+from winnow.engine import layout, segments
 from winnow.errors import ModelError
 
 NAME = "varlen"
@@ -48,7 +48,7 @@ def items_of(batch: Batch) -> Items:
     """The kernel's numbers, made on the CPU and sent once."""
     device = batch.token_T.device
     queries, keys, seen = [0], [0], []
-    for item in segments.layout(batch.runs).items:
+    for item in layout.items_of(batch.runs):
         runs = [batch.runs[s] for s in (*item.before, *item.own)]
         seen += [torch.arange(run.start, run.start + run.length) for run in runs]
         queries.append(queries[-1] + sum(batch.runs[s].length for s in item.own))

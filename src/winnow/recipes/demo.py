@@ -47,11 +47,12 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
 }
-SFT_STEPS, SFT_BATCH = 1200, 32
-SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 3e-3, "schedule": "cosine", "warmup": 30, "eval_every": 300, "save_every": 600}
+SFT_STEPS, SFT_BATCH = 800, 32
+SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 4e-3, "schedule": "cosine", "warmup": 30, "eval_every": 200, "save_every": 400}
 DPO = {
     "steps": 100,
     "batch_size": 64,
+    "max_tokens": 4096,
     "lr": 5e-4,
     "schedule": "cosine",
     "warmup": 30,

@@ -99,6 +99,7 @@ def _run(
     engine = engine_for(loaded, settings.engine, longest, train=True)
     if settings.checkpointing:
         models.enable_checkpointing(loaded.model)
+        models.keep_memory(2**20)  # what is asked for is little memory
     optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     largest = most_expensive(train_set.groups, plan.tokens)
     rehearse(loaded.model, collate([train_set.groups[i] for i in largest], largest).to(loaded.device), engine)

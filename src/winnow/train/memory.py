@@ -1,7 +1,7 @@
 """Will it fit? What a training step holds at most, measured on the model's outline, and the one change that makes it fit.
 
-The outline is the model with tensors that have shapes and no content: it runs in a blink whatever its size, and autograd keeps
-the same things for the backward pass as it will of the real one. They are counted.
+The outline is the model with tensors that have shapes and no content: a forward and a backward pass run in a second whatever its
+size, and they make and drop the same tensors as the real ones. What is alive at once is counted.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from winnow import models
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
-from winnow.engine import head, segments
+from winnow.engine import head
+from winnow.engine.tiled import SEGMENTS, bare
 
-WASTE = 1.35  # what comes and goes takes that much more: results on their way, holes between blocks (measured: docs/benchmarks.md)
+# The process takes more than what is alive: holes between blocks, which nothing of the right size fills. An adapter's small tensors
+# among the large ones leave more of them; with checkpointing memory is given back to the system. Measured: docs/benchmarks.md.
+HOLES, HOLES_ADAPTER, HOLES_CHECKPOINTING = 1.4, 1.85, 1.0
 BUFFERS = 2**26  # of the libraries that multiply matrices
 
 
@@ -46,31 +52,25 @@ class Memory:
 def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> Memory:
     """Memory of a training step whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
-    Weights; gradients in float32; moments and, for half precision, master weights; what the backward pass needs of the body;
-    the logits of one part of the batch with the gradients of the output layer. An adapter is counted in all but the activations,
-    where the model it stands on keeps about the same.
+    Weights; gradients in float32; moments and, for half precision, master weights; the logits of one part of the batch; and
+    everything else that is alive at the worst moment of the forward and backward pass.
     """
     total, trainable = models.count_from_config(config, parse_lora(settings.lora), settings.trust_remote_code)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        model = models.outline(config, dtype, settings.trust_remote_code)
-        layer = head.head_of(model)
-        kept = _kept(model, _faked(batch, mode), config, settings)
-    text = config.get_text_config()
-    hidden = layer.weight.shape[1]
-    if settings.checkpointing:
-        kept = kept // text.num_hidden_layers + text.num_hidden_layers * len(batch.token_T) * hidden * dtype.itemsize
-    states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
-    if states > layer.states(head.LARGEST):
-        states = layer.states(head.TILE)
-    logits = (states * (2 if layer.softcap else 1) + min(states, head.ROWS)) * len(layer.weight) * 4
-    embedding = len(layer.weight) * hidden * 4 if settings.lora is None else 0  # its gradient of one micro-batch, before it is added
+    try:
+        alive, logits = _alive(config, batch, dtype, settings)
+    except RuntimeError:
+        if dtype == torch.bfloat16:
+            raise
+        # the outline of a mixture of experts runs in bfloat16 only; what is alive is in proportion
+        alive, logits = (n * dtype.itemsize // torch.bfloat16.itemsize for n in _alive(config, batch, torch.bfloat16, settings))
     moments = 2 if settings.optimizer == "adamw" else 1
+    holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES_ADAPTER if settings.lora else HOLES
     return Memory(
         weights=total * dtype.itemsize,
         gradients=trainable * 4,
         optimizer=trainable * 4 * (moments + (1 if dtype.itemsize < 4 else 0)),
-        activations=round(WASTE * kept) + BUFFERS,
-        head=round(WASTE * (logits + embedding)),
+        activations=round(holes * max(0, alive - logits)) + BUFFERS,
+        head=logits,
     )
 
 
@@ -104,35 +104,70 @@ def available(device: torch.device) -> int:
     return free
 
 
-def _kept(model: Any, batch: Batch, config: Any, settings: TrainSettings) -> int:
-    """Bytes that autograd keeps of the body's forward pass."""
-    try:
-        return _counted(model, batch)
-    except RuntimeError:
-        if model.dtype == torch.bfloat16:
-            raise
-        # the outline of a mixture of experts runs in bfloat16 only; what is kept is in proportion
-        half = models.outline(config, torch.bfloat16, settings.trust_remote_code)
-        return _counted(half, batch) * model.dtype.itemsize // torch.bfloat16.itemsize
+def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> tuple[int, int]:
+    """Bytes alive at the worst moment of a forward and backward pass, weights and their gradients aside; and those of the logits."""
+    lora = parse_lora(settings.lora)
+    with torch.device("meta"):
+        model = models.outline(config, dtype, settings.trust_remote_code)
+        if lora:
+            model = models.with_lora(model, lora, 0)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
+        _put_on_cpu(model)
+        layer = head.head_of(bare(model))
+        if settings.checkpointing:
+            models.enable_checkpointing(model)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p)
+        known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        part = _faked(batch, mode)
+        with _Alive(known) as alive:
+            SEGMENTS.backward(model, part, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+    states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
+    states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
+    return alive.most, min(alive.most, states * len(layer.weight) * max(4, dtype.itemsize))
 
 
-def _counted(model: Any, batch: Batch) -> int:
-    own = {_storage(p) for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Any] = {}
+def _put_on_cpu(model: Any) -> None:
+    """Weights and buffers without a device become ones of the CPU, without content still; what was tied stays tied."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        empty = torch.empty_like(tensor, device="cpu")
+                        made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                    tensors[name] = made[id(tensor)]
 
-    def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            kept[_storage(tensor)] = tensor.untyped_storage()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), segments.inside(model, batch):
-        segments.hidden(model, batch)
-    return sum(storage.nbytes() for storage in kept.values())
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all memory that operations give out and that is not given back yet, but for `known`."""
 
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.held: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in known}
+        self.now = self.most = 0
 
-def _storage(tensor: Tensor) -> int:
-    """The same for two views of one piece of memory."""
-    return int(tensor.untyped_storage()._cdata)
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        self.most = max(self.most, self.now)
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.held:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self.held[key]
+
+        self.now += size
+        self.held[key] = weakref.ref(storage, gone)
 
 
 def _faked(batch: Batch, mode: FakeTensorMode) -> Batch:
