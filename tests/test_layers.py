@@ -30,6 +30,7 @@ FLOORS = [
         "data.tree",
         "data.pack",
         "data.stream",
+        "data.windows",
         "data.dataset",
     ],
     [

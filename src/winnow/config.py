@@ -71,6 +71,9 @@ class TrainSettings(ModelSettings, DataSettings):
     data: tuple[str, ...] = setting(
         ..., "file, folder or hub name (NAME:split); repeat it to mix several, with weights: --data a.jsonl@2 --data b.jsonl", "data", min_length=1
     )
+    stream: int | None = setting(
+        None, "read, examine, tokenise and shuffle so many rows at a time while training goes on; default: all of them first", "data", ge=1
+    )
     eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
@@ -108,6 +111,12 @@ class TrainSettings(ModelSettings, DataSettings):
             raise ValueError("save_best needs an evaluation set: give eval_data or eval_fraction")
         if self.eval_data and self.eval_fraction:
             raise ValueError("eval_data and eval_fraction are both given: choose one")
+        if self.stream is not None and self.steps is None:
+            raise ValueError("stream: nobody has counted the rows of a stream, so epochs have no length: give steps")
+        if self.stream is not None and len(self.data) > 1:
+            raise ValueError(f"stream reads one data set, and data names {len(self.data)}")
+        if self.stream is not None and self.eval_fraction:
+            raise ValueError("eval_fraction sets prompts of the whole data aside, and a stream is never seen whole: give eval_data")
         if self.dtype == "bfloat16" and self.device == "cpu":
             raise ValueError("bfloat16 on a CPU is emulated and slower than float32: use float32")
         parse_lora(self.lora)

@@ -60,23 +60,48 @@ def prepare(
             part.dropped["set aside for evaluation"] = len(right)
         evaluations = {"eval_": aside}
     else:
-        each = [[_read(spec, settings, kind, mixed=False)] for spec in held_out]
-        evaluations = {_prefix(part[0].loaded.name, len(each)): part for part in each}
-        if len(evaluations) != len(each):
-            raise DataError("two evaluation sets have the same name", remedy="rename one file: its name is the metric's name")
+        evaluations = _evaluations(held_out, settings, kind)
     for part in parts:
         if part.texts and not round(len(part.texts) * part.loaded.weight):
             raise DataError(
                 f"{part.loaded.name}: {len(part.texts):,} rows at weight {part.loaded.weight:g} are less than one an epoch", remedy="a higher weight"
             )
-    train = _finish(parts, renderer, settings, [text for side in evaluations.values() for part in side for text in part.texts])
+    train = _finish(parts, renderer, settings, _texts(evaluations))
     return train, {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}
+
+
+def held_out_alone(specs: Sequence[str], renderer: Renderer, settings: DataSettings, kind: Kind) -> tuple[dict[str, Dataset], list[PreferenceGroup]]:
+    """The held-out sets by metric prefix, as `prepare` gives them, and their texts, which no part of a stream must hold."""
+    evaluations = _evaluations(specs, settings, kind)
+    return {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}, _texts(evaluations)
+
+
+def _evaluations(specs: Sequence[str], settings: DataSettings, kind: Kind) -> dict[str, list[_Part]]:
+    each = [[_read(spec, settings, kind, mixed=False)] for spec in specs]
+    evaluations = {_prefix(part[0].loaded.name, len(each)): part for part in each}
+    if len(evaluations) != len(each):
+        raise DataError("two evaluation sets have the same name", remedy="rename one file: its name is the metric's name")
+    return evaluations
+
+
+def _texts(evaluations: dict[str, list[_Part]]) -> list[PreferenceGroup]:
+    return [text for side in evaluations.values() for part in side for text in part.texts]
+
+
+def window(loaded: sources.Loaded, renderer: Renderer, settings: DataSettings, kind: Kind, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
+    """A part of a stream as a data set of its own; `elsewhere` are the held-out texts, which it must not hold. Raises DataError as `prepare` does."""
+    return _finish([_cleaned(loaded, settings, kind)], renderer, settings, elsewhere)
 
 
 def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Part:
     loaded = sources.load(spec, as_=settings.as_, limit=settings.limit)
     if loaded.weight != 1 and not mixed:
         raise SettingsError(f"{spec}: a weight mixes training data; held-out rows are all measured, once", remedy=f"leave @{loaded.weight:g} away")
+    return _cleaned(loaded, settings, kind)
+
+
+def _cleaned(loaded: sources.Loaded, settings: DataSettings, kind: Kind) -> _Part:
+    """What is kept of a source. Raises DataError for rows that cannot be used, unless they are to be skipped."""
     dropped: dict[str, int] = {}
     spared = 0
     _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, dropped)

@@ -73,10 +73,19 @@ def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
     """
     where = _parse(spec)
     title, rows = _open(where)
-    return _collect(title, where.weight, islice(rows, limit), as_)
+    return collect(title, where.weight, islice(rows, limit), as_)
 
 
-def _collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) -> Loaded:
+def open_rows(spec: str) -> tuple[str, Iterator[Row | Problem]]:
+    """A data set's title and its rows, read as they are asked for; of a hub data set no more is fetched. Raises DataError, SettingsError."""
+    where = _parse(spec)
+    if where.weight != 1:
+        raise SettingsError(f"{spec}: a weight mixes data sets, and a stream is one", remedy=f"leave @{where.weight:g} away")
+    return _open(where, streaming=True)
+
+
+def collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) -> Loaded:
+    """Rows as groups, with everything about them that must not pass in silence. Raises DataError where they fit no layout."""
     head = _first(rows)
     layout = _layout(title, head, as_)
     kind = LAYOUTS[layout]
@@ -153,7 +162,7 @@ def _parse(spec: str) -> _Spec:
     return _Spec(name, None, weight)
 
 
-def _open(spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
+def _open(spec: _Spec, streaming: bool = False) -> tuple[str, Iterator[Row | Problem]]:
     """The data set's title and its rows."""
     path = Path(spec.name).expanduser()
     if path.is_dir():
@@ -166,7 +175,7 @@ def _open(spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
     if looks_local or not _HUB_NAME.fullmatch(spec.name):
         raise DataError(f"{spec.name}: no such file or folder", remedy=_neighbours(path))
     split = spec.split or "train"
-    return f"{spec.name}:{split}", hub_rows(spec.name, split)
+    return f"{spec.name}:{split}", hub_rows(spec.name, split, streaming)
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row | Problem]]:
@@ -234,14 +243,17 @@ def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
     return f"{spec.name}:{split}", numbered(f"{spec.name}:{split}", saved[split])
 
 
-def hub_rows(name: str, split: str) -> Iterator[Row | Problem]:
-    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises DataError at once."""
+def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | Problem]:
+    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises DataError at once.
+
+    streaming: rows are fetched as they are read, instead of all of them first.
+    """
     import datasets
 
     try:
         if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
             _knock(name)  # `datasets` itself retries for minutes before it says that there is no network
-        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split)
+        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # whatever the hub, its client and the builders raise
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise DataError(

@@ -29,8 +29,9 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     if not is_sft:
         _, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
     resolved = with_rate(resolved, *((sft.RATE, sft.ADAPTER_RATE) if is_sft else (dpo.RATE, dpo.ADAPTER_RATE)))
-    renderer, train_set, held_out = prepared(settings, "demonstration" if is_sft else "preference")
+    renderer, epoch, held_out = prepared(settings, "demonstration" if is_sft else "preference")
     possible(settings, renderer, None if is_sft else settings.reference)
+    train_set = epoch(0)
     sets = {"train": train_set, **{prefix.rstrip("_"): one for prefix, one in held_out.items()}}
     for name, one in sets.items():
         _say_account(name, one)

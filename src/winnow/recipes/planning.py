@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from winnow import models
 from winnow.batch import collate
 from winnow.config import Resolved, TrainSettings
-from winnow.data.dataset import Dataset, prepare
+from winnow.data.dataset import Dataset, held_out_alone, prepare, window
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget, cost, most_expensive
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.tokens import heavier
+from winnow.data.windows import Windows
 from winnow.errors import DataError
 from winnow.recipes.rendering import renderer
 from winnow.train.loop import Plan
@@ -28,11 +30,15 @@ def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[
     return resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full)
 
 
-def prepared(settings: TrainSettings, kind: Any) -> tuple[Renderer, Dataset, dict[str, Dataset]]:
-    """Renderer, training set and held-out sets by metric prefix."""
+def prepared(settings: TrainSettings, kind: Any) -> tuple[Renderer, Callable[[int], Dataset], dict[str, Dataset]]:
+    """Renderer, training set by epoch (one and the same, or of a stream its window of that number) and held-out sets by metric prefix."""
     made = renderer(settings)
-    train_set, held_out = prepare(settings.data, made, settings, kind, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
-    return made, train_set, held_out
+    if settings.stream is None:
+        train_set, held_out = prepare(settings.data, made, settings, kind, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
+        return made, lambda epoch: train_set, held_out
+    held_out, texts = held_out_alone(settings.eval_data, made, settings, kind)
+    windows = Windows(settings.data[0], settings.stream, as_=settings.as_, limit=settings.limit)
+    return made, lambda epoch: window(windows.load(epoch), made, settings, kind, texts), held_out
 
 
 def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any], Plan]:
@@ -40,7 +46,11 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     settings: TrainSettings = resolved.settings
     size = epoch_size(train_set.shares)
     if size < settings.batch_size:
-        raise DataError(f"an epoch has {size} groups, fewer than batch_size {settings.batch_size}", remedy=f"--batch-size {size} or less")
+        what = "an epoch" if settings.stream is None else "the stream's first window"
+        raise DataError(
+            f"{what} has {size} groups, fewer than batch_size {settings.batch_size}",
+            remedy=f"--batch-size {size} or less" + ("" if settings.stream is None else ", or a larger --stream"),
+        )
     if settings.steps is None:
         epochs = 1.0 if settings.epochs is None else settings.epochs
         steps = max(1, math.ceil(math.ceil(size / settings.batch_size) * epochs - 1e-9))

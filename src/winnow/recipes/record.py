@@ -86,6 +86,14 @@ def _device() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def say_window(number: int, one: Dataset) -> None:
+    """What became of a stream's next window, and the data's warnings."""
+    account = one.account
+    dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
+    say(f"window {number}: {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons")
+    _say_warnings(one)
+
+
 def say_head(
     loaded: LoadedModel, counts: dict[str, int], engine: str, plan: Plan, settings: TrainSettings, train_set: Dataset, held_out: dict[str, Dataset]
 ) -> None:
@@ -99,6 +107,10 @@ def say_head(
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
     say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")
-    for finding in train_set.findings:
+    _say_warnings(train_set)
+
+
+def _say_warnings(one: Dataset) -> None:
+    for finding in one.findings:
         if finding.level == "warning":
             say(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

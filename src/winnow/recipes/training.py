@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from winnow import models, report
@@ -26,7 +26,7 @@ from winnow.train import checkpoint, reference
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.limit import limit_of
 from winnow.train.loop import Data, Plan, fit
-from winnow.train.metrics import MetricsFile, Row, require
+from winnow.train.metrics import MetricsFile, require
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Frozen, Reference
 from winnow.train.start import check_identity, fingerprint, rehearse
@@ -46,7 +46,8 @@ def train(
                 say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
                 return run
         asked = record.asked(resolved)
-        renderer, train_set, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
+        renderer, epochs, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
+        train_set = epochs(0)
         stop_on_errors(train_set, *held_out.values())
         resolved, plan = planned(resolved, train_set)
         require(settings.trackers)
@@ -65,7 +66,7 @@ def train(
             train=True,
             trust_remote_code=settings.trust_remote_code,
         )
-        _run(run, settings, plan, loaded, renderer, train_set, held_out, objective, reference_model, kl_samples)
+        _run(run, settings, plan, loaded, renderer, train_set, epochs, held_out, objective, reference_model, kl_samples)
     return run
 
 
@@ -89,6 +90,7 @@ def _run(
     loaded: LoadedModel,
     renderer: Renderer,
     train_set: Dataset,
+    epochs: Callable[[int], Dataset],
     held_out: dict[str, Dataset],
     objective: Objective,
     reference_model: str | None,
@@ -96,6 +98,8 @@ def _run(
 ) -> None:
     counts = models.parameter_counts(loaded.model)
     longest = max(one.account["tokens"]["longest"] for one in (train_set, *held_out.values()))
+    if settings.stream is not None and renderer.limit is not None:
+        longest = renderer.limit  # nobody has seen the longest row yet
     engine = engine_for(loaded, settings.engine, longest, train=True)
     if settings.checkpointing:
         models.enable_checkpointing(loaded.model)
@@ -108,7 +112,8 @@ def _run(
     weights = models.weights_hash(loaded.model)
     source = _load(reference_model, settings) if reference_model else loaded
     scorer = engine if source is loaded else engine_for(source, settings.engine, longest, train=False)
-    names = _reference_names(source, weights if source is loaded else models.weights_hash(source.model), sets, objective, scorer)
+    theirs = weights if source is loaded else models.weights_hash(source.model)
+    names = [reference.identity(theirs, one.groups, source.dtype, scorer) if objective.reference else None for one in sets]
     identity = {
         "settings": sha256_json(read_json(run.environment)["settings"]),
         "data": [one.account["fingerprint"] for one in sets],
@@ -131,7 +136,24 @@ def _run(
     probe = samples.probe(held_out, train_set, renderer)
     if not probe.prompts:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
-    besides = _drift(settings, loaded, reference_model, probe, kl_samples, engine) if kl_samples and held_out and probe.prompts else None
+    drift = kl_samples > 0 and bool(held_out and probe.prompts)
+    scored = settings.stream is not None and objective.reference
+    start = _start(settings, loaded, reference_model) if drift or scored else None
+    besides = samples.drift_from(start, loaded, probe, kl_samples, settings.seed, engine) if start and drift else None
+
+    def epoch(number: int) -> Data:
+        """The training data of an epoch: of a stream its window of that number, scored by the model that training started from."""
+        if settings.stream is None or number == 0:
+            return data
+        one = epochs(number)
+        stop_on_errors(one)
+        record.say_window(number, one)
+        if start is None or not scored:
+            return Data(one.groups, one.shares, None)
+        with start() as source:
+            name = reference.identity(theirs, one.groups, source.dtype, scorer)
+            return Data(one.groups, one.shares, _reference(name, one, source, scorer, plan))
+
     progress = _restore(optimizer, kept)
     if progress.step == 0:
         if isinstance(objective, Preference) and data.reference is not None:
@@ -144,7 +166,7 @@ def _run(
             optimizer,
             progress,
             plan,
-            data,
+            epoch,
             dict(zip(held_out, rest)),
             objective=objective,
             engine=engine,
@@ -168,11 +190,6 @@ def _load(name: str, settings: TrainSettings) -> LoadedModel:
     return models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
 
-def _reference_names(source: LoadedModel, weights: str, sets: list[Dataset], objective: Objective, engine: Engine) -> list[str | None]:
-    """The identity of each set's reference log-probs: known before they are computed."""
-    return [reference.identity(weights, one.groups, source.dtype, engine) if objective.reference else None for one in sets]
-
-
 def _reference(name: str, one: Dataset, source: LoadedModel, engine: Engine, plan: Plan) -> Reference:
     """The reference log-probs of one set: read where any run has stored them (a few are computed again and compared), else computed."""
     store = cache_folder("reference")
@@ -189,19 +206,19 @@ def _reference(name: str, one: Dataset, source: LoadedModel, engine: Engine, pla
     return kept
 
 
-def _drift(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None, probe: samples.Probe, count: int, engine: Engine) -> Callable[[int], Row]:
-    """What an evaluation measures on the policy's own samples. To be called while the policy still is what training starts from."""
-    start = Frozen(loaded.model) if reference_model is None else None
+def _start(settings: TrainSettings, loaded: LoadedModel, reference_model: str | None) -> Callable[[], AbstractContextManager[LoadedModel]]:
+    """The model that training starts from, or the reference asked for, whenever it is needed again. To be called before the first step."""
+    frozen = Frozen(loaded.model) if reference_model is None else None
 
     @contextmanager
-    def reference() -> Iterator[LoadedModel]:
-        if start is not None:
-            with start.inside(loaded.model):
+    def start() -> Iterator[LoadedModel]:
+        if frozen is not None:
+            with frozen.inside(loaded.model):
                 yield loaded
         else:
             yield _load(str(reference_model), settings)
 
-    return samples.drift_from(reference, loaded, probe, count, settings.seed, engine)
+    return start
 
 
 def _check_start(loaded: LoadedModel, data: Data, plan: Plan, objective: Preference, reference_model: str | None, engine: Engine) -> None:

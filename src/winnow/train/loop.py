@@ -13,7 +13,7 @@ from torch import Tensor
 from winnow.batch import Batch, collate
 from winnow.data.pack import pack, pack_all
 from winnow.data.render import RenderedGroup
-from winnow.data.stream import Share, batches, epoch_size
+from winnow.data.stream import Cursor, Share, batches, epoch_size
 from winnow.engine.api import Engine
 from winnow.errors import TrainingError
 from winnow.files import RunFolder
@@ -68,7 +68,7 @@ def fit(
     optimizer: Optimizer,
     progress: Progress,
     plan: Plan,
-    data: Data,
+    epochs: Callable[[int], Data],
     evaluations: Mapping[str, Data],
     *,
     objective: Objective,
@@ -82,18 +82,19 @@ def fit(
 ) -> Progress:
     """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
 
+    epochs: the training data by number of the epoch; asked anew when one begins.
     evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
     limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
     """
-    stream = batches(data.shares, plan.batch_size, plan.seed, progress.cursor)
+    steps = draws(epochs, plan, progress.cursor)
     if progress.step == 0 and evaluations:
         row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
         metrics.write(row | (besides(0) if besides else {}))
     proved = progress.step > 0
     while progress.step < plan.steps:
         began = time.perf_counter()
-        items, cursor = next(stream)
+        data, items, cursor = next(steps)
         micro = data.micro_batches(items, plan.tokens)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
         before = None if proved else samples(optimizer)
@@ -117,6 +118,17 @@ def fit(
             checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity))
             checkpoint.prune(run.checkpoints, keep=plan.keep, best=progress.best_step if plan.save_best else None)
     return progress
+
+
+def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator[tuple[Data, list[int], Cursor]]:
+    """For each step the data, the numbers of its groups there, and the cursor after it."""
+    while True:
+        data = epochs(cursor.epoch)
+        for items, after in batches(data.shares, plan.batch_size, plan.seed, cursor):
+            yield data, items, after
+            if after.epoch != cursor.epoch:
+                break
+        cursor = after
 
 
 def evaluate(model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine) -> tuple[Row, Progress]:

@@ -1,0 +1,124 @@
+"""Streams: windows of rows while training goes on, equal to the whole data where they hold all of it, and exactly resumed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import runs
+import tiny
+from winnow.config import DPOSettings, resolve
+from winnow.data import sources
+from winnow.data.windows import Windows
+from winnow.errors import DataError, SettingsError
+from winnow.files import RunFolder
+
+
+def wheres(loaded):
+    return [int(group.where.rpartition(":")[2]) for group in loaded.groups]
+
+
+def test_windows_are_the_rows_in_order_again_and_again(tmp_path):
+    tiny.write(tmp_path / "d.jsonl", tiny.pairs(10))
+    windows = Windows(str(tmp_path / "d.jsonl"), 4)
+    found = [wheres(windows.load(number)) for number in range(7)]
+    assert found[:3] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+    assert found[3:6] == found[:3]
+    assert found[6] == found[0]
+    again = Windows(str(tmp_path / "d.jsonl"), 4)
+    assert [wheres(again.load(number)) for number in (4, 1, 2, 6, 5)] == [found[number] for number in (4, 1, 2, 6, 5)]
+    short = Windows(str(tmp_path / "d.jsonl"), 4, limit=6)
+    assert [wheres(short.load(number)) for number in range(3)] == [[1, 2, 3, 4], [5, 6], [1, 2, 3, 4]]
+
+
+def test_no_more_is_read_than_was_asked_for(tmp_path, monkeypatch):
+    """A pipe would do: what is beyond the window has not been looked at."""
+    tiny.write(tmp_path / "d.jsonl", tiny.pairs(500))
+    seen = []
+
+    def counted(path):
+        for row in reader(path):
+            seen.append(row.where)
+            yield row
+
+    reader = sources.READERS[".jsonl"]
+    monkeypatch.setitem(sources.READERS, ".jsonl", counted)
+    windows = Windows(str(tmp_path / "d.jsonl"), 20)
+    windows.load(0)
+    assert len(seen) == 20
+    windows.load(3)
+    assert len(seen) == 80
+
+
+def test_a_hub_data_set_is_fetched_as_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "org" / "pairs").mkdir(parents=True)
+    (tmp_path / "org" / "pairs" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.pairs(9)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = sources.hub_rows("org/pairs", "train", streaming=True)
+    assert [row.values["prompt"] for row in rows] == [row["prompt"] for row in tiny.pairs(9)]
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing was converted first
+
+
+def test_an_empty_stream_is_refused(tmp_path):
+    (tmp_path / "d.jsonl").write_text("")
+    with pytest.raises(DataError, match="there are 0 rows in it"):
+        Windows(str(tmp_path / "d.jsonl"), 4).load(0)
+    with pytest.raises(SettingsError, match="a weight mixes data sets"):
+        Windows(f"{tmp_path / 'd.jsonl'}@2", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"steps": None}, "give steps"),
+        ({"data": ["a", "b"]}, "stream reads one data set, and data names 2"),
+        ({"eval_fraction": 0.1}, "a stream is never seen whole: give eval_data"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_said(changes, says):
+    with pytest.raises(SettingsError, match=says):
+        resolve(DPOSettings, {"model": "M", "data": ["d"], "out": "RUN", "stream": 10, "steps": 5, **changes})
+
+
+def kept(run: RunFolder):
+    return runs.numbers(run), runs.weights(run.model)
+
+
+def same(one, other):
+    assert one[0] == other[0]
+    assert all(torch.equal(one[1][name], tensor) for name, tensor in other[1].items())
+
+
+@pytest.mark.parametrize("recipe", [runs.sft, runs.dpo])
+def test_a_window_that_holds_all_rows_is_the_whole_data_set(tmp_path, recipe):
+    world = runs.world(tmp_path)
+    whole, streamed = recipe(world, tmp_path / "whole", steps=8), recipe(world, tmp_path / "streamed", steps=8, stream=24)
+    same(kept(whole), kept(streamed))
+
+
+def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(tmp_path, capsys):
+    """24 rows in windows of 10, 10 and 4, batches of 5, and the first window again: the loss of every step, worked out by hand."""
+    world = runs.world(tmp_path)
+    run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7, lr=1e-2)
+    said = capsys.readouterr().out
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == ["window 1", "window 2", "window 3"]
+    rows = runs.numbers(run)
+    assert [row["epoch"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # ln 2: policy and reference are one
+    assert abs(rows[2]["loss"] - 0.693147) > 1e-4  # the second window's reference is not the policy of now
+    named = runs.dpo(world, tmp_path / "named", stream=10, batch_size=5, steps=7, lr=1e-2, reference=str(world / "model"))
+    same(kept(run), kept(named))  # a reference loaded anew for each window says the same as the policy's own first weights
+
+
+def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):
+    world = runs.world(tmp_path)
+    rows = tiny.pairs(24)
+    rows[17] = {"prompt": "a", "chosen": "b"}
+    tiny.write(world / "train.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows that cannot be used: 1"):
+        runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7)
+    run = runs.dpo(world, tmp_path / "lenient", stream=10, batch_size=5, steps=7, on_bad_row="skip")
+    assert run.finished
