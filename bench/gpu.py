@@ -69,7 +69,7 @@ def groups_of(workload: Workload, vocabulary: int) -> list[RenderedGroup]:
     return found
 
 
-def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int) -> dict[str, Any]:
+def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int, compiled: bool) -> dict[str, Any]:
     """One model on one workload: two steps to warm up, then `steps` measured."""
     family, settings, adapter = SHAPES[shape]
     workload = replace(WORKLOADS[name], groups=PAIRS[name])
@@ -85,6 +85,8 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
         model = models.outline(config, dtype)
     if lora:
         model = models.with_lora(model, lora, 0)
+    if compiled:
+        models.compile_layers(model)
     chosen = choose(model, settings["vocab_size"], workload.longest)
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=1.0)
     limit = limit_of(model, device)
@@ -102,6 +104,7 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     best = min(seconds[2:])
     return {
         "shape": shape,
+        "compiled": compiled,
         "workload": name,
         "engine": chosen.engine.NAME,
         "passed_over": chosen.passed_over,
@@ -126,11 +129,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=16_384, help="per micro-batch")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="with compiled layers")
     asked = parser.parse_args()
     device = models.pick_device(asked.device)
     for shape in asked.shape or ["0.6B", "4B", "8B"]:
         for name in PAIRS:
-            print(json.dumps(measure(shape, name, device, asked.tokens, asked.steps)), flush=True)
+            print(json.dumps(measure(shape, name, device, asked.tokens, asked.steps, asked.compile)), flush=True)
 
 
 if __name__ == "__main__":

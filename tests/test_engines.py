@@ -387,6 +387,44 @@ def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
     assert probe.choose(ours, 97, 100).engine is SEGMENTS
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_compiled_layers_give_the_same_numbers_at_any_length(family):
+    """With a backend that traces as all do and generates no code; one trace serves all layers and all lengths."""
+    many = [[tiny.trie(10 * i + j, 2) for j in range(3)] for i in range(4)]
+    assert len({len(collate(groups).token_T) for groups in many}) > 2
+    ours = model(family)
+    expected = [looked(SEGMENTS, ours, groups) for groups in many]
+    models.compile_layers(ours, backend="aot_eager")
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    traced = []
+    for groups, before in zip(many, expected):
+        assert_equal(looked(SEGMENTS, ours, groups), before, 1e-10)
+        traced.append(counted["stats"]["unique_graphs"])
+    assert traced[0] > 0
+    assert len(set(traced)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
+def test_a_wrong_compilation_is_seen_by_the_probe():
+    """A backend that doubles what the first layer's last graph gives."""
+
+    def wrong(graph, example):
+        return lambda *args: tuple(2 * x if torch.is_tensor(x) and x.is_floating_point() else x for x in graph(*args))
+
+    ours = model("llama", F32)
+    models.compile_layers(ours, backend=wrong)
+    choice = probe.choose(ours, 97, 60, train=False)
+    assert choice.engine is rows
+    assert all("differs from rows" in line for line in choice.passed_over)
+
+
+def test_a_model_without_layers_is_not_compiled():
+    with pytest.raises(ModelError, match="no layers that can be compiled"):
+        models.compile_layers(torch.nn.Linear(2, 2))
+
+
 def test_an_engine_asked_for_by_name_is_proved_too():
     with pytest.raises(ModelError, match=r"engine segments: differs from rows by .*\n  -> --engine auto"):
         probe.prove(SEGMENTS, model("falcon", F32), 97, 60)

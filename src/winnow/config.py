@@ -95,6 +95,9 @@ class TrainSettings(ModelSettings, DataSettings):
     engine: Literal["auto", "varlen", "segments", "masks", "single", "rows"] = setting(
         "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
     )
+    compile: bool = setting(
+        False, "compile the model's layers, for a GPU: a minute at each start, then fewer and larger kernels (a CPU gains nothing)", "model"
+    )
     lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
     seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0, lt=2**63)
     save_every: int = setting(100, "steps between checkpoints", "run", ge=1)
@@ -117,6 +120,8 @@ class TrainSettings(ModelSettings, DataSettings):
             raise ValueError(f"stream reads one data set, and data names {len(self.data)}")
         if self.stream is not None and self.eval_fraction:
             raise ValueError("eval_fraction sets prompts of the whole data aside, and a stream is never seen whole: give eval_data")
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing: a compiled layer decides itself what it keeps: choose one")
         if self.dtype == "bfloat16" and self.device == "cpu":
             raise ValueError("bfloat16 on a CPU is emulated and slower than float32: use float32")
         parse_lora(self.lora)

@@ -158,6 +158,20 @@ def enable_checkpointing(model: Any) -> None:
         module.training = True
 
 
+def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Each layer becomes a compiled function of token sequences of any length; attention is called from it as it is.
+
+    One function for all layers of a kind, and no other one for another length. Raises ModelError for a model without such layers.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError("this model has no layers that can be compiled one by one", remedy="leave --compile away")
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
 def _calm(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """`checkpoint(function, ...)` that unsets the layer's training flag while `function` runs, the second time too."""
 

@@ -123,7 +123,8 @@ FIELDS: dict[str, dict[str, Row]] = {
         "liger_kernel_config": (None, KERNELS),
         "use_cache": (None, "off while training, on while sampling"),
         "use_cpu": ("device", "device=cpu"),
-        **_same("torch_compile torch_compile_backend torch_compile_mode", COMPILING),
+        "torch_compile": ("compile", "layer by layer, one function for every length"),
+        **_same("torch_compile_backend torch_compile_mode", COMPILING),
     },
     "Evaluation": {
         "eval_strategy": ("eval_every", "evaluation runs when there is eval_data or eval_fraction: ten times a run, or every eval_every steps"),

@@ -100,6 +100,8 @@ def _run(
     longest = max(one.account["tokens"]["longest"] for one in (train_set, *held_out.values()))
     if settings.stream is not None and renderer.limit is not None:
         longest = renderer.limit  # nobody has seen the longest row yet
+    if settings.compile:
+        models.compile_layers(loaded.model)
     engine = engine_for(loaded, settings.engine, longest, train=True)
     if settings.checkpointing:
         models.enable_checkpointing(loaded.model)
