@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,12 @@ def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -
         raise ModelError("this model has no layers that can be compiled one by one", remedy="leave --compile away")
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
+
+
+def as_written(model: Any) -> AbstractContextManager[None]:
+    """Within it the model's layers run as they are written, compiled or not."""
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _calm(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from winnow.models import LoadedModel, is_adapter
+from winnow.models import LoadedModel, as_written, is_adapter
 
 ROWS = 256  # sequences generated together: short ones cost little memory
 
@@ -66,7 +66,7 @@ def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampli
         use_cache=True,
         **sampling,
     )
-    with _own_settings_aside(loaded.model):
+    with _own_settings_aside(loaded.model), as_written(loaded.model):  # a cache grows token by token: each length would be compiled anew
         rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
     repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
     found = [_answer(row, how.end) for row in rows]

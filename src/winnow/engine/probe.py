@@ -21,6 +21,7 @@ from winnow.engine import rows
 from winnow.engine.api import Engine
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
+from winnow.models import as_written
 
 LADDER: tuple[Engine, ...] = (VARLEN, SEGMENTS, MASKS, SINGLE)  # the quickest first; the first needs a GPU
 
@@ -74,12 +75,12 @@ def _wrong(engine: Engine, model: Any, groups: Sequence[RenderedGroup], oracle: 
     batch = collate(groups).to(next(model.parameters()).device)
     dtype = next(model.parameters()).dtype
     routed = any(getattr(model.config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    with torch.compiler.set_stance("force_eager"):  # where layers are compiled, the oracle is what they were before
+    with as_written(model):  # where layers are compiled, the oracle is what they were before
         truth = _look(oracle, model, batch, train)
     seen = _look(engine, model, batch, train)
     far, allowed = distance(truth, seen, routed), LEAST[dtype]
     if far > allowed and engine is not SINGLE:
-        with torch.compiler.set_stance("force_eager"):
+        with as_written(model):
             rounding = distance(_look(rows, model, batch, train), _look(SINGLE, model, batch, train), routed)
         allowed = min(MOST[dtype], max(allowed, 4 * rounding))
     return None if far <= allowed else f"differs from {oracle.NAME} by {far:.1e} (allowed {allowed:.0e})"
