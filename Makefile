@@ -25,7 +25,7 @@ demo: $(VENV)/ready ## a whole run on a small made-up world, with a report
 	HF_HUB_OFFLINE=1 $(BIN)/winnow demo --out $(OUT)
 
 test: $(VENV)/ready ## the tests; TESTS=tests/test_x.py for some
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTS)
 
 check: $(VENV)/ready ## lint, format, types (strict for floors 0, 1 and 3)
 	$(BIN)/ruff check $(CODE)
