@@ -35,7 +35,7 @@ class Shared:
 
     query_BQ: Int[Tensor, "B Q"]
     key_BK: Int[Tensor, "B K"]
-    distance_BQK: Int[Tensor, "B Q K"]  # positions from the key to the query, -1 for padded keys, 0 for padded queries
+    distance_BQK: Int[Tensor, "B Q K"]  # positions from the key to the query: negative for padded keys; 0 for padded queries
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def _padded(runs: Sequence[Run], items: Sequence[Item]) -> tuple[Shared, list[in
     most_Q, most_K = max(map(len, queries)), max(map(len, keys))
     count_B11, seen_B11 = (torch.tensor([len(x) for x in found])[:, None, None] for found in (queries, keys))
     query_Q1, key_K = torch.arange(most_Q)[:, None], torch.arange(most_K)
-    distance_BQK = seen_B11 - count_B11 + query_Q1 - key_K
-    distance_BQK = distance_BQK.masked_fill(key_K >= seen_B11, -1).masked_fill(query_Q1 >= count_B11, 0)
+    distance_BQK = (seen_B11 - count_B11 + query_Q1 - key_K).masked_fill(query_Q1 >= count_B11, 0)  # padded keys come after all real queries
     query_BQ, key_BK = (torch.tensor([[*x, *[x[0]] * (most - len(x))] for x in found]) for found, most in ((queries, most_Q), (keys, most_K)))
     return Shared(query_BQ, key_BK, distance_BQK), [t for x in queries for t in [*x, *[-1] * (most_Q - len(x))]]
 
