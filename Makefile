@@ -7,7 +7,7 @@ OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
 
-STRICT = src/winnow/errors.py src/winnow/config.py src/winnow/files.py \
+STRICT = src/winnow/errors.py src/winnow/config.py src/winnow/resolved.py src/winnow/files.py \
          src/winnow/trl.py src/winnow/data src/winnow/objectives
 LOOSE  = --config-file= --ignore-missing-imports --check-untyped-defs
 CODE   = src tests bench examples docs
@@ -41,6 +41,7 @@ bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 	$(BENCH)/bin/python bench/trl_curve.py
 	$(BENCH)/bin/python bench/speed.py --out docs/benchmarks.json
 	$(BENCH)/bin/python bench/picture.py docs/benchmarks.json docs/benchmarks.svg
+	$(BENCH)/bin/python bench/rows.py
 	$(BENCH)/bin/python docs/generate.py
 
 bench-gpu: $(VENV)/ready ## speed and utilisation on a GPU, models of true shape

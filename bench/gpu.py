@@ -27,7 +27,9 @@ from winnow.config import Lora, TrainSettings
 from winnow.data.pack import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.device import pick_device, pick_dtype
 from winnow.engine.probe import choose
+from winnow.layers import compile_layers
 from winnow.objectives.table import preference
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
@@ -75,18 +77,18 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     workload = replace(WORKLOADS[name], groups=PAIRS[name])
     groups = groups_of(workload, settings["vocab_size"])
     config = AutoConfig.for_model(family, **settings, max_position_embeddings=4096)
-    dtype = models.pick_dtype("auto", device)
+    dtype = pick_dtype("auto", device)
     lora = Lora(16, 32) if adapter else None
     asked = TrainSettings(model="made", data=("made",), out=Path("made"), lora=adapter, device=str(device))
     tokens = budget(groups, tokens)
-    expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens)]), dtype, asked)
+    expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens, len(groups))]), dtype, asked)
     torch.manual_seed(0)
     with torch.device(device):
         model = models.outline(config, dtype)
     if lora:
         model = models.with_lora(model, lora, 0)
     if compiled:
-        models.compile_layers(model)
+        compile_layers(model)
     chosen = choose(model, settings["vocab_size"], workload.longest)
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=1.0)
     limit = limit_of(model, device)
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="with compiled layers")
     asked = parser.parse_args()
-    device = models.pick_device(asked.device)
+    device = pick_device(asked.device)
     for shape in asked.shape or ["0.6B", "4B", "8B"]:
         for name in PAIRS:
             print(json.dumps(measure(shape, name, device, asked.tokens, asked.steps, asked.compile)), flush=True)

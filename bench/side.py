@@ -42,11 +42,11 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from winnow import models
     from winnow.batch import collate
     from winnow.data.pack import budget, pack
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
+    from winnow.device import keep_memory, pick_device
     from winnow.engine.probe import choose
     from winnow.objectives.table import preference
     from winnow.train.limit import limit_of, matrix_rate
@@ -54,7 +54,8 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.train.reference import Reference, compute, offsets
     from winnow.train.step import take_step
 
-    device = models.pick_device("cpu")
+    device = pick_device("cpu")
+    keep_memory()
     groups = []
     for i, row in enumerate(rows(workload)):
         sequences = tuple(TokenSequence((*row["prompt"], *answer), len(row["prompt"])) for answer in row["answers"])

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from winnow.config import PRESETS
+from winnow.resolved import PRESETS
 from winnow.trl import FIELDS, MORE, OTHERS, Row
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def presets() -> str:
     names = sorted({name for values in PRESETS.values() for name in values if name != "lora" or isinstance(values[name], str)})
     head = f"| setting | {' | '.join(PRESETS)} |\n|---|{'---|' * len(PRESETS)}\n"
     lines = [f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n" for name in names]
-    return NOTE.format(source="config.PRESETS and docs/presets.head.md") + text.replace("TABLE\n", head + "".join(lines))
+    return NOTE.format(source="resolved.PRESETS and docs/presets.head.md") + text.replace("TABLE\n", head + "".join(lines))
 
 
 def benchmarks() -> str:

@@ -16,7 +16,9 @@ from winnow.batch import collate
 from winnow.config import TrainSettings, parse_lora
 from winnow.data.pack import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.tiled import SEGMENTS
+from winnow.layers import enable_checkpointing
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer
 
@@ -27,7 +29,7 @@ def held(name: str) -> int:
 
 
 def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
-    models.pick_device("cpu")
+    pick_device("cpu")
     config = AutoConfig.for_model(family, **shape)
     settings = TrainSettings(model="made", data=["made"], out="made", **changes)
     rng = random.Random(0)
@@ -37,17 +39,18 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
         answers = [tuple(rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(5, 0.4)))) for _ in range(2)]
         groups.append(RenderedGroup(tuple(TokenSequence(prompt + answer, len(prompt)) for answer in answers), (), (None, None), f"made:{i}"))
     lora = parse_lora(settings.lora)
-    expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens)]), torch.float32, settings)
+    fullest = most_expensive(groups, tokens, 64)  # training rehearses it
+    expected = estimate(config, collate([groups[i] for i in fullest]), torch.float32, settings)
     before = held("VmRSS")
     model = models.outline(config, torch.float32)
     if lora:
         model = models.with_lora(model, lora, 0)
     if settings.checkpointing:
-        models.enable_checkpointing(model)
-        models.keep_memory(2**20)
+        enable_checkpointing(model)
+    keep_memory(LITTLE if settings.checkpointing else MUCH)
     optimizer = Optimizer(model, kind=settings.optimizer, weight_decay=0.0, clip=1.0)
     for _ in range(2):
-        for part in pack(groups, tokens):
+        for part in [fullest, *pack(groups, tokens)]:
             SEGMENTS.backward(model, collate([groups[i] for i in part]), lambda logp_N, part: torch.full_like(logp_N, 1e-3), ("entropy",))
         optimizer.clip_gradients()
         optimizer.step(1e-6)

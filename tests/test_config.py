@@ -10,28 +10,16 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import (
-    PRESETS,
-    CheckSettings,
-    DemoSettings,
-    DPOSettings,
-    EvalSettings,
-    ExportSettings,
-    GenerateSettings,
-    Lora,
-    Settings,
-    SFTSettings,
-    parse_lora,
-    resolve,
-)
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Lora, Settings, SFTSettings, parse_lora
 from winnow.errors import SettingsError
+from winnow.resolved import PRESETS, resolve
 
 SOURCE = Path(winnow.__file__).parent
 NEEDED = {"model": "M", "data": ["d.jsonl"], "out": "RUN"}
 
 # ---------------------------------------------------------------- no option without a reader
 
-TRAINING = ["recipes/training.py", "recipes/planning.py", "recipes/rendering.py", "data/dataset.py", "train/memory.py"]
+TRAINING = ["recipes/training.py", "recipes/references.py", "recipes/planning.py", "recipes/rendering.py", "data/dataset.py", "train/memory.py"]
 READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["recipes/dpo.py", *TRAINING],
@@ -151,7 +139,6 @@ def test_the_written_settings_can_be_given_again(tmp_path):
         ({"objective": "ppo"}, "objective"),
         ({"save_best": True}, "needs an evaluation set"),
         ({"eval_data": ["e"], "eval_fraction": 0.1}, "choose one"),
-        ({"dtype": "bfloat16", "device": "cpu"}, "use float32"),
         ({"steps": 5, "warmup": 6}, "warmup 6 is more than the 5 steps"),
         ({"lora": "r=0"}, "whole number above 0"),
         ({"lora": "dropout=0.1"}, "always 0"),

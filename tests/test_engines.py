@@ -23,6 +23,7 @@ from winnow.engine import head, layout, probe, rows, segments, varlen
 from winnow.engine.layout import arrange, items_of
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
 from winnow.errors import ModelError
+from winnow.layers import compile_layers, enable_checkpointing
 
 F64, F32 = torch.float64, torch.float32
 ENGINES = [SEGMENTS, MASKS, SINGLE]
@@ -181,7 +182,7 @@ def test_checkpointing_changes_nothing(family, engine):
     groups = [tiny.trie(i, 2) for i in range(3)]
     ours = model(family)
     expected = looked(engine, ours, groups)
-    models.enable_checkpointing(ours)
+    enable_checkpointing(ours)
     found = looked(engine, ours, groups)
     assert torch.equal(found[0]["logp"], expected[0]["logp"])
     assert torch.equal(found[1], expected[1])
@@ -271,7 +272,7 @@ def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
     assert sum(len(part.pair_M2) for part in asked) == len(batch.pair_M2)
     for part in asked:  # numbers count from the part's own beginning
         alone = collate([groups[[5, 3, 8, 1, 0, 2].index(i)] for i in part.items])
-        for name in ("completion_N", "pair_M2", "group_C", "length_C"):
+        for name in ("completion_N", "pair_M2", "length_C"):
             assert torch.equal(getattr(part, name), getattr(alone, name)), name
     assert len(columns["logp"]) == len(batch.target_N)
 
@@ -286,6 +287,15 @@ def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
     assert_equal(found, expected, 1e-10)
     assert float(loaded.model.get_output_embeddings().lora_A["default"].weight.grad.norm()) > 0
     assert loaded.model.get_output_embeddings().base_layer.weight.grad is None
+
+
+def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
+    """Its sum with the layer is float32, as peft keeps adapters, beside states in bfloat16."""
+    folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
+    loaded = models.load(str(folder), dtype="bfloat16", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
+    torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)
+    assert loaded.model.get_output_embeddings().lora_B["default"].weight.dtype == torch.float32
+    assert probe.choose(loaded.model, 97, 60, [SEGMENTS]).engine is SEGMENTS
 
 
 def test_a_dora_adapter_on_the_output_layer_is_refused():
@@ -365,6 +375,29 @@ def test_the_probe_rejects_planted_bugs(family, bug, train):
     assert all(p.grad is None for p in ours.parameters())
 
 
+def test_the_probe_misses_a_gradient_that_is_not_there():
+    class Forgetful:
+        NAME = "forgetful"
+        logps = SEGMENTS.logps
+
+        def backward(self, model, batch, slope, want=()):
+            columns = SEGMENTS.backward(model, batch, slope, want)
+            model.get_input_embeddings().weight.grad = None
+            return columns
+
+    assert "forgetful: differs from rows" in probe.choose(model("llama", F32), 97, 60, [Forgetful(), SINGLE]).passed_over[0]
+
+
+@pytest.mark.parametrize(
+    "bug", [planted(siblings_visible), planted(ancestors_ignored), Tiled("planted", shifted, segments.inside)], ids=["siblings", "ancestors", "positions"]
+)
+def test_planted_bugs_are_seen_in_half_precision(bug):
+    """Where they do more than rounding does: a position more changes a random Llama by a third of what bfloat16 does, Qwen 3 by thirty times as much."""
+    ours = tiny.model("qwen3", dtype=torch.bfloat16)
+    assert probe.choose(ours, 97, 60, [bug, SINGLE]).engine is SINGLE
+    assert probe.choose(ours, 97, 60, [planted(lambda item: item)]).engine.NAME == "planted"
+
+
 def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
     """A window of 64 that an engine forgets: small trees do not show it."""
 
@@ -395,7 +428,7 @@ def test_compiled_layers_give_the_same_numbers_at_any_length(family):
     assert len({len(collate(groups).token_T) for groups in many}) > 2
     ours = model(family)
     expected = [looked(SEGMENTS, ours, groups) for groups in many]
-    models.compile_layers(ours, backend="aot_eager")
+    compile_layers(ours, backend="aot_eager")
     counted = torch._dynamo.utils.counters
     counted.clear()
     traced = []
@@ -414,7 +447,7 @@ def test_a_wrong_compilation_is_seen_by_the_probe():
         return lambda *args: tuple(2 * x if torch.is_tensor(x) and x.is_floating_point() else x for x in graph(*args))
 
     ours = model("llama", F32)
-    models.compile_layers(ours, backend=wrong)
+    compile_layers(ours, backend=wrong)
     choice = probe.choose(ours, 97, 60, train=False)
     assert choice.engine is rows
     assert all("differs from rows" in line for line in choice.passed_over)
@@ -422,7 +455,7 @@ def test_a_wrong_compilation_is_seen_by_the_probe():
 
 def test_a_model_without_layers_is_not_compiled():
     with pytest.raises(ModelError, match="no layers that can be compiled"):
-        models.compile_layers(torch.nn.Linear(2, 2))
+        compile_layers(torch.nn.Linear(2, 2))
 
 
 def test_an_engine_asked_for_by_name_is_proved_too():

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["errors", "trl", "figures", "config", "files", "console"],
+    ["errors", "trl", "figures", "config", "resolved", "files", "console"],
     [
         "data.records",
         "data.jsonl",
@@ -35,6 +35,8 @@ FLOORS = [
     ],
     [
         "batch",
+        "device",
+        "layers",
         "models",
         "engine.api",
         "engine.head",
@@ -55,6 +57,7 @@ FLOORS = [
         "recipes.world",
         "recipes.record",
         "recipes.engines",
+        "recipes.references",
         "recipes.samples",
         "recipes.rendering",
         "recipes.planning",
@@ -76,7 +79,7 @@ FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 FENCES = {
     "torch": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),
     "jaxtyping": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),  # its types are torch's
-    "transformers": lambda name: name in ("models", "sample") or name.startswith("engine."),
+    "transformers": lambda name: name in ("models", "layers", "sample") or name.startswith("engine."),
     "peft": lambda name: name in ("models", "engine.head"),
     "datasets": lambda name: name == "data.sources",
     "huggingface_hub": lambda name: name == "data.sources",

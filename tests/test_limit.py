@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import runs
 import tiny
-from winnow import models
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.device import pick_device
 from winnow.engine import rows as engine
 from winnow.files import read_jsonl
 from winnow.models import with_lora
@@ -53,4 +53,4 @@ def test_each_step_says_its_share(tmp_path):
     rows = [row for row in read_jsonl(runs.dpo(world, tmp_path / "run", steps=2).metrics) if "loss" in row]
     assert all(0 < row["hardware_share"] < 1.5 for row in rows)
     assert matrix_rate(CPU, torch.float32) > 1e8
-    assert models.pick_device("cpu") == CPU
+    assert pick_device("cpu") == CPU

@@ -16,6 +16,7 @@ from winnow.batch import collate
 from winnow.config import Lora
 from winnow.engine import rows as engine
 from winnow.errors import ModelError
+from winnow.layers import enable_checkpointing
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_dropout_never_reaches_a_log_prob_and_recomputing_changes_nothing(family
         config = AutoConfig.for_model(family, **{**(tiny.FAMILIES.get(family) or SHAPES[family]), **dropout})
         model = AutoModelForCausalLM.from_config(config).double().eval()
         if checkpointing:
-            models.enable_checkpointing(model)
+            enable_checkpointing(model)
         calls: list[str] = []
         part = next(m for name, m in model.named_modules() if name.endswith(("mlp", "fc1")))  # of the first layer
         part.register_forward_pre_hook(lambda module, args, calls=calls: calls.append("forward"))
@@ -69,7 +70,7 @@ def test_a_model_without_layers_to_recompute_says_so():
             pass
 
     with pytest.raises(ModelError, match="no layers that can be checkpointed"):
-        models.enable_checkpointing(Stack(2, 2))
+        enable_checkpointing(Stack(2, 2))
 
 
 def test_pickled_weights_are_refused(folder, tmp_path):
@@ -181,7 +182,32 @@ def test_modules_that_do_not_exist_are_named(folder):
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8), Lora(r=2, targets=("q_proj",))])
 def test_parameters_are_counted_without_loading(folder, lora):
     counts = models.parameter_counts(load(folder, lora=lora).model)
-    assert models.count_from_config(models.load_config(str(folder)), lora) == (counts["total"], counts["trainable"])
+    config = models.load_config(str(folder))
+    assert models.parameter_counts(models.trained_outline(str(folder), config, torch.float32, lora)) == counts
+
+
+def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
+    first = load(folder, lora=Lora(r=4, alpha=8))
+    models.save(first.model, first.tokenizer, tmp_path / "adapter")
+    name = str(tmp_path / "adapter")
+    outline = models.trained_outline(name, models.load_config(name), torch.float32, None)
+    assert models.parameter_counts(outline) == models.parameter_counts(first.model) == models.parameter_counts(load(tmp_path / "adapter", train=True).model)
+
+
+def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folder, tmp_path):
+    """Weights, an adapter's scale, the configuration; but not a new adapter's rank or seed, which change nothing yet."""
+    plain = load(folder).model
+    name = models.source_hash(plain)
+    assert name == models.source_hash(load(folder).model)
+    for lora, seed in ((Lora(r=4), 0), (Lora(r=2, targets=("q_proj",)), 1), (Lora(targets=("lm_head",)), 2)):
+        assert models.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
+    trained = load(folder, lora=Lora(r=4, alpha=8))
+    models.save(trained.model, trained.tokenizer, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    before = models.source_hash(load(tmp_path / "adapter").model)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 9}))
+    plain.config.rms_norm_eps = 1e-3
+    assert len({name, before, models.source_hash(load(tmp_path / "adapter").model), models.source_hash(plain)}) == 4
 
 
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):

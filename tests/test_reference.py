@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 import runs
 import tiny
+from winnow import models
 from winnow.batch import collate
 from winnow.engine import rows as engine
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.files import cache_folder
 from winnow.models import weights_hash
+from winnow.recipes import training
 from winnow.train import reference
 from winnow.train.reference import Reference, compute, identity, offsets, spot_check, store, stored
 
@@ -117,6 +122,57 @@ def test_another_run_computes_no_reference_again(tmp_path, monkeypatch):
     computed.clear()
     runs.dpo(world, tmp_path / "other data", steps=2, data=[str(world / "other.jsonl")], batch_size=6, kl_samples=0)
     assert computed == [6]
+
+
+def test_adapters_of_any_rank_share_the_base_models_reference(tmp_path, monkeypatch):
+    world, computed = runs.world(tmp_path), []
+    plain = reference.compute
+
+    def counted(engine, model, groups, *rest):
+        computed.append(len(groups))
+        return plain(engine, model, groups, *rest)
+
+    monkeypatch.setattr(reference, "compute", counted)
+    for i, change in enumerate(({}, {"lora": "r=2"}, {"lora": "r=4,alpha=8", "seed": 3})):
+        runs.dpo(world, tmp_path / f"run {i}", steps=1, kl_samples=0, **change)
+    assert computed == [24, reference.SPOTS, reference.SPOTS]
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
+    world = runs.world(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(reference, "compute", None)
+    with pytest.raises(RunError, match=r"cannot write here: Not a directory\n  -> export WINNOW_CACHE="):
+        runs.dpo(world, tmp_path / "run")
+
+
+def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monkeypatch):
+    world, held = runs.world(tmp_path), []
+    load, fit = models.load, training.fit
+
+    def watched(name, **settings):
+        loaded = load(name, **settings)
+        held.append(weakref.ref(loaded.model))
+        return loaded
+
+    def looked(*args, **settings):
+        gc.collect()
+        held.append([one() is not None for one in held])
+        return fit(*args, **settings)
+
+    monkeypatch.setattr(models, "load", watched)
+    monkeypatch.setattr(training, "fit", looked)
+    runs.dpo(world, tmp_path / "run", reference=str(world / "model"), kl_samples=0, steps=1)
+    assert held[-1] == [True, False]  # the policy is, its reference is not
+
+
+def test_rounding_is_told_from_another_model():
+    """Little at each token, and less in the mean: half a nat somewhere is bfloat16's, a tenth everywhere is not."""
+    one = torch.zeros(100)
+    assert reference.only_noise(one, one.clone().index_fill_(0, torch.tensor([3]), 0.4), torch.bfloat16)
+    assert not reference.only_noise(one, one + 0.1, torch.bfloat16)
+    assert not reference.only_noise(one, one.clone().index_fill_(0, torch.tensor([3]), 0.6), torch.bfloat16)
 
 
 def test_stored_numbers_are_held_against_the_model(tmp_path):

@@ -13,6 +13,7 @@ import runs
 import tiny
 from winnow.errors import RunError
 from winnow.files import RunFolder, cache_folder, read_json, read_jsonl
+from winnow.recipes import planning
 
 STEPS, EVERY = 70, 7
 
@@ -202,6 +203,21 @@ def test_other_settings_are_refused_even_where_the_metrics_are_gone(world, unfin
     unfinished.metrics.unlink()
     with pytest.raises(RunError, match="begun with other settings"):
         runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3, beta=0.7)
+
+
+def test_auto_keeps_the_budget_it_began_with(world, tmp_path, monkeypatch, capsys):
+    """Whatever memory is free when a run goes on: other micro-batches would round otherwise."""
+    run = runs.dpo(world, tmp_path / "run", steps=4, save_every=1, keep=3, max_tokens="auto")
+    expected = runs.numbers(run)
+    shutil.rmtree(run.checkpoints / "step_4")
+    run.report_json.unlink()
+    monkeypatch.setattr(planning, "available", lambda device: 10**6)
+    capsys.readouterr()
+    runs.dpo(world, run.root, steps=4, save_every=1, keep=3, max_tokens="auto")
+    said = capsys.readouterr().out
+    assert "resumed at step 3" in said
+    assert "micro-batches of 16,384 tokens" in said
+    assert runs.numbers(run) == expected
 
 
 def test_a_torn_last_line_of_metrics_is_cut(world, unfinished, finished):

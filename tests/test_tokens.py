@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ import tiny
 from runs import dpo, numbers, tree, world
 from winnow.config import DPOSettings
 from winnow.data import dataset, sources, store, tokens
-from winnow.data.parallel import CHUNK, rendered
+from winnow.data.pack import cost
+from winnow.data.parallel import CHUNK, _ask, rendered
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.errors import DataError, ModelError, RunError
@@ -82,6 +84,7 @@ def test_groups_come_back_as_they_were_rendered(tmp_path):
             kept[len(groups)]
         assert kept.columns["length"].tolist() == [len(s.ids) for group in groups for s in group.sequences]
         assert kept.per_group("cut").tolist() == [sum(s.cut for s in group.sequences) for group in groups]
+        assert (kept.at_most >= [cost(group) for group in groups]).all()
         assert kept.where(range(4)) == [group.where for group in groups]
     assert problems == []
     assert isinstance(mapped.columns["ids"], np.memmap)
@@ -141,6 +144,16 @@ def test_errors_and_deaths_of_a_helper_are_told(monkeypatch):
     monkeypatch.setattr(sys, "path", [])  # the helper finds nothing to import
     with pytest.raises(RunError, match="tokenizing process ended"):
         list(rendered(pairs(3), Renderer(TEXT), 2, quiet))
+
+
+def test_an_answer_that_is_cut_off_is_a_death_too():
+    """A helper killed while it writes."""
+    idle: SimpleQueue = SimpleQueue()
+    code = "import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write(b'\\x80\\x05\\x95\\xff\\x00\\x00'); sys.exit(3)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as helper:
+        idle.put(helper)
+        with pytest.raises(RunError, match="tokenizing process ended with code 3"):
+            _ask(idle, 0, [])
 
 
 def test_a_script_without_a_main_guard_can_tokenise_in_parallel(tmp_path):
@@ -338,7 +351,7 @@ def test_walking_through_mapped_tokens_holds_a_part_of_them(tmp_path):
     tracemalloc.start()
     mapped, _ = tokens.opened(tmp_path, "key")
     assert sum(len(group.sequences) for group in mapped) == 2 * len(mapped)
-    assert len(tokens.heavier(mapped, 10**6)) == 0
+    assert max(mapped.at_most) < 10**6
     lean = tracemalloc.get_traced_memory()[1] / len(mapped.columns["ids"])
     tracemalloc.reset_peak()
     held = [mapped[i] for i in range(len(mapped))]

@@ -15,13 +15,14 @@ import runs
 import tiny
 from winnow import api, models
 from winnow.batch import collate
-from winnow.config import ExportSettings, GenerateSettings, Lora, resolve
+from winnow.config import ExportSettings, GenerateSettings, Lora
 from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.errors import ModelError, TrainingError
 from winnow.files import RunFolder, read_json, read_jsonl
 from winnow.objectives.table import Demonstration, preference
 from winnow.recipes import export, generation
+from winnow.resolved import resolve
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import check_identity

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from winnow.batch import collate
-from winnow.data.pack import Work, budget, cost, pack
+from winnow.data.pack import Work, budget, cost, largest, most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.stream import Cursor, Share, batches, epoch_size, order
+from winnow.data.tokens import tokens_of
 from winnow.data.tree import SHARED, grow, size
 from winnow.engine.rows import sequences as rows_of
 from winnow.errors import DataError
@@ -79,6 +81,33 @@ def test_a_group_above_the_budget_is_named_before_training():
         budget([big], 100)
     huge = RenderedGroup((TokenSequence(tuple(range(5000)), 1),), (), (None,), "rows.jsonl:8")
     assert budget([big, huge], None) == 5000
+
+
+def test_tokens_are_bounded_without_building_a_group():
+    """Exact where answers begin apart; above where they share words; the answers whole where even the prompts differ."""
+    prompt = (1, 2, 3)
+    apart = RenderedGroup((TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 6), 3)), (), (None,) * 2, "d:1")
+    alike = RenderedGroup((TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 4, 6), 3)), (), (None,) * 2, "d:2")
+    other = RenderedGroup((TokenSequence((1, 2, 9, 4), 3), TokenSequence((*prompt, 4), 3)), (), (None,) * 2, "d:3")
+    groups = [apart, alike, other]
+    assert [cost(group) for group in groups] == [6, 6, 8]
+    assert tokens_of(groups).at_most.tolist() == [6, 7, 8]
+    assert largest(groups) == 8
+    assert [largest(pairs_of(seed, 40)) for seed in range(3)] == [max(map(cost, pairs_of(seed, 40))) for seed in range(3)]
+
+
+@pytest.mark.parametrize(("tokens", "most", "expected"), [(1024, 8, [0, 1, 3]), (600, 8, [0]), (1300, 8, [0, 1, 2, 3]), (10_000, 2, [0, 1]), (650, 8, [0, 3])])
+def test_the_fullest_micro_batch_of_a_step(tokens, most, expected):
+    """No step can have more in one: as many of the largest groups as there is room for, and no more than a step draws."""
+    groups = [RenderedGroup((TokenSequence((i, *range(n - 1)), 1),), (), (None,), f"d:{i}") for i, n in enumerate([600, 300, 300, 40])]
+    assert most_expensive(groups, tokens, most) == expected
+
+
+def test_packing_groups_of_more_than_half_the_budget_is_quick():
+    groups = [RenderedGroup((TokenSequence((i, *range(600 + i % 7)), 1),), (), (None,), f"d:{i}") for i in range(2048)]
+    began = time.perf_counter()
+    assert len(pack(groups, 1024)) == 2048
+    assert time.perf_counter() - began < 10
 
 
 def some(rng, n):

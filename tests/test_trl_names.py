@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from winnow.config import DPOSettings, resolve
+from winnow.config import DPOSettings
 from winnow.errors import SettingsError
+from winnow.resolved import resolve
 from winnow.trl import FIELDS, MORE, NAMES, OTHERS, advice
 
 ROOT = Path(__file__).parents[1]

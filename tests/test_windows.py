@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
 import torch
 
 import runs
 import tiny
-from winnow.config import DPOSettings, resolve
+from winnow.config import DPOSettings
 from winnow.data import sources
 from winnow.data.windows import Windows
 from winnow.errors import DataError, SettingsError
 from winnow.files import RunFolder
+from winnow.resolved import resolve
+from winnow.train import loop
 
 
 def wheres(loaded):
@@ -62,6 +65,17 @@ def test_a_hub_data_set_is_fetched_as_it_is_read(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing was converted first
 
 
+def test_the_first_window_tells_the_layout_of_all(tmp_path):
+    """Demonstrations that follow after preferences are rows that do not fit, in whatever window, as they are when the file is read whole."""
+    tiny.write(tmp_path / "d.jsonl", [*tiny.pairs(4), *({"prompt": "p", "completion": "c"} for _ in range(4))])
+    whole = sources.load(str(tmp_path / "d.jsonl"))
+    for order in ((0, 1), (1,)):  # resumed in the second window, too
+        windows = Windows(str(tmp_path / "d.jsonl"), 4)
+        last = [windows.load(number) for number in order][-1]
+        assert (last.layout, last.groups) == (whole.layout, [])
+        assert [problem.where for problem in last.problems] == [problem.where for problem in whole.problems]
+
+
 def test_an_empty_stream_is_refused(tmp_path):
     (tmp_path / "d.jsonl").write_text("")
     with pytest.raises(DataError, match="there are 0 rows in it"):
@@ -99,18 +113,36 @@ def test_a_window_that_holds_all_rows_is_the_whole_data_set(tmp_path, recipe):
     same(kept(whole), kept(streamed))
 
 
-def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(tmp_path, capsys):
-    """24 rows in windows of 10, 10 and 4, batches of 5, and the first window again: the loss of every step, worked out by hand."""
-    world = runs.world(tmp_path)
+def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(tmp_path, monkeypatch, capsys):
+    """24 rows in windows of 10, 10 and 4, batches of 5, and the first window again."""
+    world, drawn = runs.world(tmp_path), []
+    take_step = loop.take_step
+
+    def watched(model, micro, **settings):
+        drawn.append([int(where.rpartition(":")[2]) for batch in micro for where in batch.wheres])
+        return take_step(model, micro, **settings)
+
+    monkeypatch.setattr(loop, "take_step", watched)
     run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7, lr=1e-2)
     said = capsys.readouterr().out
     assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == ["window 1", "window 2", "window 3"]
+    assert [sorted(chain(*drawn[a:b])) for a, b in ((0, 2), (2, 4), (4, 5), (5, 7))] == [[*range(1, 11)], [*range(11, 21)], [*range(21, 25)], [*range(1, 11)]]
     rows = runs.numbers(run)
     assert [row["epoch"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
     assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # ln 2: policy and reference are one
     assert abs(rows[2]["loss"] - 0.693147) > 1e-4  # the second window's reference is not the policy of now
     named = runs.dpo(world, tmp_path / "named", stream=10, batch_size=5, steps=7, lr=1e-2, reference=str(world / "model"))
     same(kept(run), kept(named))  # a reference loaded anew for each window says the same as the policy's own first weights
+
+
+def test_a_window_without_a_usable_row_is_passed_over(tmp_path, capsys):
+    world = runs.world(tmp_path)
+    rows = tiny.pairs(24)
+    rows[10:20] = [{"prompt": "a", "chosen": "b"}] * 10
+    tiny.write(world / "train.jsonl", rows)
+    run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=6, on_bad_row="skip")
+    assert "window 1 passed over:" in capsys.readouterr().out
+    assert [row["epoch"] for row in runs.numbers(run) if "loss" in row] == [0.5, 1, 3, 3.5, 4, 6]
 
 
 def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.config import DPOSettings, EvalSettings, SFTSettings, resolve
+from winnow.config import DPOSettings, EvalSettings, SFTSettings
 from winnow.files import RunFolder
 from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
+from winnow.resolved import resolve
 
 
 def sft(**settings: Any) -> RunFolder:

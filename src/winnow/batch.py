@@ -56,7 +56,6 @@ class Batch:
     pair_M2: Int[Tensor, "M 2"]  # winner, loser
     probability_M: Float[Tensor, " M"]
     weight_M: Float[Tensor, " M"]
-    group_C: Int[Tensor, " C"]
     ends: tuple[Ends, ...]  # of the groups
     items: tuple[int, ...]  # of the groups, in their data set
     wheres: tuple[str, ...]  # of the groups, for messages
@@ -100,7 +99,6 @@ class Batch:
             pair_M2=self.pair_M2[comparisons] - begin.completions,
             probability_M=self.probability_M[comparisons],
             weight_M=self.weight_M[comparisons],
-            group_C=self.group_C[completions] - first,
             ends=tuple(Ends(*(a - b for a, b in zip(one, begin))) for one in self.ends[first:last]),
             items=self.items[first:last],
             wheres=self.wheres[first:last],
@@ -157,7 +155,6 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None)
         pair_M2=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         probability_M=torch.tensor([c.probability for c in comparisons], dtype=torch.float32),
         weight_M=torch.tensor([c.weight for c in comparisons], dtype=torch.float32),
-        group_C=torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(group.sequences) for group in groups])),
         ends=tuple(ends),
         items=tuple(range(len(groups)) if items is None else items),
         wheres=tuple(group.where for group in groups),

@@ -15,20 +15,9 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
-from winnow.config import (
-    CheckSettings,
-    DemoSettings,
-    DPOSettings,
-    EvalSettings,
-    ExportSettings,
-    GenerateSettings,
-    Resolved,
-    Settings,
-    SFTSettings,
-    resolve,
-    unknown,
-)
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
 from winnow.errors import SettingsError, WinnowError
+from winnow.resolved import Resolved, resolve, unknown
 
 PANELS = {
     "needed": "Needed",

@@ -3,6 +3,7 @@
     WinnowError
     |- SettingsError     an option is unknown, out of range, or contradicts another     exit 2
     |- DataError         the data cannot be used as it is; holds `problems`, one per row  exit 2
+    |  `- NothingLeft    no row is left of it
     |- ModelError        a model or tokenizer cannot be loaded or does not fit the data   exit 2
     |- RunError          a run folder is in use, damaged, or belongs to other settings     exit 2
     `- TrainingError     numbers went wrong while training (NaN, frozen weights)           exit 1
@@ -81,3 +82,7 @@ class DataError(WinnowError):
             shown.append(f"  ... and {len(problems) - SHOWN:,} more ({len(problems):,} in all)")
         super().__init__("\n".join([what, *shown]), remedy=remedy)
         self.problems = tuple(problems)
+
+
+class NothingLeft(DataError):
+    """All rows were left out, each for a reason that was counted."""

@@ -108,14 +108,15 @@ def cache_folder(kind: str) -> Path:
     return (Path(asked).expanduser() if asked else Path.home() / ".cache" / "winnow") / kind
 
 
-def _make(folder: Path) -> None:
+def make_writable(folder: Path, remedy: str) -> None:
+    """Make a folder, and try a file in it. Raises RunError with the remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RunError(f"{folder}: cannot write here: {error.strerror}", remedy="choose another --out") from error
+        raise RunError(f"{folder}: cannot write here: {error.strerror}", remedy=remedy) from error
 
 
 class RunFolder:
@@ -147,7 +148,7 @@ class RunFolder:
         """Make the folder, or say why it cannot be written, before anything is loaded. `ours` as in `refuse_foreign`."""
         self.refuse_foreign(ours)
         self._made = not self.root.exists()
-        _make(self.root)
+        make_writable(self.root, "choose another --out")
 
     def refuse_foreign(self, ours: Collection[str]) -> None:
         """A folder that holds something and is no run is refused: it may be a model, or somebody's data.
@@ -162,7 +163,7 @@ class RunFolder:
     def promise(self) -> None:
         """What `create` checks, for a folder that is written only at the end: nothing is left behind."""
         there = self.root.exists()
-        _make(self.root)
+        make_writable(self.root, "choose another --out")
         if not there:
             self.root.rmdir()
 

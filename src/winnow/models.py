@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import platform
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +12,12 @@ import torch
 from torch import nn
 
 from winnow.config import Lora
+from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.files import RunFolder, folder_atomic
+from winnow.files import RunFolder, folder_atomic, sha256_json
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 ADAPTER = "adapter_config.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 
 
 @dataclass(frozen=True)
@@ -49,39 +44,6 @@ def locate(name: str) -> str:
     if not run.model.exists():
         raise ModelError(f"{name}: a run folder without a model yet", remedy="let the run finish: the same command resumes it")
     return str(run.model)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} cannot be used: {error}", remedy="--device cpu, or auto") from error
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)  # saturated margins fill the backward pass with subnormal floats: 8x slower
-        keep_memory(2**25)
-    return device
-
-
-def keep_memory(largest: int) -> None:
-    """Freed tensors of up to `largest` bytes stay with this process: a page the system hands out anew is zeroed first, a third of a
-    training step in all.
-
-    glibc gives blocks back at once unless it is told not to (`mallopt`); other C libraries lack the call. Larger blocks still go back:
-    they would leave holes that nothing fits into.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, largest)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU, else float32."""
-    return DTYPES["bfloat16" if device.type == "cuda" else "float32"] if name == "auto" else DTYPES[name]
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -136,72 +98,27 @@ def load(
     return LoadedModel(model, tokenizer, source, place)
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass. Dropout stays off.
-
-    A layer recomputes only while its own `training` flag is set, and some (OPT, Falcon) drop by the same flag: so it is set
-    when the layer is called and unset inside. Models of the older kind ask the flag of the whole stack.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    renamed = getattr(model, "activation_checkpointing_enable", None)  # the name since transformers 5.20 or so
-    if renamed is not None:
-        renamed()
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    flagged = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    if not flagged:
-        raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
-    layers: list[Any] = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer._gradient_checkpointing_func = _calm(layer, layer._gradient_checkpointing_func)
-    for module in layers or flagged:
-        module.training = True
-
-
-def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Each layer becomes a compiled function of token sequences of any length; attention is called from it as it is.
-
-    One function for all layers of a kind, and no other one for another length. Raises ModelError for a model without such layers.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ModelError("this model has no layers that can be compiled one by one", remedy="leave --compile away")
-    for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
-
-
-def as_written(model: Any) -> AbstractContextManager[None]:
-    """Within it the model's layers run as they are written, compiled or not."""
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def _calm(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """`checkpoint(function, ...)` that unsets the layer's training flag while `function` runs, the second time too."""
-
-    def call(function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-        def run(*args: Any, **named: Any) -> Any:
-            layer.training = False
-            try:
-                return function(*args, **named)
-            finally:
-                layer.training = True
-
-        return checkpoint(run, *args, **settings)
-
-    return call
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters included: what the numbers come from."""
+def weights_hash(model: nn.Module, *, base: bool = False) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters included; base: without them, under the base model's own names."""
     digest = hashlib.sha256()
-    for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
+    named = [*model.named_parameters(), *model.named_buffers()]
+    if base:
+        named = [(name.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
+    for name, parameter in sorted(named):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def source_hash(model: Any, *, new_adapter: bool = False) -> str:
+    """SHA-256 over all that a model's log-probs come from: weights, the scale of each adapter, and what the configuration says.
+
+    An adapter that is new adds nothing yet: the model is its base model, whatever the adapter's rank and seed.
+    """
+    config = json.loads(model.config.to_json_string(use_diff=True))
+    says = {name: value for name, value in config.items() if name not in SAYS_NOTHING}
+    scales = {name: module.scaling for name, module in model.named_modules() if isinstance(getattr(module, "scaling", None), dict) and not new_adapter}
+    return sha256_json([weights_hash(model, base=new_adapter), says, scales])
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -270,6 +187,12 @@ def _base(source: str) -> str:
         raise ModelError(f"{adapter}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
 
 
+def has_experts(config: Any) -> bool:
+    """Whether the model routes tokens to experts."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
 def _limit(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -289,14 +212,19 @@ def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) ->
     return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).eval()
 
 
-def count_from_config(config: Any, lora: Lora | None, trust_remote_code: bool = False) -> tuple[int, int]:
-    """All and trainable parameters of a model that is not loaded: its shape alone, on no device."""
-    from transformers import AutoModelForCausalLM
+def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | None, trust_remote_code: bool = False) -> Any:
+    """What a training of the model `name` would train, on no device: with the new adapter, or the one that `name` is."""
+    from peft import PeftConfig, get_peft_model
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        counts = parameter_counts(with_lora(model, lora, 0) if lora else model)
-    return counts["total"], counts["trainable"]
+        model = outline(config, dtype, trust_remote_code)
+        if lora is not None:
+            return with_lora(model, lora, 0)
+        if is_adapter_folder(name):
+            adapter = PeftConfig.from_pretrained(locate(name))
+            adapter.inference_mode = False
+            return get_peft_model(model, adapter)
+        return model
 
 
 def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool) -> Any:

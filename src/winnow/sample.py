@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from winnow.models import LoadedModel, as_written, is_adapter
+from winnow.layers import as_written
+from winnow.models import LoadedModel, is_adapter
 
 ROWS = 256  # sequences generated together: short ones cost little memory
 

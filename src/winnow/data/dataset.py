@@ -17,7 +17,7 @@ from winnow.data.split import split_by_prompt
 from winnow.data.store import said, tokenised
 from winnow.data.stream import Share
 from winnow.data.tokens import Tokens
-from winnow.errors import DataError, Problem, SettingsError
+from winnow.errors import DataError, NothingLeft, Problem, SettingsError
 
 Kind = Literal["preference", "demonstration", "any"]
 
@@ -120,7 +120,7 @@ def _cleaned(loaded: sources.Loaded, settings: DataSettings, kind: Kind) -> _Par
         if kind == "preference":
             bare = [text for text in texts if not text.comparisons]
             if bare and not any(text.comparisons for text in texts):
-                raise DataError(
+                raise NothingLeft(
                     f"{loaded.name}: layout {loaded.layout} has no comparisons to learn from",
                     remedy="preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft",
                 )
@@ -139,7 +139,8 @@ def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, 
         texts = [text for part in parts for text in part.texts]
         name = said(texts)
     if not groups:
-        raise DataError(f"{', '.join(part.loaded.name for part in parts)}: no row is left to use", remedy="winnow check shows what became of each")
+        gone = ", ".join(f"{count:,} {reason}" for part in parts for reason, count in part.dropped.items())
+        raise NothingLeft(f"{', '.join(part.loaded.name for part in parts)}: no row is left to use ({gone})", remedy="winnow check shows what became of each")
     account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
     findings = doctor.examine(texts, groups, list(elsewhere))

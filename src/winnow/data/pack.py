@@ -5,6 +5,7 @@ The result depends on nothing but its input, and which groups make up a step is 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from winnow.data.tokens import tokens_of
 from winnow.data.tree import Growing, root, size
 from winnow.errors import DataError, Problem
 
-CANDIDATES = 256  # largest groups that are looked at for the most expensive micro-batch
 WINDOW = 2048  # groups packed together where a whole data set is walked through
 BUDGET = 1024  # distinct tokens per micro-batch where none is asked for and no group needs more: a CPU is hardly quicker with more
 GPU_BUDGET = 8192  # the same where a GPU computes
@@ -40,20 +40,31 @@ class Work:
 
 
 def cost(group: RenderedGroup) -> int:
-    """Tokens a group occupies in a micro-batch: what its sequences share stands once."""
+    """Distinct tokens of a group, which it occupies in a micro-batch: what its sequences share stands once."""
     return size([group.sequences])
 
 
-def budget(groups: Sequence[RenderedGroup], asked: int | None, default: int | None = None) -> int:
+def largest(groups: Sequence[RenderedGroup]) -> int:
+    """Distinct tokens of the group that has most. Few groups are built for it."""
+    most = tokens_of(groups).at_most
+    found = 0
+    for i in np.argsort(-most, kind="stable").tolist():
+        if most[i] <= found:
+            break
+        found = max(found, cost(groups[i]))
+    return found
+
+
+def budget(groups: Sequence[RenderedGroup], asked: int | None, default: int = BUDGET) -> int:
     """The token budget: what was asked for, or the default, or what the largest group needs. Raises DataError by row."""
-    least = asked if asked is not None else BUDGET if default is None else default
-    over = [(group, cost(group)) for group in groups if _most(group) > least]
-    over = [(group, tokens) for group, tokens in over if tokens > least]
-    largest = max((tokens for _, tokens in over), default=least)
-    if asked is None or not over:
-        return largest
-    rows = [Problem(group.where, "", f"needs {tokens:,} tokens in one micro-batch, max_tokens is {asked:,}") for group, tokens in over]
-    raise DataError(f"{len(over):,} groups are larger than a micro-batch", rows, remedy=f"--max-tokens {largest}, or a smaller --max-length")
+    if asked is None:
+        return max(default, largest(groups))
+    suspects = np.flatnonzero(tokens_of(groups).at_most > asked).tolist()
+    needs = {i: tokens for i in suspects if (tokens := cost(groups[i])) > asked}
+    if not needs:
+        return asked
+    rows = [Problem(groups[i].where, "", f"needs {tokens:,} tokens in one micro-batch, max_tokens is {asked:,}") for i, tokens in needs.items()]
+    raise DataError(f"{len(needs):,} groups are larger than a micro-batch", rows, remedy=f"--max-tokens {max(needs.values())}, or a smaller --max-length")
 
 
 def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1) -> list[list[int]]:
@@ -63,10 +74,10 @@ def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None,
     """
     work = work or Work()
     units = sorted(_units(groups, tokens, work), key=lambda unit: (-unit.work, unit.items))
-    count = max(1, math.ceil(sum(unit.tokens for unit in units) / tokens))
-    count = math.ceil(count / ranks) * ranks
+    halves = sum(2 * unit.tokens > tokens for unit in units)  # no two of them fit together
+    count = math.ceil(max(1, halves, sum(unit.tokens for unit in units) / tokens) / ranks) * ranks
     while (packed := _fill(units, count, tokens)) is None:
-        count += ranks
+        count += math.ceil(count / 64 / ranks) * ranks
     packed.sort(key=lambda unit: (-unit.work, unit.items))
     return [sorted(unit.items) for unit in packed if unit.items or ranks > 1]
 
@@ -79,12 +90,18 @@ def pack_all(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]
             yield [first + i for i in part]
 
 
-def most_expensive(groups: Sequence[RenderedGroup], tokens: int) -> list[int]:
-    """The micro-batch of most work that a data set can give: its largest groups, as many as the budget holds."""
-    columns = tokens_of(groups)
-    largest = np.argsort(-columns.per_group("length"), kind="stable")[:CANDIDATES].tolist()
-    chosen = [groups[i] for i in largest]
-    return [largest[i] for i in pack(chosen, tokens)[0]]
+def most_expensive(groups: Sequence[RenderedGroup], tokens: int, most: int) -> list[int]:
+    """The fullest micro-batch that a step of `most` groups can have: the largest group, then the largest that still fits, and so on."""
+    size_G = tokens_of(groups).at_most
+    order = np.argsort(-size_G, kind="stable")
+    falling = -size_G[order]
+    chosen: list[int] = []
+    at, room = 0, tokens
+    while len(chosen) < most and at < len(order):
+        chosen.append(int(order[at]))
+        room -= cost(groups[chosen[-1]])
+        at = max(at + 1, int(np.searchsorted(falling, -room)))
+    return chosen
 
 
 @dataclass
@@ -119,14 +136,21 @@ def _units(groups: Sequence[RenderedGroup], tokens: int, work: Work) -> list[_Un
 def _fill(units: Sequence[_Unit], count: int, tokens: int) -> list[_Unit] | None:
     """The units in `count` micro-batches, heaviest first, each to where least work is and room; None where that does not do."""
     bins = [_Unit([]) for _ in range(count)]
+    lightest = [(0.0, i) for i in range(count)]
     for unit in units:
-        room = [one for one in bins if not one.items or one.tokens + unit.tokens <= tokens]
-        if not room:
+        full = []
+        while lightest:
+            work, i = heapq.heappop(lightest)
+            if not bins[i].items or bins[i].tokens + unit.tokens <= tokens:
+                break
+            full.append((work, i))
+        else:
             return None
-        chosen = min(room, key=lambda one: one.work)
-        chosen.items += unit.items
-        chosen.tokens += unit.tokens
-        chosen.work += unit.work
+        bins[i].items += unit.items
+        bins[i].tokens += unit.tokens
+        bins[i].work += unit.work
+        for one in (*full, (bins[i].work, i)):
+            heapq.heappush(lightest, one)
     return bins
 
 

@@ -91,7 +91,11 @@ def _helpers(renderer: Renderer, count: int) -> Iterator[SimpleQueue[_Helper]]:
             stack.enter_context(helper)  # closes the pipes, which ends it, and waits
             stack.callback(helper.kill)
             assert helper.stdin is not None
-            helper.stdin.write(told)
+            try:
+                helper.stdin.write(told)
+                helper.stdin.flush()
+            except OSError as error:
+                raise _ended(helper) from error
             idle.put(helper)
         yield idle
 
@@ -105,15 +109,17 @@ def _ask(idle: SimpleQueue[_Helper], first: int, chunk: list[_Flat]) -> Chunk:
         pickle.dump((first, chunk), helper.stdin)
         helper.stdin.flush()
         answer: Chunk | WinnowError = pickle.load(helper.stdout)
-    except (OSError, EOFError) as error:
-        raise RunError(
-            f"a tokenizing process ended with code {helper.wait()}", remedy="see its last words above; WINNOW_WORKERS=1 needs less memory"
-        ) from error
+    except (OSError, EOFError, pickle.UnpicklingError) as error:  # an answer may be cut off in the middle
+        raise _ended(helper) from error
     finally:
         idle.put(helper)
     if isinstance(answer, WinnowError):
         raise answer
     return answer
+
+
+def _ended(helper: _Helper) -> RunError:
+    return RunError(f"a tokenizing process ended with code {helper.wait()}", remedy="see its last words above; WINNOW_WORKERS=1 needs less memory")
 
 
 def serve() -> None:

@@ -73,7 +73,8 @@ def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
     """
     where = _parse(spec)
     title, rows = _open(where)
-    return collect(title, where.weight, islice(rows, limit), as_)
+    layout, rows = layout_of(title, islice(rows, limit), as_)
+    return collect(title, layout, rows, as_, where.weight)
 
 
 def open_rows(spec: str) -> tuple[str, Iterator[Row | Problem]]:
@@ -84,16 +85,20 @@ def open_rows(spec: str) -> tuple[str, Iterator[Row | Problem]]:
     return _open(where, streaming=True)
 
 
-def collect(title: str, weight: float, rows: Iterator[Row | Problem], as_: As) -> Loaded:
-    """Rows as groups, with everything about them that must not pass in silence. Raises DataError where they fit no layout."""
+def layout_of(title: str, rows: Iterator[Row | Problem], as_: As) -> tuple[str, Iterator[Row | Problem]]:
+    """The layout of the first rows, and all rows, those looked at included. Raises DataError where they fit no layout."""
     head = _first(rows)
-    layout = _layout(title, head, as_)
+    return _layout(title, head, as_), chain(head, rows)
+
+
+def collect(title: str, layout: str, rows: Iterator[Row | Problem], as_: As, weight: float = 1.0) -> Loaded:
+    """Rows as groups, with everything about them that must not pass in silence: a row that does not fit the layout is a problem."""
     kind = LAYOUTS[layout]
     groups: list[PreferenceGroup] = []
     problems: list[Problem] = []
     columns: set[str] = set()
     read = bad = ties = 0
-    for row in chain(head, rows):
+    for row in rows:
         read += 1
         group = [row] if isinstance(row, Problem) else group_of(row, kind, as_)
         if isinstance(row, Row):

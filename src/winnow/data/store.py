@@ -15,13 +15,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from winnow.console import Steps, safe, say
-from winnow.data import tokens
+from winnow.data import render, tokens
 from winnow.data.parallel import Chunk, rendered, workers
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.tokens import Tokens
 from winnow.errors import Problem, RunError
-from winnow.files import cache_folder, folder_atomic, sha256_json
+from winnow.files import cache_folder, folder_atomic, sha256_file, sha256_json
 
 LARGE = 20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
 
@@ -38,7 +38,7 @@ def tokenised(texts: Sequence[PreferenceGroup], name: str, renderer: Renderer) -
         say("tokens: the tokenizer is written in Python and has no identity to store tokens by: made at each start, in one process, kept in memory")
         with Steps("tokens", len(texts)) as steps:
             return _in_memory(rendered(texts, renderer, 1, steps.advance))
-    key = sha256_json([tokens.SCHEMA, who, name])
+    key = sha256_json([tokens.SCHEMA, sha256_file(Path(render.__file__)), who, name])  # another renderer, other tokens
     folder = cache_folder("tokens") / key[:16]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ Products in the weights' dtype; maxima, exponentials and sums in float32, or flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,17 +98,17 @@ def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Sl
     for first, part in batch.parts(head.states(TILE)):
         count = len(part.state_U)
         part_UH = ready_UH[first : first + count]
-        if count <= head.states(LARGEST):
-            with torch.no_grad():
-                logits = _form(head, part_UH, "entropy" in want)
-                columns = logits.columns(part.state_N, part.target_N)
-                logits.backward(part.state_N, part.target_N, slope(columns["logp"], part), gradients, first)
-        else:
-            with torch.enable_grad():
-                leaves = replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
-                columns = logps(leaves, part_UH, part, want)
-            with torch.no_grad():
-                _again(leaves, part_UH, part.state_N, part.target_N, slope(columns["logp"], part), gradients, first)
+        with torch.no_grad():
+            formed: Iterable[tuple[int, _Formed]]
+            if count <= head.states(LARGEST):
+                whole = _form(head, part_UH, "entropy" in want)
+                columns = _columns(head, part_UH, part.state_N, part.target_N, whole.normaliser_U(), whole.entropy_U())
+                formed = [(0, whole)]
+            else:
+                columns = logps(head, part_UH, part, want)
+                formed = _tiles(head, part_UH)
+            slope_N = slope(columns["logp"].detach(), part)
+            _add_gradients(head, formed, part_UH, part.state_N, part.target_N, slope_N, gradients, first)
         found.append(columns)
     gradients.hand_over(head, state_UH)
     return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
@@ -152,39 +152,56 @@ class _Formed:
     mean_U: Tensor | None  # sum of exp(z - peak) (z - peak), for the entropy
     bend_UV: Tensor | None  # d softcap(z) / dz
 
-    def columns(self, state_N: Tensor, target_N: Tensor) -> Columns:
-        """log p of the targets and, where it was prepared, the entropy of the whole distribution."""
-        log_U = self.total_U.log()
-        found = {"logp": _targets(self.head, self.state_UH, state_N, target_N) - (self.peak_U + log_U)[state_N]}
-        if self.mean_U is not None:
-            found["entropy"] = (log_U - self.mean_U / self.total_U)[state_N]
-        return found
+    def normaliser_U(self) -> Tensor:
+        """log sum exp z."""
+        return self.peak_U + self.total_U.log()
 
-    def backward(self, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int) -> None:
-        """Add the gradients of sum_n slope_n log p_n; these hidden states are number `first` and on. Uses up the logits.
+    def entropy_U(self) -> Tensor | None:
+        """Of the whole distribution, where it was prepared."""
+        return None if self.mean_U is None else self.total_U.log() - self.mean_U / self.total_U
 
-        With w_u = sum of the slopes of state u / total_u:  d/dz = onehot slope - w exp.  The factors w go to the U x H side.
+    def backward(self, slope_U: Tensor, into: _Gradients, first: int) -> None:
+        """Add the gradients of -sum_u slope_u log sum exp z_u; these hidden states are number `first` and on. Uses up the logits.
+
+        d/dz = -w exp with w_u = slope_u / total_u. The factors w go to the U x H side.
         """
-        head, exp_UV = self.head, self.exp_UV
-        slope_N = slope_N * head.scale
-        weight_U = torch.zeros_like(self.total_U).index_add_(0, state_N, slope_N) / self.total_U
-        if self.bend_UV is not None and head.softcap:
+        head, exp_UV, wide = self.head, self.exp_UV, self.total_U.dtype
+        weight_U = slope_U / self.total_U
+        if self.bend_UV is not None:
             exp_UV = exp_UV.mul_(self.bend_UV)
-            slope_N = slope_N * (1 - (_targets(head, self.state_UH, state_N, target_N) / head.softcap) ** 2)
         exp_UV = exp_UV.to(head.weight.dtype)
-        wide = self.total_U.dtype
-        grad_UH = _product(exp_UV, head.weight, wide).mul_(-weight_U[:, None])
-        grad_UH.index_add_(0, state_N, slope_N[:, None] * head.weight[target_N].to(wide))
-        into.state_UH[first : first + len(grad_UH)] = grad_UH
+        into.state_UH[first : first + len(exp_UV)] = _product(exp_UV, head.weight, wide).mul_(-weight_U[:, None])
         if into.weight_VH is not None:
             side_UH = self.state_UH * -weight_U[:, None]
             if side_UH.dtype == head.weight.dtype:
                 into.weight_VH.addmm_(exp_UV.T, side_UH)
             else:
                 into.weight_VH.add_(_product(exp_UV.T, side_UH.to(head.weight.dtype), wide))
-            into.weight_VH.index_add_(0, target_N, slope_N[:, None] * self.state_UH[state_N].to(wide))
         if into.bias_V is not None:
-            into.bias_V.sub_(weight_U @ exp_UV.to(wide)).index_add_(0, target_N, slope_N)
+            into.bias_V.sub_(weight_U @ exp_UV.to(wide))
+
+
+def _columns(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, normaliser_U: Tensor, entropy_U: Tensor | None) -> Columns:
+    """log p of the targets and, where it was prepared, the entropy."""
+    found = {"logp": _targets(head, state_UH, state_N, target_N) - normaliser_U[state_N]}
+    return found if entropy_U is None else found | {"entropy": entropy_U[state_N]}
+
+
+def _add_gradients(
+    head: Head, formed: Iterable[tuple[int, _Formed]], state_UH: Tensor, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int
+) -> None:
+    """Add the gradients of sum_n slope_n log p_n: those of the normalisers, run by run as `formed` gives them, and those of the targets' logits."""
+    slope_N = slope_N * head.scale
+    slope_U = torch.zeros(len(state_UH), dtype=slope_N.dtype, device=slope_N.device).index_add_(0, state_N, slope_N)
+    for begin, one in formed:
+        one.backward(slope_U[begin : begin + len(one.total_U)], into, first + begin)
+    if head.softcap:
+        slope_N = slope_N * (1 - (_targets(head, state_UH, state_N, target_N) / head.softcap) ** 2)
+    into.state_UH[first : first + len(state_UH)].index_add_(0, state_N, slope_N[:, None] * head.weight[target_N].to(slope_N.dtype))
+    if into.weight_VH is not None:
+        into.weight_VH.index_add_(0, target_N, slope_N[:, None] * state_UH[state_N].to(slope_N.dtype))
+    if into.bias_V is not None:
+        into.bias_V.index_add_(0, target_N, slope_N)
 
 
 def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
@@ -265,21 +282,11 @@ def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) ->
     return z_N
 
 
-def _tiles(head: Head, state_N: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of hidden states whose logits fit in a tile, each with the scored tokens they predict."""
+def _tiles(head: Head, state_UH: Tensor, entropy: bool = False) -> Iterator[tuple[int, _Formed]]:
+    """All logits, a tile at a time: each is to be used up before the next is asked for."""
     step = head.states(TILE)
-    if count <= step:  # nothing to look for, which a GPU would have to be waited for
-        yield slice(0, count), torch.arange(len(state_N), device=state_N.device)
-        return
-    for begin in range(0, count, step):
-        yield slice(begin, begin + step), ((state_N >= begin) & (state_N < begin + step)).nonzero()[:, 0]
-
-
-def _again(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int) -> None:
-    """The backward pass with the logits formed a second time, tile by tile."""
-    for states, tokens_K in _tiles(head, state_N, len(state_UH)):
-        begin = states.start
-        _form(head, state_UH[states], False).backward(state_N[tokens_K] - begin, target_N[tokens_K], slope_N[tokens_K], into, first + begin)
+    for begin in range(0, len(state_UH), step):
+        yield begin, _form(head, state_UH[begin : begin + step], entropy)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -287,19 +294,15 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, state_UH: Tensor, weight: Tensor, bias: Tensor | None, head: Head, state_N: Tensor, target_N: Tensor, entropy: bool) -> Any:
-        wide = _wide(weight.dtype)
-        logp_N = torch.empty(len(target_N), dtype=wide, device=state_UH.device)
-        entropy_N = torch.empty_like(logp_N) if entropy else None
-        for states, tokens_K in _tiles(head, state_N, len(state_UH)):
-            columns = _form(head, state_UH[states], entropy).columns(state_N[tokens_K] - states.start, target_N[tokens_K])
-            logp_N[tokens_K] = columns["logp"]
-            if entropy_N is not None:
-                entropy_N[tokens_K] = columns["entropy"]
+        formed = [(one.normaliser_U(), one.entropy_U()) for _, one in _tiles(head, state_UH, entropy)]
+        entropy_U = torch.cat([e for _, e in formed if e is not None]) if entropy else None
+        columns = _columns(head, state_UH, state_N, target_N, torch.cat([normaliser for normaliser, _ in formed]), entropy_U)
+        entropy_N = columns.get("entropy")
         ctx.save_for_backward(state_UH, weight, bias, state_N, target_N)
         ctx.head = (head.scale, head.softcap)
         if entropy_N is not None:
             ctx.mark_non_differentiable(entropy_N)
-        return logp_N, entropy_N
+        return columns["logp"], entropy_N
 
     @staticmethod
     def backward(ctx: Any, slope_N: Tensor, _: Any) -> Any:  # type: ignore[override]
@@ -307,13 +310,15 @@ class _Recomputed(torch.autograd.Function):
         head = Head(weight, bias, *ctx.head)
         gradients = _Gradients(head, state_UH)
         with torch.no_grad():
-            _again(head, state_UH, state_N, target_N, slope_N, gradients, 0)
+            _add_gradients(head, _tiles(head, state_UH), state_UH, state_N, target_N, slope_N, gradients, 0)
         owed = [(state_UH, gradients.state_UH), (weight, gradients.weight_VH), (bias, gradients.bias_V)]
         return *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed), None, None, None, None
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
     """a @ b in at least float32: a GPU sums and writes it so, elsewhere the result is widened."""
+    if a.dtype != b.dtype:  # an adapter on the output layer is float32 beside half-precision states
+        a, b = a.to(wide), b.to(wide)
     if a.dtype == wide:
         return a @ b
     return torch.mm(a, b, out_dtype=wide) if a.device.type == "cuda" else (a @ b).to(wide)

@@ -21,7 +21,8 @@ from winnow.engine import rows
 from winnow.engine.api import Engine
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
-from winnow.models import as_written
+from winnow.layers import as_written
+from winnow.models import has_experts
 
 LADDER: tuple[Engine, ...] = (VARLEN, SEGMENTS, MASKS, SINGLE)  # the quickest first; the first needs a GPU
 
@@ -74,7 +75,7 @@ def _wrong(engine: Engine, model: Any, groups: Sequence[RenderedGroup], oracle: 
     """What is wrong with an engine on these groups; None where it equals the oracle up to rounding."""
     batch = collate(groups).to(next(model.parameters()).device)
     dtype = next(model.parameters()).dtype
-    routed = any(getattr(model.config.get_text_config(), name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    routed = has_experts(model.config)
     with as_written(model):  # where layers are compiled, the oracle is what they were before
         truth = _look(oracle, model, batch, train)
     seen = _look(engine, model, batch, train)
@@ -99,7 +100,7 @@ def distance(truth: _Seen, seen: _Seen, routed: bool = False) -> float:
     """The larger of the log-probs' difference and the gradients' relative one; infinite where anything is not finite."""
     difference_N = (truth.logp_N - seen.logp_N).abs().double()
     values = float(difference_N.quantile(ROUTED) if routed else difference_N.max())
-    wrong = sum(float((truth.gradients[name] - g).double().square().sum()) for name, g in seen.gradients.items())
+    wrong = sum(float((g - seen.gradients[name]).double().square().sum()) for name, g in truth.gradients.items())
     whole = sum(float(g.double().square().sum()) for g in truth.gradients.values())
     gradients = (wrong / whole) ** 0.5 if whole else 0.0
     far = max(values, gradients)
@@ -150,7 +151,7 @@ def _look(engine: Engine, model: Any, batch: Batch, train: bool) -> _Seen:
         p.grad = None
     try:
         columns = engine.backward(model, batch, _slope) if parameters else _scored(engine, model, batch)
-        return _Seen(columns["logp"].cpu(), {name: p.grad.cpu() for name, p in parameters if p.grad is not None})
+        return _Seen(columns["logp"].cpu(), {name: torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu() for name, p in parameters})
     finally:
         for (_, p), grad in zip(parameters, before):
             p.grad = grad

@@ -8,13 +8,14 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config import CheckSettings, Resolved
+from winnow.config import CheckSettings
 from winnow.console import console, safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.render import Renderer, TokenSequence
 from winnow.recipes import dpo, sft
 from winnow.recipes.planning import memory_line, planned, prepared, with_rate
 from winnow.recipes.training import possible
+from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
 SHOWN_GROUPS = 2

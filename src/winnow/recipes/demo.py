@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from winnow import models, report
-from winnow.config import DemoSettings, DPOSettings, Resolved, SFTSettings, resolve
+from winnow.config import DemoSettings, DPOSettings, SFTSettings
 from winnow.console import Steps, console, safe, say
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
@@ -29,6 +29,7 @@ from winnow.measures import drift
 from winnow.measures.winrate import win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import dpo, sft, world
+from winnow.resolved import Resolved, resolve
 from winnow.sample import Answer, Sampling, sample
 from winnow.train.reference import compute
 

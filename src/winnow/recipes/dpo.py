@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from winnow.config import DPOSettings, Resolved
+from winnow.config import DPOSettings
 from winnow.files import RunFolder
 from winnow.objectives.table import Preference, preference
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
+from winnow.resolved import Resolved
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6
 

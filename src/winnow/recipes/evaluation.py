@@ -12,10 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from winnow import models
-from winnow.config import EvalSettings, Resolved, validated
+from winnow.config import EvalSettings
 from winnow.console import Steps, console, safe, say
 from winnow.data.dataset import Dataset, prepare
 from winnow.data.pack import budget
+from winnow.device import DTYPES, keep_memory
 from winnow.engine import rows
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
@@ -23,6 +24,7 @@ from winnow.measures import heldout
 from winnow.objectives.table import Preference, preference
 from winnow.recipes.engines import engine_for
 from winnow.recipes.rendering import renderer
+from winnow.resolved import Resolved, validated
 from winnow.train.loop import Data
 from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import fingerprint, same_model
@@ -39,6 +41,7 @@ class Evaluation:
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Loss, accuracies with intervals, margins; `report.json` and `rows.jsonl` where a folder was asked for."""
     settings, objective, trained = _with_run_defaults(resolved.settings)
+    keep_memory()
     if settings.out is not None:
         _may_write(settings.out)
     rendered = renderer(settings)
@@ -88,7 +91,7 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
     loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     if trained is not None:
         now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
-        if not same_model(now, then, [next(loaded.model.parameters()).dtype, models.DTYPES[trained["dtype"]]]):
+        if not same_model(now, then, [next(loaded.model.parameters()).dtype, DTYPES[trained["dtype"]]]):
             raise ModelError(f"{name}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
     engine = engine_for(loaded, settings.engine, data.account["tokens"]["longest"], train=False)
     with Steps(label, len(data.groups)) as steps:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from winnow import models
-from winnow.config import ExportSettings, Resolved
+from winnow.config import ExportSettings
 from winnow.console import safe, say
 from winnow.engine import rows
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder
+from winnow.resolved import Resolved
 from winnow.train.start import fingerprint, same_model
 
 

@@ -9,19 +9,22 @@ from typing import Any
 from rich.table import Table
 
 from winnow import models
-from winnow.config import GenerateSettings, Resolved, read_text
+from winnow.config import GenerateSettings
 from winnow.console import console, safe, say
 from winnow.data.jsonl import read_rows
 from winnow.data.records import Message, Text
 from winnow.data.render import Renderer
+from winnow.device import keep_memory
 from winnow.errors import DataError, Problem
 from winnow.files import write_jsonl
+from winnow.resolved import Resolved, read_text
 from winnow.sample import Sampling, sample
 
 
 def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
     """Answers of one model, or of two side by side; one row per prompt."""
     settings = resolved.settings
+    keep_memory()
     prompts = _prompts(settings)
     if settings.out is not None:
         settings.out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,15 +8,16 @@ from typing import Any
 
 from winnow import models
 from winnow.batch import collate
-from winnow.config import Resolved, TrainSettings
+from winnow.config import TrainSettings
 from winnow.data.dataset import Dataset, held_out_alone, prepare, window
-from winnow.data.pack import BUDGET, GPU_BUDGET, budget, cost, most_expensive
+from winnow.data.pack import BUDGET, GPU_BUDGET, budget, largest, most_expensive
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
-from winnow.data.tokens import heavier
 from winnow.data.windows import Windows
+from winnow.device import pick_device, pick_dtype
 from winnow.errors import DataError
 from winnow.recipes.rendering import renderer
+from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 from winnow.train.memory import Memory, available, estimate, remedies
 
@@ -65,9 +66,9 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     elif warmup > steps:
         raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
     if settings.max_tokens is None:
-        default = GPU_BUDGET if models.pick_device(settings.device).type == "cuda" else BUDGET
+        default = GPU_BUDGET if pick_device(settings.device).type == "cuda" else BUDGET
         why = f"default: {default}, or what the largest group needs"
-        resolved = resolved.fill(why, max_tokens=budget(heavier(train_set.groups, default), None, default))
+        resolved = resolved.fill(why, max_tokens=budget(train_set.groups, None, default))
     elif settings.max_tokens == "auto":
         resolved = resolved.fill("auto: what fits the memory", max_tokens=_fitting(settings, train_set))
     settings = resolved.settings
@@ -79,7 +80,7 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
         lr=settings.lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
-        tokens=budget(heavier(train_set.groups, settings.max_tokens), settings.max_tokens),
+        tokens=budget(train_set.groups, settings.max_tokens),
         seed=settings.seed,
         eval_every=settings.eval_every or max(1, steps // 10),
         save_every=settings.save_every,
@@ -95,36 +96,40 @@ ROOM = 0.8  # of the free memory that may be planned for
 
 def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memory:
     """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
-    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens)])
+    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)])
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    return estimate(config, batch, models.pick_dtype(settings.dtype, models.pick_device(settings.device)), settings)
+    return estimate(config, batch, pick_dtype(settings.dtype, pick_device(settings.device)), settings)
 
 
 def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:
     """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
-    memory, free = memory_of(settings, train_set, tokens), available(models.pick_device(settings.device))
+    memory, free = memory_of(settings, train_set, tokens), available(pick_device(settings.device))
     parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "head"))
-    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})"
+    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})" + _reference_line(settings)
     if memory.total <= free:
         return line
-    largest = largest_group(train_set)
-    for words, change in remedies(settings, tokens, largest):
+    for words, change in remedies(settings, tokens, largest(train_set.groups)):
         less = memory_of(settings.model_copy(update=change), train_set, change.get("max_tokens", tokens))
         if less.total <= free:
             return f"{line}; it will not fit: {words} needs {less.total / 2**30:.2f} GiB"
     return f"{line}; it will not fit, and no single change makes it: a smaller model, or --lora and --checkpointing together"
 
 
-def largest_group(train_set: Dataset) -> int:
-    """Distinct tokens of the group that needs most."""
-    first = most_expensive(train_set.groups, 1)
-    return max(cost(train_set.groups[i]) for i in first)
+def _reference_line(settings: TrainSettings) -> str:
+    """What a reference model of its own takes while it is asked."""
+    name = getattr(settings, "reference", None)
+    if name is None:
+        return ""
+    config = models.load_config(name, trust_remote_code=settings.trust_remote_code)
+    dtype = pick_dtype(settings.dtype, pick_device(settings.device))
+    model = models.trained_outline(name, config, dtype, None, settings.trust_remote_code)
+    return f"; while it is asked, the reference model {models.parameter_counts(model)['total'] * dtype.itemsize / 2**20:,.0f} MiB besides"
 
 
 def _fitting(settings: TrainSettings, train_set: Dataset) -> int:
     """The largest budget that fits the memory, not below what the largest group needs."""
-    least = largest_group(train_set)
+    least = largest(train_set.groups)
     tokens = LARGEST
-    while tokens > least and memory_of(settings, train_set, tokens).total > ROOM * available(models.pick_device(settings.device)):
+    while tokens > least and memory_of(settings, train_set, tokens).total > ROOM * available(pick_device(settings.device)):
         tokens //= 2
     return max(tokens, least)

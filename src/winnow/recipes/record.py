@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from winnow.config import Resolved, TrainSettings
+from winnow.config import TrainSettings
 from winnow.console import safe, say
 from winnow.data.dataset import Dataset
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.models import LoadedModel
+from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from winnow import models
-from winnow.config import EvalSettings, TrainSettings, read_text
+from winnow.config import EvalSettings, TrainSettings
 from winnow.data.render import Renderer
 from winnow.errors import DataError
+from winnow.resolved import read_text
 
 
 def renderer(settings: TrainSettings | EvalSettings) -> Renderer:

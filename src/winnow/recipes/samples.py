@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,14 +14,13 @@ from winnow.engine.api import Engine
 from winnow.files import RunFolder, read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.models import LoadedModel
+from winnow.recipes.references import ReferenceModel
 from winnow.sample import Sampling, sample
 from winnow.train.metrics import Row
 from winnow.train.reference import compute
 
 SHOWN = 6  # prompts whose answers stand in the report
 LONGEST = 128  # tokens of an answer
-
-ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,10 @@ def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, ste
     write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
 
 
-def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine) -> Callable[[int], Row]:
+def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine, theirs: Engine) -> Callable[[int], Row]:
     """step -> `kl` to the reference in nats per answer and `length/sampled`, over the policy's answers to `count` prompts.
 
+    engine, theirs: how the policy is computed, and the reference.
     The same random numbers at every step, so that what changes is the policy.
     """
     prompts = asked.prompts[:count]
@@ -85,9 +84,9 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
             return {}
         policy = _scores(engine, loaded, groups)
         with reference() as other:
-            theirs = _scores(engine, other, groups)
+            said = _scores(theirs, other, groups)
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
-        return {"kl": drift.kl(policy, theirs, len(groups)), "length/sampled": sum(lengths) / len(groups)}
+        return {"kl": drift.kl(policy, said, len(groups)), "length/sampled": sum(lengths) / len(groups)}
 
     return measure
 

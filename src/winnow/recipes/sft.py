@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from winnow.config import Resolved, SFTSettings
+from winnow.config import SFTSettings
 from winnow.files import RunFolder
 from winnow.objectives.table import Demonstration
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
+from winnow.resolved import Resolved
 
 RATE, ADAPTER_RATE = 2e-5, 2e-4
 

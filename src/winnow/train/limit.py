@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from winnow.batch import Batch
+from winnow.models import has_experts
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def limit_of(model: Any, device: torch.device) -> Limit | None:
     """
     text = model.config.get_text_config()
     shape: list[Any] = [getattr(text, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers")]
-    experts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
-    if any(experts) or not all(shape) or model.get_output_embeddings() is None:
+    if has_experts(model.config) or not all(shape) or model.get_output_embeddings() is None:
         return None
     heads, hidden, layers = shape
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]

@@ -93,8 +93,8 @@ def fit(
         metrics.write(row | (besides(0) if besides else {}))
     proved = progress.step > 0
     while progress.step < plan.steps:
-        began = time.perf_counter()
         data, items, cursor = next(steps)
+        began = time.perf_counter()
         micro = data.micro_batches(items, plan.tokens)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
         before = None if proved else samples(optimizer)
@@ -124,6 +124,9 @@ def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator
     """For each step the data, the numbers of its groups there, and the cursor after it."""
     while True:
         data = epochs(cursor.epoch)
+        if not data.groups:  # a window of a stream without a usable row
+            cursor = Cursor(cursor.epoch + 1)
+            continue
         for items, after in batches(data.shares, plan.batch_size, plan.seed, cursor):
             yield data, items, after
             if after.epoch != cursor.epoch:

@@ -24,12 +24,15 @@ from torch.utils._pytree import tree_leaves
 from winnow import models
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
+from winnow.device import pick_device
 from winnow.engine import head
 from winnow.engine.tiled import SEGMENTS, bare
+from winnow.layers import enable_checkpointing
 
 # The process takes more than what is alive: holes between blocks, which nothing of the right size fills. An adapter's small tensors
 # among the large ones leave more of them; with checkpointing memory is given back to the system. Measured: docs/benchmarks.md.
 HOLES, HOLES_ADAPTER, HOLES_CHECKPOINTING = 1.4, 1.85, 1.0
+HOLES_GPU = 1.1  # torch's own allocator there; a guess, not measured
 BUFFERS = 2**26  # of the libraries that multiply matrices
 
 
@@ -52,23 +55,23 @@ class Memory:
 def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> Memory:
     """Memory of a training step whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
-    Weights; gradients in float32; moments and, for half precision, master weights; the logits of one part of the batch; and
-    everything else that is alive at the worst moment of the forward and backward pass.
+    Computed segment by segment, as training is unless the model has to be asked in a slower way. Weights; gradients in float32; moments
+    and, for half precision, master weights; the logits of one part of the batch; and everything else that is alive at the worst moment of
+    the forward and backward pass.
     """
-    total, trainable = models.count_from_config(config, parse_lora(settings.lora), settings.trust_remote_code)
-    try:
-        alive, logits = _alive(config, batch, dtype, settings)
-    except RuntimeError:
-        if dtype == torch.bfloat16:
-            raise
-        # the outline of a mixture of experts runs in bfloat16 only; what is alive is in proportion
-        alive, logits = (n * dtype.itemsize // torch.bfloat16.itemsize for n in _alive(config, batch, torch.bfloat16, settings))
+    kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
+    alive, logits = (n * dtype.itemsize // kind.itemsize for n in _alive(config, batch, kind, settings))
+    counts = models.parameter_counts(_outline(config, dtype, settings))
+    wide = max(4, dtype.itemsize)  # bytes of a gradient and of a moment
     moments = 2 if settings.optimizer == "adamw" else 1
-    holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES_ADAPTER if settings.lora else HOLES
+    adapter = counts["trainable"] < counts["total"]
+    holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES_ADAPTER if adapter else HOLES
+    if pick_device(settings.device).type == "cuda":
+        holes = HOLES_GPU
     return Memory(
-        weights=total * dtype.itemsize,
-        gradients=trainable * 4,
-        optimizer=trainable * 4 * (moments + (1 if dtype.itemsize < 4 else 0)),
+        weights=counts["total"] * dtype.itemsize,
+        gradients=counts["trainable"] * wide,
+        optimizer=counts["trainable"] * wide * (moments + (1 if dtype.itemsize < 4 else 0)),
         activations=round(holes * max(0, alive - logits)) + BUFFERS,
         head=logits,
     )
@@ -85,7 +88,7 @@ def remedies(settings: TrainSettings, tokens: int, largest: int) -> Iterator[tup
         smaller //= 2
     if not settings.checkpointing:
         yield "--checkpointing (a third slower)", {"checkpointing": True}
-    if settings.lora is None:
+    if settings.lora is None and not models.is_adapter_folder(settings.model):
         yield "--lora auto (an adapter's moments instead of the model's)", {"lora": "auto"}
     if settings.optimizer == "adamw":
         yield "--optimizer rmsprop (one moment instead of two)", {"optimizer": "rmsprop"}
@@ -106,16 +109,12 @@ def available(device: torch.device) -> int:
 
 def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> tuple[int, int]:
     """Bytes alive at the worst moment of a forward and backward pass, weights and their gradients aside; and those of the logits."""
-    lora = parse_lora(settings.lora)
-    with torch.device("meta"):
-        model = models.outline(config, dtype, settings.trust_remote_code)
-        if lora:
-            model = models.with_lora(model, lora, 0)
+    model = _outline(config, dtype, settings)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
         _put_on_cpu(model)
         layer = head.head_of(bare(model))
         if settings.checkpointing:
-            models.enable_checkpointing(model)
+            enable_checkpointing(model)
         for p in model.parameters():
             if p.requires_grad:
                 p.grad = torch.zeros_like(p)
@@ -126,6 +125,10 @@ def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSetting
     states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
     states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
     return alive.most, min(alive.most, states * len(layer.weight) * max(4, dtype.itemsize))
+
+
+def _outline(config: Any, dtype: torch.dtype, settings: TrainSettings) -> Any:
+    return models.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code)
 
 
 def _put_on_cpu(model: Any) -> None:

@@ -74,6 +74,16 @@ class Optimizer:
                 if master is not p:
                     p.copy_(master)
 
+    def allocate(self) -> None:
+        """All the memory that updates will need: gradients and moments of 0, counted as no step."""
+        for master in self.parameters():
+            master.grad = torch.zeros_like(master)
+        for group in self.inner.param_groups:
+            group["lr"] = 0.0
+        self.inner.step()
+        for slots in self.inner.state.values():
+            slots["step"].zero_()
+
     def forget(self) -> None:
         """Drop all gradients."""
         self.inner.zero_grad(set_to_none=True)

@@ -15,19 +15,21 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.api import Engine
 from winnow.errors import TrainingError
 from winnow.objectives.table import Preference
-from winnow.train.reference import NOISE, Reference
+from winnow.train.optim import Optimizer
+from winnow.train.reference import NOISE, Reference, only_noise
 
 # Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
-def rehearse(model: Any, batch: Batch, engine: Engine) -> None:
-    """Forward and backward pass of the most expensive micro-batch, for nothing: where memory runs out, it runs out now.
-
-    Leaves gradients of 0. Raises TrainingError naming the batch's rows.
+def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer) -> None:
+    """Forward and backward pass of the most expensive micro-batch beside gradients and moments, for nothing: where memory runs out,
+    it runs out now. Raises TrainingError naming the batch's rows.
     """
     try:
-        engine.backward(model, batch, lambda logp_N, part: torch.zeros_like(logp_N))
+        optimizer.allocate()
+        engine.backward(model, batch, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+        optimizer.forget()
     except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU without memory
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
             raise
@@ -67,14 +69,14 @@ def check_identity(model: Any, batch: Batch, *, objective: Preference, reference
         raise TrainingError("a log-prob is positive: the model's logits are not normalised", remedy="report this model: the engine does not fit it")
     noise = float((logp_N - reference_N).abs().max())
     expected = objective.at_start()
-    allowed = NOISE[next(model.parameters()).dtype]
-    if noise > allowed or not math.isclose(loss, expected, rel_tol=max(1e-3, allowed)):
+    dtype = next(model.parameters()).dtype
+    if not only_noise(logp_N, reference_N, dtype) or not math.isclose(loss, expected, rel_tol=max(1e-3, NOISE[dtype] / 10)):
         raise TrainingError(
-            f"policy and reference differ before the first step: largest log-prob difference {noise:.3g} nats (allowed {allowed:g}), "
+            f"policy and reference differ before the first step: largest log-prob difference {noise:.3g} nats (allowed {NOISE[dtype]:g}, in the mean a tenth), "
             f"loss {loss:.6f} (expected {expected:.6f} for {objective.name})\n  likely causes, first the likeliest:\n"
             "  1. the model is random in its forward pass (a dropout or noise layer that ignores eval mode)\n"
             "  2. the numbers depend on the batch (low precision, a kernel that mixes rows, a mixture of experts with capacity limits)\n"
             "  3. the reference store was copied from another machine or library version",
-            remedy="try --dtype float32; delete the run's reference/ folder",
+            remedy="try --dtype float32; delete the reference folder of the cache, $WINNOW_CACHE/reference or ~/.cache/winnow/reference",
         )
     return {"noise": noise, "loss": loss, "expected": expected}

@@ -1,0 +1,78 @@
+"""The model whose log-probs are a training's reference, and what it says about each data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from winnow import models
+from winnow.config import TrainSettings
+from winnow.console import Steps, safe, say
+from winnow.data.dataset import Dataset
+from winnow.engine import rows
+from winnow.engine.api import Engine
+from winnow.files import cache_folder, make_writable
+from winnow.models import LoadedModel
+from winnow.train import reference
+from winnow.train.reference import Frozen, Reference
+from winnow.train.start import fingerprint
+
+ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
+
+
+def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *, later: bool) -> ReferenceModel:
+    """The reference model, in memory while it is asked for: the one `named`, else the policy as it is now.
+
+    later: the policy is wanted as it is now after it was trained, too; its trainable weights are kept for that.
+    """
+    frozen = Frozen(loaded.model) if later and named is None else None
+
+    @contextmanager
+    def opened() -> Iterator[LoadedModel]:
+        if named is not None:
+            yield models.load(named, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+        elif frozen is None:
+            yield loaded
+        else:
+            with frozen.inside(loaded.model):
+                yield loaded
+
+    return opened
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a reference model is asked: the engine proved on it, tokens per micro-batch; and the hash of what its numbers come from."""
+
+    engine: Engine
+    tokens: int
+    source: str
+
+    def identity(self, source: LoadedModel, one: Dataset) -> str:
+        """What the reference log-probs of a data set are stored under."""
+        return reference.identity(self.source, one.groups, source.dtype, self.engine)
+
+    def score(self, source: LoadedModel, one: Dataset) -> Reference:
+        """The reference log-probs of a data set: read where any run has stored them (a few are computed again and compared), else computed."""
+        store, name = cache_folder("reference"), self.identity(source, one)
+        kept = reference.stored(store, name, one.groups)
+        if kept is not None:
+            noise = reference.spot_check(self.engine, source.model, one.groups, kept, self.tokens, source.device)
+            where = safe(reference.file_of(store, name))
+            say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")
+            return kept
+        make_writable(store, "export WINNOW_CACHE=a folder with room")  # known before hours of work, not after
+        with Steps("reference", len(one.groups)) as steps:
+            value = reference.compute(self.engine, source.model, one.groups, self.tokens, source.device, steps.advance)
+        kept = Reference(name, value, reference.offsets(one.groups))
+        reference.store(store, kept)
+        say(f"reference: {len(kept.value):,} log-probs, kept for other runs in {safe(reference.file_of(store, name))}")
+        return kept
+
+
+def described(name: str, source: LoadedModel, identity: str, vocabulary: int) -> dict[str, Any]:
+    """What a run folder tells of its reference, so that an evaluation can know it again. vocabulary: tokens of the policy's tokenizer."""
+    says = fingerprint(rows, source.model, vocabulary).tolist()
+    return {"model": name, "identity": identity, "dtype": str(source.dtype).removeprefix("torch."), "vocabulary": vocabulary, "says": says}

@@ -1,0 +1,150 @@
+"""Settings from where they are given: default, preset, YAML file, command line or call; later wins, and each value's origin is kept.
+
+Unknown names are errors that name the nearest one; TRL's names are told which of ours they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from winnow.config import Settings, TrainSettings
+from winnow.errors import SettingsError
+from winnow.trl import advice
+
+# What people trust. The part under "lora" replaces values when an adapter is trained.
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2305.18290, appendix B
+    "paper": {"optimizer": "rmsprop", "lr": 1e-6, "batch_size": 64, "beta": 0.1, "schedule": "constant", "warmup": 150, "clip": 10.0, "epochs": 1.0},
+    # Zephyr-7B-beta's recipe; its QLoRA variant for adapters
+    "zephyr": {"beta": 0.01, "lr": 5e-7, "schedule": "cosine", "warmup": 0.1, "batch_size": 128, "max_length": 1024, "epochs": 1.0, "lora": {"lr": 5e-6}},
+    # Tulu 3, arXiv 2411.15124
+    "tulu3": {"objective": "dpo_norm", "beta": 5.0, "lr": 5e-7, "schedule": "linear", "warmup": 0.1, "batch_size": 128, "max_length": 2048, "epochs": 1.0},
+    # the founding tutorial: adapter on q and v
+    "seed": {"lora": "r=8,alpha=16,targets=q_proj+v_proj", "beta": 0.1, "lr": 5e-7, "batch_size": 4, "clip": 1.0, "epochs": 3.0},
+}
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[S]):
+    """Settings and, for each name, where its value came from."""
+
+    settings: S
+    origins: Mapping[str, str]
+
+    def fill(self, origin: str, **values: Any) -> Resolved[S]:
+        """The same with `values` put in, their origin noted: for defaults known only later (an objective's beta)."""
+        names = self.settings.model_dump(by_alias=True)
+        settings = validated(type(self.settings), {**names, **values})
+        return Resolved(settings, {**self.origins, **dict.fromkeys(values, origin)})
+
+    def yaml(self) -> str:
+        """The settings as a YAML file that can be given to --config again, each value's origin behind it."""
+        lines = []
+        for name, value in self.settings.model_dump(by_alias=True, mode="json").items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+            lines.append(f"{name}: {text}  # {self.origins[name]}")
+        return "\n".join(lines) + "\n"
+
+
+def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = None, origin: str = "command line") -> Resolved[S]:
+    """Merge default < preset < file < overrides into settings. Raises SettingsError."""
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if file is not None:
+        layers.append((str(file), _read(file)))
+    layers.append((origin, overrides))
+    for source, values in layers:
+        for name, value in values.items():
+            _known(kind, name, value, source)
+    merged = {name: value for _, values in layers for name, value in values.items()}
+    if merged.get("preset") is not None:
+        layers.insert(0, (f"preset {merged['preset']}", _preset(kind, str(merged["preset"]), merged)))
+    final: dict[str, Any] = {}
+    origins = {field.alias or name: "default" for name, field in kind.model_fields.items()}
+    for source, values in layers:
+        final.update(values)
+        origins.update(dict.fromkeys(values, source))
+        for one, other in (("epochs", "steps"), ("steps", "epochs")):  # a later layer's amount replaces an earlier one's
+            if values.get(one) is not None and other not in values and final.get(other) is not None:
+                del final[other]
+                origins[other] = "default"
+    settings = validated(kind, final)
+    if isinstance(settings, TrainSettings) and settings.steps and settings.warmup > settings.steps and not origins["warmup"].startswith("preset"):
+        raise SettingsError(f"warmup {settings.warmup:g} is more than the {settings.steps} steps")
+    return Resolved(settings, origins)
+
+
+def validated(kind: type[S], values: Mapping[str, Any]) -> S:
+    """`kind(**values)` with pydantic's complaints told in our form."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"]) or "settings"
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+            lines.append(f"{name}: {message}{got}")
+        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(lines)) from None
+
+
+def unknown(kind: type[Settings], name: str) -> str:
+    """What to say about a name that is no setting: TRL's names are translated, others get the nearest of ours."""
+    theirs = advice(name)
+    if theirs is not None:
+        return theirs
+    names = [field.alias or ours for ours, field in kind.model_fields.items()]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"unknown setting {name!r}" + (f": did you mean {near[0]}?" if near else f"; known: {', '.join(names)}")
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of a file a setting names. Raises SettingsError."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{file}: {what} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: {what} is not UTF-8: byte {error.start}") from error
+
+
+def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:
+    names = {field.alias or ours for ours, field in kind.model_fields.items()}
+    if name not in names:
+        raise SettingsError(f"{source}: {unknown(kind, name)}")
+    if name == "trust_remote_code" and value is not False and source not in ("command line", "argument"):
+        raise SettingsError(
+            f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line"
+        )
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(read_text(file, "the settings file")) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{file}: expected `name: value` lines, got {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise SettingsError(f"{file}: the name {name!r} is no text", remedy="YAML reads on, yes and bare numbers as values: put the name in quotes")
+    return values
+
+
+def _preset(kind: type[Settings], name: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    if name not in PRESETS:
+        raise SettingsError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
+    values = dict(PRESETS[name])
+    if isinstance(values.get("lora"), dict):
+        overlay = values.pop("lora")
+        if given.get("lora"):
+            values.update(overlay)
+    return values
