@@ -33,7 +33,7 @@ def draw(figures: list[dict]) -> Figure:
     axes.set_yticks(range(len(figures)), [f["workload"] for f in figures])
     axes.invert_yaxis()
     axes.set_xlabel("comparisons trained on per second")
-    axes.set_xlim(0, 1.45 * max(f["pairs_per_second"]["winnow"] for f in figures))
+    axes.set_xlim(0, 1.8 * max(f["pairs_per_second"]["winnow"] for f in figures))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     return figure
