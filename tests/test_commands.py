@@ -95,12 +95,19 @@ def test_a_wrong_word_is_answered(world, tmp_path, call, words, told):
 
 def test_a_missing_setting_and_no_words_at_all(call):
     code, _, error = call("dpo", "--model", "M", "--data", "d.jsonl")
-    assert (code, "out: Field required" in error) == (2, True)
+    assert (code, "out: is needed" in error) == (2, True)
     assert call("dpo")[0] == 2
     assert call("nonsense")[0] == 2
 
 
 # ---------------------------------------------------------------- settings through the command line
+
+
+def test_a_small_set_is_one_step_an_epoch_where_no_batch_was_asked_for(world, call):
+    code, said, _ = call("check", "--model", world / "model", "--data", world / "other.jsonl")
+    assert (code, "1 steps of 6 groups" in said) == (0, True)
+    code, _, error = call("check", "--model", world / "model", "--data", world / "other.jsonl", "--batch-size", 7)
+    assert (code, "fewer than batch_size 7" in error) == (2, True)
 
 
 def test_file_then_words_with_their_origins(world, tmp_path, call):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -17,6 +18,7 @@ from winnow.config import Lora
 from winnow.engine import rows as engine
 from winnow.errors import ModelError
 from winnow.layers import enable_checkpointing
+from winnow.recipes.engines import engine_for
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +218,18 @@ def test_a_run_folder_stands_for_its_model(folder, tmp_path):
     assert models.locate(str(run.root)) == str(run.model)
     assert models.locate(str(folder)) == str(folder)
     assert models.weights_hash(load(run.root).model) == models.weights_hash(load(run.model).model)
+
+
+def test_saved_files_can_be_read_by_whom_the_umask_lets(folder, tmp_path):
+    loaded = load(folder)
+    before = os.umask(0o022)
+    try:
+        models.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {"0o644"}
+
+
+def test_flash_kernels_are_refused_on_a_cpu(folder):
+    with pytest.raises(ModelError, match="need a GPU"):
+        engine_for(load(folder), "varlen", 60, train=True)

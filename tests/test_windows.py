@@ -14,7 +14,7 @@ from winnow.config import DPOSettings
 from winnow.data import sources
 from winnow.data.windows import Windows
 from winnow.errors import DataError, SettingsError
-from winnow.files import RunFolder
+from winnow.files import RunFolder, read_json
 from winnow.resolved import resolve
 from winnow.train import loop
 
@@ -110,7 +110,8 @@ def same(one, other):
 def test_a_window_that_holds_all_rows_is_the_whole_data_set(tmp_path, recipe):
     world = runs.world(tmp_path)
     whole, streamed = recipe(world, tmp_path / "whole", steps=8), recipe(world, tmp_path / "streamed", steps=8, stream=24)
-    same(kept(whole), kept(streamed))
+    rows, weights = kept(streamed)
+    same(kept(whole), ([{"epoch" if name == "window" else name: value for name, value in row.items()} for row in rows], weights))
 
 
 def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(tmp_path, monkeypatch, capsys):
@@ -125,10 +126,10 @@ def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(t
     monkeypatch.setattr(loop, "take_step", watched)
     run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7, lr=1e-2)
     said = capsys.readouterr().out
-    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == ["window 1", "window 2", "window 3"]
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == ["window 2", "window 3", "window 4"]
     assert [sorted(chain(*drawn[a:b])) for a, b in ((0, 2), (2, 4), (4, 5), (5, 7))] == [[*range(1, 11)], [*range(11, 21)], [*range(21, 25)], [*range(1, 11)]]
     rows = runs.numbers(run)
-    assert [row["epoch"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
+    assert [row["window"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
     assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # ln 2: policy and reference are one
     assert abs(rows[2]["loss"] - 0.693147) > 1e-4  # the second window's reference is not the policy of now
     named = runs.dpo(world, tmp_path / "named", stream=10, batch_size=5, steps=7, lr=1e-2, reference=str(world / "model"))
@@ -141,8 +142,29 @@ def test_a_window_without_a_usable_row_is_passed_over(tmp_path, capsys):
     rows[10:20] = [{"prompt": "a", "chosen": "b"}] * 10
     tiny.write(world / "train.jsonl", rows)
     run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=6, on_bad_row="skip")
-    assert "window 1 passed over:" in capsys.readouterr().out
-    assert [row["epoch"] for row in runs.numbers(run) if "loss" in row] == [0.5, 1, 3, 3.5, 4, 6]
+    assert "window 2 passed over:" in capsys.readouterr().out
+    assert [row["window"] for row in runs.numbers(run) if "loss" in row] == [0.5, 1, 3, 3.5, 4, 6]
+    windows = read_json(run.root / "data.json")["windows"]
+    assert [(row["window"], row["read"], row["used"], row["dropped"]) for row in windows] == [
+        (1, 10, 10, {}),
+        (2, 10, 0, {"bad row": 10}),
+        (3, 4, 4, {}),
+        (4, 10, 10, {}),
+        (5, 10, 0, {"bad row": 10}),
+        (6, 4, 4, {}),
+    ]
+    assert "In 6 windows" in run.report_html.read_text()
+
+
+def test_a_large_group_in_a_later_window_is_told(tmp_path, capsys):
+    world = runs.world(tmp_path)
+    rows = tiny.pairs(24)
+    rows[15]["chosen"] = "a long answer " * 15
+    tiny.write(world / "train.jsonl", rows)
+    runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=5, max_tokens=200)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "window 2: its largest group needs" in said
+    assert "window 3: its largest group" not in said
 
 
 def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):
@@ -150,7 +172,14 @@ def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):
     rows = tiny.pairs(24)
     rows[17] = {"prompt": "a", "chosen": "b"}
     tiny.write(world / "train.jsonl", rows)
-    with pytest.raises(DataError, match=r"rows that cannot be used: 1"):
+    whole = runs.dpo(world, tmp_path / "whole", data=[str(tiny.write(tmp_path / "good.jsonl", tiny.pairs(24)))], stream=10, batch_size=5, steps=7)
+    with pytest.raises(DataError, match=r"rows that cannot be used: 1") as caught:
         runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7)
+    assert "mend the data and give the same command again" in caught.value.remedy
+    assert (tmp_path / "run" / "checkpoints" / "step_2").exists()  # saved before the window was asked for
+    tiny.write(world / "train.jsonl", tiny.pairs(24))
+    mended = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7)
+    same(kept(whole), kept(mended))
+    tiny.write(world / "train.jsonl", rows)
     run = runs.dpo(world, tmp_path / "lenient", stream=10, batch_size=5, steps=7, on_bad_row="skip")
     assert run.finished

@@ -35,7 +35,7 @@ class ModelSettings(Settings):
 
     model: str = setting(..., "a transformers folder, a hub name, or a run folder (then its model/)", "model")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
-        "auto", "of the weights; auto: float32 on CPU, bfloat16 with float32 master weights on GPU", "model"
+        "auto", "of the weights; auto: float32 on CPU, bfloat16 with float32 master weights on GPU (bfloat16 is trained on a GPU only)", "model"
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", "model")
     trust_remote_code: bool = setting(False, "run code that comes with the model (only from the command line)", "model")

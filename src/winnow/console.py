@@ -21,7 +21,12 @@ def safe(foreign: object, limit: int = 2000) -> str:
     """Foreign text (rows, answers, names of files) for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
     text = str(foreign)
     shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
-    return escape(_CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", shown))
+    return escape(visible(shown))
+
+
+def visible(foreign: str) -> str:
+    """Foreign text with its control characters (ANSI, bidi) spelled out."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", foreign)
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ A message says what, where, got, expected, remedy: the reader should not have to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,4 +85,9 @@ class DataError(WinnowError):
 
 
 class NothingLeft(DataError):
-    """All rows were left out, each for a reason that was counted."""
+    """All rows were left out; `dropped` counts them by reason."""
+
+    def __init__(self, what: str, dropped: Mapping[str, int], *, remedy: str) -> None:
+        counted = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+        super().__init__(f"{what} ({counted})" if counted else what, remedy=remedy)
+        self.dropped = {reason: count for reason, count in dropped.items() if count}

@@ -48,8 +48,10 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        readable = 0o666 & ~_umask()
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(readable)  # safetensors leaves its files to their owner alone
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         sync_folder(temporary)
@@ -63,6 +65,13 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What this process takes away from new files; asking means setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -167,7 +167,10 @@ def _data(root: Path, *, needed: bool) -> dict[str, Any] | None:
         return None
     if not path.exists():
         raise RunError(f"{path}: missing, though the run has metrics", remedy=DAMAGED)
-    data = {"eval": {}} | _object(path, {"train": dict}, {"eval": dict})
+    data = {"eval": {}} | _object(path, {"train": dict}, {"eval": dict, "windows": list})
+    for row in data.get("windows", []):
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), int) for name in ("read", "used")):
+            raise RunError(f"{path}: windows: got {row!r}, expected what became of a window's rows", remedy=DAMAGED)
     for side in (data["train"], *data["eval"].values()):
         if not isinstance(side, dict):
             raise RunError(f"{path}: eval: got {type(side).__name__}, expected an account of each set", remedy=DAMAGED)

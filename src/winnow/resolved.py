@@ -87,13 +87,13 @@ def validated(kind: type[S], values: Mapping[str, Any]) -> S:
     try:
         return kind(**values)
     except ValidationError as error:
-        lines = []
+        lines: dict[str, str] = {}
         for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"]) or "settings"
-            message = item["msg"].removeprefix("Value error, ")
+            name = str(item["loc"][0]) + ": " if item["loc"] else ""
+            message = "is needed" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
             got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-            lines.append(f"{name}: {message}{got}")
-        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(lines)) from None
+            lines[name or message] = f"{lines[name].removesuffix(got)}, or: {message}{got}" if name in lines else f"{name}{message}{got}"
+        raise SettingsError("settings cannot be used:\n  " + "\n  ".join(lines.values())) from None
 
 
 def unknown(kind: type[Settings], name: str) -> str:

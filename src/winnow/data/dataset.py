@@ -122,6 +122,7 @@ def _cleaned(loaded: sources.Loaded, settings: DataSettings, kind: Kind) -> _Par
             if bare and not any(text.comparisons for text in texts):
                 raise NothingLeft(
                     f"{loaded.name}: layout {loaded.layout} has no comparisons to learn from",
+                    {**dropped, "no comparison": dropped["no comparison"] + len(bare)},
                     remedy="preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft",
                 )
             texts = [text for text in texts if text.comparisons]
@@ -139,8 +140,8 @@ def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, 
         texts = [text for part in parts for text in part.texts]
         name = said(texts)
     if not groups:
-        gone = ", ".join(f"{count:,} {reason}" for part in parts for reason, count in part.dropped.items())
-        raise NothingLeft(f"{', '.join(part.loaded.name for part in parts)}: no row is left to use ({gone})", remedy="winnow check shows what became of each")
+        names = ", ".join(part.loaded.name for part in parts)
+        raise NothingLeft(f"{names}: no row is left to use", _dropped(parts), remedy="winnow check shows what became of each")
     account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
     findings = doctor.examine(texts, groups, list(elsewhere))
@@ -168,11 +169,15 @@ def stop_on_errors(*datasets: Dataset) -> None:
         raise DataError("the data should not be trained on", [Problem(f.rows[0] if f.rows else "data", f.code, f.message, f.remedy) for f in errors])
 
 
-def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any]:
+def _dropped(parts: Sequence[_Part]) -> dict[str, int]:
     dropped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
+    return dropped
+
+
+def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any]:
     c = groups.columns
     return {
         "sources": [
@@ -188,7 +193,7 @@ def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any
             for p in parts
         ],
         "read": sum(part.loaded.counts["rows"] for part in parts),
-        "dropped": dropped,
+        "dropped": _dropped(parts),
         "used": len(groups),
         "identical": sum(part.identical for part in parts),
         "decided": int((c["probability"] != 0.5).sum()),

@@ -278,6 +278,8 @@ def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem
     ended = error.doc.rstrip()
     if piece.last and (error.pos >= len(ended) or not ended.endswith("}")):
         return Problem(f"{name}:{line}:{column}", "", "the last line is cut off: the file ends inside a row", "fetch or write the file again")
+    if error.msg.startswith("Invalid control character"):  # as the reader puts a line that ends inside a string
+        return Problem(f"{name}:{line}:{column}", "", "not JSON: a text ends with the line, without its closing quote, or holds a bare control character")
     return Problem(f"{name}:{line}:{column}", "", f"not JSON: {error.msg}")
 
 

@@ -64,7 +64,7 @@ def budget(groups: Sequence[RenderedGroup], asked: int | None, default: int = BU
     if not needs:
         return asked
     rows = [Problem(groups[i].where, "", f"needs {tokens:,} tokens in one micro-batch, max_tokens is {asked:,}") for i, tokens in needs.items()]
-    raise DataError(f"{len(needs):,} groups are larger than a micro-batch", rows, remedy=f"--max-tokens {max(needs.values())}, or a smaller --max-length")
+    raise DataError(f"groups that are larger than a micro-batch: {len(needs):,}", rows, remedy=f"--max-tokens {max(needs.values())}, or a smaller --max-length")
 
 
 def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1) -> list[list[int]]:

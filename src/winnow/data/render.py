@@ -164,6 +164,8 @@ class Renderer:
         if not full.startswith(head):
             return "the chat template writes the prompt differently when an answer follows -> use a template whose generation prompt is a prefix"
         start, moved = self._boundary(head, prompt_ids, full, ids, chat)
+        if start == 0 and prompt_ids:
+            return "the first token holds prompt and answer, so nothing predicts it -> end the prompt with a line break, or take a tokenizer that writes BOS"
         if start == 0:
             return "the prompt has no tokens, so nothing predicts the answer's first one -> give a prompt, or a tokenizer that writes BOS"
         end = self.end_id(chat)

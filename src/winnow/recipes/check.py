@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from winnow.config import CheckSettings
-from winnow.console import console, safe, say
+from winnow.console import console, safe, say, visible
 from winnow.data.dataset import Dataset
 from winnow.data.render import Renderer, TokenSequence
+from winnow.data.stream import epoch_size
 from winnow.recipes import dpo, sft
 from winnow.recipes.planning import memory_line, planned, prepared, with_rate
 from winnow.recipes.training import possible
@@ -19,6 +21,7 @@ from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
 SHOWN_GROUPS = 2
+HIDDEN = "dim"  # style of what stands for tokens there is no room for
 SHOWN_TOKENS = 160
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -76,23 +79,31 @@ def _say_account(name: str, one: Dataset) -> None:
 
 def _lint(renderer: Renderer, sequence: TokenSequence) -> Text:
     """The sequence as decoded tokens: prompt, scored tokens and end token told apart by colour."""
+    ids, half = sequence.ids, SHOWN_TOKENS // 2
+    ends = len(ids) - 1 if not sequence.cut else len(ids)
+
+    def style(i: int) -> str:
+        if half <= i < len(ids) - half:
+            return HIDDEN
+        return "reverse bold green" if i == ends else "green" if i >= sequence.start else "bright_black"
+
     shown = Text()
-    for i, token in enumerate(sequence.ids):
-        if SHOWN_TOKENS // 2 <= i < len(sequence.ids) - SHOWN_TOKENS // 2:
-            if i == SHOWN_TOKENS // 2:
-                shown.append(f" ... {len(sequence.ids) - SHOWN_TOKENS:,} tokens ... ", style="dim")
+    for kind, several in groupby(range(len(ids)), style):
+        run = list(several)
+        if kind == HIDDEN:
+            shown.append(f" ... {len(run):,} tokens ... ", style=HIDDEN)
             continue
-        last = i == len(sequence.ids) - 1 and not sequence.cut
-        piece = renderer.tokenizer.decode([token]).replace("\n", "\\n").replace("\x1b", "\\x1b")
-        style = "reverse bold green" if last else "green" if i >= sequence.start else "bright_black"
-        shown.append(piece, style=style)
-        shown.append("|" if i + 1 == sequence.start else "", style="bold red")
+        text = renderer.tokenizer.decode(ids[run[0] : run[-1] + 1], clean_up_tokenization_spaces=False)  # together: a letter may take several
+        shown.append(visible(text).replace("\n", "\\n"), style=kind)
+        shown.append("|" if run[-1] + 1 == sequence.start else "", style="bold red")
     return shown
 
 
 def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
     account = train_set.account
     per_step = account["comparisons"] / len(train_set.groups) * plan.batch_size
-    say(f"plan: {plan.steps:,} steps of {plan.batch_size} groups, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
+    rest = epoch_size(train_set.shares) % plan.batch_size if settings.stream is None else 0
+    last = f" (the last of an epoch of {rest})" if rest else ""
+    say(f"plan: {plan.steps:,} steps of {plan.batch_size} groups{last}, {per_step:,.1f} comparisons per step, {plan.tokens:,} tokens per micro-batch")
     say(f"rate: {plan.schedule} from {plan.lr:g} after {plan.warmup} steps of warm-up")
     say(memory_line(settings, train_set, plan.tokens))

@@ -6,6 +6,8 @@ from winnow.console import safe, say
 from winnow.engine import rows
 from winnow.engine.api import Engine
 from winnow.engine.probe import LADDER, choose, prove
+from winnow.engine.tiled import VARLEN
+from winnow.errors import ModelError
 from winnow.models import LoadedModel
 
 ENGINES: dict[str, Engine] = {engine.NAME: engine for engine in (*LADDER, rows)}
@@ -14,6 +16,8 @@ ENGINES: dict[str, Engine] = {engine.NAME: engine for engine in (*LADDER, rows)}
 def engine_for(loaded: LoadedModel, asked: str, longest: int, *, train: bool) -> Engine:
     """The engine for this model and sequences of up to `longest` tokens; train: its gradients too. Raises ModelError where the one asked for is wrong."""
     vocabulary = len(loaded.tokenizer)
+    if asked == VARLEN.NAME and loaded.device.type != "cuda":
+        raise ModelError(f"engine {asked} is made of flash kernels, which need a GPU", remedy="--engine auto")
     if asked != "auto":
         prove(ENGINES[asked], loaded.model, vocabulary, longest, train=train)
         return ENGINES[asked]

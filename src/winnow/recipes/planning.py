@@ -15,7 +15,9 @@ from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.windows import Windows
 from winnow.device import pick_device, pick_dtype
+from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError
+from winnow.recipes.engines import ENGINES
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
@@ -46,6 +48,9 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     """Settings that depend on the data, filled in with their origin, and the plan in steps."""
     settings: TrainSettings = resolved.settings
     size = epoch_size(train_set.shares)
+    if size < settings.batch_size and resolved.origins["batch_size"] == "default":
+        resolved = resolved.fill(f"default: {settings.batch_size}, or all there is", batch_size=size)
+        settings = resolved.settings
     if size < settings.batch_size:
         what = "an epoch" if settings.stream is None else "the stream's first window"
         raise DataError(
@@ -86,6 +91,7 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
         save_every=settings.save_every,
         keep=settings.keep,
         save_best=settings.save_best,
+        passes="epoch" if settings.stream is None else "window",
     )
     return resolved, plan
 
@@ -98,7 +104,8 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
     """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
     batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)])
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    return estimate(config, batch, pick_dtype(settings.dtype, pick_device(settings.device)), settings)
+    engine = ENGINES.get(settings.engine, SEGMENTS)  # auto: as a rule
+    return estimate(config, batch, pick_dtype(settings.dtype, pick_device(settings.device)), settings, SEGMENTS if engine is VARLEN else engine)
 
 
 def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:

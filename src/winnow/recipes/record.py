@@ -12,7 +12,8 @@ import torch
 from winnow.config import TrainSettings
 from winnow.console import safe, say
 from winnow.data.dataset import Dataset
-from winnow.errors import RunError
+from winnow.data.pack import largest
+from winnow.errors import NothingLeft, RunError
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.models import LoadedModel
 from winnow.resolved import Resolved
@@ -87,12 +88,31 @@ def _device() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def say_window(number: int, one: Dataset) -> None:
-    """What became of a stream's next window, and the data's warnings."""
+def window(run: RunFolder, number: int, one: Dataset, tokens: int) -> None:
+    """Say what became of a stream's window (from 0 on), with the data's warnings, and add it to data.json. tokens: of a micro-batch."""
     account = one.account
+    row = {name: account[name] for name in ("read", "dropped", "identical", "used", "comparisons")}
+    _add_window(run, number, row)
+    if number == 0:  # told with the model and the plan
+        return
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
-    say(f"window {number}: {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons")
+    say(f"window {number + 1}: {account['read']:,} rows read, dropped: {dropped}; {account['used']:,} groups, {account['comparisons']:,} comparisons")
+    needs = largest(one.groups)
+    if needs > tokens:
+        say(f"[yellow]window {number + 1}:[/] its largest group needs {needs:,} tokens, micro-batches have {tokens:,}: it goes alone, and takes more memory")
     _say_warnings(one)
+
+
+def empty_window(run: RunFolder, number: int, error: NothingLeft) -> None:
+    """The same of a window without a usable row."""
+    say(f"[yellow]window {number + 1} passed over:[/] {safe(error.what)}")
+    _add_window(run, number, {"read": sum(error.dropped.values()), "dropped": error.dropped, "identical": 0, "used": 0, "comparisons": 0})
+
+
+def _add_window(run: RunFolder, number: int, row: dict[str, Any]) -> None:
+    data = read_json(run.root / "data.json")
+    before = [one for one in data.get("windows", []) if one["window"] <= number]  # a run that was resumed comes by again
+    write_json(run.root / "data.json", {**data, "windows": [*before, {"window": number + 1, **row}]})
 
 
 def say_head(
@@ -104,7 +124,8 @@ def say_head(
     dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
     kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
     say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
-    say(f"data:  {account['read']:,} rows read, dropped: {dropped}; {kept}")
+    first = "" if settings.stream is None else "the first window: "
+    say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
     say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")

@@ -13,7 +13,7 @@ from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset
 from winnow.engine import rows
 from winnow.engine.api import Engine
-from winnow.files import cache_folder, make_writable
+from winnow.files import cache_folder
 from winnow.models import LoadedModel
 from winnow.train import reference
 from winnow.train.reference import Frozen, Reference
@@ -63,7 +63,6 @@ class Scorer:
             where = safe(reference.file_of(store, name))
             say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")
             return kept
-        make_writable(store, "export WINNOW_CACHE=a folder with room")  # known before hours of work, not after
         with Steps("reference", len(one.groups)) as steps:
             value = reference.compute(self.engine, source.model, one.groups, self.tokens, source.device, steps.advance)
         kept = Reference(name, value, reference.offsets(one.groups))

@@ -18,8 +18,8 @@ from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, VARLEN
-from winnow.errors import ModelError, NothingLeft, RunError
-from winnow.files import RunFolder, read_json, sha256_json
+from winnow.errors import DataError, ModelError, NothingLeft, RunError
+from winnow.files import RunFolder, cache_folder, make_writable, read_json, sha256_json
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
 from winnow.objectives.table import Objective, Preference
@@ -86,6 +86,10 @@ def train(
             resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
         resolved, plan = planned(resolved, train_set)
         require(settings.trackers)
+        if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
+            raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
+        if objective.reference:
+            make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
         possible(settings, renderer, reference_model)
         if begun:
             record.same_data(run, train_set)
@@ -98,9 +102,7 @@ def train(
 
 def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
     """Raises ModelError for what model, adapter, device and reference will not do, without loading a weight."""
-    device = pick_device(settings.device)
-    if settings.dtype == "bfloat16" and device.type == "cpu":
-        raise ModelError("bfloat16 on a CPU is emulated and slower than float32", remedy="--dtype float32")
+    pick_device(settings.device)
     lora = parse_lora(settings.lora)
     if lora is not None:
         models.refuse_second_adapter(settings.model)
@@ -176,7 +178,7 @@ def _engine(job: Job, loaded: LoadedModel) -> Engine:
     if job.settings.compile:
         compile_layers(loaded.model)
     engine = engine_for(loaded, job.settings.engine, job.longest, train=True)
-    if engine not in (SEGMENTS, VARLEN):
+    if job.settings.engine == "auto" and engine not in (SEGMENTS, VARLEN):
         say(f"memory: engine {engine.NAME} holds more than was told above, which is for {SEGMENTS.NAME}")
     if job.settings.checkpointing:
         enable_checkpointing(loaded.model)
@@ -225,15 +227,21 @@ def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer 
     """The training data by number of the epoch: always the same, or of a stream the next window, scored when it comes."""
 
     def epoch(number: int) -> Data:
-        if job.settings.stream is None or number == 0:
+        if job.settings.stream is None:
+            return first
+        if number == 0:
+            record.window(job.run, number, job.train_set, job.plan.tokens)
             return first
         try:
             one = job.epochs(number)
+            stop_on_errors(one)
         except NothingLeft as empty:
-            say(f"[yellow]window {number} passed over:[/] {safe(empty)}")
+            record.empty_window(job.run, number, empty)
             return Data([], [], None)
-        stop_on_errors(one)
-        record.say_window(number, one)
+        except DataError as error:
+            remedy = f"{error.remedy + '; ' if error.remedy else ''}mend the data and give the same command again: it goes on from here"
+            raise DataError(error.what, remedy=remedy) from error
+        record.window(job.run, number, one, job.plan.tokens)
         if scorer is None:
             return Data(one.groups, one.shares, None)
         with source_model() as source:

@@ -15,7 +15,7 @@ from winnow.data.pack import pack, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.stream import Cursor, Share, batches, epoch_size
 from winnow.engine.api import Engine
-from winnow.errors import TrainingError
+from winnow.errors import DataError, TrainingError
 from winnow.files import RunFolder
 from winnow.objectives.table import Objective
 from winnow.train import checkpoint
@@ -42,6 +42,7 @@ class Plan:
     save_every: int
     keep: int
     save_best: bool
+    passes: str  # "epoch", or "window" where the data is a stream
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,16 @@ def fit(
         row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
         metrics.write(row | (besides(0) if besides else {}))
     proved = progress.step > 0
+
+    def save() -> None:
+        checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity))
+
     while progress.step < plan.steps:
-        data, items, cursor = next(steps)
+        try:
+            data, items, cursor = next(steps)
+        except DataError:  # of a stream's next window: nothing before it is lost
+            save()
+            raise
         began = time.perf_counter()
         micro = data.micro_batches(items, plan.tokens)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
@@ -104,7 +113,7 @@ def fit(
             if not proved:
                 raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
         progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro))
-        row |= position(progress, data) | speed(micro, time.perf_counter() - began, limit)
+        row |= position(progress, data, plan.passes) | speed(micro, time.perf_counter() - began, limit)
         metrics.write(row)
         show(row)
         best = False
@@ -115,7 +124,7 @@ def fit(
             metrics.write(row)
             show(row)
         if best or due(progress.step, plan.save_every, plan.steps):
-            checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity))
+            save()
             checkpoint.prune(run.checkpoints, keep=plan.keep, best=progress.best_step if plan.save_best else None)
     return progress
 
@@ -150,10 +159,10 @@ def due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def position(progress: Progress, data: Data) -> Row:
-    """Where the run stands, as metrics."""
-    epoch = progress.cursor.epoch + progress.cursor.position / epoch_size(data.shares)
-    return {"step": progress.step, "epoch": round(epoch, 4), "num_tokens": progress.tokens}
+def position(progress: Progress, data: Data, name: str) -> Row:
+    """Where the run stands, as metrics; name: of what the data has passed so often, "epoch", or "window" of a stream."""
+    passed = progress.cursor.epoch + progress.cursor.position / epoch_size(data.shares)
+    return {"step": progress.step, name: round(passed, 4), "num_tokens": progress.tokens}
 
 
 def count(micro: Sequence[Batch]) -> int:

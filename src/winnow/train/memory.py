@@ -26,6 +26,7 @@ from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
 from winnow.device import pick_device
 from winnow.engine import head
+from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, bare
 from winnow.layers import enable_checkpointing
 
@@ -52,15 +53,15 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
-def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> Memory:
+def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS) -> Memory:
     """Memory of a training step whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
-    Computed segment by segment, as training is unless the model has to be asked in a slower way. Weights; gradients in float32; moments
+    engine: how the model is asked; `segments` as a rule (the flash kernels of a GPU hold no more). Weights; gradients in float32; moments
     and, for half precision, master weights; the logits of one part of the batch; and everything else that is alive at the worst moment of
     the forward and backward pass.
     """
     kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
-    alive, logits = (n * dtype.itemsize // kind.itemsize for n in _alive(config, batch, kind, settings))
+    alive, logits = (n * dtype.itemsize // kind.itemsize for n in _alive(config, batch, kind, settings, engine))
     counts = models.parameter_counts(_outline(config, dtype, settings))
     wide = max(4, dtype.itemsize)  # bytes of a gradient and of a moment
     moments = 2 if settings.optimizer == "adamw" else 1
@@ -107,7 +108,7 @@ def available(device: torch.device) -> int:
     return free
 
 
-def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings) -> tuple[int, int]:
+def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine) -> tuple[int, int]:
     """Bytes alive at the worst moment of a forward and backward pass, weights and their gradients aside; and those of the logits."""
     model = _outline(config, dtype, settings)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
@@ -121,7 +122,7 @@ def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSetting
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         part = _faked(batch, mode)
         with _Alive(known) as alive:
-            SEGMENTS.backward(model, part, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+            engine.backward(model, part, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
     states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
     states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
     return alive.most, min(alive.most, states * len(layer.weight) * max(4, dtype.itemsize))
