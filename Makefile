@@ -44,8 +44,9 @@ bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 	$(BENCH)/bin/python bench/rows.py
 	$(BENCH)/bin/python docs/generate.py
 
-bench-gpu: $(VENV)/ready ## speed and utilisation on a GPU, models of true shape
-	$(BIN)/python bench/gpu.py
+bench-gpu: $(BENCH)/ready ## speed and utilisation on a GPU, models of true shape, and TRL's beside it
+	$(BENCH)/bin/python bench/gpu.py
+	$(BENCH)/bin/python bench/gpu_trl.py
 
 clean: ## remove environments, caches and demo runs
 	rm -rf $(VENV) $(BENCH) runs build dist

@@ -19,9 +19,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELI
 
 import torch
 from safetensors.torch import save_file
+from trl_trainer import BETA, LR
 from workloads import WORKLOADS, Workload, pair_rows, rows
 
-LR, BETA = 1e-6, 0.1
 answers = sys.stdout
 sys.stdout = sys.stderr  # whatever libraries print
 
@@ -99,30 +99,11 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
 
 def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
     """DPOTrainer over the same token rows. `setting`: a batch size, or `default` (batch 8, live reference, checkpointing; fp32)."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl_trainer import trainer
 
-    pairs = pair_rows(workload)
-    size = min(8, len(pairs)) if setting == "default" else int(setting)
     before = memory("VmRSS")
     policy = AutoModelForCausalLM.from_pretrained(model)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, "<pad>")), pad_token="<pad>", eos_token="<eos>")
-
-    class Pretokenised(DPOTrainer):
-        """DPOTrainer that takes token rows as they are, and keeps each loss."""
-
-        seen: list[float]
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(*args, **kwargs)
-            self.seen.append(float(loss))
-            return loss
 
     class Orders(TrainerCallback):
         """Each step waits for its order."""
@@ -132,7 +113,7 @@ def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             for order in sys.stdin:
                 if order == "step\n":
-                    trainer.seen = []
+                    made.seen = []
                     self.began = time.perf_counter()
                     return
                 tell(peak=memory("VmHWM") - before, peak_rss=memory("VmHWM"))
@@ -140,21 +121,14 @@ def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if not gradients.exists():
-                save_gradients(trainer.model, gradients)
+                save_gradients(made.model, gradients)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tell(seconds=time.perf_counter() - self.began, loss=sum(trainer.seen) / len(trainer.seen))
+            tell(seconds=time.perf_counter() - self.began, loss=float(sum(made.seen)) / len(made.seen))
 
-    ours = {} if setting == "default" else {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
-    settings = DPOConfig(
-        output_dir=str(gradients.parent / f"trl-{setting}"), per_device_train_batch_size=size, gradient_accumulation_steps=len(pairs) // size,
-        max_steps=1000, learning_rate=LR, lr_scheduler_type="constant", beta=BETA, max_grad_norm=0.0, bf16=False, use_cpu=True, report_to="none",
-        save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential", **ours,
-    )  # fmt: skip
-    trainer = Pretokenised(policy, args=settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[Orders()])
-    trainer.seen = []
-    tell(ready=before, batch=size)
-    trainer.train()
+    made = trainer(policy, pair_rows(workload), setting, gradients.parent, Orders(), max_steps=1000, max_grad_norm=0.0, bf16=False, use_cpu=True)
+    tell(ready=before)
+    made.train()
 
 
 def save_gradients(model: Any, path: Path) -> None:
