@@ -102,16 +102,22 @@ def test_a_model_that_gives_no_numbers_is_no_reference():
         numbers(model, tiny.groups(3))
 
 
-def test_another_run_computes_no_reference_again(tmp_path, monkeypatch):
-    """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot check are computed."""
-    world, computed = runs.world(tmp_path), []
-    plain = reference.compute
+@pytest.fixture
+def computed(monkeypatch):
+    """How many groups each reference pass computed."""
+    counts, plain = [], reference.compute
 
     def counted(engine, model, groups, *rest):
-        computed.append(len(groups))
+        counts.append(len(groups))
         return plain(engine, model, groups, *rest)
 
     monkeypatch.setattr(reference, "compute", counted)
+    return counts
+
+
+def test_another_run_computes_no_reference_again(tmp_path, computed):
+    """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot check are computed."""
+    world = runs.world(tmp_path)
     held = [str(world / "held.jsonl")]
     runs.dpo(world, tmp_path / "one", steps=2, eval_data=held, kl_samples=0)
     assert computed == [24, 8]
@@ -124,15 +130,8 @@ def test_another_run_computes_no_reference_again(tmp_path, monkeypatch):
     assert computed == [6]
 
 
-def test_adapters_of_any_rank_share_the_base_models_reference(tmp_path, monkeypatch):
-    world, computed = runs.world(tmp_path), []
-    plain = reference.compute
-
-    def counted(engine, model, groups, *rest):
-        computed.append(len(groups))
-        return plain(engine, model, groups, *rest)
-
-    monkeypatch.setattr(reference, "compute", counted)
+def test_adapters_of_any_rank_share_the_base_models_reference(tmp_path, computed):
+    world = runs.world(tmp_path)
     for i, change in enumerate(({}, {"lora": "r=2"}, {"lora": "r=4,alpha=8", "seed": 3})):
         runs.dpo(world, tmp_path / f"run {i}", steps=1, kl_samples=0, **change)
     assert computed == [24, reference.SPOTS, reference.SPOTS]
