@@ -30,7 +30,7 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_device, pick_dtype
 from winnow.engine.probe import choose
 from winnow.layers import compile_layers
-from winnow.objectives.table import preference
+from winnow.objectives.terms import objective
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer
@@ -93,14 +93,14 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=1.0)
     limit = limit_of(model, device)
     stored = Reference("bench", compute(chosen.engine, model, groups, tokens, device, lambda n: None), offsets(groups))
-    batches = [collate([groups[i] for i in part], part) for part in pack(groups, tokens)]
+    batches = [stored.into(collate([groups[i] for i in part], part)) for part in pack(groups, tokens)]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(2 + steps):
         _wait(device)
         began = time.perf_counter()
-        take_step(model, batches, objective=preference("dpo", beta=0.1), reference=stored, engine=chosen.engine, optimizer=optimizer, lr=1e-6)
+        take_step(model, batches, objective=objective("dpo", beta=0.1), engine=chosen.engine, optimizer=optimizer, lr=1e-6, before={}, live=None)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     best = min(seconds[2:])

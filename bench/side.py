@@ -48,7 +48,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.data.render import RenderedGroup, TokenSequence
     from winnow.device import keep_memory, pick_device
     from winnow.engine.probe import choose
-    from winnow.objectives.table import preference
+    from winnow.objectives.terms import objective as named
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
     from winnow.train.reference import Reference, compute, offsets
@@ -67,22 +67,23 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     engine = choose(policy, policy.config.vocab_size, workload.longest).engine
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0, clip=None)
     limit = limit_of(policy, device)
-    objective = preference("dpo", beta=BETA)
+    objective = named("dpo", beta=BETA)
     batches = [collate([groups[i] for i in part], part) for part in pack(groups, tokens)]
 
     def reference() -> Any:
         return compute(engine, policy, groups, tokens, device, lambda n: None)
 
     stored = Reference("bench", reference(), offsets(groups))
+    batches = [stored.into(batch) for batch in batches]
     tell(ready=before, engine=engine.NAME, micro_batches=len(batches))
     for order in sys.stdin:
         began = time.perf_counter()
         if order == "step\n":
             if gradients.exists():
-                row = take_step(policy, batches, objective=objective, reference=stored, engine=engine, optimizer=optimizer, lr=LR)
+                row, _ = take_step(policy, batches, objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
             else:
                 held, optimizer.step = optimizer.step, lambda lr: save_gradients(policy, gradients)  # type: ignore[method-assign]
-                row = take_step(policy, batches, objective=objective, reference=stored, engine=engine, optimizer=optimizer, lr=LR)
+                row, _ = take_step(policy, batches, objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
                 optimizer.step = held  # type: ignore[method-assign]
                 optimizer.step(LR)
             seconds = time.perf_counter() - began

@@ -51,7 +51,7 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     optimizer = Optimizer(model, kind=settings.optimizer, weight_decay=0.0, clip=1.0)
     for _ in range(2):
         for part in [fullest, *pack(groups, tokens)]:
-            SEGMENTS.backward(model, collate([groups[i] for i in part]), lambda logp_N, part: torch.full_like(logp_N, 1e-3), ("entropy",))
+            SEGMENTS.backward(model, collate([groups[i] for i in part]), lambda columns, part: {"logp": torch.full_like(columns["logp"], 1e-3)}, ("entropy",))
         optimizer.clip_gradients()
         optimizer.step(1e-6)
     print(json.dumps({"measured": held("VmHWM") - before, "estimated": expected.total, "parts": repr(expected)}))

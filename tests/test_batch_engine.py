@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import tiny
 from winnow.batch import collate
 from winnow.engine import rows
 from winnow.objectives.scores import per_completion
-from winnow.objectives.table import preference
+from winnow.objectives.terms import objective
 
 
 def naive(model, groups):
@@ -59,7 +60,7 @@ def test_gradients_equal_the_loops(family):
     slope_N = torch.linspace(-1, 1, len(collate(groups).target_N), dtype=torch.float64)
     (naive(model, groups) * slope_N).sum().backward()
     expected = gradients(model)
-    columns = rows.backward(model, collate(groups), lambda logp_N, part: slope_N)
+    columns = rows.backward(model, collate(groups), lambda columns, part: {"logp": slope_N})
     assert not columns["logp"].requires_grad
     assert_gradients(model, expected, 1e-10)
 
@@ -81,12 +82,8 @@ def test_slopes_carry_the_whole_gradient_of_a_loss():
     total.backward()
     expected = gradients(model)
 
-    def slope(logp_N, part):
-        with torch.enable_grad():
-            leaf_N = logp_N.requires_grad_()
-            return torch.autograd.grad(preference("dpo", beta=0.3).total(leaf_N, reference_N, batch), leaf_N)[0]
-
-    rows.backward(model, batch, slope)
+    made = objective("dpo", beta=0.3)
+    rows.backward(model, replace(batch, reference_N=reference_N), lambda columns, part: made.slopes(columns, part, (1.0,), {})[1])
     assert_gradients(model, expected, 2e-7)  # label probabilities are float32 in a batch
 
 

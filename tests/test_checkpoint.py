@@ -18,7 +18,7 @@ from winnow.train.optim import Optimizer
 def make(folder, step=3, **changes):
     progress = Progress(**{"step": step, "cursor": Cursor(2, 5), "tokens": 77, "best_step": 1, "best_loss": 0.1 + 0.2, **changes})
     weights = {"a": torch.randn(3, 2, generator=torch.Generator().manual_seed(step)), "b": torch.tensor([1e-45, -0.0])}
-    return checkpoint.save(folder, progress, weights, {"step|a": torch.tensor(3.0)}, {"data": "x"}), progress, weights
+    return checkpoint.save(folder, progress, weights, {"step|a": torch.tensor(3.0)}, {"data": "x"}, {}), progress, weights
 
 
 def test_what_was_saved_comes_back_to_the_bit(tmp_path):
@@ -104,7 +104,7 @@ def test_an_optimizer_comes_back_as_it_was(tmp_path, kind, dtype):
     one = Optimizer(tiny.model("llama", dtype=dtype), kind=kind, weight_decay=0.1, clip=1.0)
     for seed in range(3):
         feed(one, seed, dtype)
-    path = checkpoint.save(tmp_path, Progress(3), one.weights(), one.state(), {})
+    path = checkpoint.save(tmp_path, Progress(3), one.weights(), one.state(), {}, {})
     model = tiny.model("llama", dtype=dtype, seed=5)
     two = Optimizer(model, kind=kind, weight_decay=0.1, clip=1.0)
     found = checkpoint.load(path)

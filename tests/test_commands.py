@@ -81,7 +81,16 @@ def test_the_group_lists_its_commands(call):
         (["--epochs", "1", "--warmup", "300"], "longer than the run of 3"),
         (["--lr", "fast"], "lr:"),
         (["--device", "cuda:77"], "--device cpu"),
-        (["--score", "mean"], "dpo takes always sum"),
+        (["--score", "mean"], "score belongs to ipo"),
+        (["--objective", "ppo"], "one of dpo, cdpo"),
+        (["--objective", "simpo", "--reference", "m"], "compares with no reference"),
+        (["--objective", "plackett_luce", "--pairs", "best"], "takes each ranking as a whole"),
+        (["--objective", "ipo", "--pairs", "listwise"], "--objective plackett_luce, or --pairs all"),
+        (["--objective", "kto", "--tail-weight", "0.5"], "kto has no such setting"),
+        (["--moving-reference", "mix=1"], "nothing is learnt"),
+        (["--moving-reference", "mix=0.5", "--reference", "m"], "choose one"),
+        (["--moving-reference", "tau=5"], "expected mix=0.6 or every=512"),
+        (["--objective", "tdpo", "--reference", "m"], "and not of another model"),
     ],
 )
 def test_a_wrong_word_is_answered(world, tmp_path, call, words, told):

@@ -136,7 +136,7 @@ def test_the_written_settings_can_be_given_again(tmp_path):
         ({"beta": 0}, "beta: Input should be greater than 0 (got 0)"),
         ({"lr": "fast"}, "lr: .*(got 'fast')"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
-        ({"objective": "ppo"}, "objective"),
+        ({"divergence": 1.5}, "divergence"),
         ({"save_best": True}, "needs an evaluation set"),
         ({"eval_data": ["e"], "eval_fraction": 0.1}, "choose one"),
         ({"steps": 5, "warmup": 6}, "warmup 6 is more than the 5 steps"),

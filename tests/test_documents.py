@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import rows
 from winnow.objectives.scores import per_completion
-from winnow.objectives.table import preference
+from winnow.objectives.terms import objective
 
 # The example batch of the first document.
 CHOSEN = torch.tensor([-10.5, -12.1, -9.8, -11.0, -13.5, -10.1, -11.8, -12.5])
@@ -101,14 +102,18 @@ def test_the_worked_examples_loss_and_its_cross_entropy(example):
     assert rewards.tolist() == [0.0, 0.0]
 
 
+def loss(made, logp_N, batch):
+    return float(made.totals({"logp": logp_N}, batch, {})[0])
+
+
 def test_scores_are_sums_not_means():
     """An answer twice as long with the same log-ratio per token counts twice; the mean is another objective's."""
     long_and_short = RenderedGroup((TokenSequence((1, *[2] * 10), 1), TokenSequence((1, *[3] * 5), 1)), (Comparison(0, 1),), (None, None), "made")
-    batch = collate([long_and_short])
     reference_N = torch.full((15,), -2.0, dtype=torch.float64)
+    batch = replace(collate([long_and_short]), reference_N=reference_N)
     policy_N = reference_N + 0.4  # log-ratios 4.0 and 2.0
-    assert float(preference("dpo", beta=0.5).total(policy_N, reference_N, batch)) == pytest.approx(math.log1p(math.exp(-0.5 * 2.0)), abs=1e-12)
-    assert float(preference("dpo_norm", beta=0.5).total(policy_N, reference_N, batch)) == pytest.approx(math.log(2), abs=1e-12)
+    assert loss(objective("dpo", beta=0.5), policy_N, batch) == pytest.approx(math.log1p(math.exp(-0.5 * 2.0)), abs=1e-12)
+    assert loss(objective("dpo_norm", beta=0.5), policy_N, batch) == pytest.approx(math.log(2), abs=1e-12)
 
 
 def test_only_the_answer_is_scored_and_padding_is_no_token(example):
@@ -132,7 +137,8 @@ def test_higher_beta_keeps_the_policy_closer():
 
         def closure(margin=margin, inner=inner, beta=beta):
             inner.zero_grad()
-            loss = winnow.losses.soft(winnow.losses.logistic, margin, beta, torch.tensor([0.8], dtype=torch.float64)).sum()
+            won, lost = winnow.losses.logistic(margin, beta), winnow.losses.logistic(-margin, beta)
+            loss = winnow.losses.soft(torch.tensor([0.8], dtype=torch.float64), won, lost).sum()
             loss.backward()
             return loss
 

@@ -12,7 +12,7 @@ import runs
 import tiny
 from winnow import models
 from winnow.config import DPOSettings
-from winnow.data.dataset import prepare
+from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
 from winnow.files import read_jsonl
@@ -65,7 +65,7 @@ def test_samples_are_scored_as_they_were_drawn():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_frozen_weights_change_places_and_come_back_bit_for_bit(dtype):
     model, groups = tiny.model("llama", dtype=dtype), tiny.groups(2)
-    before, frozen = scores(model, groups), Frozen(model)
+    before, frozen = scores(model, groups), Frozen(model, torch.device("cpu"))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.5)
@@ -96,7 +96,7 @@ def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
     policy, start = models.load(str(run.root), device="cpu"), models.load(str(world / "model"), device="cpu")
     renderer = Renderer(policy.tokenizer, limit=256)
     _, held_out = prepare(
-        [str(world / "train.jsonl")], renderer, DPOSettings(model="m", data=("d",), out="o"), "preference", held_out=[str(world / "held.jsonl")]
+        [str(world / "train.jsonl")], renderer, DPOSettings(model="m", data=("d",), out="o"), Wanted("preference"), held_out=[str(world / "held.jsonl")]
     )
     probe = samples.probe(held_out, held_out["eval_"], renderer)
     answers = sample(policy, probe.prompts[:8], Sampling(probe.end, max_new_tokens=probe.room, seed=0))

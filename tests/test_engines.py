@@ -40,9 +40,9 @@ def model(family, dtype=F64, **changes):
     return tiny.model(family, dtype=dtype, experts="eager" if family in tiny.ROUTED else None, **changes)
 
 
-def slope(logp_N, part):
+def slope(columns, part):
     """The same for a token however the batch is cut, another one for each."""
-    return torch.cos(0.7 * logp_N)
+    return {"logp": torch.cos(0.7 * columns["logp"])}
 
 
 def looked(engine, model, groups, slope=slope):
@@ -249,11 +249,46 @@ def test_logps_are_differentiable(engine):
         for one in (engine, rows):
             ours.zero_grad()
             logp_N = one.logps(ours, collate(groups))["logp"]
-            logp_N.backward(slope(logp_N.detach(), None))
+            logp_N.backward(slope({"logp": logp_N.detach()}, None)["logp"])
             found = torch.cat([p.grad.flatten() for p in ours.parameters()])
             if one is engine:
                 kept = found
         assert float((kept - found).norm()) <= 1e-10 * float(found.norm())
+
+
+def both_slopes(columns, part):
+    return slope(columns, part) | {"kl": torch.sin(0.3 + columns["kl"])}
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.NAME)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "phi"])  # plain, tied, soft-capped, scaled, with a bias
+@pytest.mark.parametrize("limits", [(2**27, 2**30), (97 * 8 * 12, 2**30), (97 * 8 * 12, 97 * 8 * 8)], ids=["whole", "parts", "recomputed"])
+def test_what_another_model_says_and_how_peaked_the_own_is(engine, family, limits, monkeypatch):
+    """KL(q || p) of whole distributions and log sum p^2 at each token, and the gradients of both slopes, equal the oracle's."""
+    ours, groups = model(family), [tiny.trie(i, 3) for i in range(3)]
+    batch, kept = collate(groups), {name: p.detach().clone() for name, p in ours.named_parameters()}
+    monkeypatch.setattr(head, "TILE", limits[0])
+    monkeypatch.setattr(head, "LARGEST", limits[1])
+    monkeypatch.setattr(head, "ROWS", 7)
+    found = []
+    with Exact():
+        for one in (rows, engine):
+            said = one.said(ours, batch)
+            with torch.no_grad():  # the weights move on; what was said stays
+                for p in ours.parameters():
+                    p.data = p + 0.05 * torch.cos(torch.arange(p.numel(), dtype=p.dtype)).reshape(p.shape)
+            ours.zero_grad()
+            columns = one.backward(ours, batch, both_slopes, ("entropy", "collision", "kl"), said)
+            found.append((columns, torch.cat([p.grad.flatten() for p in ours.parameters()]).clone()))
+            alone = one.logps(ours, batch, ("kl", "collision"), said)
+            assert all(torch.allclose(alone[name], columns[name], rtol=0, atol=1e-12) for name in ("logp", "kl", "collision"))
+            for name, p in ours.named_parameters():
+                p.data = kept[name].clone()
+    (truth, gradient), (seen, own) = found
+    for name in ("logp", "entropy", "collision", "kl"):
+        assert float((truth[name] - seen[name]).abs().max()) <= 1e-10, name
+    assert bool((truth["kl"] > 0).all())
+    assert float((gradient - own).norm()) <= 1e-10 * float(gradient.norm())
 
 
 def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
@@ -261,9 +296,9 @@ def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
     groups = [tiny.trie(i, 2) for i in range(6)]
     batch, asked = collate(groups, [5, 3, 8, 1, 0, 2]), []
 
-    def told(logp_N, part):
+    def told(columns, part):
         asked.append(part)
-        return slope(logp_N, part)
+        return slope(columns, part)
 
     columns = SEGMENTS.backward(model("llama", F32), batch, told)
     assert len(asked) > 2
@@ -378,9 +413,9 @@ def test_the_probe_rejects_planted_bugs(family, bug, train):
 def test_the_probe_misses_a_gradient_that_is_not_there():
     class Forgetful:
         NAME = "forgetful"
-        logps = SEGMENTS.logps
+        logps, said = SEGMENTS.logps, SEGMENTS.said
 
-        def backward(self, model, batch, slope, want=()):
+        def backward(self, model, batch, slope, want=(), other=None):
             columns = SEGMENTS.backward(model, batch, slope, want)
             model.get_input_embeddings().weight.grad = None
             return columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.figures import wilson
 from winnow.measures import heldout
 from winnow.measures.winrate import win_rate
-from winnow.objectives.scores import preference_sums
+from winnow.objectives import scores
 from winnow.train.metrics import add, divide
 
 Z = 1.959963984540054
@@ -123,6 +124,10 @@ def test_only_ties_have_no_means_and_no_accuracy():
     assert found == {"comparisons": 1, "ties": 1}
 
 
+def sums(logp_N, ref_N, batch):
+    return scores.sums(logp_N, replace(batch, reference_N=ref_N), beta=0.3, reference=True, mean=False)
+
+
 def test_an_evaluation_equals_what_training_logs_for_the_same_rows():
     """One name, one number: the summary of rows and the sums of the training loop, however the batch is cut."""
     groups = [*tiny.groups(6), made(Comparison(0, 1, probability=0.5), Comparison(0, 2, probability=0.2))]
@@ -131,7 +136,7 @@ def test_an_evaluation_equals_what_training_logs_for_the_same_rows():
     logp_N, ref_N = (-torch.rand(len(whole.target_N), generator=generator, dtype=torch.float64) for _ in range(2))
     policy, reference = (heldout.by_completion(value, groups) for value in (logp_N, ref_N))
     evaluated = heldout.summary(heldout.rows(groups, policy, reference, 0.3))
-    logged = divide(preference_sums(logp_N, ref_N, whole, 0.3))
+    logged = divide(sums(logp_N, ref_N, whole))
     shared = [name for name in logged if not name.startswith("logratio/")]  # per token: the rows have sums
     assert len(shared) == 8
     assert {name: evaluated[name] for name in shared} == pytest.approx({name: logged[name] for name in shared}, rel=1e-12)
@@ -139,7 +144,7 @@ def test_an_evaluation_equals_what_training_logs_for_the_same_rows():
     for group in groups:
         batch = collate([group])
         n = len(batch.target_N)
-        add(cut, preference_sums(logp_N[at : at + n], ref_N[at : at + n], batch, 0.3))
+        add(cut, sums(logp_N[at : at + n], ref_N[at : at + n], batch))
         at += n
     assert divide(cut) == pytest.approx(logged, rel=1e-12)
 

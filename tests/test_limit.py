@@ -34,7 +34,7 @@ def test_the_arithmetic_is_what_torch_counts(family):
     batch = collate([RenderedGroup((TokenSequence(ids, 1),), (), (None,), "made")])
     limit = limit_of(model, CPU)
     with FlopCounterMode(display=False) as counter:
-        engine.backward(model, batch, lambda logp_N, part: torch.ones_like(logp_N))
+        engine.backward(model, batch, lambda columns, part: {"logp": torch.ones_like(columns["logp"])})
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
     vectors = sum(p.numel() for name, p in model.named_parameters() if p.ndim < 2 or "wpe" in name)
     ours = limit.per_token * 64 + limit.per_scored * 64 - 6 * vectors * 64  # the oracle's head reads every position, norms are no products

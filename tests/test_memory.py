@@ -16,6 +16,7 @@ import tiny
 from winnow import models
 from winnow.batch import collate
 from winnow.config import DPOSettings, TrainSettings, parse_lora
+from winnow.data.dataset import Wanted
 from winnow.data.pack import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_dtype
@@ -79,7 +80,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
             p.grad = torch.zeros_like(p)
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
     with head.own_scratch(), memory._Alive(known) as alive:
-        engine.backward(model, batch, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+        engine.backward(model, batch, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     if engine in (SEGMENTS, MASKS):
         assert alive.most == expected > 0
     else:  # rows of one length are asked for without a mask, which cannot be seen without their content
@@ -168,7 +169,7 @@ def test_auto_takes_what_fits(tmp_path, monkeypatch):
     run = runs.dpo(world, tmp_path / "room", steps=1, max_tokens="auto")
     assert budget_of(run) == 16_384
     asked = resolve(DPOSettings, runs.settings(world, tmp_path / "tight", max_tokens="auto")).settings
-    train_set = planning.prepared(asked, "preference")[1](0)
+    train_set = planning.prepared(asked, Wanted("preference"))[1](0)
     needs = {tokens: planning.memory_of(asked, train_set, tokens).total for tokens in (128, 256, 512)}
     assert needs[128] < needs[256] < needs[512]
     monkeypatch.setattr(planning, "available", lambda device: needs[256] / planning.ROOM + 1)
@@ -187,11 +188,14 @@ def test_memory_that_runs_out_names_the_rows():
     class Greedy:
         NAME = "greedy"
 
-        def logps(self, model, batch, want=()):
+        def logps(self, model, batch, want=(), other=None):
             return {"logp": torch.empty(2**50)}
 
-        def backward(self, model, batch, slope, want=()):
+        def backward(self, model, batch, slope, want=(), other=None):
             return {"logp": torch.empty(2**50)}
+
+        def said(self, model, batch):
+            return None
 
     batch, model = collate([tiny.trie(3, 2), tiny.trie(4, 2)]), tiny.model("llama")
     with pytest.raises(TrainingError, match=r"memory runs out .* distinct tokens of trie:3, trie:4"):
@@ -205,9 +209,9 @@ def test_a_rehearsal_leaves_nothing_behind_and_other_errors_alone():
 
     class Watched:
         NAME = "watched"
-        logps = SEGMENTS.logps
+        logps, said = SEGMENTS.logps, SEGMENTS.said
 
-        def backward(self, model, batch, slope, want=()):
+        def backward(self, model, batch, slope, want=(), other=None):
             seen.append((sorted(optimizer.state()), all(p.grad is not None for p in model.parameters()), want))
             return SEGMENTS.backward(model, batch, slope, want)
 
@@ -228,5 +232,5 @@ def test_a_rehearsal_leaves_nothing_behind_and_other_errors_alone():
 def test_free_memory_is_what_the_system_says():
     free = memory.available(torch.device("cpu"))
     assert 2**20 < free < 2**50
-    assert Memory(1, 2, 3, 4, 5).total == 15
+    assert Memory(1, 2, 3, 4, 5, 6).total == 21
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32

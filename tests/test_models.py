@@ -58,7 +58,7 @@ def test_dropout_never_reaches_a_log_prob_and_recomputing_changes_nothing(family
         calls: list[str] = []
         part = next(m for name, m in model.named_modules() if name.endswith(("mlp", "fc1")))  # of the first layer
         part.register_forward_pre_hook(lambda module, args, calls=calls: calls.append("forward"))
-        columns = engine.backward(model, batch, lambda logp_N, part: torch.ones_like(logp_N))
+        columns = engine.backward(model, batch, lambda columns, part: {"logp": torch.ones_like(columns["logp"])})
         found.append((columns["logp"], {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
         assert len(calls) == (2 if checkpointing else 1)  # recomputed in the backward pass
     for logp, grads in found[1:]:

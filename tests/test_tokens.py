@@ -310,10 +310,10 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     strict, lenient = (DPOSettings(model="m", data=data, out=tmp_path / "o", max_length=100, on_bad_row=what) for what in ("error", "skip"))
     renderer = Renderer(TEXT, limit=100, may_cut=True)
     with pytest.raises(DataError, match="rows that cannot be scored") as caught:
-        dataset.prepare(data, renderer, strict, "preference")
+        dataset.prepare(data, renderer, strict, dataset.Wanted("preference"))
     assert {problem.where.rpartition("/")[2] for problem in caught.value.problems} == {"rows.jsonl:4", "other.jsonl:11"}
-    made, held = dataset.prepare(data, renderer, lenient, "preference", fraction=0.2)
-    again, _ = dataset.prepare(data, renderer, lenient, "preference", fraction=0.2)
+    made, held = dataset.prepare(data, renderer, lenient, dataset.Wanted("preference"), fraction=0.2)
+    again, _ = dataset.prepare(data, renderer, lenient, dataset.Wanted("preference"), fraction=0.2)
     assert made.account == again.account
     assert list(made.groups) == list(again.groups)
     assert made.account["dropped"]["cannot be scored"] + held["eval_"].account["dropped"].get("cannot be scored", 0) == 2

@@ -20,7 +20,8 @@ from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.errors import ModelError, TrainingError
 from winnow.files import RunFolder, read_json, read_jsonl
-from winnow.objectives.table import Demonstration, preference
+from winnow.objectives.terms import DEMONSTRATION
+from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation
 from winnow.resolved import resolve
 from winnow.train.optim import Optimizer, rate
@@ -36,8 +37,8 @@ def reference_of(model, groups):
 
 
 def step(model, groups, parts, optimizer, reference, objective, lr=1e-3):
-    batches = [collate([groups[i] for i in part], part) for part in parts]
-    return take_step(model, batches, objective=objective, reference=reference, engine=engine, optimizer=optimizer, lr=lr)
+    batches = [reference.into(collate([groups[i] for i in part], part)) for part in parts]
+    return take_step(model, batches, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before={}, live=None)[0]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
@@ -81,7 +82,7 @@ def test_steps_equal_plain_pytorch(kind):
 
 
 CUTS = ([[0, 1, 2, 3, 4]], [[4], [0, 2], [1, 3]], [[i] for i in range(5)])
-EVERY_OBJECTIVE = [preference("dpo", label_smoothing=0.1), preference("ipo"), preference("hinge"), preference("dpo_norm"), Demonstration()]
+EVERY_OBJECTIVE = [preference("dpo", label_smoothing=0.1), preference("ipo"), preference("hinge"), preference("dpo_norm"), DEMONSTRATION]
 
 
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=lambda objective: objective.name)
@@ -213,12 +214,12 @@ def test_the_reference_is_the_policy_at_step_0_or_nothing_starts():
     groups = tiny.groups(3)
     model = tiny.model("llama")
     batch = collate(groups)
-    seen = check_identity(model, batch, objective=preference("dpo"), reference=reference_of(model, groups), engine=engine)
+    seen = check_identity(model, reference_of(model, groups).into(batch), objective=preference("dpo"), engine=engine)
     assert seen["noise"] < 1e-5
     assert seen["loss"] == pytest.approx(math.log(2), abs=1e-5)
     other = reference_of(tiny.model("llama", seed=1), groups)
     with pytest.raises(TrainingError, match="likely causes"):
-        check_identity(model, batch, objective=preference("dpo"), reference=other, engine=engine)
+        check_identity(model, other.into(batch), objective=preference("dpo"), engine=engine)
 
 
 def test_half_precision_weights_have_float32_masters():

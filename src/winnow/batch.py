@@ -14,8 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from winnow.data.ranking import ranks
 from winnow.data.render import RenderedGroup
 from winnow.data.tree import grow
+
+# What is known of a completion beside comparisons: nothing, a label, that it is a demonstration, that it answers another prompt.
+UNKNOWN, BAD, GOOD, SHOWN, MISMATCHED = -1, 0, 1, 2, -2
 
 
 class Run(NamedTuple):
@@ -53,12 +57,16 @@ class Batch:
     target_N: Int[Tensor, " N"]
     completion_N: Int[Tensor, " N"]
     length_C: Int[Tensor, " C"]  # scored tokens
+    label_C: Int[Tensor, " C"]
+    ranks: tuple[int, ...]  # of the completions: how many of their group beat them; -1: an answer to another prompt, without a rank
     pair_M2: Int[Tensor, "M 2"]  # winner, loser
     probability_M: Float[Tensor, " M"]
     weight_M: Float[Tensor, " M"]
+    margin_M: Float[Tensor, " M"]
     ends: tuple[Ends, ...]  # of the groups
     items: tuple[int, ...]  # of the groups, in their data set
     wheres: tuple[str, ...]  # of the groups, for messages
+    reference_N: Float[Tensor, " N"] | None = None  # the reference's log-probs, where an objective wants some
 
     @property
     def source_N(self) -> Int[Tensor, " N"]:
@@ -96,12 +104,16 @@ class Batch:
             target_N=self.target_N[scored],
             completion_N=self.completion_N[scored] - begin.completions,
             length_C=self.length_C[completions],
+            label_C=self.label_C[completions],
+            ranks=self.ranks[completions],
             pair_M2=self.pair_M2[comparisons] - begin.completions,
             probability_M=self.probability_M[comparisons],
             weight_M=self.weight_M[comparisons],
+            margin_M=self.margin_M[comparisons],
             ends=tuple(Ends(*(a - b for a, b in zip(one, begin))) for one in self.ends[first:last]),
             items=self.items[first:last],
             wheres=self.wheres[first:last],
+            reference_N=None if self.reference_N is None else self.reference_N[scored],
         )
 
 
@@ -122,6 +134,8 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None)
     state: list[int] = []  # of each scored token
     targets: list[int] = []
     lengths: list[int] = []
+    labels: list[int] = []
+    rank: list[int] = []
     pairs: list[tuple[int, int]] = []
     ends: list[Ends] = []
     for group in groups:
@@ -138,6 +152,9 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None)
                 state.append(known[source])
             targets += sequence.ids[sequence.start :]
             lengths.append(len(sequence.ids) - sequence.start)
+        labels += _labels(group)
+        own = len(group.sequences) - group.mismatched
+        rank += [*ranks(group.comparisons, own), *[-1] * group.mismatched]
         pairs += [(first + c.winner, first + c.loser) for c in group.comparisons]
         ends.append(Ends(len(states), len(targets), len(lengths), len(pairs)))
     comparisons = [c for group in groups for c in group.comparisons]
@@ -152,10 +169,50 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None)
         target_N=torch.tensor(targets),
         completion_N=torch.repeat_interleave(torch.arange(len(lengths)), length_C),
         length_C=length_C,
+        label_C=torch.tensor(labels, dtype=torch.int8),
+        ranks=tuple(rank),
         pair_M2=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         probability_M=torch.tensor([c.probability for c in comparisons], dtype=torch.float32),
         weight_M=torch.tensor([c.weight for c in comparisons], dtype=torch.float32),
+        margin_M=torch.tensor([c.margin for c in comparisons], dtype=torch.float32),
         ends=tuple(ends),
         items=tuple(range(len(groups)) if items is None else items),
         wheres=tuple(group.where for group in groups),
     )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Micro-batches laid end to end as one batch, for what must be seen of a whole step at once; no prefix is shared between them."""
+    base = Ends(0, 0, 0, 0)
+    packed = segments = 0
+    runs: list[Run] = []
+    leaves: list[int] = []
+    ends: list[Ends] = []
+    moved: dict[str, list[Tensor]] = {name: [] for name in ("state_U", "state_N", "completion_N", "pair_M2")}
+    for batch in batches:
+        runs += [Run(run.start + packed, run.length, run.parent + segments if run.parent >= 0 else -1) for run in batch.runs]
+        leaves += [leaf + segments for leaf in batch.leaves]
+        for name, by in (("state_U", packed), ("state_N", base.states), ("completion_N", base.completions), ("pair_M2", base.completions)):
+            moved[name].append(getattr(batch, name) + by)
+        ends += [Ends(*(a + b for a, b in zip(end, base))) for end in batch.ends]
+        base, packed, segments = ends[-1], packed + len(batch.token_T), segments + len(batch.runs)
+    alike = ("token_T", "position_T", "target_N", "length_C", "label_C", "probability_M", "weight_M", "margin_M")
+    given = [batch.reference_N for batch in batches if batch.reference_N is not None]
+    return Batch(
+        runs=tuple(runs),
+        leaves=tuple(leaves),
+        ends=tuple(ends),
+        ranks=tuple(rank for batch in batches for rank in batch.ranks),
+        items=tuple(item for batch in batches for item in batch.items),
+        wheres=tuple(where for batch in batches for where in batch.wheres),
+        reference_N=torch.cat(given) if given else None,
+        **{name: torch.cat(parts) for name, parts in moved.items()},
+        **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in alike},
+    )
+
+
+def _labels(group: RenderedGroup) -> list[int]:
+    """What is known of each completion beside comparisons. Where nobody judged anything, they are demonstrations."""
+    judged = bool(group.comparisons) or any(label is not None for label in group.labels)
+    own = [(UNKNOWN if judged else SHOWN) if label is None or group.comparisons else int(label) for label in group.labels]
+    return own[: len(own) - group.mismatched] + [MISMATCHED] * group.mismatched

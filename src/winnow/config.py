@@ -130,13 +130,35 @@ class DPOSettings(TrainSettings):
 
     lr: float | None = setting(None, "peak learning rate; default: 5e-7, for an adapter 5e-6", "optimizer", gt=0)
 
-    objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] = setting("dpo", "which loss; docs/papers.md says when", "objective")
-    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: 0.1, for dpo_norm 5", "objective", gt=0, le=1e6)
-    label_smoothing: float = setting(0.0, "cDPO: the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
+    objective: str = setting("dpo", "which loss, with settings (simpo:gamma=1.4) or mixed (dpo:0.8,sft:0.2); listed by `winnow objectives`", "objective")
+    beta: float | None = setting(None, "higher keeps the policy closer to the reference; default: the objective's own", "objective", gt=0, le=1e6)
+    label_smoothing: float | None = setting(
+        None, "the share of labels believed to be flipped; default: the objective's own, mostly 0", "objective", ge=0, lt=0.5
+    )
+    pairs: Literal["all", "adjacent", "best", "listwise"] | None = setting(
+        None,
+        "of several answers compare all, neighbours in the ranking, the best with the rest, or take the ranking whole (plackett_luce); default: all",
+        "objective",
+    )
     score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
-    preset: Literal["paper", "zephyr", "tulu3", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
+    offset: float | None = setting(None, "beta times the margin a winner must have, per unit of the data's margin (or score gap)", "objective", ge=0)
+    tail_weight: float | None = setting(None, "LD-DPO: weight of the tokens beyond the shorter answer's length (default 1)", "objective", ge=0, le=1)
+    wpo: bool = setting(False, "weigh comparisons by how likely the policy itself would write them", "objective")
+    divergence: Literal["reverse_kl", "forward_kl", "js"] | Annotated[float, Field(gt=0, lt=1)] | None = setting(
+        None, "f-DPO: reverse_kl, forward_kl, js, or the alpha of an alpha-divergence (default reverse_kl)", "objective"
+    )
+    moving_reference: str | None = setting(
+        None, "TR-DPO: the reference follows the policy: mix=0.6 moves it so far each step, every=512 replaces it every so many steps", "objective"
+    )
+    preset: Literal["paper", "zephyr", "tulu3", "simpo", "mpo", "seed"] | None = setting(None, "settings people trust, listed in docs/presets.md", "objective")
     kl_samples: int = setting(32, "answers sampled at each evaluation to measure kl to the reference; 0: none", "run", ge=0)
     reference: str | None = setting(None, "another reference than the policy at step 0: a model folder, hub name or run folder", "objective")
+
+    @model_validator(mode="after")
+    def _follows(self) -> Self:
+        if parse_follow(self.moving_reference) is not None and self.reference is not None:
+            raise ValueError("moving_reference begins at the policy's own weights, and reference names other ones: choose one")
+        return self
 
 
 class CheckSettings(DPOSettings):
@@ -151,8 +173,11 @@ class EvalSettings(ModelSettings, DataSettings):
 
     data: tuple[str, ...] = setting(..., "a held-out set; may be repeated", "data", min_length=1)
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
-    objective: Literal["dpo", "ipo", "hinge", "dpo_norm"] | None = setting(None, "which loss to report; default for a run: its own, else dpo", "objective")
+    objective: str | None = setting(None, "which loss to report, listed by `winnow objectives`; default for a run: its own, else dpo", "objective")
     beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0, le=1e6)
+    pairs: Literal["all", "adjacent", "best", "listwise"] | None = setting(
+        None, "which of several answers are compared; default for a run: as it was trained, else all", "objective"
+    )
     engine: Literal["auto", "varlen", "segments", "masks", "single", "rows"] = setting(
         "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
     )
@@ -224,3 +249,30 @@ def parse_lora(text: str | None) -> Lora | None:
             raise ValueError(f"lora: {name} must be a whole number above 0, got {value!r}")
         values[name] = tuple(value.split("+")) if name == "targets" else int(value)
     return Lora(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How a moving reference follows: every so many steps it becomes mix times the policy plus the rest of itself."""
+
+    mix: float = 1.0
+    every: int = 1
+
+
+def parse_follow(text: str | None) -> Follow | None:
+    """`mix=0.6`, `every=512`, or both. Raises ValueError."""
+    if text is None:
+        return None
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            values[name] = {"mix": float, "every": int}[name](value)
+        except (KeyError, ValueError):
+            raise ValueError(f"moving_reference: got {part.strip()!r}, expected mix=0.6 or every=512, or both") from None
+    follow = Follow(**values)
+    if not 0 < follow.mix <= 1 or follow.every < 1:
+        raise ValueError(f"moving_reference: got {text!r}, expected mix above 0, at most 1, and every from 1 on")
+    if follow == Follow():
+        raise ValueError("moving_reference: mix=1 at every step makes policy and reference the same, and nothing is learnt")
+    return follow

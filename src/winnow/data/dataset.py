@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from winnow.config import DataSettings
-from winnow.data import doctor, sources
+from winnow.data import doctor, ranking, sources
 from winnow.data.doctor import Finding
+from winnow.data.mismatch import with_mismatched
+from winnow.data.ranking import Pairs
 from winnow.data.records import PreferenceGroup, demonstration
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
@@ -19,7 +21,26 @@ from winnow.data.stream import Share
 from winnow.data.tokens import Tokens
 from winnow.errors import DataError, NothingLeft, Problem, SettingsError
 
-Kind = Literal["preference", "demonstration", "any"]
+Kind = Literal["preference", "judged", "demonstration", "any"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the data is wanted. kind: groups with comparisons; with comparisons or labels; as demonstrations; or all of them.
+
+    pairs: which comparisons; mismatched: answers to other prompts besides; whose: the objective that needs certain labels (without
+    probabilities and weights of their own) or margins above 0.
+    """
+
+    kind: Kind
+    pairs: Pairs = "all"
+    mismatched: bool = False
+    certain_labels: bool = False
+    positive_margins: bool = False
+    whose: str = ""
+
+
+EVERYTHING = Wanted("any")
 
 
 @dataclass(frozen=True)
@@ -41,17 +62,18 @@ class _Part:
     texts: list[PreferenceGroup]
     dropped: dict[str, int]
     identical: int = 0  # comparisons of identical completions, dropped from groups that keep others
+    not_chosen: int = 0  # comparisons left out because other pairs are wanted
 
 
 def prepare(
-    specs: Sequence[str], renderer: Renderer, settings: DataSettings, kind: Kind, *, held_out: Sequence[str] = (), fraction: float = 0.0, seed: int = 0
+    specs: Sequence[str], renderer: Renderer, settings: DataSettings, wanted: Wanted, *, held_out: Sequence[str] = (), fraction: float = 0.0, seed: int = 0
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """The training set and the held-out sets by metric prefix ("eval_", or "eval_NAME_" where there are several).
 
     Raises DataError when a row cannot be used (unless on_bad_row is skip), when too much is cut, when nothing is left, or
     when a pair stands on both sides.
     """
-    parts = [_read(spec, settings, kind, mixed=kind != "any") for spec in specs]
+    parts = [_read(spec, settings, wanted, mixed=wanted.kind != "any") for spec in specs]
     if fraction:
         sides = split_by_prompt([part.texts for part in parts], fraction, seed)
         aside = [_Part(part.loaded, right, {**part.dropped, "used for training": len(left)}) for part, (left, right) in zip(parts, sides)]
@@ -60,24 +82,26 @@ def prepare(
             part.dropped["set aside for evaluation"] = len(right)
         evaluations = {"eval_": aside}
     else:
-        evaluations = _evaluations(held_out, settings, kind)
+        evaluations = _evaluations(held_out, settings, wanted)
     for part in parts:
         if part.texts and not round(len(part.texts) * part.loaded.weight):
             raise DataError(
                 f"{part.loaded.name}: {len(part.texts):,} rows at weight {part.loaded.weight:g} are less than one an epoch", remedy="a higher weight"
             )
-    train = _finish(parts, renderer, settings, _texts(evaluations))
-    return train, {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}
+    train = _finish(parts, renderer, settings, wanted, seed, _texts(evaluations))
+    return train, {prefix: _finish(side, renderer, settings, wanted, seed, []) for prefix, side in evaluations.items()}
 
 
-def held_out_alone(specs: Sequence[str], renderer: Renderer, settings: DataSettings, kind: Kind) -> tuple[dict[str, Dataset], list[PreferenceGroup]]:
+def held_out_alone(
+    specs: Sequence[str], renderer: Renderer, settings: DataSettings, wanted: Wanted, seed: int
+) -> tuple[dict[str, Dataset], list[PreferenceGroup]]:
     """The held-out sets by metric prefix, as `prepare` gives them, and their texts, which no part of a stream must hold."""
-    evaluations = _evaluations(specs, settings, kind)
-    return {prefix: _finish(side, renderer, settings, []) for prefix, side in evaluations.items()}, _texts(evaluations)
+    evaluations = _evaluations(specs, settings, wanted)
+    return {prefix: _finish(side, renderer, settings, wanted, seed, []) for prefix, side in evaluations.items()}, _texts(evaluations)
 
 
-def _evaluations(specs: Sequence[str], settings: DataSettings, kind: Kind) -> dict[str, list[_Part]]:
-    each = [[_read(spec, settings, kind, mixed=False)] for spec in specs]
+def _evaluations(specs: Sequence[str], settings: DataSettings, wanted: Wanted) -> dict[str, list[_Part]]:
+    each = [[_read(spec, settings, wanted, mixed=False)] for spec in specs]
     evaluations = {_prefix(part[0].loaded.name, len(each)): part for part in each}
     if len(evaluations) != len(each):
         raise DataError("two evaluation sets have the same name", remedy="rename one file: its name is the metric's name")
@@ -88,49 +112,87 @@ def _texts(evaluations: dict[str, list[_Part]]) -> list[PreferenceGroup]:
     return [text for side in evaluations.values() for part in side for text in part.texts]
 
 
-def window(loaded: sources.Loaded, renderer: Renderer, settings: DataSettings, kind: Kind, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
+def window(loaded: sources.Loaded, renderer: Renderer, settings: DataSettings, wanted: Wanted, seed: int, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
     """A part of a stream as a data set of its own; `elsewhere` are the held-out texts, which it must not hold. Raises DataError as `prepare` does."""
-    return _finish([_cleaned(loaded, settings, kind)], renderer, settings, elsewhere)
+    return _finish([_cleaned(loaded, settings, wanted)], renderer, settings, wanted, seed, elsewhere)
 
 
-def _read(spec: str, settings: DataSettings, kind: Kind, *, mixed: bool) -> _Part:
+def _read(spec: str, settings: DataSettings, wanted: Wanted, *, mixed: bool) -> _Part:
     loaded = sources.load(spec, as_=settings.as_, limit=settings.limit)
     if loaded.weight != 1 and not mixed:
         raise SettingsError(f"{spec}: a weight mixes training data; held-out rows are all measured, once", remedy=f"leave @{loaded.weight:g} away")
-    return _cleaned(loaded, settings, kind)
+    return _cleaned(loaded, settings, wanted)
 
 
-def _cleaned(loaded: sources.Loaded, settings: DataSettings, kind: Kind) -> _Part:
+def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> _Part:
     """What is kept of a source. Raises DataError for rows that cannot be used, unless they are to be skipped."""
-    dropped: dict[str, int] = {}
-    spared = 0
-    _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, dropped)
-    texts = loaded.groups
-    if kind == "demonstration":
-        made = [demonstration(text) for text in texts]
-        texts = [text for text in made if text is not None]
-        dropped["nothing preferred"] = len(made) - len(texts)
+    part = _Part(loaded, list(loaded.groups), {})
+    _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, part.dropped)
+    if wanted.kind == "demonstration":
+        made = [demonstration(text) for text in part.texts]
+        part.texts = [text for text in made if text is not None]
+        part.dropped["nothing preferred"] = len(made) - len(part.texts)
     else:
-        texts, gone = doctor.clean(texts)
-        identical = set(gone.get(doctor.IDENTICAL, ()))
-        lost = gone.get(doctor.UNCOMPARED, [])  # groups: a row is dropped for one reason, so that the counts add up
-        dropped["identical completions"] = sum(where in identical for where in lost)
-        dropped["no comparison"] = len(lost) - dropped["identical completions"]
-        spared = sum(where not in set(lost) for where in gone.get(doctor.IDENTICAL, ()))
-        if kind == "preference":
-            bare = [text for text in texts if not text.comparisons]
-            if bare and not any(text.comparisons for text in texts):
-                raise NothingLeft(
-                    f"{loaded.name}: layout {loaded.layout} has no comparisons to learn from",
-                    {**dropped, "no comparison": dropped["no comparison"] + len(bare)},
-                    remedy="preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft",
-                )
-            texts = [text for text in texts if text.comparisons]
-            dropped["no comparison"] += len(bare)
-    return _Part(loaded, texts, {reason: n for reason, n in dropped.items() if n}, spared)
+        _drop_unjudged(part, wanted.kind)
+        _choose_pairs(part, settings, wanted)
+        _refuse_unfit(part, wanted)
+    part.dropped = {reason: n for reason, n in part.dropped.items() if n}
+    return part
 
 
-def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
+def _drop_unjudged(part: _Part, kind: Kind) -> None:
+    """Leave out comparisons of identical completions, and groups about which nothing is said that could be learnt."""
+    texts, gone = doctor.clean(part.texts)
+    identical = set(gone.get(doctor.IDENTICAL, ()))
+    lost = gone.get(doctor.UNCOMPARED, [])  # groups: a row is dropped for one reason, so that the counts add up
+    part.dropped["identical completions"] = sum(where in identical for where in lost)
+    part.dropped["no comparison"] = len(lost) - part.dropped["identical completions"]
+    part.identical = sum(where not in set(lost) for where in gone.get(doctor.IDENTICAL, ()))
+    part.texts = texts
+    if kind == "any":
+        return
+    part.texts = [text for text in texts if text.comparisons or (kind == "judged" and any(one.label is not None for one in text.completions))]
+    bare = len(texts) - len(part.texts)
+    part.dropped["no comparison" if kind == "preference" else "not judged"] = bare + part.dropped.pop("no comparison")
+    if bare and not part.texts:
+        labels = "; labels without comparisons train with --objective kto" if part.loaded.layout == "unpaired" else ""
+        raise NothingLeft(
+            f"{part.loaded.name}: layout {part.loaded.layout} has no comparisons to learn from" + ("" if kind == "preference" else ", and no labels"),
+            part.dropped,
+            remedy=f"preference training needs chosen and rejected, scores, ranks or comparisons; demonstrations train with winnow sft{labels}",
+        )
+
+
+def _choose_pairs(part: _Part, settings: DataSettings, wanted: Wanted) -> None:
+    """Leave in each group the comparisons that are wanted. Raises DataError where a group's comparisons are no ranking."""
+    before = sum(len(text.comparisons) for text in part.texts)
+    made = [ranking.chosen(text, wanted.pairs) for text in part.texts]
+    _handle([one for one in made if isinstance(one, Problem)], f"{part.loaded.name}: no ranking for --pairs {wanted.pairs}", settings, part.dropped)
+    part.texts = [one for one in made if isinstance(one, PreferenceGroup) and (one.comparisons or wanted.kind != "preference")]
+    if wanted.pairs != "all":
+        part.dropped["all completions tied"] = sum(isinstance(one, PreferenceGroup) for one in made) - len(part.texts)
+        part.not_chosen = max(0, before - sum(len(text.comparisons) for text in part.texts))
+
+
+def _refuse_unfit(part: _Part, wanted: Wanted) -> None:
+    """Raises DataError for labels that the objective cannot use as they are."""
+    found: list[Problem] = []
+    for text in part.texts:
+        for i, c in enumerate(text.comparisons):
+            if wanted.certain_labels and (c.probability, c.weight) != (1, 1):
+                found.append(Problem(text.where, f"comparisons[{i}]", f"has probability {c.probability:g} and weight {c.weight:g}"))
+            if wanted.positive_margins and not c.margin > 0:
+                found.append(Problem(text.where, f"comparisons[{i}].margin", f"is {c.margin:g}"))
+    if not found:
+        return
+    if wanted.certain_labels:
+        what, remedy = "sorts a batch's answers, so single comparisons cannot have a probability or weight", "another objective, or remove the columns"
+    else:
+        what, remedy = "asks by how much each winner is better, so margins (or score gaps) must be above 0", "another objective, or add margins"
+    raise DataError(f"{part.loaded.name}: {wanted.whose} {what}: {len(found):,} do not fit", found, remedy=remedy)
+
+
+def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, wanted: Wanted, seed: int, elsewhere: Sequence[PreferenceGroup]) -> Dataset:
     texts = [text for part in parts for text in part.texts]
     name = said(texts)
     groups, problems = tokenised(texts, name, renderer)
@@ -147,6 +209,10 @@ def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, 
     findings = doctor.examine(texts, groups, list(elsewhere))
     account["findings"] = [{"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows), "remedy": f.remedy} for f in findings]
     shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
+    if wanted.mismatched:
+        groups = with_mismatched(groups, seed, renderer.limit)
+        account |= {"mismatched": len(groups), "fingerprint": groups.identity()}
+        account["tokens"]["longest"] = int(groups.columns["length"].max())
     return Dataset(groups, shares, account, findings, any(not isinstance(text.prompt, str) for text in texts))
 
 
@@ -196,8 +262,10 @@ def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any
         "dropped": _dropped(parts),
         "used": len(groups),
         "identical": sum(part.identical for part in parts),
+        "not_chosen": sum(part.not_chosen for part in parts),
         "decided": int((c["probability"] != 0.5).sum()),
         "comparisons": len(c["winner"]),
+        "margins": int((c["margin"] != 0).sum()),
         "completions": len(c["length"]),
         "tokens": {
             "prompt": int(np.minimum.reduceat(c["start"], groups.sequence_at[:-1]).sum()),

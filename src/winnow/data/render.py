@@ -43,6 +43,7 @@ class RenderedGroup:
     labels: tuple[bool | None, ...]
     where: str
     special: int = 0  # texts in the data that spell a special token; they are encoded as plain text
+    mismatched: int = 0  # sequences at the end whose answer belongs to another prompt: nobody judged them
 
 
 class _Piece(NamedTuple):

@@ -22,7 +22,7 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.errors import Problem, RunError
 from winnow.files import read_json, sha256_file, sha256_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 Columns = Mapping[str, NDArray[Any]]
 
 # Little-endian, so that the files mean the same everywhere. Counts and not offsets: parts can be laid end to end as they come.
@@ -42,6 +42,7 @@ DTYPES = {
     "comparisons": "<i4",
     "letters": "<i4",
     "special": "<i4",
+    "mismatched": "<i4",
     "text": "<i8",  # its number among the texts that were given to the tokenizer
     "where": "|u1",  # UTF-8, one group's after the other's
 }
@@ -130,8 +131,11 @@ class Tokens(Sequence[RenderedGroup]):
         sequences = iter([TokenSequence(ids[begin:end], start, cut, moved) for begin, end, start, cut, moved in rows])
         labels = iter([_LABELS[label] for label in c["label"][s].tolist()])
         comparisons = iter([Comparison(*values) for values in zip(*(c[name][m].tolist() for name in ("winner", "loser", "probability", "weight", "margin")))])
-        sizes = zip(*(c[name][first:last].tolist() for name in ("sequences", "comparisons", "special")), self.where(range(first, last)))
-        return [RenderedGroup(_take(sequences, k), _take(comparisons, pairs), _take(labels, k), where, special=special) for k, pairs, special, where in sizes]
+        sizes = zip(*(c[name][first:last].tolist() for name in ("sequences", "comparisons", "special", "mismatched")), self.where(range(first, last)))
+        return [
+            RenderedGroup(_take(sequences, k), _take(comparisons, pairs), _take(labels, k), where, special, mismatched)
+            for k, pairs, special, mismatched, where in sizes
+        ]
 
 
 def tokens_of(groups: Sequence[RenderedGroup]) -> Tokens:
@@ -154,6 +158,7 @@ def packed(groups: Sequence[RenderedGroup], texts: Sequence[int] | None = None) 
         "comparisons": (len(group.comparisons) for group in groups),
         "letters": map(len, wheres),
         "special": (group.special for group in groups),
+        "mismatched": (group.mismatched for group in groups),
         "text": range(len(groups)) if texts is None else texts,
     }
     return {name: np.fromiter(values, dtype=DTYPES[name]) for name, values in columns.items()} | {"where": np.frombuffer(b"".join(wheres), DTYPES["where"])}

@@ -1,6 +1,9 @@
 """The waist: numbers per scored token come out, slopes go back in, nothing else passes.
 
-Whatever an engine does inside, its values and gradients equal those of `engine.rows`.
+Whatever an engine does inside, its values and gradients equal those of `engine.rows`. Columns, in nats, at least float32:
+
+logp: log p(target), always. On request: entropy of the whole distribution; collision, log sum_v p(v)^2, which is the log of the
+probability that two draws agree; kl, KL(q || p) from what another model says there.
 """
 
 from __future__ import annotations
@@ -13,8 +16,17 @@ from torch import Tensor, nn
 
 from winnow.batch import Batch
 
-Columns = dict[str, Float[Tensor, " N"]]  # "logp" always; "entropy" on request; nats, at least float32
-Slope = Callable[[Float[Tensor, " N"], Batch], Float[Tensor, " N"]]
+Columns = dict[str, Float[Tensor, " N"]]
+Slope = Callable[[Columns, Batch], Columns]  # d loss / d column, for "logp" and, where it was asked for, "kl"
+
+
+@runtime_checkable
+class Said(Protocol):
+    """What another model says of a batch: log-probs of the whole vocabulary at each hidden state that predicts something."""
+
+    def logp(self, first: int, last: int) -> Float[Tensor, "U V"]:
+        """Of the states from `first` to `last`."""
+        ...
 
 
 @runtime_checkable
@@ -26,12 +38,16 @@ class Engine(Protocol):
         """How messages, run folders and the reference store call it."""
         ...
 
-    def logps(self, model: nn.Module, batch: Batch, want: Sequence[str] = ()) -> Columns:
-        """log p(target | everything before it) of every scored token, differentiable, and what `want` names."""
+    def logps(self, model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+        """log p(target | everything before it) of every scored token, differentiable, and what `want` names, which is not."""
         ...
 
-    def backward(self, model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = ()) -> Columns:
-        """Add d loss / d parameter to the gradients, where `slope(logp_N, part)` is d loss / d logp_N of a part of the batch:
-        whole groups, each asked for once, in order. Columns are of the whole batch, detached.
+    def backward(self, model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+        """Add d loss / d parameter to the gradients, where `slope(columns, part)` is d loss / d column of a part of the batch:
+        whole groups, each asked for once, in order. Columns are of the whole batch, detached. other: for "kl".
         """
+        ...
+
+    def said(self, model: nn.Module, batch: Batch) -> Said:
+        """What a model says of the batch, without gradients, whatever becomes of its weights afterwards."""
         ...

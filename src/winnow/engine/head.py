@@ -10,9 +10,10 @@ Products in the weights' dtype; maxima, exponentials and sums in float32, or flo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.batch import Batch
-from winnow.engine.api import Columns, Slope
+from winnow.engine.api import Columns, Said, Slope
 from winnow.errors import ModelError
 
 ROWS = 256  # hidden states whose logits are formed together: they stay in the processor's cache while exp and sums are taken
 TILE = 2**27  # bytes of logits held for the fused way, and formed at a time in the recomputed one
 LARGEST = 2**30  # bytes of logits up to which a single group is still held whole
+
+Other = Callable[[int, int], Tensor] | None  # log-probs another model gives, U x V, for the states from one number to another
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,25 @@ class Head:
     def states(self, limit: int) -> int:
         """How many hidden states' logits fit in `limit` bytes."""
         return max(1, limit // (self.weight.shape[0] * _wide(self.weight.dtype).itemsize))
+
+    def detached(self) -> Head:
+        """The weights as they are, whatever their parameters hold later."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a model says at some hidden states; the logits are formed when they are asked for."""
+
+    head: Head
+    state_UH: Float[Tensor, "U H"]
+
+    def logp(self, first: int, last: int) -> Float[Tensor, "U V"]:
+        """Log-probs of the whole vocabulary at the states from `first` to `last`."""
+        part_UH = self.state_UH[first:last]
+        z = torch.empty(len(part_UH), len(self.head.weight), dtype=_wide(self.head.weight.dtype), device=part_UH.device)
+        _logits(self.head, part_UH, z)
+        return z.sub_(z.logsumexp(-1, keepdim=True))
 
 
 def head_of(model: Any) -> Head:
@@ -84,13 +106,13 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     raise ModelError(f"the output layer is a {type(layer).__name__}, which is no linear map")
 
 
-def logps(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, want: Sequence[str]) -> Columns:
+def logps(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, want: Sequence[str], other: Said | None) -> Columns:
     """Columns of a batch from its hidden states; "logp" is differentiable, by recomputing the logits."""
-    logp_N, entropy_N = _Recomputed.apply(state_UH, head.weight, head.bias, head, batch.state_N, batch.target_N, "entropy" in want)
-    return {"logp": logp_N} | ({"entropy": entropy_N} if "entropy" in want else {})
+    values = _Recomputed.apply(state_UH, head.weight, head.bias, head, batch.state_N, batch.target_N, tuple(want), _from(other, 0))
+    return dict(zip(("logp", *want), values))
 
 
-def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Slope, want: Sequence[str]) -> Columns:
+def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Slope, want: Sequence[str], other: Said | None) -> Columns:
     """Columns of a batch, detached; the gradients of hidden states and head are added where they belong."""
     ready_UH = state_UH.detach()
     gradients = _Gradients(head, ready_UH, direct=True)
@@ -99,19 +121,26 @@ def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Sl
         count = len(part.state_U)
         part_UH = ready_UH[first : first + count]
         with torch.no_grad():
+            q = _from(other, first)
             formed: Iterable[tuple[int, _Formed]]
             if count <= head.states(LARGEST):
-                whole = _form(head, part_UH, "entropy" in want)
-                columns = _columns(head, part_UH, part.state_N, part.target_N, whole.normaliser_U(), whole.entropy_U())
+                whole = _form(head, part_UH, want, q)
+                columns = _columns(head, part_UH, part.state_N, part.target_N, whole.column_U)
                 formed = [(0, whole)]
             else:
-                columns = logps(head, part_UH, part, want)
+                values = _Recomputed.apply(part_UH, head.weight, head.bias, head, part.state_N, part.target_N, tuple(want), q)
+                columns = dict(zip(("logp", *want), values))
                 formed = _tiles(head, part_UH)
-            slope_N = slope(columns["logp"].detach(), part)
-            _add_gradients(head, formed, part_UH, part.state_N, part.target_N, slope_N, gradients, first)
+            columns = {name: value.detach() for name, value in columns.items()}
+            _add_gradients(head, formed, part_UH, part.state_N, part.target_N, slope(dict(columns), part), q, gradients, first)
         found.append(columns)
     gradients.hand_over(head, state_UH)
     return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+
+
+def _from(other: Said | None, first: int) -> Other:
+    """What another model says, its states counted from `first` on."""
+    return None if other is None else lambda a, b: other.logp(first + a, first + b)
 
 
 class _Gradients:
@@ -147,18 +176,9 @@ class _Formed:
     head: Head
     state_UH: Tensor
     exp_UV: Tensor
-    peak_U: Tensor
     total_U: Tensor  # of exp(z - peak)
-    mean_U: Tensor | None  # sum of exp(z - peak) (z - peak), for the entropy
+    column_U: dict[str, Tensor]  # "normaliser", log sum exp z, and what was asked for
     bend_UV: Tensor | None  # d softcap(z) / dz
-
-    def normaliser_U(self) -> Tensor:
-        """log sum exp z."""
-        return self.peak_U + self.total_U.log()
-
-    def entropy_U(self) -> Tensor | None:
-        """Of the whole distribution, where it was prepared."""
-        return None if self.mean_U is None else self.total_U.log() - self.mean_U / self.total_U
 
     def backward(self, slope_U: Tensor, into: _Gradients, first: int) -> None:
         """Add the gradients of -sum_u slope_u log sum exp z_u; these hidden states are number `first` and on. Uses up the logits.
@@ -181,20 +201,36 @@ class _Formed:
             into.bias_V.sub_(weight_U @ exp_UV.to(wide))
 
 
-def _columns(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, normaliser_U: Tensor, entropy_U: Tensor | None) -> Columns:
-    """log p of the targets and, where it was prepared, the entropy."""
-    found = {"logp": _targets(head, state_UH, state_N, target_N) - normaliser_U[state_N]}
-    return found if entropy_U is None else found | {"entropy": entropy_U[state_N]}
+def _columns(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, column_U: dict[str, Tensor]) -> Columns:
+    """log p of the targets, and what was asked for beside it, per scored token."""
+    logp_N = _targets(head, state_UH, state_N, target_N) - column_U["normaliser"][state_N]
+    return {"logp": logp_N, **{name: value_U[state_N] for name, value_U in column_U.items() if name != "normaliser"}}
 
 
 def _add_gradients(
-    head: Head, formed: Iterable[tuple[int, _Formed]], state_UH: Tensor, state_N: Tensor, target_N: Tensor, slope_N: Tensor, into: _Gradients, first: int
+    head: Head,
+    formed: Iterable[tuple[int, _Formed]],
+    state_UH: Tensor,
+    state_N: Tensor,
+    target_N: Tensor,
+    slopes: Columns,
+    q: Other,
+    into: _Gradients,
+    first: int,
 ) -> None:
-    """Add the gradients of sum_n slope_n log p_n: those of the normalisers, run by run as `formed` gives them, and those of the targets' logits."""
-    slope_N = slope_N * head.scale
-    slope_U = torch.zeros(len(state_UH), dtype=slope_N.dtype, device=slope_N.device).index_add_(0, state_N, slope_N)
+    """Add the gradients of sum_n slope_n log p_n (and of kl): those of the normalisers, run by run as `formed` gives them, those of the
+    targets' logits, and those of the logits another model's distribution weighs: KL = sum_v q_v (log q_v - z_v) + log sum exp z.
+    """
+    slope_N = slopes["logp"] * head.scale
+    zero_U = torch.zeros(len(state_UH), dtype=slope_N.dtype, device=slope_N.device)
+    slope_U = zero_U.index_add(0, state_N, slope_N)
+    if "kl" in slopes and q is not None:
+        kl_U = zero_U.index_add(0, state_N, slopes["kl"] * head.scale)
+        slope_U = slope_U - kl_U
     for begin, one in formed:
         one.backward(slope_U[begin : begin + len(one.total_U)], into, first + begin)
+    if "kl" in slopes and q is not None:
+        _add_crossed(head, state_UH, kl_U, q, into, first)
     if head.softcap:
         slope_N = slope_N * (1 - (_targets(head, state_UH, state_N, target_N) / head.softcap) ** 2)
     into.state_UH[first : first + len(state_UH)].index_add_(0, state_N, slope_N[:, None] * head.weight[target_N].to(slope_N.dtype))
@@ -204,14 +240,30 @@ def _add_gradients(
         into.bias_V.index_add_(0, target_N, slope_N)
 
 
-def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
+def _add_crossed(head: Head, state_UH: Tensor, kl_U: Tensor, q: Callable[[int, int], Tensor], into: _Gradients, first: int) -> None:
+    """Add the gradients of -sum_u kl_u sum_v q_uv z_uv, block by block."""
+    for begin in range(0, len(state_UH), ROWS):
+        rows = slice(begin, min(begin + ROWS, len(state_UH)))
+        side_RV = q(rows.start, rows.stop).exp_().mul_(-kl_U[rows, None])
+        if head.softcap:
+            z = torch.empty_like(side_RV)
+            _logits(head, state_UH[rows], z)
+            side_RV.mul_(1 - (z / head.softcap).square_())
+        into.state_UH[first + rows.start : first + rows.stop] += side_RV @ head.weight.to(side_RV.dtype)
+        if into.weight_VH is not None:
+            into.weight_VH.add_(side_RV.T @ state_UH[rows].to(side_RV.dtype))
+        if into.bias_V is not None:
+            into.bias_V.add_(side_RV.sum(0))
+
+
+def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _Formed:
     """Logits, row block by row block: each is turned into its exponentials while it still is in the cache."""
     wide = _wide(head.weight.dtype)
     count, vocabulary = len(state_UH), len(head.weight)
     exp_UV = _scratch("exp", count, vocabulary, wide, state_UH.device)
-    block_RV = _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device) if entropy else None
+    block_RV = _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device) if "entropy" in want else None
     bend_UV = torch.empty_like(exp_UV) if head.softcap else None
-    peak_U, total_U, mean_U = (torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(3))
+    peak_U, total_U, mean_U, squares_U, kl_U = (torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(5))
     for begin in range(0, count, ROWS):
         rows = slice(begin, begin + ROWS)
         z = exp_UV[rows]
@@ -220,6 +272,10 @@ def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
             torch.sub(1, (z / head.softcap).square_(), out=bend_UV[rows])
         torch.amax(z, -1, out=peak_U[rows])
         z.sub_(peak_U[rows, None])
+        if "kl" in want and q is not None:
+            said_RV = q(begin, begin + len(z))
+            difference_RV = said_RV - z
+            kl_U[rows] = torch.linalg.vecdot(said_RV.exp_(), difference_RV)
         if block_RV is not None:
             e = torch.exp(z, out=block_RV[: len(z)])
             mean_U[rows] = torch.linalg.vecdot(e, z)
@@ -227,7 +283,11 @@ def _form(head: Head, state_UH: Tensor, entropy: bool) -> _Formed:
         else:
             z.exp_()
         torch.sum(z, -1, out=total_U[rows])
-    return _Formed(head, state_UH, exp_UV, peak_U, total_U, mean_U if entropy else None, bend_UV)
+        if "collision" in want:
+            squares_U[rows] = torch.linalg.vecdot(z, z)
+    log_U = total_U.log()
+    known = {"entropy": log_U - mean_U / total_U, "collision": squares_U.log() - 2 * log_U, "kl": kl_U + log_U}
+    return _Formed(head, state_UH, exp_UV, total_U, {"normaliser": peak_U + log_U, **{name: known[name] for name in want}}, bend_UV)
 
 
 _SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -282,37 +342,41 @@ def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) ->
     return z_N
 
 
-def _tiles(head: Head, state_UH: Tensor, entropy: bool = False) -> Iterator[tuple[int, _Formed]]:
+def _tiles(head: Head, state_UH: Tensor, want: Sequence[str] = (), q: Other = None) -> Iterator[tuple[int, _Formed]]:
     """All logits, a tile at a time: each is to be used up before the next is asked for."""
     step = head.states(TILE)
     for begin in range(0, len(state_UH), step):
-        yield begin, _form(head, state_UH[begin : begin + step], entropy)
+        yield begin, _form(head, state_UH[begin : begin + step], want, None if q is None else partial(_shifted, q, begin))
+
+
+def _shifted(q: Callable[[int, int], Tensor], begin: int, first: int, last: int) -> Tensor:
+    return q(begin + first, begin + last)
 
 
 class _Recomputed(torch.autograd.Function):
-    """Log-probs (and entropies) tile by tile; the backward pass forms the logits again."""
+    """Log-probs (and what is wanted beside them) tile by tile; the backward pass, of the log-probs alone, forms the logits again."""
 
     @staticmethod
-    def forward(ctx: Any, state_UH: Tensor, weight: Tensor, bias: Tensor | None, head: Head, state_N: Tensor, target_N: Tensor, entropy: bool) -> Any:
-        formed = [(one.normaliser_U(), one.entropy_U()) for _, one in _tiles(head, state_UH, entropy)]
-        entropy_U = torch.cat([e for _, e in formed if e is not None]) if entropy else None
-        columns = _columns(head, state_UH, state_N, target_N, torch.cat([normaliser for normaliser, _ in formed]), entropy_U)
-        entropy_N = columns.get("entropy")
+    def forward(
+        ctx: Any, state_UH: Tensor, weight: Tensor, bias: Tensor | None, head: Head, state_N: Tensor, target_N: Tensor, want: tuple[str, ...], q: Other
+    ) -> Any:
+        formed = [one.column_U for _, one in _tiles(head, state_UH, want, q)]
+        column_U = {name: torch.cat([one[name] for one in formed]) for name in formed[0]}
+        columns = _columns(head, state_UH, state_N, target_N, column_U)
         ctx.save_for_backward(state_UH, weight, bias, state_N, target_N)
         ctx.head = (head.scale, head.softcap)
-        if entropy_N is not None:
-            ctx.mark_non_differentiable(entropy_N)
-        return columns["logp"], entropy_N
+        ctx.mark_non_differentiable(*(columns[name] for name in want))
+        return tuple(columns[name] for name in ("logp", *want))
 
     @staticmethod
-    def backward(ctx: Any, slope_N: Tensor, _: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, slope_N: Tensor, *_: Any) -> Any:  # type: ignore[override]
         state_UH, weight, bias, state_N, target_N = ctx.saved_tensors
         head = Head(weight, bias, *ctx.head)
         gradients = _Gradients(head, state_UH)
         with torch.no_grad():
-            _add_gradients(head, _tiles(head, state_UH), state_UH, state_N, target_N, slope_N, gradients, 0)
+            _add_gradients(head, _tiles(head, state_UH), state_UH, state_N, target_N, {"logp": slope_N}, None, gradients, 0)
         owed = [(state_UH, gradients.state_UH), (weight, gradients.weight_VH), (bias, gradients.bias_V)]
-        return *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed), None, None, None, None
+        return *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed), None, None, None, None, None
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:

@@ -150,7 +150,7 @@ def _look(engine: Engine, model: Any, batch: Batch, train: bool) -> _Seen:
     for _, p in parameters:
         p.grad = None
     try:
-        columns = engine.backward(model, batch, _slope) if parameters else _scored(engine, model, batch)
+        columns = engine.backward(model, batch, lambda columns, part: {"logp": _slope(columns["logp"])}) if parameters else _scored(engine, model, batch)
         return _Seen(columns["logp"].cpu(), {name: torch.zeros_like(p, device="cpu") if p.grad is None else p.grad.cpu() for name, p in parameters})
     finally:
         for (_, p), grad in zip(parameters, before):
@@ -162,6 +162,6 @@ def _scored(engine: Engine, model: Any, batch: Batch) -> dict[str, Tensor]:
         return engine.logps(model, batch)
 
 
-def _slope(logp_N: Float[Tensor, " N"], part: Batch) -> Float[Tensor, " N"]:
+def _slope(logp_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Something smooth that tells tokens apart, the same however the batch is cut."""
     return torch.cos(3 * logp_N)

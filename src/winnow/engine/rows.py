@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from winnow.batch import Batch
-from winnow.engine.api import Columns, Slope
+from winnow.engine.api import Columns, Said, Slope
 
 NAME = "rows"
 
 
-def logps(model: nn.Module, batch: Batch, want: Sequence[str] = ()) -> Columns:
-    """log p of every scored token (nats, float32 or better), differentiable; `want` may name "entropy"."""
-    logits_CLV = model(input_ids=padded_rows(batch), use_cache=False).logits
-    column_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
-    logits_NV = logits_CLV[batch.completion_N, column_N]
-    if logits_NV.dtype != torch.float64:
-        logits_NV = logits_NV.float()
-    logp_NV = logits_NV.log_softmax(-1)
+@dataclass(frozen=True)
+class Table:
+    """All log-probs of a model, a row for each hidden state that predicts something."""
+
+    logp_UV: Float[Tensor, "U V"]
+
+    def logp(self, first: int, last: int) -> Float[Tensor, "U V"]:
+        """Of the states from `first` to `last`."""
+        return self.logp_UV[first:last]
+
+
+def logps(model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+    """log p of every scored token (nats, float32 or better), differentiable, and what `want` names (of which "kl" is, here)."""
+    logp_NV = _log_softmax(model, batch)
     columns = {"logp": logp_NV.gather(1, batch.target_N[:, None])[:, 0]}
-    if "entropy" in want:
-        with torch.no_grad():
+    with torch.no_grad():
+        if "entropy" in want:
             columns["entropy"] = -(logp_NV.exp() * logp_NV).sum(-1)
+        if "collision" in want:
+            columns["collision"] = (2 * logp_NV).logsumexp(-1)
+    if "kl" in want and other is not None:
+        said_NV = other.logp(0, len(batch.state_U))[batch.state_N]
+        columns["kl"] = (said_NV.exp() * (said_NV - logp_NV)).sum(-1)
     return columns
 
 
-def backward(model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = ()) -> Columns:
-    """One forward pass, the slopes of the loss at its log-probs, one backward pass."""
-    columns = logps(model, batch, want)
-    logp_N = columns["logp"]
-    logp_N.backward(slope(logp_N.detach(), batch))
-    return {name: value.detach() for name, value in columns.items()}
+def backward(model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+    """One forward pass, the slopes of the loss at its columns, one backward pass."""
+    columns = logps(model, batch, want, other)
+    found = {name: value.detach() for name, value in columns.items()}
+    slopes = slope(found, batch)
+    torch.autograd.backward([columns[name] for name in slopes], list(slopes.values()))
+    return found
+
+
+def said(model: nn.Module, batch: Batch) -> Table:
+    """What the model says of the batch."""
+    with torch.no_grad():
+        logp_NV = _log_softmax(model, batch)
+        logp_UV = logp_NV.new_empty(len(batch.state_U), logp_NV.shape[1])
+        logp_UV[batch.state_N] = logp_NV  # tokens that share a state have the same row
+        return Table(logp_UV)
+
+
+def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:
+    logits_CLV = model(input_ids=padded_rows(batch), use_cache=False).logits
+    column_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
+    logits_NV = logits_CLV[batch.completion_N, column_N]
+    return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)
 
 
 def padded_rows(batch: Batch) -> Int[Tensor, "C L"]:

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from winnow.batch import Batch
 from winnow.engine import head, masks, segments, single, varlen
-from winnow.engine.api import Columns, Slope
+from winnow.engine.api import Columns, Said, Slope
 from winnow.models import is_adapter
 
 
@@ -23,18 +24,24 @@ class Tiled:
     hidden: Callable[[Any, Batch], Tensor]
     inside: Callable[[Any, Batch], AbstractContextManager[None]]
 
-    def logps(self, model: Any, batch: Batch, want: Sequence[str] = ()) -> Columns:
-        """log p of every scored token (nats, float32 or better), differentiable; `want` may name "entropy"."""
+    def logps(self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+        """log p of every scored token (nats, float32 or better), differentiable; what `want` names is not."""
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = self.hidden(inner, batch)
-        return head.logps(head.head_of(inner), state_UH, batch, want)
+        return head.logps(head.head_of(inner), state_UH, batch, want, other)
 
-    def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = ()) -> Columns:
+    def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
         """One forward pass; the slopes of the loss, group by group; one backward pass."""
         inner = bare(model)
         with self.inside(inner, batch):
-            return head.backward(head.head_of(inner), self.hidden(inner, batch), batch, slope, want)
+            return head.backward(head.head_of(inner), self.hidden(inner, batch), batch, slope, want, other)
+
+    def said(self, model: Any, batch: Batch) -> Said:
+        """What the model says of the batch: its hidden states and the head they were made for."""
+        inner = bare(model)
+        with torch.no_grad(), self.inside(inner, batch):
+            return head.Distribution(head.head_of(inner).detached(), self.hidden(inner, batch))
 
 
 def bare(model: Any) -> Any:

@@ -33,6 +33,16 @@ def by_completion(value: Float[Tensor, " all"], groups: Sequence[RenderedGroup])
     return [part.tolist() for part in sums.split(tokens.columns["sequences"].tolist())]
 
 
+def nll(value: Float[Tensor, " all"], groups: Sequence[RenderedGroup]) -> float:
+    """Mean negative log-prob per token (nats) of the groups' own answers, without those that belong to other prompts."""
+    total, count = 0.0, 0
+    for group, sums in zip(groups, by_completion(value, groups)):
+        own = len(group.sequences) - group.mismatched
+        total += math.fsum(sums[:own])
+        count += sum(len(sequence.ids) - sequence.start for sequence in group.sequences[:own])
+    return -total / count
+
+
 def rows(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: list[list[float]] | None, beta: float) -> list[dict[str, Any]]:
     """One row per comparison: log-probs, rewards and margins in nats; `correct` is null for a tie label."""
     found: list[dict[str, Any]] = []

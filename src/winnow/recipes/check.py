@@ -11,11 +11,12 @@ from rich.text import Text
 
 from winnow.config import CheckSettings
 from winnow.console import console, safe, say, visible
-from winnow.data.dataset import Dataset
+from winnow.data.dataset import Dataset, Wanted
 from winnow.data.render import Renderer, TokenSequence
 from winnow.data.stream import epoch_size
+from winnow.objectives.terms import DEMONSTRATION, Objective
 from winnow.recipes import dpo, sft
-from winnow.recipes.planning import memory_line, planned, prepared, with_rate
+from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
 from winnow.recipes.training import possible
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
@@ -30,15 +31,16 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     """Print the whole check. False when the data has errors (training would refuse)."""
     settings = resolved.settings
     is_sft = settings.recipe == "sft"
+    made = DEMONSTRATION
     if not is_sft:
-        _, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
+        made, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
     resolved = with_rate(resolved, *((sft.RATE, sft.ADAPTER_RATE) if is_sft else (dpo.RATE, dpo.ADAPTER_RATE)))
-    renderer, epoch, held_out = prepared(settings, "demonstration" if is_sft else "preference")
+    renderer, epoch, held_out = prepared(settings, Wanted("demonstration") if is_sft else wanted(made, resolved.settings.pairs))
     possible(settings, renderer, None if is_sft else settings.reference)
     train_set = epoch(0)
     sets = {"train": train_set, **{prefix.rstrip("_"): one for prefix, one in held_out.items()}}
     for name, one in sets.items():
-        _say_account(name, one)
+        _say_account(name, one, made)
     for group in train_set.groups[:SHOWN_GROUPS]:
         for k, sequence in enumerate(group.sequences[:2]):
             console.print(Text(f"{group.where}, completion {k}: ", style="dim") + _lint(renderer, sequence))
@@ -54,7 +56,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     return not any(finding.level == "error" for _, finding in findings)
 
 
-def _say_account(name: str, one: Dataset) -> None:
+def _say_account(name: str, one: Dataset, objective: Objective) -> None:
     account = one.account
     table = Table(title=f"{name} data", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for source in account["sources"]:
@@ -65,6 +67,10 @@ def _say_account(name: str, one: Dataset) -> None:
             table.add_row("ties", f"{source['ties']:,} pairs of equal score: {fate}")
     for reason, count in account["dropped"].items():
         table.add_row("dropped", f"{count:,} {reason}")
+    if account["not_chosen"]:
+        table.add_row("pairs", f"{account['not_chosen']:,} comparisons left out, as --pairs asks")
+    if account["margins"] and not objective.margins:
+        table.add_row("margins", f"{account['margins']:,} comparisons have one; {objective.name} does not look at it (odpo does, or --offset)")
     if account["identical"]:
         table.add_row("dropped", f"{account['identical']:,} comparisons of identical completions, in rows that keep others")
     lengths = np.sort(one.groups.columns["length"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,19 @@ from rich.table import Table
 from torch import Tensor
 
 from winnow import models
+from winnow.batch import Batch, joined
 from winnow.config import EvalSettings
 from winnow.console import Steps, console, safe, say
-from winnow.data.dataset import Dataset, prepare
+from winnow.data.dataset import Dataset, Wanted, prepare
 from winnow.data.pack import budget
 from winnow.device import DTYPES, keep_memory
 from winnow.engine import rows
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
-from winnow.objectives.table import Preference, preference
+from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes.engines import engine_for
+from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved, validated
 from winnow.train.loop import Data
@@ -40,47 +41,54 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Loss, accuracies with intervals, margins; `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, objective, trained = _with_run_defaults(resolved.settings)
+    settings, made, trained = _with_run_defaults(resolved.settings)
     keep_memory()
     if settings.out is not None:
         _may_write(settings.out)
     rendered = renderer(settings)
-    data, _ = prepare(settings.data, rendered, settings, "any")
+    what = wanted(made, settings.pairs)
+    data, _ = prepare(settings.data, rendered, settings, Wanted("any", what.pairs, what.mismatched))
     tokens = budget(data.groups, settings.max_tokens)
     if settings.reference is not None:
         models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
     policy = _token_logps(settings.model, settings, data, tokens, "policy")
     reference = _token_logps(settings.reference, settings, data, tokens, "reference", trained) if settings.reference else None
     sums = heldout.by_completion(policy, data.groups)
-    found = heldout.rows(data.groups, sums, heldout.by_completion(reference, data.groups) if reference is not None else None, objective.beta)
-    summary = {"nll": -float(policy.double().mean()), **heldout.summary(found)}
-    if found and reference is not None:
-        summary["loss"] = _loss(objective, data, policy, reference, tokens)
-    _say(settings, objective, summary, bool(found))
+    found = heldout.rows(data.groups, sums, heldout.by_completion(reference, data.groups) if reference is not None else None, made.beta)
+    summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found)}
+    if reference is not None or not made.reference:
+        loss = _loss(made, _batches(data, policy, reference, tokens))
+        summary |= {} if loss is None else {"loss": loss}
+    _say(settings, made, summary, bool(found))
     if settings.out is not None:
-        _write(settings.out, settings, objective, summary, found, data, command)
+        _write(settings.out, settings, made, summary, found, data, command)
     return Evaluation(summary, found)
 
 
 INHERITED = ("as", "max_length", "cut_budget")  # what a run's data looked like to it
 
 
-def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Preference, dict[str, Any] | None]:
+def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective, dict[str, Any] | None]:
     """A run folder knows its objective, how it read its data, and what it was trained against (None where that is not the reference)."""
     run = RunFolder(settings.model)
     environment: dict[str, Any] = read_json(run.environment) if run.started else {"settings": {}}
     kept: dict[str, Any] = environment["settings"]
     name = settings.objective or kept.get("objective") or "dpo"
     own = kept if kept.get("objective") == name else {}
-    objective = preference(name, beta=settings.beta or own.get("beta"), score=own.get("score"), label_smoothing=own.get("label_smoothing", 0.0))
+    given = {flag: own[flag] for flag in FLAGS if own.get(flag) is not None} | ({} if settings.beta is None else {"beta": settings.beta})
+    made = objective(name, **{flag: value for flag, value in given.items() if value is not False})
     asked = settings.model_dump(by_alias=True)
     taken = {key: kept[key] for key in INHERITED if asked[key] is None and kept.get(key) is not None}
-    trained = environment.get("reference") if settings.reference is None else None
+    if settings.pairs is None:
+        listwise = any(term.entry.unit == "group" for term in made.terms)
+        taken["pairs"] = own.get("pairs") or ("listwise" if listwise else "all")
+    trained = environment.get("reference") if settings.reference is None and made.reference else None
     if trained is not None:
         taken["reference"] = trained["model"]
-    if taken:
-        say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in taken.items()))}")
-    return validated(EvalSettings, {**asked, **taken}), objective, trained
+    told = {key: value for key, value in taken.items() if (key, value) != ("pairs", "all")}
+    if told:
+        say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in told.items()))}")
+    return validated(EvalSettings, {**asked, **taken}), made, trained
 
 
 def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, label: str, trained: dict[str, Any] | None = None) -> Tensor:
@@ -98,16 +106,24 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
         return compute(engine, loaded.model, data.groups, tokens, loaded.device, steps.advance)
 
 
-def _loss(objective: Preference, data: Dataset, policy: Tensor, reference: Tensor, tokens: int) -> float:
-    """The objective's loss from stored log-probs of both sides."""
+def _batches(data: Dataset, policy: Tensor, reference: Tensor | None, tokens: int) -> list[tuple[Tensor, Batch]]:
+    """All data as batches, with the policy's log-probs of each and the reference's in it."""
     start = offsets(data.groups)
-    ours, theirs = Reference("", policy, start), Reference("", reference, start)
-    batches = Data(data.groups, data.shares, None).everything(tokens)
-    both = [(float(objective.total(ours.of(batch), theirs.of(batch), batch)), objective.weight(batch)) for batch in batches]
-    return math.fsum(total for total, _ in both) / math.fsum(weight for _, weight in both)
+    ours = Reference("", policy, start)
+    theirs = None if reference is None else Reference("", reference, start)
+    return [(ours.of(batch), batch) for batch in Data(data.groups, data.shares, theirs).everything(tokens)]
 
 
-def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any], compared: bool) -> None:
+def _loss(made: Objective, batches: list[tuple[Tensor, Batch]]) -> float | None:
+    """The objective's loss from stored log-probs; None where nothing in the data counts for it, or where they are not enough for it."""
+    if made.want != ("entropy",) or not any(made.counts([batch for _, batch in batches])):
+        return None
+    columns, batch = {"logp": torch.cat([logp_N for logp_N, _ in batches])}, joined([batch for _, batch in batches])
+    known = made.known(columns, batch, {}, train=False)
+    return made.losses([float(total) for total in made.totals(columns, batch, known)], made.counts([batch]))["loss"]
+
+
+def _say(settings: EvalSettings, made: Objective, summary: dict[str, Any], compared: bool) -> None:
     table = Table(title=safe(f"{settings.model} on {', '.join(settings.data)}"), title_justify="left", box=None)
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -120,7 +136,7 @@ def _say(settings: EvalSettings, objective: Preference, summary: dict[str, Any],
     if compared and settings.reference is None:
         say("no reference: give --reference for loss, implicit rewards and their accuracy")
     elif compared:
-        say(f"loss: {objective.name} at beta {objective.beta:g}, reference {safe(settings.reference)}")
+        say(f"loss: {made.name} at beta {made.beta:g}, reference {safe(settings.reference)}")
 
 
 def _may_write(out: Path) -> None:
@@ -133,7 +149,7 @@ def _may_write(out: Path) -> None:
 WRITTEN = ("report.json", "rows.jsonl")
 
 
-def _write(out: Path, settings: EvalSettings, objective: Preference, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
+def _write(out: Path, settings: EvalSettings, made: Objective, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "rows.jsonl", found)
     head = {
@@ -141,8 +157,8 @@ def _write(out: Path, settings: EvalSettings, objective: Preference, summary: di
         "command": command,
         "model": settings.model,
         "reference": settings.reference,
-        "objective": objective.name,
-        "beta": objective.beta,
+        "objective": made.name,
+        "beta": made.beta,
         "data": data.account,
     }
     write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}})

@@ -8,15 +8,17 @@ from typing import Any
 
 from winnow import models
 from winnow.batch import collate
-from winnow.config import TrainSettings
-from winnow.data.dataset import Dataset, held_out_alone, prepare, window
+from winnow.config import DPOSettings, TrainSettings
+from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget, largest, most_expensive
+from winnow.data.ranking import Pairs
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.windows import Windows
 from winnow.device import pick_device, pick_dtype
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError
+from winnow.objectives.terms import Objective, objective
 from winnow.recipes.engines import ENGINES
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
@@ -33,15 +35,30 @@ def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[
     return resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full)
 
 
-def prepared(settings: TrainSettings, kind: Any) -> tuple[Renderer, Callable[[int], Dataset], dict[str, Dataset]]:
+def wanted(objective: Objective, pairs: Pairs | None) -> Wanted:
+    """What an objective needs of preference data."""
+    entries = {term.choice.name: term.entry for term in objective.terms}
+    compares = any(entry.unit in ("comparison", "group") for entry in entries.values())
+    picky = [name for name, entry in entries.items() if entry.certain_labels or entry.positive_margins]
+    return Wanted(
+        "preference" if compares else "judged",
+        pairs or "all",
+        mismatched=any(entry.batch == "mismatched_baseline" for entry in entries.values()),
+        certain_labels=any(entry.certain_labels for entry in entries.values()),
+        positive_margins=any(entry.positive_margins for entry in entries.values()),
+        whose=" and ".join(picky),
+    )
+
+
+def prepared(settings: TrainSettings, what: Wanted) -> tuple[Renderer, Callable[[int], Dataset], dict[str, Dataset]]:
     """Renderer, training set by epoch (one and the same, or of a stream its window of that number) and held-out sets by metric prefix."""
     made = renderer(settings)
     if settings.stream is None:
-        train_set, held_out = prepare(settings.data, made, settings, kind, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
+        train_set, held_out = prepare(settings.data, made, settings, what, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
         return made, lambda epoch: train_set, held_out
-    held_out, texts = held_out_alone(settings.eval_data, made, settings, kind)
+    held_out, texts = held_out_alone(settings.eval_data, made, settings, what, settings.seed)
     windows = Windows(settings.data[0], settings.stream, as_=settings.as_, limit=settings.limit)
-    return made, lambda epoch: window(windows.load(epoch), made, settings, kind, texts), held_out
+    return made, lambda epoch: window(windows.load(epoch), made, settings, what, settings.seed, texts), held_out
 
 
 def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any], Plan]:
@@ -105,13 +122,19 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
     batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)])
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     engine = ENGINES.get(settings.engine, SEGMENTS)  # auto: as a rule
-    return estimate(config, batch, pick_dtype(settings.dtype, pick_device(settings.device)), settings, SEGMENTS if engine is VARLEN else engine)
+    dtype = pick_dtype(settings.dtype, pick_device(settings.device))
+    return estimate(config, batch, dtype, settings, SEGMENTS if engine is VARLEN else engine, live=_asks_live(settings))
+
+
+def _asks_live(settings: TrainSettings) -> bool:
+    """Whether the reference's weights stay beside the policy's, to be asked at every step."""
+    return isinstance(settings, DPOSettings) and (settings.moving_reference is not None or objective(settings.objective).live)
 
 
 def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:
     """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
     memory, free = memory_of(settings, train_set, tokens), available(pick_device(settings.device))
-    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "activations", "head"))
+    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "reference", "activations", "head"))
     line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})" + _reference_line(settings)
     if memory.total <= free:
         return line

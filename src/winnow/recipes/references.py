@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from winnow import models
 from winnow.config import TrainSettings
 from winnow.console import Steps, safe, say
@@ -27,7 +29,7 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
 
     later: the policy is wanted as it is now after it was trained, too; its trainable weights are kept for that.
     """
-    frozen = Frozen(loaded.model) if later and named is None else None
+    frozen = Frozen(loaded.model, torch.device("cpu")) if later and named is None else None
 
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
@@ -71,7 +73,9 @@ class Scorer:
         return kept
 
 
-def described(name: str, source: LoadedModel, identity: str, vocabulary: int) -> dict[str, Any]:
-    """What a run folder tells of its reference, so that an evaluation can know it again. vocabulary: tokens of the policy's tokenizer."""
+def described(name: str, source: LoadedModel, identity: str | None, vocabulary: int) -> dict[str, Any]:
+    """What a run folder tells of its reference, so that an evaluation can know it again. identity: of what is stored, None where it is asked
+    at every step; vocabulary: tokens of the policy's tokenizer.
+    """
     says = fingerprint(rows, source.model, vocabulary).tolist()
     return {"model": name, "identity": identity, "dtype": str(source.dtype).removeprefix("torch."), "vocabulary": vocabulary, "says": says}

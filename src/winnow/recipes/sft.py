@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from winnow.config import SFTSettings
 from winnow.files import RunFolder
-from winnow.objectives.table import Demonstration
+from winnow.objectives.terms import DEMONSTRATION
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.resolved import Resolved
@@ -14,4 +14,4 @@ RATE, ADAPTER_RATE = 2e-5, 2e-4
 
 def run(resolved: Resolved[SFTSettings], command: str = "") -> RunFolder:
     """Train on the completions' negative log-likelihood, per scored token."""
-    return train(with_rate(resolved, RATE, ADAPTER_RATE), "sft", Demonstration(), command=command)
+    return train(with_rate(resolved, RATE, ADAPTER_RATE), "sft", DEMONSTRATION, command=command)

@@ -10,9 +10,9 @@ import torch
 
 from winnow import models, report
 from winnow.batch import collate
-from winnow.config import TrainSettings, parse_lora
+from winnow.config import Follow, TrainSettings, parse_lora
 from winnow.console import Steps, safe, say
-from winnow.data.dataset import Dataset, stop_on_errors
+from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.pack import most_expensive
 from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
@@ -22,15 +22,16 @@ from winnow.errors import DataError, ModelError, NothingLeft, RunError
 from winnow.files import RunFolder, cache_folder, make_writable, read_json, sha256_json
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
-from winnow.objectives.table import Objective, Preference
+from winnow.objectives.terms import Objective
 from winnow.recipes import record, references, samples
 from winnow.recipes.engines import engine_for
-from winnow.recipes.planning import memory_line, planned, prepared
+from winnow.recipes.planning import memory_line, planned, prepared, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.limit import limit_of
+from winnow.train.live import Live
 from winnow.train.loop import Data, Plan, fit
 from winnow.train.metrics import MetricsFile, require
 from winnow.train.optim import Optimizer
@@ -50,12 +51,23 @@ class Job:
     held_out: dict[str, Dataset]  # by metric prefix
     objective: Objective
     reference: str | None  # another reference model than the policy at step 0
+    follow: Follow | None  # how the reference follows the policy
     kl_samples: int
 
     @property
     def sets(self) -> list[Dataset]:
         """All that is known before the first step."""
         return [self.train_set, *self.held_out.values()]
+
+    @property
+    def live(self) -> bool:
+        """Whether the reference is asked at every step, and not in advance."""
+        return self.objective.live or self.follow is not None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the reference's log-probs are computed in advance."""
+        return self.objective.reference and not self.live
 
     @property
     def longest(self) -> int:
@@ -65,7 +77,14 @@ class Job:
 
 
 def train(
-    resolved: Resolved[Any], recipe: str, objective: Objective, *, command: str = "", reference_model: str | None = None, kl_samples: int = 0
+    resolved: Resolved[Any],
+    recipe: str,
+    objective: Objective,
+    *,
+    command: str = "",
+    reference_model: str | None = None,
+    follow: Follow | None = None,
+    kl_samples: int = 0,
 ) -> RunFolder:
     """Run, or resume, or notice that it is finished. Raises before anything is loaded when settings or data cannot be used."""
     settings: TrainSettings = resolved.settings
@@ -79,7 +98,7 @@ def train(
                 return run
         begun = checkpoint.saved(run.checkpoints)
         asked = record.asked(resolved)
-        renderer, epochs, held_out = prepared(settings, "demonstration" if recipe == "sft" else "preference")
+        renderer, epochs, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs))
         train_set = epochs(0)
         stop_on_errors(train_set, *held_out.values())
         if begun and settings.max_tokens == "auto":  # the memory that is free now would cut micro-batches otherwise
@@ -88,7 +107,7 @@ def train(
         require(settings.trackers)
         if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
             raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
-        if objective.reference:
+        if objective.reference and not objective.live and follow is None:
             make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
         possible(settings, renderer, reference_model)
         if begun:
@@ -96,7 +115,7 @@ def train(
         else:
             record.write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
         say(memory_line(settings, train_set, plan.tokens))
-        _run(Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, kl_samples))
+        _run(Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples))
     return run
 
 
@@ -118,19 +137,20 @@ def _run(job: Job) -> None:
     loaded = _policy(job.settings)
     counts = models.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
-    optimizer = _rehearsed(job, loaded, engine)
+    live = Live(loaded.model, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
+    optimizer = _rehearsed(job, loaded, engine, live)
     probe = samples.probe(job.held_out, job.train_set, job.renderer)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
-    scored = job.settings.stream is not None and job.objective.reference
+    scored = job.settings.stream is not None and job.stored
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or scored)
     scorer, kept, identity, found = _scored(job, loaded, engine, source_model)
     record.note(job.run, engine=engine.NAME, parameters=counts)
     record.say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
     if not probe.prompts:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
-    progress = _restore(optimizer, kept)
+    progress = _restore(optimizer, kept, live)
     if progress.step == 0:
-        _check_start(job, loaded, found[0], engine)
+        _check_start(job, loaded, found[0], engine, live)
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
     with Steps("training", job.plan.steps, progress.step) as steps:
         progress = fit(
@@ -150,6 +170,7 @@ def _run(job: Job) -> None:
             if drift
             else None,
             limit=limit_of(loaded.model, loaded.device),
+            live=live,
         )
     if job.plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         optimizer.load_weights(checkpoint.load(job.run.checkpoints / f"step_{progress.best_step}").weights)
@@ -185,13 +206,13 @@ def _engine(job: Job, loaded: LoadedModel) -> Engine:
     return engine
 
 
-def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine) -> Optimizer:
+def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine, live: Live | None) -> Optimizer:
     """The optimizer, after the most expensive micro-batch was computed once."""
     settings = job.settings
     optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     groups = job.train_set.groups
     largest = most_expensive(groups, job.plan.tokens, job.plan.batch_size)
-    rehearse(loaded.model, collate([groups[i] for i in largest], largest).to(loaded.device), engine, optimizer)
+    rehearse(loaded.model, collate([groups[i] for i in largest], largest).to(loaded.device), engine, optimizer, job.objective.want, live)
     return optimizer
 
 
@@ -201,7 +222,7 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
     Another reference model than the policy is in memory while this runs, and not after.
     """
     with source_model() as source:
-        scorer = _scorer(job, loaded, source, engine) if job.objective.reference else None
+        scorer = _scorer(job, loaded, source, engine) if job.stored else None
         names = [scorer.identity(source, one) if scorer else None for one in job.sets]
         weights = models.weights_hash(loaded.model)
         identity = {
@@ -211,7 +232,9 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
             "reference": names,
         }
         kept = _newest(job.run, identity)
-        shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer)) if names[0] else None
+        shown = None
+        if job.objective.reference:
+            shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer))
         record.note(job.run, weights_hash=weights, reference=shown)
         return scorer, kept, identity, [Data(one.groups, one.shares, scorer.score(source, one) if scorer else None) for one in job.sets]
 
@@ -250,15 +273,17 @@ def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer 
     return epoch
 
 
-def _check_start(job: Job, loaded: LoadedModel, data: Data, engine: Engine) -> None:
+def _check_start(job: Job, loaded: LoadedModel, data: Data, engine: Engine, live: Live | None) -> None:
     """Where the reference is the policy itself, its log-ratios at step 0 are 0: raises otherwise."""
-    if not isinstance(job.objective, Preference) or data.reference is None:
+    if not job.objective.reference:
         return
     if job.reference is not None:
         say(f"reference: {safe(job.reference)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
         return
-    batch = data.micro_batches(range(min(4, len(data.groups))), job.plan.tokens)[0].to(loaded.device)
-    seen = check_identity(loaded.model, batch, objective=job.objective, reference=data.reference, engine=engine)
+    batch, other = data.micro_batches(range(min(4, len(data.groups))), job.plan.tokens)[0].to(loaded.device), None
+    if live:
+        batch, other = live.ask(loaded.model, batch)
+    seen = check_identity(loaded.model, batch, objective=job.objective, engine=engine, other=other)
     say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
 
 
@@ -273,11 +298,13 @@ def _newest(run: RunFolder, identity: dict[str, Any]) -> Checkpoint | None:
     return kept
 
 
-def _restore(optimizer: Optimizer, kept: Checkpoint | None) -> Progress:
+def _restore(optimizer: Optimizer, kept: Checkpoint | None, live: Live | None) -> Progress:
     """The checkpoint's state put back; the start where there is none."""
     if kept is None:
         return Progress()
     optimizer.load_weights(kept.weights)
     optimizer.load_state(kept.optimizer)
+    if live:
+        live.load(kept.reference)
     say(f"resumed at step {kept.progress.step}")
     return kept.progress

@@ -31,6 +31,7 @@ class Progress:
     tokens: int = 0
     best_step: int | None = None
     best_loss: float | None = None
+    known: dict[str, float] = field(default_factory=dict)  # what the objective has learnt of its batches so far
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     identity: dict[str, Any]
+    reference: dict[str, Tensor]
 
 
-def save(folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor], identity: dict[str, Any]) -> Path:
-    """Write `folder/step_N`. `identity`: hashes of settings, data and reference, compared on resume."""
+def save(
+    folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor], identity: dict[str, Any], reference: dict[str, Tensor]
+) -> Path:
+    """Write `folder/step_N`. `identity`: hashes of settings, data and reference, compared on resume; `reference`: its weights, where they move."""
     target = folder / f"step_{progress.step}"
     with folder_atomic(target) as temporary:
         save_file({name: t.contiguous().cpu() for name, t in weights.items()}, temporary / "weights.safetensors")
         save_file({name: t.contiguous().cpu() for name, t in optimizer.items()}, temporary / "optimizer.safetensors")
+        if reference:
+            save_file({name: t.contiguous().cpu() for name, t in reference.items()}, temporary / "reference.safetensors")
         write_json(temporary / "progress.json", asdict(progress))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"schema": SCHEMA, "torch": torch.__version__, "identity": identity, "files": files})
@@ -68,7 +74,8 @@ def load(folder: Path) -> Checkpoint:
             raise RunError(f"{file}: damaged: its bytes are not those that were saved")
     progress = read_json(folder / "progress.json")
     progress["cursor"] = Cursor(**progress["cursor"])
-    return Checkpoint(Progress(**progress), load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), manifest["identity"])
+    parts = [load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in manifest["files"] else {} for name in ("weights", "optimizer", "reference")]
+    return Checkpoint(Progress(**progress), parts[0], parts[1], manifest["identity"], parts[2])
 
 
 def saved(folder: Path) -> list[Path]:

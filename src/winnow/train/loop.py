@@ -17,10 +17,12 @@ from winnow.data.stream import Cursor, Share, batches, epoch_size
 from winnow.engine.api import Engine
 from winnow.errors import DataError, TrainingError
 from winnow.files import RunFolder
-from winnow.objectives.table import Objective
+from winnow.objectives.scores import undecided
+from winnow.objectives.terms import Objective
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 from winnow.train.limit import Limit
+from winnow.train.live import Live
 from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Reference
@@ -56,12 +58,15 @@ class Data:
     def micro_batches(self, items: Sequence[int], tokens: int) -> list[Batch]:
         """The groups numbered `items`, packed under the token budget, on the CPU."""
         groups = [self.groups[i] for i in items]
-        return [collate([groups[i] for i in part], [items[i] for i in part]) for part in pack(groups, tokens)]
+        return [self._known(collate([groups[i] for i in part], [items[i] for i in part])) for part in pack(groups, tokens)]
 
     def everything(self, tokens: int) -> Iterator[Batch]:
         """All groups, a micro-batch at a time."""
         for part in pack_all(self.groups, tokens):
-            yield collate([self.groups[i] for i in part], part)
+            yield self._known(collate([self.groups[i] for i in part], part))
+
+    def _known(self, batch: Batch) -> Batch:
+        return batch if self.reference is None else self.reference.into(batch)
 
 
 def fit(
@@ -80,6 +85,7 @@ def fit(
     show: Callable[[Row], None],
     besides: Callable[[int], Row] | None,
     limit: Limit | None,
+    live: Live | None,
 ) -> Progress:
     """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
 
@@ -87,15 +93,16 @@ def fit(
     evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
     limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
+    live: the reference, where it is asked at every step.
     """
     steps = draws(epochs, plan, progress.cursor)
     if progress.step == 0 and evaluations:
-        row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
+        row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine, live=live)
         metrics.write(row | (besides(0) if besides else {}))
     proved = progress.step > 0
 
     def save() -> None:
-        checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity))
+        checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity), live.state() if live else {})
 
     while progress.step < plan.steps:
         try:
@@ -107,18 +114,20 @@ def fit(
         micro = data.micro_batches(items, plan.tokens)
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
         before = None if proved else samples(optimizer)
-        row = take_step(model, micro, objective=objective, reference=data.reference, engine=engine, optimizer=optimizer, lr=lr)
-        if before is not None and not objective.undecided(micro):  # a batch of ties alone has no gradient, rightly
+        row, known = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before=progress.known, live=live)
+        if before is not None and not all(map(undecided, micro)):  # a batch of ties alone has no gradient, rightly
             proved = moved(before, samples(optimizer))
             if not proved:
                 raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
-        progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro))
+        progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro), known=dict(known))
+        if live:
+            live.after(model, progress.step)
         row |= position(progress, data, plan.passes) | speed(micro, time.perf_counter() - began, limit)
         metrics.write(row)
         show(row)
         best = False
         if evaluations and due(progress.step, plan.eval_every, plan.steps):
-            row, after = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine)
+            row, after = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine, live=live)
             best, progress = plan.save_best and after.best_step != progress.best_step, after
             row |= besides(progress.step) if besides else {}
             metrics.write(row)
@@ -143,11 +152,13 @@ def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator
         cursor = after
 
 
-def evaluate(model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine) -> tuple[Row, Progress]:
+def evaluate(
+    model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine, live: Live | None
+) -> tuple[Row, Progress]:
     """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
     row: Row = {"step": progress.step}
     for i, (prefix, data) in enumerate(evaluations.items()):
-        measured = held_out(model, data.everything(plan.tokens), objective=objective, reference=data.reference, engine=engine)
+        measured = held_out(model, data.everything(plan.tokens), objective=objective, engine=engine, before=progress.known, live=live)
         row |= {prefix + name: value for name, value in measured.items()}
         if i == 0 and progress.step and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])

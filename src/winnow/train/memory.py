@@ -44,21 +44,22 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    reference: int  # weights of one that is asked at every step
     activations: int
     head: int
 
     @property
     def total(self) -> int:
         """All of them together."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+        return self.weights + self.gradients + self.optimizer + self.reference + self.activations + self.head
 
 
-def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS) -> Memory:
+def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS, *, live: bool = False) -> Memory:
     """Memory of a training step whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
     engine: how the model is asked; `segments` as a rule (the flash kernels of a GPU hold no more). Weights; gradients in float32; moments
-    and, for half precision, master weights; the logits of one part of the batch; and everything else that is alive at the worst moment of
-    the forward and backward pass.
+    and, for half precision, master weights; where the reference is asked `live`, the trainable weights as they were; the logits of one part of
+    the batch; and everything else that is alive at the worst moment of the forward and backward pass.
     """
     kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
     alive, logits = (n * dtype.itemsize // kind.itemsize for n in _alive(config, batch, kind, settings, engine))
@@ -73,6 +74,7 @@ def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSetti
         weights=counts["total"] * dtype.itemsize,
         gradients=counts["trainable"] * wide,
         optimizer=counts["trainable"] * wide * (moments + (1 if dtype.itemsize < 4 else 0)),
+        reference=counts["trainable"] * dtype.itemsize * live,
         activations=round(holes * max(0, alive - logits)) + BUFFERS,
         head=logits,
     )
@@ -122,7 +124,7 @@ def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSetting
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         part = _faked(batch, mode)
         with _Alive(known) as alive:
-            engine.backward(model, part, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+            engine.backward(model, part, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
     states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
     return alive.most, min(alive.most, states * len(layer.weight) * max(4, dtype.itemsize))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,20 @@ class Reference:
         parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
         return torch.cat(parts).to(batch.target_N.device, non_blocking=True)
 
+    def into(self, batch: Batch) -> Batch:
+        """The batch with them in it."""
+        return replace(batch, reference_N=self.of(batch))
+
 
 class Frozen:
-    """The trainable weights as they are now, kept on the CPU: for a reference that must score fresh samples later on.
+    """The trainable weights as they are now, kept on `device`: for a reference that must be asked later on.
 
-    They change places with the model's own for a moment, tensor by tensor, so no second model is in memory.
+    They change places with the model's own for a moment, tensor by tensor, so no second model is computed with.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.weights = {name: p.detach().clone().to(device) for name, p in model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
@@ -68,12 +73,10 @@ class Frozen:
             self._exchange(model)
 
     def _exchange(self, model: nn.Module) -> None:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if p.requires_grad:
-                    own = p.detach().cpu().clone()
-                    p.copy_(self.weights[name])
-                    self.weights[name] = own
+        for name, p in model.named_parameters():
+            if name in self.weights:
+                own, p.data = p.data, self.weights[name].to(p.device)
+                self.weights[name] = own.to(self.device)
 
 
 def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:

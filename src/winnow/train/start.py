@@ -12,23 +12,25 @@ from torch import Tensor
 
 from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.api import Engine
+from winnow.engine.api import Columns, Engine, Said
 from winnow.errors import TrainingError
-from winnow.objectives.table import Preference
+from winnow.objectives.terms import Objective
+from winnow.train.live import Live
 from winnow.train.optim import Optimizer
-from winnow.train.reference import NOISE, Reference, only_noise
+from winnow.train.reference import NOISE, only_noise
 
 # Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
-def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer) -> None:
+def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, want: Sequence[str] = ("entropy",), live: Live | None = None) -> None:
     """Forward and backward pass of the most expensive micro-batch beside gradients and moments, for nothing: where memory runs out,
     it runs out now. Raises TrainingError naming the batch's rows.
     """
     try:
         optimizer.allocate()
-        engine.backward(model, batch, lambda logp_N, part: torch.zeros_like(logp_N), ("entropy",))
+        other = live.ask(model, batch)[1] if live else None
+        engine.backward(model, batch, _nothing, want, other)
         optimizer.forget()
     except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU without memory
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
@@ -55,20 +57,22 @@ def same_model(one: Float[Tensor, " N"], other: Float[Tensor, " N"], dtypes: Seq
     return bool((one.double() - other.double()).abs().max() <= max(SAME[dtype] for dtype in dtypes))
 
 
-def check_identity(model: Any, batch: Batch, *, objective: Preference, reference: Reference, engine: Engine) -> dict[str, float]:
-    """Policy = reference at step 0: every log-ratio is 0 and the loss is the objective's value there.
+def check_identity(model: Any, batch: Batch, *, objective: Objective, engine: Engine, other: Said | None = None) -> dict[str, float]:
+    """Policy = reference at step 0: every log-ratio is 0 and the loss is what the objective gives for such log-probs.
 
-    Returns the largest per-token difference (the reference noise, nats), the loss and its expected value. Raises
-    TrainingError with the causes, most likely first.
+    other: what the reference says, where the objective asks for it. Returns the largest per-token difference (the reference noise, nats), the
+    loss and its expected value. Raises TrainingError with the causes, most likely first.
     """
-    reference_N = reference.of(batch)
+    assert batch.reference_N is not None
+    reference_N = batch.reference_N
     with torch.no_grad():
-        logp_N = engine.logps(model, batch)["logp"]
-        loss = float(objective.total(logp_N, reference_N, batch)) / objective.weight(batch)
+        columns = engine.logps(model, batch, objective.want, other)
+        logp_N = columns["logp"]
+        there = {name: torch.zeros_like(value_N) if name == "kl" else value_N for name, value_N in columns.items()} | {"logp": reference_N}
+        loss, expected = (_loss(objective, one, batch) for one in (columns, there))
     if bool((logp_N > 1e-4).any()):
         raise TrainingError("a log-prob is positive: the model's logits are not normalised", remedy="report this model: the engine does not fit it")
     noise = float((logp_N - reference_N).abs().max())
-    expected = objective.at_start()
     dtype = next(model.parameters()).dtype
     if not only_noise(logp_N, reference_N, dtype) or not math.isclose(loss, expected, rel_tol=max(1e-3, NOISE[dtype] / 10)):
         raise TrainingError(
@@ -80,3 +84,12 @@ def check_identity(model: Any, batch: Batch, *, objective: Preference, reference
             remedy="try --dtype float32; delete the reference folder of the cache, $WINNOW_CACHE/reference or ~/.cache/winnow/reference",
         )
     return {"noise": noise, "loss": loss, "expected": expected}
+
+
+def _loss(objective: Objective, columns: Columns, batch: Batch) -> float:
+    known = objective.known(columns, batch, {}, train=False)
+    return objective.losses([float(total) for total in objective.totals(columns, batch, known)], objective.counts([batch]))["loss"]
+
+
+def _nothing(columns: Columns, part: Batch) -> Columns:
+    return {name: torch.zeros_like(columns[name]) for name in ("logp", "kl") if name in columns}

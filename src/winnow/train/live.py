@@ -1,0 +1,48 @@
+"""A reference that is asked at every step: for whole distributions, which nobody stores, and for one that follows the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from winnow.batch import Batch
+from winnow.config import Follow
+from winnow.engine.api import Engine, Said
+from winnow.train.reference import Frozen
+
+
+class Live:
+    """The policy's weights as they were at the start, on its own device; with `follow` they move after it (TR-DPO, arXiv 2404.09656).
+
+    distributions: whether `ask` tells what the reference says of the whole vocabulary.
+    """
+
+    def __init__(self, model: nn.Module, engine: Engine, *, follow: Follow | None, distributions: bool) -> None:
+        self.frozen = Frozen(model, next(model.parameters()).device)
+        self.engine, self.follow, self.distributions = engine, follow, distributions
+
+    def ask(self, model: nn.Module, batch: Batch) -> tuple[Batch, Said | None]:
+        """The batch with the reference's log-probs of its scored tokens, and its distributions where they are wanted."""
+        with self.frozen.inside(model), torch.no_grad():
+            said = self.engine.said(model, batch) if self.distributions else None
+            return replace(batch, reference_N=self.engine.logps(model, batch)["logp"]), said
+
+    def after(self, model: nn.Module, step: int) -> None:
+        """What becomes of the reference when optimizer step number `step` (from 1) is done: ref = mix policy + (1 - mix) ref."""
+        if self.follow is None or step % self.follow.every:
+            return
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name in self.frozen.weights:
+                    self.frozen.weights[name].lerp_(p, self.follow.mix)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it: the moved weights."""
+        return self.frozen.weights if self.follow else {}
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        for name, value in weights.items():
+            self.frozen.weights[name].copy_(value)
