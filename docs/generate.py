@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md, presets.md, benchmarks.md).
+"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md, presets.md, benchmarks.md, objectives.md).
 
 A test fails when a page and its source differ.
 """
@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from winnow.objectives.table import SETTINGS, TABLE, Entry, shown
+from winnow.recipes import catalogue
 from winnow.resolved import PRESETS
 from winnow.trl import FIELDS, MORE, OTHERS, Row
 
@@ -47,6 +49,42 @@ def benchmarks() -> str:
     return NOTE.format(source="docs/benchmarks.json and docs/benchmarks.head.md") + text.replace("TABLE\n", head + "".join(lines))
 
 
+PLOTS = dict(zip(catalogue.FAMILIES, ("margin", "sides", "thumbs", "rankings", "free")))  # docs/curves.py draws them
+
+
+def objectives() -> str:
+    """docs/objectives.md: the introduction, a table of all, and family by family a plot and a paragraph on each."""
+    text = (HERE / "objectives.head.md").read_text(encoding="utf-8")
+    rows = "".join(_row(name, entry) for name, entry in TABLE.items())
+    table = "| name | equation | reference | unit | defaults | paper |\n|---|---|---|---|---|---|\n" + rows
+    source = "src/winnow/objectives/table.py, the docstrings of losses.py and docs/objectives.head.md"
+    return NOTE.format(source=source) + text.replace("TABLE\n", table).replace("PARAGRAPHS\n", "".join(map(_family, catalogue.FAMILIES)))
+
+
+def _row(name: str, entry: Entry) -> str:
+    cells = (f"[`{name}`](#{name})", f"`{_cell(entry.equation)}`", "yes" if entry.reference else "no", catalogue.unit(entry), catalogue.defaults(entry))
+    return f"| {' | '.join(cells)} | {entry.paper} |\n"
+
+
+def _family(title: str) -> str:
+    members = [(name, entry) for name, entry in TABLE.items() if catalogue.family(entry) == title]
+    picture = f"objectives-{PLOTS[title]}.svg"
+    head = f"## {title[0].upper()}{title[1:]}\n\n![Losses and slopes of the family]({picture})\n\n"
+    return head + "".join(_paragraph(name, entry) for name, entry in members)
+
+
+def _paragraph(name: str, entry: Entry) -> str:
+    first = next(other for other, one in TABLE.items() if one.loss is entry.loss)
+    said = f"Function: `losses.{entry.loss.__name__}`" + (f", as [{first}](#{first})." if first != name else ". " + " ".join(catalogue.about(entry).split()))
+    own = {**entry.settings, **entry.tuning}
+    settings = "; ".join(f"`{key}={shown(value)}`: {SETTINGS[key].help}" for key, value in own.items() if key != "beta")
+    return f"### {name}\n\n`{entry.equation}` ({entry.paper}). {entry.when}\n\n{said}" + (f" Settings: {settings}." if settings else "") + "\n\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _figures(f: dict[str, Any]) -> str:
     """One workload's row."""
     speed, best = f["pairs_per_second"], f["best"]
@@ -75,7 +113,7 @@ def _plain(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-PAGES = {"from-trl.md": from_trl, "presets.md": presets, "benchmarks.md": benchmarks}
+PAGES = {"from-trl.md": from_trl, "presets.md": presets, "benchmarks.md": benchmarks, "objectives.md": objectives}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

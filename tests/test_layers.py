@@ -64,7 +64,7 @@ FLOORS = [
         "train.step",
         "train.loop",
     ],
-    ["sample", "score", "measures.heldout", "measures.winrate", "measures.drift"],
+    ["sample", "score", "measures.heldout", "measures.noise", "measures.winrate", "measures.drift"],
     ["plots", "symptoms", "headline", "report"],
     [
         "recipes.world",
@@ -77,7 +77,9 @@ FLOORS = [
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",
+        "recipes.catalogue",
         "recipes.check",
+        "recipes.flips",
         "recipes.evaluation",
         "recipes.generation",
         "recipes.export",

@@ -160,6 +160,15 @@ def report(runs: tuple[str, ...], out: Path) -> None:
     say(f"report: {safe(pages.page(runs, out))}")
 
 
+@click.command(epilog="Example: winnow objectives simpo")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+def objectives(names: tuple[str, ...]) -> None:
+    """What can be trained: every objective with equation, unit, defaults and paper; with NAME everything about it."""
+    from winnow.recipes import catalogue
+
+    catalogue.run(names)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="winnow-lm", prog_name="winnow")
 def cli() -> None:
@@ -221,6 +230,7 @@ for made in (
         example="winnow export runs/dpo --out final --merge",
         positional="model",
     ),
+    objectives,
     report,
 ):
     cli.add_command(made)

@@ -181,6 +181,11 @@ class EvalSettings(ModelSettings, DataSettings):
     engine: Literal["auto", "varlen", "segments", "masks", "single", "rows"] = setting(
         "auto", "how log-probs are computed; auto: the fastest way that gives this model's own numbers, proved at start-up", "model"
     )
+    label_noise: bool = setting(
+        False,
+        "rank comparisons by how likely their label is wrong, estimate the share of flipped ones, say whether margins are probabilities",
+        "objective",
+    )
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
 
 

@@ -20,27 +20,28 @@ COMPILING = "not offered in this version"
 KERNELS = "the engine is chosen by the program, not by an option; every engine must give the numbers of the plain one"
 LOGGING = "metrics.jsonl gets one line for every optimizer step, whatever is shown in the terminal"
 EXACT = "resume is exact: data order, optimizer and metrics continue bit for bit on a CPU, so there is nothing to leave out"
-LATER_LOSS = "no such loss in this version; docs/papers.md lists those that exist"
-MOVING = "the reference never moves in this version: it is a table of numbers, computed before the first step"
+FOLLOW = "mix=0.6,every=512 is TRL's default; the paper has mix=0.6 (softly, each step) or every=512 (replaced)"
+FREE = "--objective simpo, cpo or orpo, which have no reference"
 
 # Every field of DPOConfig in TRL 1.16, by subject.
 FIELDS: dict[str, dict[str, Row]] = {
     "The loss": {
         "loss_type": (
             "objective",
-            "sigmoid -> dpo, ipo -> ipo, hinge -> hinge, sigmoid_norm -> dpo_norm, sft -> the command `winnow sft`; the others do not exist yet",
+            "sigmoid -> dpo, sigmoid_norm -> dpo_norm, exo_pair -> exo, nca_pair -> nca, bco_pair -> bco (ours has the paper's shift), sppo_hard -> sppo; "
+            "ipo, hinge, robust, aot, aot_unpaired, apo_zero, apo_down, discopop and sft have the same names",
         ),
         "beta": ("beta", "the same; but its default is the objective's own (0.1 for dpo, 5 for dpo_norm), where TRL has 0.1 for all"),
         "label_smoothing": (
             "label_smoothing",
-            "ours is cDPO's and acts on every objective; TRL's acts on `robust`, `exo_pair` and `aot*` only, and on `sigmoid` does nothing",
+            "ours is cDPO's and acts on all but rankings and sft; TRL's acts on `robust`, `exo_pair` and `aot*` only, and on `sigmoid` does nothing",
         ),
-        "loss_weights": (None, "one objective per run in this version; mixtures such as MPO do not exist yet"),
-        "f_divergence_type": (None, "only the reverse KL of the DPO paper"),
-        "f_alpha_divergence_coef": (None, "only the reverse KL of the DPO paper"),
-        "discopop_tau": (None, LATER_LOSS),
-        "ld_alpha": (None, LATER_LOSS),
-        "use_weighting": (None, "WPO weights do not exist; a comparison in the data may carry a `weight` of its own"),
+        "loss_weights": ("objective", "behind each name: dpo:0.8,bco:0.2,sft:1"),
+        "f_divergence_type": ("divergence", "reverse_kl, forward_kl, js_divergence -> js, alpha_divergence -> the alpha itself"),
+        "f_alpha_divergence_coef": ("divergence", "ours is the paper's alpha, which is 1 minus TRL's coefficient"),
+        "discopop_tau": ("objective", "discopop:temperature=0.05"),
+        "ld_alpha": ("tail_weight", "the same"),
+        "use_weighting": ("wpo", "the same, with weights of at most 1, as in the authors' code; TRL's are not bounded"),
         "router_aux_loss_coef": (None, "a mixture-of-experts model is trained on the preference loss alone, without the load-balancing term"),
         "label_smoothing_factor": (
             None,
@@ -54,9 +55,9 @@ FIELDS: dict[str, dict[str, Row]] = {
             "always done: the reference is a table of numbers keyed by what was computed; a second model is never in memory while training",
         ),
         "precompute_ref_batch_size": ("max_tokens", "the reference is computed with the micro-batches of the training"),
-        "sync_ref_model": (None, MOVING),
-        "ref_model_mixup_alpha": (None, MOVING),
-        "ref_model_sync_steps": (None, MOVING),
+        "sync_ref_model": ("moving_reference", FOLLOW),
+        "ref_model_mixup_alpha": ("moving_reference", FOLLOW),
+        "ref_model_sync_steps": ("moving_reference", FOLLOW),
     },
     "The data": {
         "max_length": (
@@ -186,7 +187,7 @@ MORE: dict[str, Row] = {
     "model_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
     "ref_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
     "force_use_ref_model": (None, "the reference is a table of numbers: there is no second model to force"),
-    "reference_free": (None, LATER_LOSS),
+    "reference_free": ("objective", FREE),
     "model_name_or_path": ("model", ""),
     "model_revision": (None, "save the revision as a folder, or keep it in the hub cache, and give that as model"),
     "processing_class": ("model", "the tokenizer is the one in the model's folder"),
@@ -209,9 +210,12 @@ MORE: dict[str, Row] = {
     "max_prompt_length": (None, "removed: prompts are never cut"),
     "max_completion_length": ("max_length", "prompt and completion together"),
     "warmup_ratio": ("warmup", "below 1 it is a share of the steps"),
-    "rpo_alpha": (None, LATER_LOSS),
-    "simpo_gamma": (None, LATER_LOSS),
-    "cpo_alpha": (None, LATER_LOSS),
+    "rpo_alpha": ("objective", "dpo:1,sft:ALPHA"),
+    "simpo_gamma": ("objective", "simpo:gamma=1.4; TRL's simpo adds cpo_alpha times the NLL unless that is 0, ours has none"),
+    "cpo_alpha": ("objective", "cpo:alpha=1"),
+    "alpha": ("objective", "alphapo:alpha=0.25"),
+    "desirable_weight": ("objective", "kto:desirable=1"),
+    "undesirable_weight": ("objective", "kto:undesirable=1"),
     "generate_during_eval": (None, "samples.jsonl holds texts before and after; `winnow generate --before` shows two models side by side"),
     "compute_metrics": (None, "`winnow eval --out DIR` writes rows.jsonl to compute on"),
     "callbacks": (None, "no callbacks: metrics.jsonl can be followed while the run goes on, and the parts of the loop are functions"),
@@ -251,7 +255,9 @@ OTHERS: dict[str, Row] = {
     "finetuning_type": ("lora", "lora=auto, or nothing for full training"),
     "lora_rank": ("lora", "r=16"),
     "lora_target": ("lora", "targets=auto"),
-    "pref_loss": ("objective", "sigmoid -> dpo, ipo -> ipo, hinge -> hinge"),
+    "pref_loss": ("objective", "sigmoid -> dpo, kto_pair -> kto; ipo, hinge, orpo and simpo have the same names"),
+    "gamma": ("objective", "a setting of simpo and alphapo, given behind the name: simpo:gamma=1.4"),
+    "pref_ftx": ("objective", "dpo:1,sft:WEIGHT"),
     "pref_beta": ("beta", ""),
     "dpo_beta": ("beta", ""),
     "rl_beta": ("beta", ""),

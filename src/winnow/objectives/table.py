@@ -381,8 +381,8 @@ class Choice:
 
     def spelled(self, *, without: Collection[str]) -> str:
         """As it could be given again: the name, and its settings but for those in `without` and the neutral modifiers."""
-        shown = {key: value for key, value in self.settings.items() if key not in without and MODIFIERS.get(key) != value}
-        return ":".join([self.name, *([f"{self.weight:g}"] if self.weight != 1 else []), *(f"{key}={_text(value)}" for key, value in shown.items())])
+        kept = {key: value for key, value in self.settings.items() if key not in without and MODIFIERS.get(key) != value}
+        return ":".join([self.name, *([f"{self.weight:g}"] if self.weight != 1 else []), *(f"{key}={shown(value)}" for key, value in kept.items())])
 
 
 def choices(text: str, given: Mapping[str, Value]) -> list[Choice]:
@@ -399,7 +399,7 @@ def choices(text: str, given: Mapping[str, Value]) -> list[Choice]:
         if not any(key in one.settings for one in found):
             takers = [name for name, entry in TABLE.items() if key in known(entry)]
             raise SettingsError(
-                f"{key}: got {_text(value)}, {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no such setting",
+                f"{key}: got {shown(value)}, {' and '.join(names)} {'has' if len(names) == 1 else 'have'} no such setting",
                 remedy=f"leave {key} away; {key} belongs to {', '.join(takers)}",
             )
     return found
@@ -427,11 +427,11 @@ def _choice(part: str, given: Mapping[str, Value]) -> Choice:
         except TypeError:  # text where a number belongs
             fits = False
         if not fits:
-            raise SettingsError(f"{name}: {key}: got {_text(chosen)}, expected {SETTINGS[key].allowed}")
+            raise SettingsError(f"{name}: {key}: got {shown(chosen)}, expected {SETTINGS[key].allowed}")
         if name == "exo" and key == "label_smoothing" and chosen == 0:
             raise SettingsError("exo: label_smoothing: got 0, and the logarithm of 0 is in its equation", remedy="label_smoothing=0.001")
         if key in own and key in given and own[key] != given[key]:
-            raise SettingsError(f"{name}: {key} is given twice: {_text(own[key])} and {_text(given[key])}")
+            raise SettingsError(f"{name}: {key} is given twice: {shown(own[key])} and {shown(given[key])}")
     changed = [key for key in ("tail_weight", "divergence") if settings.get(key, MODIFIERS[key]) != MODIFIERS[key]]
     if settings.get("score") == "mean" and changed:
         raise SettingsError(f"{name}: {changed[0]} is about sums over an answer's tokens, and score is mean", remedy="--score sum")
@@ -457,5 +457,6 @@ def _value(text: str) -> Value:
         return text
 
 
-def _text(value: Value) -> str:
+def shown(value: Value) -> str:
+    """A setting's value as it is given."""
     return str(value).lower() if isinstance(value, bool) else f"{value:.12g}" if isinstance(value, float) else str(value)

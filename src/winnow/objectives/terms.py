@@ -293,11 +293,14 @@ class Objective:
     def slopes(self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known) -> tuple[Float[Tensor, " terms"], Columns]:
         """Each member's sum over the batch, and d loss / d column, where the optimizer batch has `counts`."""
         leaves: Columns = {name: columns[name].detach().requires_grad_() for name in ("logp", "kl") if name in columns}
+        slopes: Columns = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         with torch.enable_grad():
-            totals = torch.stack(self.totals({**columns, **leaves}, batch, known))
-            loss = torch.stack([term.choice.weight * total / (count or 1.0) for term, total, count in zip(self.terms, totals, counts)]).sum()
-            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return totals.detach(), dict(zip(leaves, found))
+            totals = self.totals({**columns, **leaves}, batch, known)
+        for term, total, count in zip(self.terms, totals, counts):
+            if count:
+                found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+                slopes = {name: slope + term.choice.weight * (own / count) for (name, slope), own in zip(slopes.items(), found)}
+        return torch.stack(totals).detach(), slopes
 
     def losses(self, totals: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
         """The loss, and of a mixture each member's, from sums and counts of a whole batch; a member that counted nothing has none."""

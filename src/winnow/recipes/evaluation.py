@@ -18,10 +18,11 @@ from winnow.data.dataset import Dataset, Wanted, prepare
 from winnow.data.pack import budget
 from winnow.device import DTYPES, keep_memory
 from winnow.engine import rows
-from winnow.errors import ModelError, RunError
+from winnow.errors import ModelError, RunError, SettingsError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
 from winnow.objectives.terms import FLAGS, Objective, objective
+from winnow.recipes import flips
 from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
@@ -45,6 +46,8 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     keep_memory()
     if settings.out is not None:
         _may_write(settings.out)
+    if settings.label_noise and settings.reference is None:
+        raise SettingsError("label_noise: looks at implicit rewards, and there is no reference", remedy="--reference MODEL, the one training began with")
     rendered = renderer(settings)
     what = wanted(made, settings.pairs)
     data, _ = prepare(settings.data, rendered, settings, Wanted("any", what.pairs, what.mismatched))
@@ -60,8 +63,9 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
         loss = _loss(made, _batches(data, policy, reference, tokens))
         summary |= {} if loss is None else {"loss": loss}
     _say(settings, made, summary, bool(found))
+    told = flips.say_all(found, _trained_on(settings, data)) if settings.label_noise else {}
     if settings.out is not None:
-        _write(settings.out, settings, made, summary, found, data, command)
+        _write(settings.out, settings, made, summary, found, data, command, told)
     return Evaluation(summary, found)
 
 
@@ -139,6 +143,12 @@ def _say(settings: EvalSettings, made: Objective, summary: dict[str, Any], compa
         say(f"loss: {made.name} at beta {made.beta:g}, reference {safe(settings.reference)}")
 
 
+def _trained_on(settings: EvalSettings, data: Dataset) -> bool:
+    """Whether these are the rows the run was trained on."""
+    run = RunFolder(settings.model)
+    return run.started and bool(read_json(run.root / "data.json")["train"]["fingerprint"] == data.account["fingerprint"])
+
+
 def _may_write(out: Path) -> None:
     if RunFolder(out).started:
         raise RunError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
@@ -149,7 +159,9 @@ def _may_write(out: Path) -> None:
 WRITTEN = ("report.json", "rows.jsonl")
 
 
-def _write(out: Path, settings: EvalSettings, made: Objective, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str) -> None:
+def _write(
+    out: Path, settings: EvalSettings, made: Objective, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str, told: dict[str, Any]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "rows.jsonl", found)
     head = {
@@ -161,5 +173,5 @@ def _write(out: Path, settings: EvalSettings, made: Objective, summary: dict[str
         "beta": made.beta,
         "data": data.account,
     }
-    write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}})
+    write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}, **told})
     say(f"written: {safe(out / 'report.json')} and {safe(out / 'rows.jsonl')}")
