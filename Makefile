@@ -39,6 +39,7 @@ format: $(VENV)/ready ## put the code into form
 
 bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 	$(BENCH)/bin/python bench/trl_curve.py
+	$(BENCH)/bin/python bench/trl_losses.py
 	$(BENCH)/bin/python bench/speed.py --out docs/benchmarks.json
 	$(BENCH)/bin/python bench/picture.py docs/benchmarks.json docs/benchmarks.svg
 	$(BENCH)/bin/python bench/rows.py

@@ -35,8 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from winnow.batch import Batch, collate
+from winnow.data.mismatch import with_mismatched
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.data.tokens import gathered, packed
 from winnow.engine import rows as engine
 from winnow.errors import SettingsError
 from winnow.objectives.terms import objective
@@ -51,13 +53,15 @@ PAIRS = 6
 
 
 def made_up_rows(kind: str) -> list[Row]:
-    """Random letters, one token each. pairs: of different lengths; even: winners of one length; labels: four good answers, seven bad ones."""
-    draw = random.Random(7)
+    """Random letters, one token each. pairs: of different lengths; even: winners of one length; labels: four good answers, seven bad ones;
+    unlikely: the same, the answers to other prompts being likelier under the reference, so that KTO's estimate of the KL stops at 0.
+    """
+    draw = random.Random(7 if kind == "unlikely" else 1)
 
     def word(least: int, most: int) -> str:
         return "".join(draw.choice("abcdefghij") for _ in range(draw.randint(least, most)))
 
-    if kind == "labels":
+    if kind in ("labels", "unlikely"):
         return [{"prompt": word(3, 9), "completion": word(2, 11), "label": i % 3 == 0} for i in range(11)]
     return [{"prompt": word(3, 9), "chosen": word(6, 6) if kind == "even" else word(2, 11), "rejected": word(2, 11)} for _ in range(PAIRS)]
 
@@ -143,6 +147,7 @@ def trainer_for(name: str, settings: Settings, kind: str, place: str) -> tuple[A
             train_dataset=Dataset.from_list(rows),
             processing_class=copy.deepcopy(tokenizer()),
         )  # fmt: skip
+        found.model.train()  # the models have no dropout
         return found, next(iter(found.get_train_dataloader()))
 
 
@@ -189,6 +194,13 @@ def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
 
 
 SIDES = ("chosen", "rejected")
+
+
+@cache
+def made_up_batch(trainer: str, kind: str) -> Batch:
+    """What `trainer` makes of the rows, whatever its settings."""
+    with tempfile.TemporaryDirectory() as place:
+        return batch_of(trainer_for(trainer, {}, kind, place)[1])
 
 
 def _sequences(ids: Tensor, there: Tensor, scored: Tensor) -> list[TokenSequence]:
@@ -238,7 +250,7 @@ class Case:
     @property
     def spelled(self) -> str:
         """TRL's settings."""
-        return " ".join(f"{key}={value}" for key, value in self.theirs[0][1].items())
+        return " ".join(f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}" for key, value in self.theirs[0][1].items())
 
 
 def one(name: str, theirs: Settings, ours: str, **more: Any) -> Case:
@@ -266,7 +278,7 @@ CASES = (
     one("aot_unpaired, label_smoothing", _dpo("aot_unpaired", label_smoothing=0.125), "aot_unpaired", given={"label_smoothing": 0.125}),
     one("apo_zero", _dpo("apo_zero"), "apo_zero"),
     one("apo_down", _dpo("apo_down"), "apo_down"),
-    one("discopop", _dpo("discopop", discopop_tau=0.05), "discopop", given={"beta": 0.1}),
+    one("discopop", _dpo("discopop", discopop_tau=0.25), "discopop:temperature=0.25", given={"beta": 0.1}),
     one("sft", _dpo("sft"), "sft", said="both mean over the winners' tokens"),
     one("dpo_norm", {"loss_type": ["sigmoid_norm"], "beta": 5.0}, "dpo_norm"),
     one("dpo, forward KL", _dpo("sigmoid", f_divergence_type="forward_kl"), "dpo", given={"divergence": "forward_kl"}),
@@ -276,9 +288,13 @@ CASES = (
         wide=False, said="TRL's coefficient is 1 - alpha; float64 is an error there",
     ),
     one("hinge, Jensen-Shannon", _dpo("hinge", f_divergence_type="js_divergence"), "hinge", given={"divergence": "js"}),
+    one(
+        "robust, Jensen-Shannon", _dpo("robust", label_smoothing=0.2, f_divergence_type="js_divergence"), "robust",
+        given={"label_smoothing": 0.2, "divergence": "js"},
+    ),
     one("discopop, forward KL", _dpo("discopop", f_divergence_type="forward_kl"), "discopop", given={"beta": 0.1, "divergence": "forward_kl"}),
-    one("dpo, ld_alpha", _dpo("sigmoid", ld_alpha=0.4), "dpo", given={"tail_weight": 0.4}),
-    one("apo_zero, ld_alpha", _dpo("apo_zero", ld_alpha=0.4), "apo_zero", given={"tail_weight": 0.4}),
+    one("dpo, ld_alpha", _dpo("sigmoid", ld_alpha=0.375), "dpo", given={"tail_weight": 0.375}),
+    one("apo_zero, ld_alpha", _dpo("apo_zero", ld_alpha=0.375), "apo_zero", given={"tail_weight": 0.375}),
     one("dpo, WPO", _dpo("sigmoid", use_weighting=True), "dpo", given={"wpo": True}, said="all weights of this batch are below 1, where ours stop"),
     one("ipo, WPO", _dpo("ipo", use_weighting=True), "ipo", given={"wpo": True}, said="as above"),
     one(
@@ -289,6 +305,7 @@ CASES = (
         "kto", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6}, "kto:desirable=1.3:undesirable=0.6", trainer="KTO", rows="labels",
         given={"beta": 0.2}, said="TRL's mismatched answers; each side estimates the KL itself",
     ),
+    one("kto, an estimate below 0", {"beta": 0.2}, "kto", trainer="KTO", rows="unlikely", given={"beta": 0.2}, said="as above; both take 0"),
     one(
         "kto, on pairs", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6}, "kto:desirable=1.3:undesirable=0.6", trainer="KTO",
         given={"beta": 0.2}, baseline=True, said="ours is given TRL's estimate of the KL; both mean over all 2B answers",
@@ -324,18 +341,24 @@ class Found:
     gradient: float
 
 
-def compare(case: Case, dtype: torch.dtype, place: str) -> Found:
-    """Both sides of a case."""
+def compare(case: Case, place: str) -> dict[torch.dtype, Found]:
+    """Both sides of a case, in float32 and, where TRL can, in float64."""
+    made = [trainer_for(case.trainer, settings, case.rows, place) for _, settings in case.theirs]
+    return {dtype: _compare(case, made, dtype) for dtype in LIMIT if case.wide or dtype == torch.float32}
+
+
+def _compare(case: Case, made: Sequence[tuple[Any, dict[str, Any]]], dtype: torch.dtype) -> Found:
     theirs = ours = 0.0
     gradients: list[dict[str, Tensor]] = [{}, {}]
-    for factor, settings in case.theirs:
-        trainer, inputs = trainer_for(case.trainer, settings, case.rows, place)
+    for (factor, _), (trainer, inputs) in zip(case.theirs, made):
+        trainer.model.zero_grad()
         loss, model = their_loss(trainer, inputs, dtype)
         loss.backward()
         theirs += factor * loss.item()
         _add(gradients[0], factor, model)
+    trainer, inputs = made[0]
     known = {**case.known, **({"kto/baseline": trainer._metrics["train"]["kl"][-1]} if case.baseline else {})}
-    batch = _as_pairs(inputs) if case.baseline else batch_of(inputs)
+    batch = collate(pairs_of(inputs)) if case.baseline else batch_of(inputs)
     for factor, text in case.ours:
         value, model = our_loss(text, case.given, batch, dtype, known)
         ours += factor * value
@@ -351,12 +374,10 @@ def _add(sums: dict[str, Tensor], factor: float, model: nn.Module) -> None:
             sums[name] = sums.get(name, torch.zeros_like(parameter)) + factor * parameter.grad
 
 
-def _as_pairs(inputs: Mapping[str, Tensor]) -> Batch:
+def pairs_of(inputs: Mapping[str, Tensor]) -> list[RenderedGroup]:
     """Pairs that TRL took apart, all winners before all losers, put together again."""
-    count = int(inputs["label"].sum())
-    winners, losers = ({name: inputs[name][part] for name in MASKS} for part in (slice(None, count), slice(count, None)))
-    sides = [_sequences(*(side[name] for name in MASKS)) for side in (winners, losers)]
-    return collate([RenderedGroup(both, (Comparison(0, 1),), (None, None), "made") for both in zip(*sides)])
+    sides = zip(*(_sequences(*(inputs[name][part] for name in MASKS)) for part in (slice(None, PAIRS), slice(PAIRS, None))))
+    return [RenderedGroup(both, (Comparison(0, 1),), (None, None), "made") for both in sides]
 
 
 MASKS = ("input_ids", "attention_mask", "completion_mask")
@@ -384,14 +405,20 @@ F64 = torch.float64
 
 
 def _theirs(place: str, settings: Settings, *, trainer: str = "DPO", rows: str = "pairs", dtype: torch.dtype = F64, sharpness: float = 1.0) -> float:
-    return float(their_loss(*trainer_for(trainer, settings, rows, place), dtype, sharpness)[0])
+    return their_loss(*trainer_for(trainer, settings, rows, place), dtype, sharpness)[0].item()
 
 
 def _ours(
-    place: str, text: str, *, trainer: str = "DPO", rows: str = "pairs", dtype: torch.dtype = F64, sharpness: float = 1.0, known: Settings | None = None, **given: Any
+    text: str,
+    *,
+    trainer: str = "DPO",
+    rows: str = "pairs",
+    dtype: torch.dtype = F64,
+    sharpness: float = 1.0,
+    known: Settings | None = None,
+    **given: Any,
 ) -> float:
-    settings = {"DPO": _dpo("sigmoid")}.get(trainer, {})
-    return our_loss(text, given, batch_of(trainer_for(trainer, settings, rows, place)[1]), dtype, known, sharpness)[0]
+    return our_loss(text, given, made_up_batch(trainer, rows), dtype, known, sharpness)[0]
 
 
 def _same(a: float, b: float, within: float = 1e-7) -> bool:
@@ -400,7 +427,7 @@ def _same(a: float, b: float, within: float = 1e-7) -> bool:
 
 def smoothing_of_sigmoid(place: str) -> Difference:
     plain, smooth = (_theirs(place, _dpo("sigmoid", label_smoothing=e)) for e in (0.0, 0.25))
-    ours, mine = _ours(place, "dpo"), _ours(place, "cdpo", label_smoothing=0.25)
+    ours, mine = _ours("dpo"), _ours("cdpo", label_smoothing=0.25)
     return Difference(
         "`sigmoid` ignores `label_smoothing`; our `dpo` takes it, which is `cdpo`. In TRL only `robust`, `exo_pair`, `aot` and `aot_unpaired` know it.",
         f"at 0 and 0.25: TRL {plain:.6f} and {smooth:.6f}, ours {ours:.6f} and {mine:.6f}",
@@ -410,7 +437,7 @@ def smoothing_of_sigmoid(place: str) -> Difference:
 
 def shift_of_bco(place: str) -> Difference:
     theirs = _theirs(place, _dpo("bco_pair"))
-    without, ours = (_ours(place, "bco", beta=0.1, known=known) for known in ({"bco/shift": 0.0}, None))
+    without, ours = (_ours("bco", beta=0.1, known=known) for known in ({"bco/shift": 0.0}, None))
     return Difference(
         "`bco_pair` has no reward shift, and there is no BCOTrainer any more; ours has the paper's running mean reward.",
         f"TRL {theirs:.6f}, ours {without:.6f} with shift 0 and {ours:.6f} with its own",
@@ -420,7 +447,7 @@ def shift_of_bco(place: str) -> Difference:
 
 def means_of_ipo(place: str) -> Difference:
     theirs = _theirs(place, _dpo("ipo"))
-    means, sums = (_ours(place, "ipo", score=score) for score in ("mean", "sum"))
+    means, sums = (_ours("ipo", score=score) for score in ("mean", "sum"))
     return Difference(
         "`ipo` compares per-token means, as ours does by default; the paper's equation has sums, which TRL does not offer and ours does (`score: sum`).",
         f"TRL {theirs:.4f}, ours {means:.4f} of means and {sums:.4f} of sums",
@@ -430,7 +457,7 @@ def means_of_ipo(place: str) -> Difference:
 
 def coefficient_of_alpha(place: str) -> Difference:
     turned, literal = (_theirs(place, CASES_BY_NAME["dpo, alpha 0.3"].theirs[0][1] | {"f_alpha_divergence_coef": c}, dtype=torch.float32) for c in (0.7, 0.3))
-    ours = _ours(place, "dpo", divergence=0.3)
+    ours = _ours("dpo", divergence=0.3)
     try:
         _theirs(place, CASES_BY_NAME["dpo, alpha 0.3"].theirs[0][1])
         wide = "float64 works"
@@ -448,9 +475,9 @@ def clamp_of_wpo(place: str) -> Difference:
     ratios, mine = [], []
     for i in range(PAIRS):
         single = _flat_pair(inputs, i)
-        weighted = float(their_loss(trainer, single, F64, FLAT)[0])
+        weighted = their_loss(trainer, single, F64, FLAT)[0].item()
         trainer.use_weighting = False
-        plain = float(their_loss(trainer, single, F64, FLAT)[0])
+        plain = their_loss(trainer, single, F64, FLAT)[0].item()
         trainer.use_weighting = True
         ratios.append(weighted / plain)
         ours = [our_loss("dpo", {"wpo": wpo}, batch_of(single), F64, None, FLAT)[0] for wpo in (True, False)]
@@ -472,7 +499,7 @@ def _flat_pair(inputs: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
 
 def nll_of_cpo(place: str) -> Difference:
     theirs = _theirs(place, CASES_BY_NAME["cpo, any lengths"].theirs[0][1], trainer="CPO")
-    own, same = (_ours(place, text, trainer="CPO") for text in ("cpo:alpha=0.7", "cpo:alpha=0,sft:0.7"))
+    own, same = (_ours(text, trainer="CPO") for text in ("cpo:alpha=0.7", "cpo:alpha=0,sft:0.7"))
     return Difference(
         "CPO's NLL is the mean over all winners' tokens of the micro-batch: long winners weigh more. In our `cpo` it is each winner's own mean; "
         "`cpo:alpha=0,sft:1` is TRL's.",
@@ -483,14 +510,15 @@ def nll_of_cpo(place: str) -> Difference:
 
 def nll_of_orpo(place: str) -> Difference:
     trainer, inputs = trainer_for("ORPO", {"beta": 0.1}, "pairs", place)
-    theirs, batch = float(their_loss(trainer, inputs, F64)[0]), batch_of(inputs)
+    theirs, batch = their_loss(trainer, inputs, F64)[0].item(), batch_of(inputs)
     texts = [ids[there == 1].tolist() for ids, there in zip(inputs["chosen_input_ids"], inputs["chosen_attention_mask"])]
     whole = collate([RenderedGroup((TokenSequence(tuple(ids), 1),), (), (None,), "made") for ids in texts])
     full = our_loss("sft", {}, whole, F64)[0]
     high, low = (our_loss(f"orpo:weight={weight}", {}, batch, F64)[0] for weight in (1.1, 0.1))
     own = our_loss("orpo:weight=0.1", {}, batch, F64)[0]
     return Difference(
-        "ORPO's NLL counts the prompt's tokens too, and is the mean over all tokens of the micro-batch. In our `orpo` it is each winner's own mean over its answer.",
+        "ORPO's NLL counts the prompt's tokens too, and is the mean over all tokens of the micro-batch. In our `orpo` it is each winner's own mean over its "
+        "answer.",
         f"TRL {theirs:.6f}, ours {own:.6f}; our odds ratio with the NLL of prompts and winners {0.1 * (high - low) + full:.6f}",
         _same(theirs, 0.1 * (high - low) + full, 1e-5) and not _same(theirs, own, 1e-4),
     )
@@ -499,26 +527,36 @@ def nll_of_orpo(place: str) -> Difference:
 def mean_of_kto(place: str) -> Difference:
     """On pairs: the mean of all 2B answers, and whose answers are mismatched."""
     trainer, inputs = trainer_for("KTO", {"beta": 0.2}, "pairs", place)
-    theirs = float(their_loss(trainer, inputs, F64)[0])
+    theirs, groups = their_loss(trainer, inputs, F64)[0].item(), pairs_of(inputs)
     known = {"kto/baseline": trainer._metrics["train"]["kl"][-1]}
-    ours = our_loss("kto", {"beta": 0.2}, _as_pairs(inputs), F64, known)[0]
-    answers, other = (
-        [ids[mask == 1].tolist() for ids, mask in zip(inputs[f"{head}input_ids"], inputs[f"{head}completion_mask"])] for head in ("", "KL_")
-    )
-    turned = all(other[i] == answers[i - 1] for i in range(len(answers)))
+    ours = our_loss("kto", {"beta": 0.2}, collate(groups), F64, known)[0]
+    answers, other = ([sequence.ids[sequence.start :] for sequence in _sequences(*(inputs[head + name] for name in MASKS))] for head in ("", "KL_"))
+    turned = [answers.index(answer) % PAIRS for answer in other]
+    drawn = [group.sequences[-1] for group in with_mismatched(gathered([packed(groups)]), 0, None)]
+    found = [answers.index(sequence.ids[sequence.start :]) % PAIRS for sequence in drawn]
     return Difference(
         "KTO means over all answers of the micro-batch, so over 2B of B pairs, as ours. Its mismatched answers are those of the row before, within the "
         "micro-batch, one to each row; ours come from any other prompt of the data, drawn by the seed, one to each prompt.",
-        f"TRL {theirs:.6f}, ours {ours:.6f} with TRL's estimate; TRL's mismatched answers are its own turned by one: {'yes' if turned else 'no'}",
-        _same(theirs, ours) and turned,
+        f"TRL {theirs:.6f}, ours {ours:.6f} with TRL's estimate; prompts 0 to {PAIRS - 1} have answers of prompts {turned} in TRL, {found} in ours",
+        _same(theirs, ours) and turned == [(i - 1) % PAIRS for i in range(2 * PAIRS)] and all(j != i for i, j in enumerate(found)),
+    )
+
+
+def unpaired_apo(place: str) -> Difference:
+    trainer, inputs = trainer_for("KTO", {"beta": 0.2, "loss_type": "apo_zero_unpaired"}, "pairs", place)
+    theirs, ours = their_loss(trainer, inputs, F64)[0].item(), our_loss("apo_zero", {"beta": 0.2}, collate(pairs_of(inputs)), F64)[0]
+    return Difference(
+        "KTOTrainer's `apo_zero_unpaired` has no counterpart for labels; on pairs it is half our `apo_zero`, which is per pair.",
+        f"TRL {theirs:.6f}, ours {ours:.6f}",
+        _same(2 * theirs, ours),
     )
 
 
 def nll_of_simpo(place: str) -> Difference:
     theirs = _theirs(place, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.2}, trainer="CPO")
-    plain, both = (_ours(place, text, trainer="CPO", beta=2.0) for text in ("simpo:gamma=1.2", "simpo:gamma=1.2,sft:1"))
+    plain, both = (_ours(text, trainer="CPO", beta=2.0) for text in ("simpo:gamma=1.2", "simpo:gamma=1.2,sft:1"))
     return Difference(
-        "`loss_type=\"simpo\"` adds the winners' NLL unless `cpo_alpha` is 0; its default is 1.",
+        '`loss_type="simpo"` adds the winners\' NLL unless `cpo_alpha` is 0; its default is 1.',
         f"TRL {theirs:.6f}, our simpo {plain:.6f}, with sft {both:.6f}",
         _same(theirs, both) and not _same(theirs, plain, 1e-3),
     )
@@ -526,16 +564,16 @@ def nll_of_simpo(place: str) -> Difference:
 
 def alpha_of_alphapo(place: str) -> Difference:
     theirs = _theirs(place, {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.25}, trainer="CPO")
-    simpo, own = (_ours(place, text, trainer="CPO", beta=2.5) for text in ("simpo:gamma=0.25", "alphapo:gamma=0.25"))
+    simpo, own = (_ours(text, trainer="CPO", beta=2.5) for text in ("simpo:gamma=0.25", "alphapo:gamma=0.25"))
     return Difference(
-        "`loss_type=\"alphapo\"` is SimPO unless `alpha` is given too, whose default is 0; ours is 0.25.",
+        '`loss_type="alphapo"` is SimPO unless `alpha` is given too, whose default is 0; ours is 0.25.',
         f"TRL {theirs:.6f}, our simpo {simpo:.6f}, our alphapo {own:.6f}",
         _same(theirs, simpo) and not _same(theirs, own, 1e-4),
     )
 
 
 def halves_of_sppo(place: str) -> Difference:
-    theirs, ours = _theirs(place, _dpo("sppo_hard")), _ours(place, "sppo", beta=0.1)
+    theirs, ours = _theirs(place, _dpo("sppo_hard")), _ours("sppo", beta=0.1)
     return Difference(
         "`sppo_hard` and our `sppo` add the two squares, as the paper does; the authors' code halves the sum.",
         f"TRL {theirs:.4f}, ours {ours:.4f}",
@@ -544,7 +582,8 @@ def halves_of_sppo(place: str) -> Difference:
 
 
 def overflow_of_discopop(place: str) -> Difference:
-    theirs, ours = (side for side in (_theirs(place, _dpo("discopop"), sharpness=SHARP, dtype=torch.float32), _ours(place, "discopop", beta=0.1, sharpness=SHARP, dtype=torch.float32)))
+    theirs = _theirs(place, _dpo("discopop"), sharpness=SHARP, dtype=torch.float32)
+    ours = _ours("discopop", beta=0.1, sharpness=SHARP, dtype=torch.float32)
     return Difference(
         "`discopop` is NaN in float32 where beta times a margin is below about -88, an infinite exponential times 0; ours goes on linearly.",
         f"with a policy far from its reference: TRL {theirs}, ours {ours:.3f}",
@@ -558,7 +597,7 @@ SHARP = 150.0  # a policy so sure that log-ratios are thousands of nats
 def overflow_of_forward_kl(place: str) -> Difference:
     settings = _dpo("sigmoid", f_divergence_type="forward_kl")
     theirs = _theirs(place, settings, sharpness=SHARP, dtype=torch.float32)
-    ours = _ours(place, "dpo", sharpness=SHARP, dtype=torch.float32, divergence="forward_kl")
+    ours = _ours("dpo", sharpness=SHARP, dtype=torch.float32, divergence="forward_kl")
     return Difference(
         "With `forward_kl` an answer some 88 nats below its reference makes the loss infinite or NaN in float32; ours goes on as a tangent from 80 nats on.",
         f"with a policy far from its reference: TRL {theirs}, ours {ours:.3g}",
@@ -583,7 +622,7 @@ def half_of_robust(place: str) -> Difference:
 def bound_of_robust(place: str) -> Difference:
     far = {"sharpness": SHARP, "dtype": F64}
     theirs = _theirs(place, _dpo("robust", label_smoothing=0.2), **far)
-    bounded, free = (_ours(place, f"robust:bound={bound}", label_smoothing=0.2, **far) for bound in (10.0, 1e6))
+    bounded, free = (_ours(f"robust:bound={bound}", label_smoothing=0.2, **far) for bound in (10.0, 1e6))
     return Difference(
         "`robust` has no lower bound in TRL; ours has no slope beyond beta times margin = 10 (`bound`).",
         f"with a policy far from its reference: TRL {theirs:.4f}, ours {bounded:.4f}, with bound 1e6 {free:.4f}",
@@ -594,12 +633,10 @@ def bound_of_robust(place: str) -> Difference:
 def smoothing_of_simpo(place: str) -> Difference:
     e, gamma, beta = 0.125, 1.2, 2.0
     settings = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": beta, "simpo_gamma": gamma, "label_smoothing": e}
-    theirs, ours = _theirs(place, settings, trainer="CPO"), _ours(place, f"simpo:gamma={gamma}", trainer="CPO", beta=beta, label_smoothing=e)
+    theirs, ours = _theirs(place, settings, trainer="CPO"), _ours(f"simpo:gamma={gamma}", trainer="CPO", beta=beta, label_smoothing=e)
     inputs = trainer_for("CPO", settings, "pairs", place)[1]
     margins = _mean_margins(batch_of(inputs))
-    both = [
-        sum((1 - e) * _softplus(gamma - beta * m) + e * _softplus(way * gamma + beta * m) for m in margins) / len(margins) for way in (-1, 1)
-    ]
+    both = [sum((1 - e) * _softplus(gamma - beta * m) + e * _softplus(way * gamma + beta * m) for m in margins) / len(margins) for way in (-1, 1)]
     return Difference(
         "`label_smoothing` with `simpo`: TRL turns the sign of the whole logit, -log s(gamma - b m) for the flipped label; ours swaps the answers, "
         "-log s(-b m - gamma), so either answer would have to win by gamma.",
@@ -611,8 +648,8 @@ def smoothing_of_simpo(place: str) -> Difference:
 def smoothing_of_cpo(place: str) -> Difference:
     settings = {"loss_type": "sigmoid", "cpo_alpha": 0.7, "beta": 0.1, "label_smoothing": 0.125}
     theirs = _theirs(place, settings, trainer="CPO", rows="even")
-    own = _ours(place, "cpo:alpha=0.7", trainer="CPO", rows="even", label_smoothing=0.125)
-    same = _ours(place, "cpo:alpha=0", trainer="CPO", rows="even", label_smoothing=0.125) + 0.7 * _ours(place, "sft", trainer="CPO", rows="even")
+    own = _ours("cpo:alpha=0.7", trainer="CPO", rows="even", label_smoothing=0.125)
+    same = _ours("cpo:alpha=0", trainer="CPO", rows="even", label_smoothing=0.125) + 0.7 * _ours("sft", trainer="CPO", rows="even")
     return Difference(
         "`label_smoothing` with `cpo`: TRL's NLL stays the winner's; in ours it is mixed like the rest, a share of it the loser's.",
         f"TRL {theirs:.6f}, ours {own:.6f}; ours without its NLL, and the winners' NLL, {same:.6f}",
@@ -634,7 +671,7 @@ def _softplus(x: float) -> float:
 
 CASES_BY_NAME = {case.name: case for case in CASES}
 DIFFERENCES: tuple[Check, ...] = (
-    smoothing_of_sigmoid, shift_of_bco, means_of_ipo, coefficient_of_alpha, clamp_of_wpo, nll_of_cpo, nll_of_orpo, mean_of_kto, nll_of_simpo,
+    smoothing_of_sigmoid, shift_of_bco, means_of_ipo, coefficient_of_alpha, clamp_of_wpo, nll_of_cpo, nll_of_orpo, mean_of_kto, unpaired_apo, nll_of_simpo,
     alpha_of_alphapo, halves_of_sppo, overflow_of_discopop, overflow_of_forward_kl, half_of_robust, bound_of_robust, smoothing_of_simpo, smoothing_of_cpo,
 )  # fmt: skip
 
@@ -642,18 +679,40 @@ DIFFERENCES: tuple[Check, ...] = (
 # ---------------------------------------------------------------- tables
 
 
-def _line(case: Case, found: Mapping[torch.dtype, Found]) -> list[str]:
-    ours = " - ".join(text for _, text in case.ours)
-    given = " ".join(f"{key}={value}" for key, value in case.given.items())
-    single, double = found[torch.float32], found.get(torch.float64)
+HEAD = ("loss", "ours", "TRL 1.16", "value", "float32: value", "gradient", "float64: value", "gradient", "adjusted for")
+
+
+def _cells(case: Case, found: Mapping[torch.dtype, Found]) -> list[str]:
+    """A row under `HEAD`."""
+    text = " - ".join(text for _, text in case.ours)
+    given = ", ".join(f"{key}={value}" for key, value in case.given.items())
     remark = "; ".join(part for part in (case.said, f"TRL has {case.single} in float32" if case.single else "") if part)
+    differences = [f"{x:.0e}" if x else "0" for one in found.values() for x in (one.value, one.gradient)]
+    value = f"{found[torch.float32].ours:.6f}"
     return [
-        case.name, f"{ours} {given}".strip(), f"{case.trainer}Trainer {case.spelled}", f"{single.ours:.6g}", f"{single.theirs:.6g}",
-        f"{single.value:.0e}", f"{single.gradient:.0e}", *((f"{double.value:.0e}", f"{double.gradient:.0e}") if double else ("-", "-")), remark,
-    ]  # fmt: skip
+        case.name,
+        f"`{text}`" + (f" {given}" if given else ""),
+        f"`{case.trainer}` {case.spelled}",
+        value,
+        *differences,
+        *["-"] * (4 - len(differences)),
+        remark,
+    ]
 
 
-HEAD = ("loss", "ours", "TRL", "our value", "TRL's", "float32: value", "gradient", "float64: value", "gradient", "adjusted for")
+def show(lines: Sequence[Sequence[str]], checked: Sequence[Difference], *, markdown: bool) -> None:
+    """Prints the two tables."""
+    if markdown:
+        print(*("| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *lines)), sep="\n")
+        print("", *(f"* {one.text}\n  *Run:* {one.shown}." for one in checked), sep="\n")
+        return
+    print(f"{'':<32}{'':>11}  {'float32, relative':^17}  {'float64, relative':^17}")
+    print(f"{'loss':<32}{'value':>11}  {'value':>8} {'gradient':>8}  {'value':>8} {'gradient':>8}  adjusted for")
+    for name, _, _, value, *differences, remark in lines:
+        print(f"{name:<32}{value:>11}  {differences[0]:>8} {differences[1]:>8}  {differences[2]:>8} {differences[3]:>8}  {remark}")
+    print()
+    for one in checked:
+        print(f"{'ok  ' if one.holds else 'NOT '}{one.text}\n    {one.shown}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -669,19 +728,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in CASES:
             if asked.only not in case.name:
                 continue
-            found = {dtype: compare(case, dtype, place) for dtype in LIMIT if case.wide or dtype == torch.float32}
+            found = compare(case, place)
             far += [f"{case.name}, {dtype}" for dtype, one in found.items() if not max(one.value, one.gradient) <= limit(case, dtype)]
-            lines.append(_line(case, found))
+            lines.append(_cells(case, found))
         checked = [] if asked.only else [check(place) for check in DIFFERENCES]
     far += [one.text for one in checked if not one.holds]
-    if asked.markdown:
-        print(*("| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *lines)), sep="\n")
-        print("", *(f"* {one.text}\n  Run: {one.shown}." for one in checked), sep="\n")
-    else:
-        for name, ours, theirs, mine, other, *differences, remark in lines:
-            print(f"{name:<30} {mine:>10} {other:>10}   {'  '.join(f'{difference:>6}' for difference in differences)}   {ours}  =  {theirs}")
-            print(*([f"{'':30} {remark}"] if remark else []), sep="\n", end="\n" if remark else "")
-        print("\n", *(f"{'ok  ' if one.holds else 'NOT '} {one.text}\n     {one.shown}\n" for one in checked), sep="")
+    show(lines, checked, markdown=asked.markdown)
     for name in far:
         print(f"FAR: {name}", file=sys.stderr)
     return int(bool(far) or not lines)

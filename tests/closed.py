@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import permutations, product
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,17 @@ class World:
         return [*((*prefix, END) for prefix in self.prefixes), *whole]
 
     @cached_property
-    def step_AS(self) -> Tensor:
-        """1 where answer A takes step S, which is token S % V after prefix S // V."""
+    def steps(self) -> list[list[int]]:
+        """The steps each answer takes: step S is token S % V after prefix S // V."""
         number = {prefix: p for p, prefix in enumerate(self.prefixes)}
+        return [[number[answer[:t]] * self.vocabulary + token for t, token in enumerate(answer)] for answer in self.answers]
+
+    @cached_property
+    def step_AS(self) -> Tensor:
+        """1 where answer A takes step S."""
         step_AS = torch.zeros(len(self.answers), len(self.prefixes) * self.vocabulary, dtype=F64)
-        for a, answer in enumerate(self.answers):
-            for t, token in enumerate(answer):
-                step_AS[a, number[answer[:t]] * self.vocabulary + token] = 1
+        for a, steps in enumerate(self.steps):
+            step_AS[a, steps] = 1
         return step_AS
 
     @cached_property
@@ -75,6 +79,10 @@ class World:
     def tabular(self, logits_XPV: Tensor) -> Tensor:
         """Log-probs of all answers (X, A) under a table of next-token logits."""
         return logits_XPV.log_softmax(-1).flatten(1) @ self.step_AS.T
+
+    def by_token(self, logits_XPV: Tensor) -> Tensor:
+        """The same token by token, in the order a batch of all answers scores them: (N,)."""
+        return logits_XPV.log_softmax(-1).flatten(1)[:, [step for steps in self.steps for step in steps]].flatten()
 
     def groups(self, comparisons: Sequence[Sequence[Comparison]]) -> list[RenderedGroup]:
         """A group for each prompt, of all its answers and these comparisons. Prompt x is the one token x + 1."""
@@ -152,6 +160,26 @@ def comparison_loss(ratio_XA: Tensor, probability_XAA: Tensor, loss: Loss, weigh
     if weight_XAA is None:
         weight_XAA = 1.0 - torch.eye(ratio_XA.shape[1], dtype=F64).expand_as(probability_XAA)
     return (weight_XAA.flatten() * loss_M).sum() / weight_XAA.sum()
+
+
+def rankings(reward_XA: Tensor, subset_BK: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+    """Each order of a subset's K answers, as ranks, and its Plackett-Luce probability for every prompt and subset: (X, B)."""
+    reward_XBK = reward_XA[:, subset_BK]
+    found = []
+    for order in permutations(range(subset_BK.shape[1])):
+        stages = [reward_XBK[..., k] - reward_XBK[..., list(order[i:])].logsumexp(-1) for i, k in enumerate(order)]
+        found.append((tuple(order.index(k) for k in range(len(order))), torch.stack(stages).sum(0).exp()))
+    return found
+
+
+def ranking_loss(ratio_XA: Tensor, subset_BK: Tensor, ranked: Sequence[tuple[tuple[int, ...], Tensor]], beta: float) -> Tensor:
+    """The exact expectation of the Plackett-Luce loss over subsets and their orders."""
+    score_MK = ratio_XA[:, subset_BK].flatten(0, 1)
+    total = torch.zeros((), dtype=F64)
+    for ranks, probability_XB in ranked:
+        loss_M = torch.vmap(lambda score_K, ranks=ranks: losses.plackett_luce(score_K, ranks, beta))(score_MK)
+        total = total + (probability_XB.flatten() * loss_M).sum()
+    return total / len(score_MK)
 
 
 def minimise(parameters: Iterable[Tensor], loss: Callable[[], Tensor], *, steps: int = 1000, history: int = 100) -> float:

@@ -245,6 +245,20 @@ def test_what_noise_does_to_the_minimiser(p):
     assert both == pytest.approx({0: (2 * p - 1) / (2 * 0.5), 1: -(2 * p - 1) / (2 * 0.5)}, abs=1e-5)
 
 
+@pytest.mark.parametrize("p", [0.55, 0.8, 0.95])
+def test_a_lead_is_asked_of_whoever_wins(p):
+    """SimPO's gamma and ODPO's offset turn with the label, so the minimiser is no shifted logit."""
+    for g, found in (
+        (math.exp(1.2), minimiser(mixed(losses.simpo, p, beta=0.5, gamma=1.2))),
+        (3.0**0.7, minimiser(mixed(lambda m, beta: losses.odpo(m, torch.full_like(m, 3.0), beta, 0.7), p, beta=0.5))),
+        (1.0, minimiser(mixed(losses.simpo, p, beta=0.5, gamma=0.0))),
+    ):
+        d = 2 * p - 1
+        expected = math.log((g * d + math.sqrt(g * g * d * d + 4 * p * (1 - p))) / (2 * (1 - p)))
+        assert 0.5 * found == pytest.approx(expected, abs=1e-6)
+    assert 0.5 * found == pytest.approx(logit(p), abs=1e-6)  # without a lead
+
+
 def sides(loss, p, side, m, **settings):
     """The same of one side's score, the other's being 0."""
     scores = [torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]

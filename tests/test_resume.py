@@ -41,7 +41,16 @@ def kill_midway(words, out, after):
 
 
 @pytest.mark.parametrize(
-    ("command", "more"), [("sft", {}), ("dpo", {"eval_every": 11}), ("dpo", {"lora": "r=4,alpha=8", "optimizer": "rmsprop"}), ("dpo", {"stream": 10})]
+    ("command", "more"),
+    [
+        ("sft", {}),
+        ("dpo", {"eval_every": 11}),
+        ("dpo", {"lora": "r=4,alpha=8", "optimizer": "rmsprop"}),
+        ("dpo", {"stream": 10}),
+        ("dpo", {"objective": "dpo:0.8,bco:0.2:beta=0.1,kto:0.5,sft:1", "eval_every": 11}),
+        ("dpo", {"moving_reference": "mix=0.3,every=3", "eval_every": 11}),
+        ("dpo", {"objective": "tdpo"}),
+    ],
 )
 def test_killed_and_resumed_equals_never_killed(world, tmp_path, monkeypatch, capsys, command, more):
     more = {"batch_size": 5, "steps": STEPS, "save_every": EVERY, "max_tokens": 200, "schedule": "cosine", "weight_decay": 0.1, **more}

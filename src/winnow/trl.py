@@ -212,7 +212,7 @@ MORE: dict[str, Row] = {
     "warmup_ratio": ("warmup", "below 1 it is a share of the steps"),
     "rpo_alpha": ("objective", "dpo:1,sft:ALPHA"),
     "simpo_gamma": ("objective", "simpo:gamma=1.4; TRL's simpo adds cpo_alpha times the NLL unless that is 0, ours has none"),
-    "cpo_alpha": ("objective", "cpo:alpha=1"),
+    "cpo_alpha": ("objective", "cpo:alpha=1; TRL's NLL is a mean over all of a batch's tokens, which is cpo:alpha=0,sft:1"),
     "alpha": ("objective", "alphapo:alpha=0.25"),
     "desirable_weight": ("objective", "kto:desirable=1"),
     "undesirable_weight": ("objective", "kto:undesirable=1"),

@@ -96,7 +96,8 @@ def discopop(margin_M: Margin, beta: float, temperature: float) -> Margin:
 def simpo(margin_M: Margin, beta: float, gamma: float) -> Margin:
     """SimPO, arXiv 2405.14734 eq. 6, m of the sides' mean log-probs, without a reference:  L = -log s(b m - gamma).
 
-    At m = 0: log(1 + e^gamma). gamma is the margin a winner must have, in units of b m. Noise: the minimiser is b m = logit p + gamma.
+    At m = 0: log(1 + e^gamma). gamma is the margin a winner must have, in units of b m, whoever the label calls the winner.
+    Noise: the minimiser is b m = log( (g d + sqrt(g^2 d^2 + 4 p (1-p))) / (2 (1-p)) ), d = 2 p - 1, g = e^gamma; for gamma = 0 that is logit p.
     """
     return F.softplus(gamma - beta * margin_M)
 
@@ -115,7 +116,7 @@ def odpo(margin_M: Margin, gap_M: Margin, beta: float, alpha: float) -> Margin:
     L = -log s(b m - alpha log gap).
 
     Start: -log s(-alpha log gap). A winner far ahead must win by more; below a gap of 1 the offset is negative.
-    Noise: the minimiser is b m = logit p + alpha log gap.
+    Noise: the minimiser is SimPO's, with g = gap^alpha: the lead is asked of whoever the label calls the winner.
     """
     return -F.logsigmoid(beta * margin_M - alpha * gap_M.log())
 
@@ -190,7 +191,7 @@ def alphapo(win_M: Margin, lose_M: Margin, beta: float, gamma: float, alpha: flo
     L = -log s(b (r(w) - r(l)) - gamma).
 
     SimPO with a bent reward: alpha > 0 makes less likely answers count more. Beyond 80 nats the exponential goes on as its tangent.
-    Noise: b (r(w) - r(l)) = logit p + gamma.
+    Noise: SimPO's minimiser, of b (r(w) - r(l)).
     """
     return F.softplus(gamma - beta * (_bent(win_M, alpha) - _bent(lose_M, alpha)))
 
@@ -199,7 +200,7 @@ def orpo(win_M: Margin, lose_M: Margin, weight: float) -> Margin:
     """ORPO, arXiv 2403.07691 eq. 6 and 7, sides in mean log-probs, odds(x) = e^x / (1 - e^x), lambda = weight:
     L = -w - lambda log s(log odds(w) - log odds(l)).
 
-    No reference: the first term is the winner's negative log-likelihood per token. Noise: the first term does not know it.
+    No reference: the first term is the winner's negative log-likelihood per token. Noise: it then imitates the loser with weight 1 - p.
     """
     return -win_M - weight * F.logsigmoid(_log_odds(win_M) - _log_odds(lose_M))
 
@@ -209,7 +210,7 @@ def cpo(win_M: Margin, lose_M: Margin, nll_M: Margin, beta: float, alpha: float)
     L = -log s(b (w - l)) + alpha nll.
 
     No reference: DPO against a uniform one. The paper writes the second term as a sum over tokens; its authors' code takes the mean, as here.
-    Noise: the first term as DPO, the second does not know it.
+    Noise: the first term as DPO; the second imitates the loser with weight 1 - p.
     """
     return -F.logsigmoid(beta * (win_M - lose_M)) + alpha * nll_M
 

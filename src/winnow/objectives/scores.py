@@ -40,7 +40,7 @@ def with_light_tail(value_N: Float[Tensor, " N"], batch: Batch, weight: float) -
         length_M = batch.length_C[side_M]
         comparison_J = torch.repeat_interleave(torch.arange(len(side_M), device=side_M.device), length_M)
         within_J = torch.arange(len(comparison_J), device=side_M.device) - (length_M.cumsum(0) - length_M)[comparison_J]
-        weight_J = torch.where(within_J < shared_M[comparison_J], 1.0, weight).to(value_N.dtype)
+        weight_J = torch.where(within_J < shared_M[comparison_J], value_N.new_tensor(1.0), value_N.new_tensor(weight))
         value_J = value_N[begin_C[side_M][comparison_J] + within_J] * weight_J
         sides.append(torch.zeros(len(side_M), dtype=value_N.dtype, device=value_N.device).index_add(0, comparison_J, value_J))
     return sides[0], sides[1]

@@ -37,7 +37,7 @@ def say_all(found: Sequence[dict[str, Any]], trained_on: bool) -> dict[str, Any]
     if trained_on:
         say("[yellow]these are the rows it was trained on:[/] it has learnt part of their flips, so fewer are found than by a model that has not seen them")
     say("most likely mislabelled:")
-    for row in sorted(decided, key=lambda row: -float(row["p_flipped"]))[:SHOWN]:
+    for row in sorted(decided, key=lambda row: float(row["rewards/margins"]))[:SHOWN]:
         sides = f"completion {row['chosen']} over {row['rejected']}"
         say(f"  {safe(row['where'])}: {sides}, margin {row['rewards/margins']:+.2f} nats, flipped with probability {row['p_flipped']:.0%}")
     return {"label_noise": {**asdict(flips), "calibration_error": far, "calibration": [asdict(one) for one in bins]}}
