@@ -167,3 +167,26 @@ def test_a_win_rate_by_hand():
     assert (reverse.rate, reverse.low, reverse.ties) == (pytest.approx(0.25), 0.0, pytest.approx(1 / 7))
     with pytest.raises(ValueError, match="two or more prompts"):
         win_rate([[1.0]], [[0.0]])
+
+
+def test_labelled_answers_have_rows_and_an_area():
+    """Rewards 0.5 x (1, -1) and 0.5 x (2, 2): of four pairs of a good and a bad one the good one wins two and a half."""
+    first = replace(made(lengths=(2, 1, 3)), labels=(True, False, None))
+    second = replace(made(lengths=(2, 1)), labels=(False, True))
+    policy, reference = [[-3.0, -2.0, -5.0], [-1.0, -2.0]], [[-4.0, -1.0, -8.0], [-3.0, -4.0]]
+    rows = heldout.thumbs([first, second], policy, reference, 0.5)
+    assert [(row["completion"], row["label"], row["reward"], row["length"]) for row in rows] == [
+        (0, True, 0.5, 2),
+        (1, False, -0.5, 1),
+        (0, False, 1.0, 2),
+        (1, True, 1.0, 1),
+    ]
+    found = heldout.thumbs_summary(rows)
+    assert found["labels"] == 4
+    assert found["rewards/chosen"] == pytest.approx(0.75)
+    assert found["rewards/rejected"] == pytest.approx(0.25)
+    assert found["rewards/auc"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)  # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
+    assert found["raw/auc"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
+    assert heldout.thumbs_summary([]) == {}
+    assert "rewards/auc" not in heldout.thumbs_summary(rows[:1])
+    assert heldout.thumbs([made(Comparison(0, 1))], policy, None, 0.5) == []

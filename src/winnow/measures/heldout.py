@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
+from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
 
 from winnow.data.render import RenderedGroup
@@ -77,4 +77,39 @@ def summary(found: Sequence[dict[str, Any]]) -> dict[str, float | int]:
         if right:
             low, high = interval(sum(right), len(right))
             result |= {name: sum(right) / len(right), f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def thumbs(groups: Sequence[RenderedGroup], policy: list[list[float]], reference: list[list[float]] | None, beta: float) -> list[dict[str, Any]]:
+    """One row per labelled answer: its log-prob and, where there is a reference, its reward (nats)."""
+    found: list[dict[str, Any]] = []
+    for i, group in enumerate(groups):
+        for k, label in enumerate(group.labels):
+            if label is not None and not group.comparisons:
+                sequence = group.sequences[k]
+                row: dict[str, Any] = {
+                    "where": group.where,
+                    "completion": k,
+                    "label": label,
+                    "logps": policy[i][k],
+                    "length": len(sequence.ids) - sequence.start,
+                }
+                found.append(row if reference is None else row | {"reward": beta * (policy[i][k] - reference[i][k])})
+    return found
+
+
+def thumbs_summary(found: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """Means over good ("chosen") and bad ("rejected") answers, as training logs them, and how often a good one has the larger reward than a bad
+    one (rewards/auc; raw/auc of log-probs), equal ones counting half.
+    """
+    if not found:
+        return {}
+    sides = {"chosen": [row for row in found if row["label"]], "rejected": [row for row in found if not row["label"]]}
+    result: dict[str, float | int] = {"labels": len(found)}
+    for column, name in (("logps", "logps"), ("reward", "rewards"), ("length", "length")):
+        result |= {f"{name}/{side}": math.fsum(row[column] for row in part) / len(part) for side, part in sides.items() if part and column in part[0]}
+    for name, column in (("rewards/auc", "reward"), ("raw/auc", "logps")):
+        if all(part and column in part[0] for part in sides.values()):
+            good, bad = ([row[column] for row in part] for part in sides.values())
+            result[name] = float(mannwhitneyu(good, bad).statistic) / (len(good) * len(bad))
     return result

@@ -34,7 +34,7 @@ from winnow.train.start import fingerprint, same_model
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by metric name, and one row per comparison."""
+    """Figures by metric name, and one row per comparison or labelled answer."""
 
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -56,17 +56,18 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
         models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
     policy = _token_logps(settings.model, settings, data, tokens, "policy")
     reference = _token_logps(settings.reference, settings, data, tokens, "reference", trained) if settings.reference else None
-    sums = heldout.by_completion(policy, data.groups)
-    found = heldout.rows(data.groups, sums, heldout.by_completion(reference, data.groups) if reference is not None else None, made.beta)
-    summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found)}
+    ours, theirs = (None if value is None else heldout.by_completion(value, data.groups) for value in (policy, reference))
+    assert ours is not None
+    found, thumbs = heldout.rows(data.groups, ours, theirs, made.beta), heldout.thumbs(data.groups, ours, theirs, made.beta)
+    summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found), **heldout.thumbs_summary(thumbs)}
     if reference is not None or not made.reference:
         loss = _loss(made, _batches(data, policy, reference, tokens))
         summary |= {} if loss is None else {"loss": loss}
-    _say(settings, made, summary, bool(found))
+    _say(settings, made, summary, bool(found or thumbs))
     told = flips.say_all(found, _trained_on(settings, data)) if settings.label_noise else {}
     if settings.out is not None:
-        _write(settings.out, settings, made, summary, found, data, command, told)
-    return Evaluation(summary, found)
+        _write(settings.out, settings, made, summary, found + thumbs, data, command, told)
+    return Evaluation(summary, found + thumbs)
 
 
 INHERITED = ("as", "max_length", "cut_budget")  # what a run's data looked like to it
