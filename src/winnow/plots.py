@@ -80,7 +80,12 @@ PANELS = (
     ),
     Panel("Accuracy", "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.", ("rewards/accuracies",), 0.5),
     Panel("Reward margin", "Chosen minus rejected reward: how far apart the answers have been pulled.", ("rewards/margins",), 0.0),
-    Panel("Rewards", "β times the log-ratio to the reference. Best is chosen rising, rejected falling.", ("rewards/chosen", "rewards/rejected"), 0.0),
+    Panel(
+        "Rewards",
+        "β times the log-ratio to the reference; without one, β times the score. Best is chosen rising, rejected falling.",
+        ("rewards/chosen", "rewards/rejected"),
+        0.0,
+    ),
     Panel("Change per token", "Nats per token since step 0. Chosen well below zero is displacement.", ("logratio/chosen", "logratio/rejected"), 0.0),
     Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
     Panel("KL to the reference", "Nats per answer, on some of the policy's own samples: an estimate.", ("kl",), None, 0.0, "own samples"),

@@ -265,6 +265,7 @@ def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any
         "not_chosen": sum(part.not_chosen for part in parts),
         "decided": int((c["probability"] != 0.5).sum()),
         "comparisons": len(c["winner"]),
+        "labels": int((c["label"] >= 0).sum()),
         "margins": int((c["margin"] != 0).sum()),
         "completions": len(c["length"]),
         "tokens": {

@@ -122,14 +122,20 @@ def say_head(
     account, weight = train_set.account, next(loaded.model.parameters())
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
     dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
-    kept = f"{account['used']:,} groups, {account['comparisons']:,} comparisons, {account['tokens']['cut_share']:.1%} of tokens cut"
+    kept = f"{_judged(account)}, {account['tokens']['cut_share']:.1%} of tokens cut"
     say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
     first = "" if settings.stream is None else "the first window: "
     say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():
-        say(f"{prefix.rstrip('_')}:  {one.account['used']:,} groups, {one.account['comparisons']:,} comparisons")
+        say(f"{prefix.rstrip('_')}:  {_judged(one.account)}")
     say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")
     _say_warnings(train_set)
+
+
+def _judged(account: dict[str, Any]) -> str:
+    """Groups, and what was said about them."""
+    labels = f"{account['labels']:,} labels" if account["labels"] and not account["comparisons"] else f"{account['comparisons']:,} comparisons"
+    return f"{account['used']:,} groups, {labels}"
 
 
 def _say_warnings(one: Dataset) -> None:
