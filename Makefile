@@ -16,7 +16,7 @@ WANTED = pyproject.toml constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format bench bench-gpu clean
+.PHONY: help demo test check format bench bench-gpu noise clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -48,6 +48,9 @@ bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 bench-gpu: $(BENCH)/ready ## speed and utilisation on a GPU, models of true shape, and TRL's beside it
 	$(BENCH)/bin/python bench/gpu.py
 	$(BENCH)/bin/python bench/gpu_trl.py
+
+noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo` first): how many are found
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/noise.py $(OUT)
 
 clean: ## remove environments, caches and demo runs
 	rm -rf $(VENV) $(BENCH) runs build dist

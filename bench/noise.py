@@ -2,8 +2,8 @@
 
     winnow demo --out runs/demo && python bench/noise.py runs/demo
 
-A tenth of the demo's preference labels is turned round, a policy is trained on them as the demo trains, and two sets are audited with it: prompts
-it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry labels, so the oracle that ranks rows by
+A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps), and two sets are audited with it:
+answers to prompts it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry labels, so the oracle that ranks rows by
 their true margin cannot tell a planted flip from a choice that was unlikely by itself: it has a recall below 1 too.
 """
 
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from winnow import api
+from winnow import api, models
 from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.measures import noise
 from winnow.recipes import demo, world
 
 RATE = 0.1
+FRESH = 1024  # prompts of the audit
+STEPS = 400
 Row = dict[str, Any]
 
 
@@ -40,6 +42,13 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
             truth.append((rewards[winner] - rewards[loser], turned))
         made.append({"prompt": row["prompt"], "completions": row["completions"], "comparisons": comparisons})
     return made, truth
+
+
+def answered(folder: Path, seed: int) -> list[Row]:
+    """Four answers of the demo's SFT model to prompts of their own."""
+    prompts = world.openings(FRESH, 1000 + seed)
+    sampled = demo._sample(models.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
+    return [{"prompt": prompt, "completions": texts} for prompt, texts, _ in demo._said(prompts, sampled)]
 
 
 def audited(run: Path, rows: list[Row], truth: list[tuple[float, bool]], out: Path) -> dict[str, float]:
@@ -66,11 +75,19 @@ def audited(run: Path, rows: list[Row], truth: list[tuple[float, bool]], out: Pa
 def main(folder: Path, seed: int = 0, **changes: Any) -> dict[str, dict[str, float]]:
     """Train on flipped labels, audit both sets, print and return the figures."""
     train, train_truth = labelled(read_jsonl(folder / "preferences.jsonl"), seed)
-    fresh, fresh_truth = labelled(read_jsonl(folder / "held_out.jsonl"), seed + 1)
+    fresh, fresh_truth = labelled(answered(folder, seed + 1), seed + 1)
     root = folder / "noise"
     root.mkdir(exist_ok=True)
     write_jsonl(root / "train.jsonl", train)
-    settings = {**demo.DPO, "model": str(folder / "sft"), "data": [str(root / "train.jsonl")], "out": str(root / "dpo"), "kl_samples": 0, **changes}
+    settings = {
+        **demo.DPO,
+        "model": str(folder / "sft"),
+        "data": [str(root / "train.jsonl")],
+        "out": str(root / "dpo"),
+        "kl_samples": 0,
+        "steps": STEPS,
+        **changes,
+    }
     api.dpo(**settings)
     result = {
         name: audited(root / "dpo", rows, truth, root / name) for name, rows, truth in (("fresh", fresh, fresh_truth), ("trained_on", train, train_truth))

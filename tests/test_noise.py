@@ -134,3 +134,10 @@ def test_the_command_line_says_it_too(trained, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "flipped labels:" in said
     assert "calibration error:" in said
+
+
+def test_margins_that_are_no_log_ratios_are_refused(trained):
+    root, run = trained
+    for name in ("dpo_norm", "simpo", "ipo"):
+        with pytest.raises(SettingsError, match="no sums of log-ratios"):
+            api.evaluate(model=str(run.root), data=[str(root / "flipped.jsonl")], objective=name, label_noise=True)

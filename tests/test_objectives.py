@@ -14,7 +14,7 @@ from test_losses import bent, naive_discopop, naive_exo, naive_robust, odds, ran
 from winnow.batch import collate, joined
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.errors import DataError, SettingsError
+from winnow.errors import SettingsError
 from winnow.objectives import losses
 from winnow.objectives.table import MODIFIERS, SETTINGS, TABLE, known, modifiers
 from winnow.objectives.terms import DEMONSTRATION, objective
@@ -305,10 +305,13 @@ def test_aot_compares_sorted_values():
     one, others = sum(rows[0][0].ratio), sorted(sum(side.ratio) for side in (rows[0][1], rows[0][2], rows[1][0]))
     found, count, _ = asked(objective("aot_unpaired", beta=0.3), columns, replace(few, reference_N=reference_N))
     assert (found, count) == (pytest.approx(sum(softplus(-0.3 * (one - b)) for b in others), rel=1e-9), 3)
-    alone = collate([group(1, labels=(True, None, None))])
+    alone = collate([group(1, labels=(True, None, None))])  # one side alone compares with nothing: it counts nothing, and has no loss
     columns, reference_N = columns_of(alone)
-    with pytest.raises(DataError, match="1 good and 0 bad"):
-        asked(objective("aot_unpaired"), columns, replace(alone, reference_N=reference_N))
+    made = objective("aot_unpaired")
+    assert asked(made, columns, replace(alone, reference_N=reference_N))[:2] == (0.0, 0.0)
+    assert made.losses([0.0], made.counts([alone])) == {}
+    _, slopes = made.slopes(columns, replace(alone, reference_N=reference_N), (0.0,), {})
+    assert not slopes["logp"].any()
 
 
 def test_rankings_of_groups():
@@ -477,7 +480,10 @@ def test_settings_an_objective_lacks_are_refused_with_the_reason(name):
         ("dpo:beta=0", {}, "dpo: beta: got 0, expected above 0"),
         ("dpo:beta=high", {}, "dpo: beta: got high, expected above 0"),
         ("dpo:beta=nan", {}, "beta: got nan"),
-        ("dpo:beta=0.2", {"beta": 0.3}, "beta is given twice: 0.2 and 0.3"),
+        ("dpo:beta=0.2", {"beta": 0.3}, "beta is given twice: 0.2 behind its name, and 0.3"),
+        ("dpo:1:2", {}, "gives a weight twice"),
+        ("dpo:beta=1:beta=2", {}, "gives beta twice"),
+        ("dpo:beta=true", {}, "beta: got true"),
         ("dpo:label_smoothing=0.5", {}, "label_smoothing: got 0.5, expected from 0, below 0.5"),
         ("robust:label_smoothing=0.5", {}, "below 0.5"),
         ("exo:label_smoothing=0", {}, "logarithm of 0"),
@@ -507,6 +513,23 @@ def test_a_setting_goes_to_every_member_that_takes_it():
     assert objective("sft,kto").whole
     assert objective("tdpo").want == ("entropy", "kl")
     assert objective("dpo", wpo=True).want == ("entropy", "collision")
+
+
+def test_an_objective_says_all_that_it_is():
+    """What is recorded reads back as the same: settings that differ from the name's own, weights to the last digit."""
+    for text in (
+        "cdpo:1:label_smoothing=0,sft:0.1",
+        "dpo:0.333333333,sft:1",
+        "dpo:wpo=true,hinge:0.5",
+        "cdpo,dpo:0.5",
+        "robust:bound=3,kto",
+        "dpo:divergence=0.3,sft",
+    ):
+        made = objective(text)
+        again = objective(made.name)
+        assert [(one.choice.name, one.choice.weight, one.choice.settings) for one in again.terms] == [
+            (one.choice.name, one.choice.weight, one.choice.settings) for one in made.terms
+        ]
 
 
 def test_modifiers_stand_where_they_have_a_meaning():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import time
 
 import pytest
 
@@ -18,7 +19,7 @@ from winnow.data.ranking import chosen, ranks
 from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.data.tokens import tokens_of
-from winnow.errors import DataError, NothingLeft, Problem
+from winnow.errors import DataError, NothingLeft, Problem, SettingsError
 from winnow.files import read_json, read_jsonl
 
 
@@ -63,6 +64,19 @@ def test_a_ranking_follows_from_its_chain():
     assert names(whole) == {(2, 0), (2, 3), (2, 1), (0, 3), (0, 1), (3, 1)}
     assert [c.weight for c in whole.comparisons] == [pytest.approx(4 / 3)] * 6
     assert names(chosen(chain, "best")) == {(2, 0)}
+
+
+def test_a_prompt_that_stands_in_most_rows_costs_no_search():
+    groups = rendered(4000, lambda i: (10 + (i % 500 == 0) * (1 + i), 3))
+    began = time.perf_counter()
+    found = mismatch.with_mismatched(groups, 0, None)
+    assert time.perf_counter() - began < 5
+    for i in range(0, 4000, 97):
+        mine, theirs = groups[i], found[i].sequences[2]
+        other = theirs.ids[2] - 50
+        assert (other % 500 == 0) != (i % 500 == 0) or other != i
+        assert theirs.ids[:2] == mine.sequences[0].ids[:2]
+        assert groups[other].sequences[0].ids[:2] != mine.sequences[0].ids[:2]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,7 @@ def test_prompts_that_stand_twice_are_no_other_prompts():
     for group in mismatch.with_mismatched(groups, 3, None):
         mine, theirs = group.sequences[0].ids[2] - 50, group.sequences[2].ids[2] - 50
         assert mine // 3 != theirs // 3
-    with pytest.raises(DataError, match="all prompts are the same"):
+    with pytest.raises(NothingLeft, match="all prompts are the same"):
         mismatch.with_mismatched(rendered(3, lambda i: (1, 2)), 0, None)
 
 
@@ -164,7 +178,11 @@ def world(tmp_path_factory):
     sides = ("chosen", "rejected")
     tiny.write(root / "thumbs.jsonl", [{"prompt": p["prompt"], "completion": p[side], "label": side == "chosen"} for p in pairs for side in sides])
     held = tiny.pairs(8, seed=1)
+    tiny.write(root / "held_good.jsonl", [{"prompt": p["prompt"], "completion": p["chosen"], "label": True} for p in held])
     tiny.write(root / "held_thumbs.jsonl", [{"prompt": p["prompt"], "completion": p[side], "label": side == "chosen"} for p in held for side in sides])
+    for side in sides:
+        name, label = ("good", True) if side == "chosen" else ("bad", False)
+        tiny.write(root / f"{name}.jsonl", [{"prompt": p["prompt"], "completion": p[side], "label": label} for p in pairs])
     tiny.write(root / "soft.jsonl", [{**p, "probability": 0.7} for p in pairs])
     circle = [{"winner": 0, "loser": 1}, {"winner": 1, "loser": 2}, {"winner": 2, "loser": 0}]
     tiny.write(
@@ -201,6 +219,10 @@ def test_groups_of_ties_alone_are_dropped_and_counted(world, tmp_path):
     [
         ("thumbs.jsonl", {}, "has no comparisons to learn from"),
         ("thumbs.jsonl", {"objective": "dpo,sft"}, "labels without comparisons train with --objective kto"),
+        ("soft.jsonl", {"objective": "plackett_luce"}, "have a probability of 0.7, and a ranking is certain or tied"),
+        ("train.jsonl", {"offset": 0.1}, "the data has no margins or score gaps"),
+        ("good.jsonl", {"objective": "aot_unpaired"}, "aot_unpaired: the data has no bad answer"),
+        ("bad.jsonl", {"objective": "kto,sft"}, "sft: the data has no good answer"),
         ("soft.jsonl", {"objective": "aot"}, r"aot sorts a batch's answers, so single comparisons cannot have a probability or weight: 24 do not fit"),
         ("train.jsonl", {"objective": "odpo"}, r"odpo asks by how much each winner is better, so margins \(or score gaps\) must be above 0: 24 do not fit"),
         ("circle.jsonl", {"pairs": "best"}, r"no ranking for --pairs best: 1[\s\S]*circle.jsonl:6[\s\S]*go round in a circle"),
@@ -248,3 +270,75 @@ def test_an_evaluation_knows_the_pairs_and_the_objective(world, tmp_path, capsys
 
 def test_tied_ranks_have_a_limit():
     assert ranking.MOST_TIED == 8  # 2^8 terms
+
+
+def test_one_sided_batches_are_passed_through(world, tmp_path):
+    """Small batches of thumbs, an evaluation of good answers alone: nothing to compare is no error, and no loss of 0."""
+    settings = {"objective": "aot_unpaired", "data": [str(world / "thumbs.jsonl")], "batch_size": 2, "steps": 12, "kl_samples": 0}
+    run = runs.dpo(world, tmp_path / "run", eval_data=[str(world / "held_good.jsonl")], **settings)
+    rows = [row for row in read_jsonl(run.metrics) if "grad_norm" in row]
+    assert len(rows) == 12
+    assert 0 < sum("loss" in row for row in rows) < 12
+    assert not any("eval_loss" in row for row in read_jsonl(run.metrics))
+    assert "loss" not in api.evaluate(model=str(run.root), data=[str(world / "good.jsonl")]).summary
+    first = runs.dpo(world, tmp_path / "sft", objective="sft", data=[str(world / "thumbs.jsonl")], batch_size=1, steps=8, kl_samples=0)
+    assert first.finished
+
+
+def test_a_streams_last_row_alone_is_passed_over(world, tmp_path, capsys):
+    run = runs.dpo(world, tmp_path / "run", objective="kto", data=[str(world / "thumbs.jsonl")], stream=47, batch_size=8, steps=14, kl_samples=0)
+    assert run.finished
+    assert "window 2 passed over: all prompts are the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["bco", "beta_dpo", "dpo:0.8,bco:0.2,sft:1", "kto"])
+def test_an_evaluation_equals_the_last_one_of_training(world, tmp_path, text):
+    """Also where the loss knows something of the training so far, and whatever the seed that matched answers to prompts."""
+    run = runs.dpo(world, tmp_path / "run", objective=text, eval_data=[str(world / "held.jsonl")], kl_samples=0, lr=5e-3, steps=8, seed=5)
+    logged = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
+    assert api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")]).summary["loss"] == pytest.approx(logged["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "objective_", "beta"),
+    [
+        ({"preset": "simpo", "objective": "dpo"}, "dpo", 0.1),
+        ({"preset": "simpo", "objective": "simpo:beta=2"}, "simpo:gamma=1.4", 2.0),
+        ({"preset": "zephyr"}, "dpo", 0.01),
+        ({"preset": "zephyr", "objective": "dpo"}, "dpo", 0.01),
+        ({"preset": "zephyr", "objective": "orpo"}, "orpo:weight=0.1", None),
+        ({"preset": "mpo", "beta": 0.2}, "dpo:0.8:beta=0.2,bco:0.2:beta=0.2,sft", 0.2),
+    ],
+)
+def test_presets_give_way(given, objective_, beta):
+    """A preset's beta belongs to its objective; what is typed wins over it."""
+    from winnow.config import DPOSettings
+    from winnow.recipes.dpo import chosen as settled
+    from winnow.resolved import resolve
+
+    _, resolved = settled(resolve(DPOSettings, {"model": "m", "data": ["d"], "out": "o", **given}))
+    assert (resolved.settings.objective, resolved.settings.beta) == (objective_, beta)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"objective": "plackett_luce:1,dpo:1"}, "takes each ranking as a whole and dpo compares two answers"),
+        ({"objective": "kto", "pairs": "listwise"}, "kto.* judges answers one by one"),
+        ({"moving_reference": "every=50"}, "every=50 is more than the 6 steps"),
+        ({"moving_reference": "mix=0.5", "save_best": True, "eval_fraction": 0.2}, "save_best picks the lowest held-out loss"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(world, tmp_path, given, told):
+    with pytest.raises(SettingsError, match=told):
+        runs.dpo(world, tmp_path / "run", kl_samples=0, **given)
+
+
+def test_what_is_recorded_can_be_given_again(world, tmp_path, monkeypatch):
+    """A run's own config.yaml, on its own folder: finished; with another one: the same numbers."""
+    for i, text in enumerate(["cdpo:1:label_smoothing=0,sft:0.1", "dpo:0.333333333,hinge:0.5", "simpo", "robust"]):
+        run = runs.dpo(world, tmp_path / f"run{i}", objective=text, kl_samples=0, steps=3)
+        assert runs.winnow(monkeypatch, "dpo", "--config", run.config) == 0
+        assert runs.winnow(monkeypatch, "dpo", "--config", run.config, "--out", tmp_path / f"again{i}") == 0
+        again = [row for row in runs.numbers(run.__class__(tmp_path / f"again{i}"))]
+        assert again == runs.numbers(run)

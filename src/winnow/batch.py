@@ -76,7 +76,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+            f.name: value.to(device, non_blocking=device.type != "cpu") for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
 

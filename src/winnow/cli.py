@@ -77,7 +77,7 @@ def _option(field_name: str, field: FieldInfo) -> click.RichOption:
     choices = _choices(field.annotation)
     if name == "trust_remote_code":  # no file can ask for it, so there is nothing to take back
         return click.RichOption([flag, name], is_flag=True, flag_value=True, type=bool, **shown)
-    if field.annotation is bool:
+    if field.annotation in (bool, bool | None):
         return click.RichOption([f"{flag}/--no-{flag[2:]}", name], **shown)
     if get_origin(field.annotation) is tuple:
         return click.RichOption([flag, name], multiple=True, type=click.Choice(choices) if choices else str, metavar=None if choices else "TEXT", **shown)

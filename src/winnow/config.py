@@ -143,7 +143,7 @@ class DPOSettings(TrainSettings):
     score: Literal["sum", "mean"] | None = setting(None, "ipo only: margin of summed or of per-token mean log-ratios (default mean)", "objective")
     offset: float | None = setting(None, "beta times the margin a winner must have, per unit of the data's margin (or score gap)", "objective", ge=0)
     tail_weight: float | None = setting(None, "LD-DPO: weight of the tokens beyond the shorter answer's length (default 1)", "objective", ge=0, le=1)
-    wpo: bool = setting(False, "weigh comparisons by how likely the policy itself would write them", "objective")
+    wpo: bool | None = setting(None, "weigh comparisons by how likely the policy itself would write them (default no)", "objective")
     divergence: Literal["reverse_kl", "forward_kl", "js"] | Annotated[float, Field(gt=0, lt=1)] | None = setting(
         None, "f-DPO: reverse_kl, forward_kl, js, or the alpha of an alpha-divergence (default reverse_kl)", "objective"
     )
@@ -158,6 +158,8 @@ class DPOSettings(TrainSettings):
     def _follows(self) -> Self:
         if parse_follow(self.moving_reference) is not None and self.reference is not None:
             raise ValueError("moving_reference begins at the policy's own weights, and reference names other ones: choose one")
+        if self.moving_reference is not None and self.save_best:
+            raise ValueError("save_best picks the lowest held-out loss; with moving_reference each step's is against another reference: choose one")
         return self
 
 

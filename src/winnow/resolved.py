@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 1.0,
     },
     # MPO, arXiv 2411.10442
-    "mpo": {"objective": "dpo:0.8:beta=0.1,bco:0.2:beta=0.1,sft:1", "lr": 5e-6, "schedule": "cosine", "warmup": 0.05, "batch_size": 256, "epochs": 1.0},
+    "mpo": {"objective": "dpo:0.8,bco:0.2,sft:1", "beta": 0.1, "lr": 5e-6, "schedule": "cosine", "warmup": 0.05, "batch_size": 256, "epochs": 1.0},
     # the founding tutorial: adapter on q and v
     "seed": {"lora": "r=8,alpha=16,targets=q_proj+v_proj", "beta": 0.1, "lr": 5e-7, "batch_size": 4, "clip": 1.0, "epochs": 3.0},
 }
@@ -79,7 +79,10 @@ def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = 
             _known(kind, name, value, source)
     merged = {name: value for _, values in layers for name, value in values.items()}
     if merged.get("preset") is not None:
-        layers.insert(0, (f"preset {merged['preset']}", _preset(kind, str(merged["preset"]), merged)))
+        values = _preset(kind, str(merged["preset"]), merged)
+        if "objective" in merged and not _same_objective(str(merged["objective"]), str(values.get("objective", "dpo"))):
+            values = {name: value for name, value in values.items() if name != "beta"}  # a beta belongs to its objective
+        layers.insert(0, (f"preset {merged['preset']}", values))
     final: dict[str, Any] = {}
     origins = {field.alias or name: "default" for name, field in kind.model_fields.items()}
     for source, values in layers:
@@ -127,6 +130,11 @@ def read_text(file: Path, what: str) -> str:
         raise SettingsError(f"{file}: {what} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{file}: {what} is not UTF-8: byte {error.start}") from error
+
+
+def _same_objective(asked: str, preset: str) -> bool:
+    """Whether an objective is the preset's own, without a beta behind its name."""
+    return "beta=" not in asked and [part.partition(":")[0] for part in asked.split(",")] == [part.partition(":")[0] for part in preset.split(",")]
 
 
 def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:

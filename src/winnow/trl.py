@@ -52,7 +52,7 @@ FIELDS: dict[str, dict[str, Row]] = {
     "The reference": {
         "precompute_ref_log_probs": (
             None,
-            "always done: the reference is a table of numbers keyed by what was computed; a second model is never in memory while training",
+            "always done, but for tdpo and a moving reference, which ask it at every step: a table of numbers, and no second model in memory",
         ),
         "precompute_ref_batch_size": ("max_tokens", "the reference is computed with the micro-batches of the training"),
         "sync_ref_model": ("moving_reference", FOLLOW),
@@ -186,7 +186,7 @@ MORE: dict[str, Row] = {
     "ref_model_init_kwargs": ("reference", "a model folder, hub name or run folder"),
     "model_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
     "ref_adapter_name": ("reference", "the policy at step 0 is the reference, adapter included"),
-    "force_use_ref_model": (None, "the reference is a table of numbers: there is no second model to force"),
+    "force_use_ref_model": (None, "the reference is a table of numbers, or the policy's own weights as they were: there is no second model to force"),
     "reference_free": ("objective", FREE),
     "model_name_or_path": ("model", ""),
     "model_revision": (None, "save the revision as a folder, or keep it in the hub cache, and give that as model"),

@@ -211,7 +211,7 @@ def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, 
     shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
     if wanted.mismatched:
         groups = with_mismatched(groups, seed, renderer.limit)
-        account |= {"mismatched": len(groups), "fingerprint": groups.identity()}
+        account["mismatched"] = len(groups)
         account["tokens"]["longest"] = int(groups.columns["length"].max())
     return Dataset(groups, shares, account, findings, any(not isinstance(text.prompt, str) for text in texts))
 
@@ -266,6 +266,8 @@ def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any
         "decided": int((c["probability"] != 0.5).sum()),
         "comparisons": len(c["winner"]),
         "labels": int((c["label"] >= 0).sum()),
+        "good": int((c["label"] == 1).sum()) + len(c["winner"]),
+        "bad": int((c["label"] == 0).sum()) + len(c["winner"]),
         "margins": int((c["margin"] != 0).sum()),
         "completions": len(c["length"]),
         "tokens": {

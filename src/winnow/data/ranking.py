@@ -34,6 +34,9 @@ def chosen(group: PreferenceGroup, pairs: Pairs) -> PreferenceGroup | Problem:
     if isinstance(rank, Problem):
         return rank
     if pairs == "listwise":
+        unsure = [c.probability for c in group.comparisons if c.probability not in (0, 0.5, 1)]
+        if unsure:
+            return Problem(group.where, "comparisons", f"have a probability of {unsure[0]:g}, and a ranking is certain or tied", "--pairs all, with dpo")
         kept = [Comparison(i, j) if rank[i] < rank[j] else Comparison(j, i) for i, j in combinations(range(len(rank)), 2) if rank[i] != rank[j]]
         weight = sum(c.weight for c in group.comparisons) / len(group.comparisons)
         return replace(group, comparisons=tuple(replace(c, weight=weight) for c in kept))

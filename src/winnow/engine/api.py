@@ -28,6 +28,10 @@ class Said(Protocol):
         """Of the states from `first` to `last`."""
         ...
 
+    def targets(self, batch: Batch) -> Float[Tensor, " N"]:
+        """Of the batch's scored tokens alone."""
+        ...
+
 
 @runtime_checkable
 class Engine(Protocol):

@@ -63,6 +63,10 @@ class Distribution:
         _logits(self.head, part_UH, z)
         return z.sub_(z.logsumexp(-1, keepdim=True))
 
+    def targets(self, batch: Batch) -> Float[Tensor, " N"]:
+        """Of the batch's scored tokens alone."""
+        return logps(self.head, self.state_UH, batch, (), None)["logp"]
+
 
 def head_of(model: Any) -> Head:
     """The model's output layer, with what its configuration declares about logits. Raises ModelError for one it cannot read."""

@@ -25,6 +25,10 @@ class Table:
         """Of the states from `first` to `last`."""
         return self.logp_UV[first:last]
 
+    def targets(self, batch: Batch) -> Float[Tensor, " N"]:
+        """Of the batch's scored tokens alone."""
+        return self.logp_UV[batch.state_N, batch.target_N]
+
 
 def logps(model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
     """log p of every scored token (nats, float32 or better), differentiable, and what `want` names (of which "kl" is, here)."""

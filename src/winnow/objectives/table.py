@@ -151,7 +151,8 @@ TABLE: dict[str, Entry] = {
         {"beta": 0.1, "alpha": 0.5},
         "-log s(b D - alpha b (KL_l - sg KL_w))",
         "arXiv 2404.11999",
-        "Control of the KL at each token, and not only of the answers' log-ratios. The reference is asked at every step: a third more work.",
+        "Control of the KL at each token, and not only of the answers' log-ratios. "
+        "The reference is asked at every step: a third more work, and its trainable weights beside the policy's.",
     ),
     "aot": Entry(
         losses.logistic,
@@ -381,8 +382,10 @@ class Choice:
 
     def spelled(self, *, without: Collection[str]) -> str:
         """As it could be given again: the name, and its settings but for those in `without` and the neutral modifiers."""
-        kept = {key: value for key, value in self.settings.items() if key not in without and MODIFIERS.get(key) != value}
-        return ":".join([self.name, *([f"{self.weight:g}"] if self.weight != 1 else []), *(f"{key}={shown(value)}" for key, value in kept.items())])
+        usual = modifiers(TABLE[self.name])  # what composes and does nothing need not be said
+        kept = {key: value for key, value in self.settings.items() if key not in without and (key not in MODIFIERS or usual.get(key) != value)}
+        kept |= {key: value for key, value in self.settings.items() if key in TABLE[self.name].defaults and key not in without}
+        return ":".join([self.name, *([shown(self.weight)] if self.weight != 1 else []), *(f"{key}={shown(value)}" for key, value in kept.items())])
 
 
 def choices(text: str, given: Mapping[str, Value]) -> list[Choice]:
@@ -412,6 +415,9 @@ def _choice(part: str, given: Mapping[str, Value]) -> Choice:
         raise SettingsError(f"objective: got {name!r}" + (f": did you mean {near[0]}?" if near else ""), remedy=f"one of {', '.join(TABLE)}")
     entry, weight = TABLE[name], 1.0
     own: dict[str, Value] = {}
+    keys = [item.partition("=")[0] if "=" in item else "a weight" for item in rest]
+    for twice in {key for key in keys if keys.count(key) > 1}:
+        raise SettingsError(f"objective: {part!r} gives {twice} twice", remedy="give it once")
     for item in rest:
         key, equals, value = item.partition("=")
         if not equals:
@@ -426,12 +432,12 @@ def _choice(part: str, given: Mapping[str, Value]) -> Choice:
             fits = SETTINGS[key].fits(chosen)
         except TypeError:  # text where a number belongs
             fits = False
-        if not fits:
+        if not fits or isinstance(chosen, bool) != (key == "wpo"):
             raise SettingsError(f"{name}: {key}: got {shown(chosen)}, expected {SETTINGS[key].allowed}")
         if name == "exo" and key == "label_smoothing" and chosen == 0:
             raise SettingsError("exo: label_smoothing: got 0, and the logarithm of 0 is in its equation", remedy="label_smoothing=0.001")
         if key in own and key in given and own[key] != given[key]:
-            raise SettingsError(f"{name}: {key} is given twice: {shown(own[key])} and {shown(given[key])}")
+            raise SettingsError(f"{name}: {key} is given twice: {shown(own[key])} behind its name, and {shown(given[key])}", remedy="give it once")
     changed = [key for key in ("tail_weight", "divergence") if settings.get(key, MODIFIERS[key]) != MODIFIERS[key]]
     if settings.get("score") == "mean" and changed:
         raise SettingsError(f"{name}: {changed[0]} is about sums over an answer's tokens, and score is mean", remedy="--score sum")
@@ -459,4 +465,4 @@ def _value(text: str) -> Value:
 
 def shown(value: Value) -> str:
     """A setting's value as it is given."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:.12g}" if isinstance(value, float) else str(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.batch import MISMATCHED, Batch
-from winnow.errors import DataError
 from winnow.objectives import batchwise, losses, scores
 from winnow.objectives.scores import Sums
 from winnow.objectives.table import TABLE, Choice, Entry, Value, choices
@@ -140,6 +139,8 @@ def _completions(term: Term, columns: Columns, batch: Batch, known: Known) -> Te
 
 def _quantiles(term: Term, one: Tensor, other: Tensor) -> Tensor:
     """AOT, arXiv 2406.05882: the loss of the differences of sorted values."""
+    if not len(one) or not len(other):  # a batch of one side has no order to compare with
+        return one.sum() * 0 + other.sum() * 0
     margin_M = batchwise.quantile_differences(one, other)
     probability_M = torch.full_like(margin_M, 1 - term.settings["label_smoothing"])
     return losses.soft(probability_M, term.value({"margin": margin_M}, {}), term.value({"margin": -margin_M}, {})).sum()
@@ -153,12 +154,7 @@ def _policy_and_reference(columns: Columns, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _good_and_bad(score_C: Tensor, index_J: Tensor, good_J: Tensor) -> tuple[Tensor, Tensor]:
-    good, bad = score_C[index_J[good_J == 1]], score_C[index_J[good_J == 0]]
-    if not len(good) or not len(bad):
-        raise DataError(
-            f"a batch has {len(good)} good and {len(bad)} bad answers, and aot_unpaired compares them", remedy="a larger --batch-size, or --objective kto"
-        )
-    return good, bad
+    return score_C[index_J[good_J == 1]], score_C[index_J[good_J == 0]]
 
 
 def _groups(term: Term, columns: Columns, batch: Batch, known: Known) -> Tensor:
@@ -187,7 +183,8 @@ def _tokens(term: Term, columns: Columns, batch: Batch, known: Known) -> Tensor:
 def _count_completions(term: Term, batch: Batch) -> float:
     _, good_J, weight_J = scores.judged(batch)
     if term.entry.batch == "quantile_sides":
-        return float(max((good_J == 1).sum(), (good_J == 0).sum()))
+        good, bad = int((good_J == 1).sum()), int((good_J == 0).sum())
+        return float(max(good, bad)) if good and bad else 0.0
     return float(weight_J.double().sum())
 
 
@@ -303,10 +300,10 @@ class Objective:
         return torch.stack(totals).detach(), slopes
 
     def losses(self, totals: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
-        """The loss, and of a mixture each member's, from sums and counts of a whole batch; a member that counted nothing has none."""
+        """The loss, and of a mixture each member's, from sums and counts of a whole batch; what counted nothing has none."""
         means = [(term.choice, total / count) for term, total, count in zip(self.terms, totals, counts) if count]
         members = {f"loss/{choice.name}": mean for choice, mean in means} if len(self.terms) > 1 else {}
-        return {"loss": math.fsum(choice.weight * mean for choice, mean in means), **members}
+        return {"loss": math.fsum(choice.weight * mean for choice, mean in means), **members} if means else {}
 
     def known(self, columns: Columns, batch: Batch, before: Known, *, train: bool) -> dict[str, float]:
         """What the members must know of the optimizer batch `batch`, as `member/name`; `before`: the same at the step before."""

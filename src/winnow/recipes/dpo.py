@@ -28,7 +28,7 @@ def chosen(resolved: Resolved[DPOSettings]) -> tuple[Objective, Resolved[DPOSett
     settings = resolved.settings
     name = "plackett_luce" if (settings.objective, settings.pairs) == ("dpo", "listwise") else settings.objective
     given: dict[str, Value | None] = {"beta": settings.beta, "label_smoothing": settings.label_smoothing, "score": settings.score, "offset": settings.offset}
-    given |= {"tail_weight": settings.tail_weight, "wpo": settings.wpo or None, "divergence": settings.divergence}
+    given |= {"tail_weight": settings.tail_weight, "wpo": settings.wpo, "divergence": settings.divergence}
     made = objective(name, **{key: value for key, value in given.items() if value is not None})
     _refuse_unfit(made, settings)
     listwise = any(term.entry.unit == "group" for term in made.terms)
@@ -49,6 +49,10 @@ def _refuse_unfit(made: Objective, settings: DPOSettings) -> None:
     pairwise = [term.choice.name for term in made.terms if term.entry.unit == "comparison"]
     if listwise and settings.pairs not in (None, "listwise"):
         raise SettingsError(f"pairs: got {settings.pairs!r}, {listwise[0]} takes each ranking as a whole", remedy="--pairs listwise, or leave it away")
+    if listwise and pairwise:
+        raise SettingsError(f"objective: {listwise[0]} takes each ranking as a whole and {pairwise[0]} compares two answers", remedy="one of the two")
+    if settings.pairs == "listwise" and not listwise and not pairwise:
+        raise SettingsError(f"pairs: {made.name} judges answers one by one, and listwise takes the ranking as a whole", remedy="leave pairs away")
     if pairwise and settings.pairs == "listwise":
         raise SettingsError(
             f"pairs: {pairwise[0]} compares two answers, and listwise takes the ranking as a whole", remedy="--objective plackett_luce, or --pairs all"

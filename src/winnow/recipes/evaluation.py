@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from winnow import models
 from winnow.batch import Batch, joined
 from winnow.config import EvalSettings
 from winnow.console import Steps, console, safe, say
-from winnow.data.dataset import Dataset, Wanted, prepare
+from winnow.data.dataset import Dataset, prepare
 from winnow.data.pack import budget
 from winnow.device import DTYPES, keep_memory
 from winnow.engine import rows
 from winnow.errors import ModelError, RunError, SettingsError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
-from winnow.objectives.terms import FLAGS, Objective, objective
+from winnow.objectives.terms import FLAGS, Known, Objective, objective
 from winnow.recipes import flips
 from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import wanted
@@ -42,15 +42,17 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Loss, accuracies with intervals, margins; `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, made, trained = _with_run_defaults(resolved.settings)
+    settings, made, trained, began = _with_run_defaults(resolved.settings)
     keep_memory()
     if settings.out is not None:
         _may_write(settings.out)
     if settings.label_noise and settings.reference is None:
         raise SettingsError("label_noise: looks at implicit rewards, and there is no reference", remedy="--reference MODEL, the one training began with")
+    if settings.label_noise and any(term.mean or not term.entry.reference for term in made.terms if term.entry.unit != "token"):
+        raise SettingsError(f"label_noise: margins of {made.name} are no sums of log-ratios", remedy="--objective dpo --beta 0.1, to audit with summed ones")
     rendered = renderer(settings)
     what = wanted(made, settings.pairs)
-    data, _ = prepare(settings.data, rendered, settings, Wanted("any", what.pairs, what.mismatched))
+    data, _ = prepare(settings.data, rendered, settings, replace(what, kind="any"), seed=began.get("settings", {}).get("seed", 0))
     tokens = budget(data.groups, settings.max_tokens)
     if settings.reference is not None:
         models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
@@ -61,7 +63,7 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     found, thumbs = heldout.rows(data.groups, ours, theirs, made.beta), heldout.thumbs(data.groups, ours, theirs, made.beta)
     summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found), **heldout.thumbs_summary(thumbs)}
     if reference is not None or not made.reference:
-        loss = _loss(made, _batches(data, policy, reference, tokens))
+        loss = _loss(made, _batches(data, policy, reference, tokens), began.get("known", {}))
         summary |= {} if loss is None else {"loss": loss}
     _say(settings, made, summary, bool(found or thumbs))
     told = flips.say_all(found, _trained_on(settings, data)) if settings.label_noise else {}
@@ -73,8 +75,10 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
 INHERITED = ("as", "max_length", "cut_budget")  # what a run's data looked like to it
 
 
-def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective, dict[str, Any] | None]:
-    """A run folder knows its objective, how it read its data, and what it was trained against (None where that is not the reference)."""
+def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective, dict[str, Any] | None, dict[str, Any]]:
+    """A run folder knows its objective, how it read its data, and what it was trained against (None where that is not the reference);
+    last of all what else it recorded, empty for a model that is none or another objective.
+    """
     run = RunFolder(settings.model)
     environment: dict[str, Any] = read_json(run.environment) if run.started else {"settings": {}}
     kept: dict[str, Any] = environment["settings"]
@@ -93,7 +97,9 @@ def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective,
     told = {key: value for key, value in taken.items() if (key, value) != ("pairs", "all")}
     if told:
         say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in told.items()))}")
-    return validated(EvalSettings, {**asked, **taken}), made, trained
+    if own.get("moving_reference") and trained is not None:
+        say("[yellow]the run's reference moved:[/] this compares with the policy at step 0")
+    return validated(EvalSettings, {**asked, **taken}), made, trained, environment if own else {}
 
 
 def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, label: str, trained: dict[str, Any] | None = None) -> Tensor:
@@ -119,13 +125,16 @@ def _batches(data: Dataset, policy: Tensor, reference: Tensor | None, tokens: in
     return [(ours.of(batch), batch) for batch in Data(data.groups, data.shares, theirs).everything(tokens)]
 
 
-def _loss(made: Objective, batches: list[tuple[Tensor, Batch]]) -> float | None:
-    """The objective's loss from stored log-probs; None where nothing in the data counts for it, or where they are not enough for it."""
+def _loss(made: Objective, batches: list[tuple[Tensor, Batch]], before: Known) -> float | None:
+    """The objective's loss from stored log-probs; None where nothing in the data counts for it, or where they are not enough for it.
+
+    before: what the training had come to know.
+    """
     if made.want != ("entropy",) or not any(made.counts([batch for _, batch in batches])):
         return None
     columns, batch = {"logp": torch.cat([logp_N for logp_N, _ in batches])}, joined([batch for _, batch in batches])
-    known = made.known(columns, batch, {}, train=False)
-    return made.losses([float(total) for total in made.totals(columns, batch, known)], made.counts([batch]))["loss"]
+    known = made.known(columns, batch, before, train=False)
+    return made.losses([float(total) for total in made.totals(columns, batch, known)], made.counts([batch])).get("loss")
 
 
 def _say(settings: EvalSettings, made: Objective, summary: dict[str, Any], compared: bool) -> None:
@@ -138,10 +147,13 @@ def _say(settings: EvalSettings, made: Objective, summary: dict[str, Any], compa
             low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.5g}", f"{low:.4f} to {high:.4f}" if low is not None else "")
     console.print(table)
-    if compared and settings.reference is None:
+    if compared and made.reference and settings.reference is None:
         say("no reference: give --reference for loss, implicit rewards and their accuracy")
+    elif "loss" in summary:
+        say(f"loss: {made.name} at beta {made.beta:g}" + (f", reference {safe(settings.reference)}" if settings.reference else ", which has no reference"))
     elif compared:
-        say(f"loss: {made.name} at beta {made.beta:g}, reference {safe(settings.reference)}")
+        why = "it looks at more than log-probs of tokens" if made.want != ("entropy",) else "nothing in the data counts for it"
+        say(f"no loss of {made.name}: {why}; rewards are at beta {made.beta:g}")
 
 
 def _trained_on(settings: EvalSettings, data: Dataset) -> bool:

@@ -128,6 +128,8 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
 
 def _asks_live(settings: TrainSettings) -> bool:
     """Whether the reference's weights stay beside the policy's, to be asked at every step."""
+    if getattr(settings, "recipe", "dpo") != "dpo":
+        return False
     return isinstance(settings, DPOSettings) and (settings.moving_reference is not None or objective(settings.objective).live)
 
 

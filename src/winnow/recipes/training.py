@@ -18,7 +18,7 @@ from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, VARLEN
-from winnow.errors import DataError, ModelError, NothingLeft, RunError
+from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
 from winnow.files import RunFolder, cache_folder, make_writable, read_json, sha256_json
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
@@ -104,6 +104,7 @@ def train(
         if begun and settings.max_tokens == "auto":  # the memory that is free now would cut micro-batches otherwise
             resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
         resolved, plan = planned(resolved, train_set)
+        _refuse_idle(objective, train_set, plan, follow)
         require(settings.trackers)
         if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
             raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
@@ -117,6 +118,19 @@ def train(
         say(memory_line(settings, train_set, plan.tokens))
         _run(Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples))
     return run
+
+
+def _refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None) -> None:
+    """Raises for what would do nothing on this data: members without anything to count, margins that are not there, a reference that never moves."""
+    account = train_set.account
+    for term in objective.terms:
+        lacks = [side for side in ("good", "bad") if not account[side]]
+        if (term.entry.batch == "quantile_sides" and lacks) or (term.entry.unit == "token" and account["labels"] and "good" in lacks):
+            raise DataError(f"{term.choice.name}: the data has no {lacks[0]} answer to learn from", remedy="another objective, or labels of both kinds")
+    if objective.margins and not account["margins"]:
+        raise DataError("offset: the data has no margins or score gaps, so there is nothing to offset", remedy="leave offset away, or add a margin column")
+    if follow is not None and follow.every > plan.steps:
+        raise SettingsError(f"moving_reference: every={follow.every} is more than the {plan.steps} steps, so it would never move", remedy="a smaller every")
 
 
 def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
@@ -172,10 +186,14 @@ def _run(job: Job) -> None:
             limit=limit_of(loaded.model, loaded.device),
             live=live,
         )
+    learnt = progress.known
     if job.plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
-        optimizer.load_weights(checkpoint.load(job.run.checkpoints / f"step_{progress.best_step}").weights)
+        best = checkpoint.load(job.run.checkpoints / f"step_{progress.best_step}")
+        optimizer.load_weights(best.weights)
+        learnt = best.progress.known
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
+    record.note(job.run, known=learnt)
     models.save(loaded.model, job.renderer.tokenizer, job.run.model)
     report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")

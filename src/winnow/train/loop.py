@@ -115,7 +115,7 @@ def fit(
         lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
         before = None if proved else samples(optimizer)
         row, known = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before=progress.known, live=live)
-        if before is not None and not all(map(undecided, micro)):  # a batch of ties alone has no gradient, rightly
+        if before is not None and "loss" in row and not all(map(undecided, micro)):  # ties alone, or nothing that counts, have no gradient, rightly
             proved = moved(before, samples(optimizer))
             if not proved:
                 raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
@@ -160,7 +160,7 @@ def evaluate(
     for i, (prefix, data) in enumerate(evaluations.items()):
         measured = held_out(model, data.everything(plan.tokens), objective=objective, engine=engine, before=progress.known, live=live)
         row |= {prefix + name: value for name, value in measured.items()}
-        if i == 0 and progress.step and (progress.best_loss is None or measured["loss"] < progress.best_loss):
+        if i == 0 and progress.step and "loss" in measured and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])
     return row, progress
 

@@ -87,8 +87,9 @@ def check_identity(model: Any, batch: Batch, *, objective: Objective, engine: En
 
 
 def _loss(objective: Objective, columns: Columns, batch: Batch) -> float:
+    """0 where nothing counts in these few rows."""
     known = objective.known(columns, batch, {}, train=False)
-    return objective.losses([float(total) for total in objective.totals(columns, batch, known)], objective.counts([batch]))["loss"]
+    return objective.losses([float(total) for total in objective.totals(columns, batch, known)], objective.counts([batch])).get("loss", 0.0)
 
 
 def _nothing(columns: Columns, part: Batch) -> Columns:

@@ -27,7 +27,8 @@ def take_step(
 ) -> tuple[Row, Known]:
     """Sum the loss over all micro-batches, divided by the weight of the whole batch; clip; update. Also what is now known of the batch.
 
-    The batches wait on the CPU and nothing is read back before the last of them, so a GPU is never waited for in between.
+    The batches wait on the CPU and nothing is read back before the last of them, so a GPU is never waited for in between (but for what
+    must be known of a whole batch, and for rankings).
     before: what was known at the step before. live: the reference, where it is asked now and not in advance.
     Raises TrainingError before any weight is touched when a loss or gradient is not finite; the message names the rows.
     """
@@ -53,7 +54,8 @@ def take_step(
     for columns, batch in seen:
         _measure(sums, columns, batch, objective)
     row = objective.losses(totals.double().sum(0).tolist(), counts) | with_margin(divide(sums))
-    return {**row, **known, "grad_norm": norm, "learning_rate": lr}, known
+    logged = {name: value for name, value in known.items() if not name.endswith("/steps")}
+    return {**row, **logged, "grad_norm": norm, "learning_rate": lr}, known
 
 
 def held_out(model: nn.Module, batches: Iterable[Batch], *, objective: Objective, engine: Engine, before: Known, live: Live | None) -> Row:
