@@ -140,4 +140,4 @@ def test_margins_that_are_no_log_ratios_are_refused(trained):
     root, run = trained
     for name in ("dpo_norm", "simpo", "ipo"):
         with pytest.raises(SettingsError, match="no sums of log-ratios"):
-            api.evaluate(model=str(run.root), data=[str(root / "flipped.jsonl")], objective=name, label_noise=True)
+            api.evaluate(model=str(run.root), data=[str(root / "flipped.jsonl")], objective=name, reference=str(root / "model"), label_noise=True)

@@ -48,8 +48,9 @@ class Live:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
         for name, value in weights.items():
-            self.moving[name].copy_(value)
             self.frozen.weights[name].copy_(value)
+            if name in self.moving:
+                self.moving[name].copy_(value)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
