@@ -311,10 +311,12 @@ class Objective:
         return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
 
     def sums(self, logp_N: Float[Tensor, " N"], batch: Batch) -> Sums:
-        """What dashboards show beside the loss; nothing of demonstrations alone."""
-        if all(term.entry.unit == "token" for term in self.terms) and not len(batch.pair_M2):
+        """What dashboards show beside the loss; nothing of demonstrations alone, and no rewards of what is imitation alone."""
+        imitates = all(term.entry.unit == "token" for term in self.terms)
+        if imitates and not len(batch.pair_M2):
             return {}
-        return scores.sums(logp_N, batch, beta=self.beta, reference=self.reference, mean=self.terms[0].mean)
+        found = scores.sums(logp_N, batch, beta=self.beta, reference=self.reference, mean=self.terms[0].mean)
+        return {name: value for name, value in found.items() if not imitates or not name.startswith("rewards/")}
 
 
 FLAGS = ("beta", "label_smoothing", "score", "offset", "tail_weight", "wpo", "divergence")  # settings that have an option of their own
