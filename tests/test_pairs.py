@@ -236,6 +236,17 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_loaded(world, tmp_
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_check_refuses_what_training_would(world, monkeypatch, capsys):
+    words = ("check", "--model", world / "model", "--batch-size", 8)
+    assert runs.winnow(monkeypatch, *words, "--data", world / "train.jsonl", "--offset", 0.1) == 2
+    assert "nothing to offset" in capsys.readouterr().err
+    assert runs.winnow(monkeypatch, *words, "--data", world / "train.jsonl", "--moving-reference", "every=99") == 2
+    assert "it would never move" in capsys.readouterr().err
+    assert runs.winnow(monkeypatch, *words, "--data", world / "thumbs.jsonl", "--objective", "kto") == 0
+    said = capsys.readouterr().out
+    assert "an answer to another prompt" in said
+
+
 def test_a_circle_can_be_left_out(world, tmp_path):
     run = runs.dpo(world, tmp_path / "run", data=[str(world / "circle.jsonl")], pairs="best", on_bad_row="skip", steps=1, kl_samples=0)
     account = read_json(run.root / "data.json")["train"]

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config import CheckSettings
+from winnow.config import CheckSettings, parse_follow
 from winnow.console import console, safe, say, visible
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.render import Renderer, TokenSequence
@@ -17,7 +17,7 @@ from winnow.data.stream import epoch_size
 from winnow.objectives.terms import DEMONSTRATION, Objective
 from winnow.recipes import dpo, sft
 from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
-from winnow.recipes.training import possible
+from winnow.recipes.training import possible, refuse_idle
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
@@ -53,6 +53,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
             + (f" -> {safe(finding.remedy)}" if finding.remedy else "")
         )
     resolved, plan = planned(resolved, train_set)
+    refuse_idle(made, train_set, plan, None if is_sft else parse_follow(settings.moving_reference))
     _say_plan(resolved.settings, plan, train_set)
     return not any(finding.level == "error" for _, finding in findings)
 

@@ -104,7 +104,7 @@ def train(
         if begun and settings.max_tokens == "auto":  # the memory that is free now would cut micro-batches otherwise
             resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
         resolved, plan = planned(resolved, train_set)
-        _refuse_idle(objective, train_set, plan, follow)
+        refuse_idle(objective, train_set, plan, follow)
         require(settings.trackers)
         if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
             raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
@@ -120,7 +120,7 @@ def train(
     return run
 
 
-def _refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None) -> None:
+def refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None) -> None:
     """Raises for what would do nothing on this data: members without anything to count, margins that are not there, a reference that never moves."""
     account = train_set.account
     for term in objective.terms:
