@@ -244,7 +244,7 @@ def test_a_check_refuses_what_training_would(world, monkeypatch, capsys):
     assert "it would never move" in capsys.readouterr().err
     assert runs.winnow(monkeypatch, *words, "--data", world / "thumbs.jsonl", "--objective", "kto") == 0
     said = capsys.readouterr().out
-    assert "an answer to another prompt" in said
+    assert "an answer to another prompt" in " ".join(said.split())
 
 
 def test_a_circle_can_be_left_out(world, tmp_path):
