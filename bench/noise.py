@@ -2,7 +2,7 @@
 
     winnow demo --out runs/demo && python bench/noise.py runs/demo
 
-A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps), and two sets are audited with it:
+A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps, a lower rate), and two sets are audited with it:
 answers to prompts it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry labels, so the oracle that ranks rows by
 their true margin cannot tell a planted flip from a choice that was unlikely by itself: it has a recall below 1 too.
 """
@@ -24,7 +24,7 @@ from winnow.recipes import demo, world
 
 RATE = 0.1
 FRESH = 1024  # prompts of the audit
-STEPS = 400
+STEPS, LR = 400, 3e-4  # the best of those tried: docs/label-noise.md
 Row = dict[str, Any]
 
 
