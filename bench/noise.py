@@ -2,9 +2,10 @@
 
     winnow demo --out runs/demo && python bench/noise.py runs/demo
 
-A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps, a lower rate), and two sets are audited with it:
-answers to prompts it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry labels, so the oracle that ranks rows by
-their true margin cannot tell a planted flip from a choice that was unlikely by itself: it has a recall below 1 too.
+A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps, a lower rate), and two
+sets are audited with it: answers to prompts it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry
+labels, so the oracle that ranks rows by their true margin cannot tell a planted flip from a choice that was unlikely by itself: it has a recall
+below 1 too.
 """
 
 from __future__ import annotations
