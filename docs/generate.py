@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from winnow.objectives.table import SETTINGS, TABLE, Entry, shown
+from winnow.objectives.choices import SETTINGS, shown
+from winnow.objectives.table import TABLE, Entry
 from winnow.recipes import catalogue
 from winnow.resolved import PRESETS
 from winnow.trl import FIELDS, MORE, OTHERS, Row

@@ -51,7 +51,7 @@ FLOORS = [
         "engine.tiled",
         "engine.probe",
     ],
-    ["objectives.losses", "objectives.batchwise", "objectives.scores", "objectives.table", "objectives.terms"],
+    ["objectives.losses", "objectives.batchwise", "objectives.scores", "objectives.table", "objectives.choices", "objectives.terms"],
     [
         "train.metrics",
         "train.optim",

@@ -16,7 +16,8 @@ from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.errors import SettingsError
 from winnow.objectives import losses
-from winnow.objectives.table import MODIFIERS, SETTINGS, TABLE, known, modifiers
+from winnow.objectives.choices import MODIFIERS, SETTINGS, modifiers, settings_of
+from winnow.objectives.table import TABLE
 from winnow.objectives.terms import DEMONSTRATION, objective
 
 F64 = torch.float64
@@ -164,7 +165,7 @@ FITTING = [
     (name, given)
     for name in (*D, *WHOLE_SIDES)
     for given in VARIANTS
-    if given.keys() <= known(TABLE[name]).keys() and not (name == "ipo" and "score" not in given and {"tail_weight", "divergence"} & given.keys())
+    if given.keys() <= settings_of(TABLE[name]).keys() and not (name == "ipo" and "score" not in given and {"tail_weight", "divergence"} & given.keys())
 ]
 
 
@@ -432,7 +433,7 @@ OTHER = {
     "beta": 0.37, "label_smoothing": 0.23, "score": "sum", "gamma": 0.61, "alpha": 0.77, "temperature": 0.5, "penalty": 3.0, "weight": 0.7, "bound": 0.05,
     "momentum": 0.3, "desirable": 1.9, "undesirable": 0.4, "offset": 0.9, "tail_weight": 0.2, "wpo": True, "divergence": "js",
 }  # fmt: skip
-EVERY_SETTING = [(name, key) for name, entry in TABLE.items() for key in known(entry)]
+EVERY_SETTING = [(name, key) for name, entry in TABLE.items() for key in settings_of(entry)]
 
 
 @pytest.mark.parametrize(("name", "key"), EVERY_SETTING)
@@ -458,7 +459,7 @@ def test_every_setting_of_every_objective_changes_the_loss(name, key):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_settings_an_objective_lacks_are_refused_with_the_reason(name):
-    for key in SETTINGS.keys() - known(TABLE[name]).keys():
+    for key in SETTINGS.keys() - settings_of(TABLE[name]).keys():
         with pytest.raises(SettingsError, match=f"{key}: got .*{name} has no such setting") as caught:
             objective(name, **{key: OTHER[key]})
         assert "belongs to" in str(caught.value)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from winnow.batch import MISMATCHED, Batch
 from winnow.objectives import batchwise, losses, scores
+from winnow.objectives.choices import Choice, choices
 from winnow.objectives.scores import Sums
-from winnow.objectives.table import TABLE, Choice, Entry, Value, choices
+from winnow.objectives.table import TABLE, Entry, Value
 
 Columns = dict[str, Float[Tensor, " N"]]  # of an engine
 Known = Mapping[str, float]  # what a step knows of its whole batch, and what the step before it knew

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from winnow.console import console, safe, say
 from winnow.errors import SettingsError
-from winnow.objectives.table import SETTINGS, TABLE, Entry, Value, known, modifiers, shown
+from winnow.objectives.choices import SETTINGS, modifiers, settings_of, shown
+from winnow.objectives.table import TABLE, Entry, Value
 
 FAMILIES = ("of the margin", "of both sides", "thumbs up and down", "rankings", "without a reference")
 
@@ -82,10 +83,10 @@ def _say_one(name: str, entry: Entry) -> None:
     table = Table(box=None, show_header=True, padding=(0, 2, 0, 0))
     for column in ("setting", "default", "what it does", "allowed"):
         table.add_column(column)
-    for key, value in known(entry).items():
+    for key, value in settings_of(entry).items():
         table.add_row(key, shown(value), safe(SETTINGS[key].help), SETTINGS[key].allowed)
     console.print(table)
-    if not known(entry):
+    if not settings_of(entry):
         say("no settings")
     composes = [key for key in modifiers(entry) if key not in ("label_smoothing", "score")]
     say(f"composes with: {', '.join(['--pairs', *composes] if entry.unit == 'comparison' else composes) or 'nothing'}")
