@@ -24,6 +24,7 @@ from winnow.objectives.terms import DEMONSTRATION
 from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation
 from winnow.resolved import resolve
+from winnow.train.feed import alone
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import check_identity
@@ -38,7 +39,7 @@ def reference_of(model, groups):
 
 def step(model, groups, parts, optimizer, reference, objective, lr=1e-3):
     batches = [reference.into(collate([groups[i] for i in part], part)) for part in parts]
-    return take_step(model, batches, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before={}, live=None)[0]
+    return take_step(model, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=lr, before={}, live=None)[0]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "rmsprop"])

@@ -15,8 +15,9 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
+from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
-from winnow.errors import SettingsError, WinnowError
+from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.resolved import Resolved, resolve, unknown
 
 PANELS = {
@@ -160,6 +161,16 @@ def report(runs: tuple[str, ...], out: Path) -> None:
     say(f"report: {safe(pages.page(runs, out))}")
 
 
+@click.command(epilog="Example: winnow verify runs/dpo")
+@click.argument("run", metavar="RUN")
+def verify(run: str) -> None:
+    """Is every byte of RUN as it was written? Checkpoints, model, metrics, by their hashes. Exit code 2 when not."""
+    from winnow.recipes import verify as looks
+
+    if looks.run(run):
+        raise SystemExit(2)
+
+
 @click.command(epilog="Example: winnow objectives simpo")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 def objectives(names: tuple[str, ...]) -> None:
@@ -232,6 +243,7 @@ for made in (
     ),
     objectives,
     report,
+    verify,
 ):
     cli.add_command(made)
 
@@ -242,9 +254,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
     try:
         _quiet()
-        cli(standalone_mode=False)
+        with signals.caught():
+            cli(standalone_mode=False)
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(stopped.exit_code)
     except WinnowError as error:
-        click.echo(f"error: {error}", err=True)
+        _tell(f"error: {error}")
         sys.exit(error.exit_code)
     except NoArgsIsHelpError as error:
         error.show()
@@ -258,6 +274,16 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
         click.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
         sys.exit(1)
+
+
+def _tell(message: str) -> None:
+    """An error on stderr; of several processes the first one's first, and the same words once."""
+    if ranks.count() > 1 and "torch" in sys.modules:
+        from winnow import dist
+
+        message = dist.told(message)
+    if message:
+        click.echo(message, err=True)
 
 
 def _quiet() -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from winnow.ranks import leads
+
 console = Console(highlight=False)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -30,8 +32,11 @@ def visible(foreign: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole."""
-    console.print(text, soft_wrap=True)
+    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole. Of several
+    processes one speaks.
+    """
+    if leads():
+        console.print(text, soft_wrap=True)
 
 
 class Steps:
@@ -46,7 +51,7 @@ class Steps:
         self.task = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        if console.is_terminal:
+        if console.is_terminal and leads():
             self.bar.start()
         return self
 
@@ -64,7 +69,7 @@ class Steps:
         """`n` more done."""
         self.done += n
         text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
-        if console.is_terminal:
+        if console.is_terminal and leads():
             self.bar.update(self.task, completed=self.done, figures=text)
         elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
             self.spoken = time.monotonic()

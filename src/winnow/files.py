@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
+import re
 import shutil
 import socket
 import uuid
@@ -27,6 +30,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's bytes survive a power cut."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+    reached(f"{path.stem} synced")
+
+
+def reached(point: str) -> None:
+    """A point of a save. Nothing happens here; tests put a kill in its place."""
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
@@ -34,7 +48,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
+            reached(f"{path.name} written")
             os.fsync(file.fileno())
+        reached(f"{path.name} synced")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,19 +68,44 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(readable)  # safetensors leaves its files to their owner alone
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                sync_file(file)
         sync_folder(temporary)
+        reached("folder synced")
+        old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
         if path.exists():
-            old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+            reached("old one set aside")
+        temporary.rename(path)
+        reached("renamed")
         sync_folder(path.parent)
+        reached("parent synced")
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_LEFT = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
+
+
+def tidy(folder: Path) -> None:
+    """Delete what writes that were interrupted have left in a folder that is ours."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFT.search(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that a half of it is never taken for the whole: it has another name first."""
+    doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    path.rename(doomed)
+    reached("renamed to be deleted")
+    shutil.rmtree(doomed)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that numbers may depend on."""
+    names = ("winnow-lm", "torch", "transformers", "peft", "datasets")
+    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _umask() -> int:
@@ -142,6 +183,7 @@ class RunFolder:
         self.samples = self.root / "samples.jsonl"
         self.report_json = self.root / "report.json"
         self.report_html = self.root / "report.html"
+        self.manifest = self.root / "manifest.json"
 
     @property
     def started(self) -> bool:
@@ -168,6 +210,17 @@ class RunFolder:
             foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours and not p.name.startswith((".", "lock")))
             if foreign:
                 raise RunError(f"{self.root}: not a run folder, and not empty: it holds {', '.join(foreign[:5])}", remedy="choose a new --out")
+
+    def seal(self) -> None:
+        """Write down size and hash of everything a finished run holds, but for the report, which can be made again."""
+        kept = [self.config, self.environment, self.root / "data.json", self.metrics, self.samples, *sorted(self.model.rglob("*"))]
+        files = {str(file.relative_to(self.root)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in kept if file.is_file()}
+        write_json(self.manifest, {"schema": 1, "files": files})
+
+    def unfinish(self) -> None:
+        """Take back that the run is finished: it is to go on."""
+        for file in (self.report_json, self.manifest):
+            file.unlink(missing_ok=True)
 
     def promise(self) -> None:
         """What `create` checks, for a folder that is written only at the end: nothing is left behind."""

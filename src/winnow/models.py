@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,12 @@ class LoadedModel:
     tokenizer: Any
     source: str
     device: torch.device
+    shards: Any = None
+
+    @property
+    def net(self) -> Any:
+        """What an engine is given: the model, or its wrapper where this process holds a part of it."""
+        return self.shards or self.model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +114,8 @@ def weights_hash(model: nn.Module, *, base: bool = False) -> str:
         named = [(name.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
     for name, parameter in sorted(named):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        own = parameter.detach().cpu().contiguous().clone()  # memory that numpy has looked at cannot be given back, as that of shards must be
+        digest.update(own.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -121,13 +130,27 @@ def source_hash(model: Any, *, new_adapter: bool = False) -> str:
     return sha256_json([weights_hash(model, base=new_adapter), says, scales])
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A plain transformers (or peft adapter) folder, written atomically, replacing what was there."""
-    with folder_atomic(folder) as temporary:
-        model.save_pretrained(temporary, safe_serialization=True)
+def save(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """A plain transformers (or peft adapter) folder, written atomically, replacing what was there. state: the weights, where the model holds a part."""
+    with folder_atomic(folder) as temporary, _no_bars():
+        model.save_pretrained(temporary, safe_serialization=True, **({} if state is None else {"state_dict": state}))
         tokenizer.save_pretrained(temporary)
         readme = temporary / "README.md"  # peft writes a model card of placeholders
         readme.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers' own progress bars tear ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:

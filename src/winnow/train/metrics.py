@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import SettingsError
-from winnow.files import read_jsonl, write_jsonl
+from winnow.files import read_jsonl, sync_file, write_jsonl
+from winnow.ranks import leads
 
 Sums = dict[str, tuple[float, float]]
 Row = dict[str, float | int]
@@ -32,19 +33,27 @@ class MetricsFile:
     """`metrics.jsonl`, one flushed line per row, and the trackers that get the same rows."""
 
     def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0) -> None:
-        """Rows past step `resume_at` are cut: training will write them again."""
+        """Rows past step `resume_at` are cut: training will write them again. Of several processes one writes."""
         self.path = path
-        kept = [row for row in read_jsonl(path) if row["step"] <= resume_at] if resume_at else []
-        write_jsonl(path, kept)
-        self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
+        self.sinks: list[Sink] = []
+        if leads():
+            write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= resume_at] if resume_at else [])
+            self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Append one row; numbers that are not finite become null, because JSON has no others."""
+        if not leads():
+            return
         clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
         for sink in self.sinks:
             sink({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def sync(self) -> None:
+        """Make the rows survive a power cut, as the checkpoint of their step will."""
+        if leads():
+            sync_file(self.path)
 
 
 Sink = Callable[[Mapping[str, float | int], int], None]

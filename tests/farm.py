@@ -1,0 +1,162 @@
+"""Whole commands in processes of their own, one or several to a job, quickly: a process that has imported everything forks for each.
+
+Run as a program it reads jobs from stdin, a JSON object a line, and answers each with a line. A job:
+
+words: of the command line. ranks: how many processes (1). out: where what they say goes, one file per rank.
+fault: {"point": of a save or step, "time": its how-manieth passing (from 1), "rank", "signal"}: a process sends itself that signal there (or
+       hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows that the fault came to pass.
+points: whether the answer lists the points that were passed.
+limit: seconds after which everybody is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+
+
+class Farm:
+    """The forking process, from a test's side."""
+
+    def __init__(self, cache: Path) -> None:
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "WINNOW_CACHE": str(cache),
+            "TOKENIZERS_PARALLELISM": "false",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        self.process = subprocess.Popen([sys.executable, str(TESTS / "farm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def __call__(self, *words: object, out: Path, **job: Any) -> dict[str, Any]:
+        """The job's answer: `codes` (exit codes by rank, negative for a signal), `said` (by rank), `seconds`, `faults`, `points`."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"words": [str(word) for word in words], "out": str(out), **job}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve() -> None:
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: F401
+
+    import winnow.cli
+    import winnow.dist
+    import winnow.recipes.dpo
+    import winnow.recipes.sft  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    out, count, began = Path(job["out"]), job.get("ranks", 1), time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for mark in out.glob("fault-*"):
+        mark.unlink()
+    children = {start(job, out, rank, count, port): rank for rank in range(count)}
+    codes: dict[int, int] = {}
+    order = []
+    while len(codes) < count:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid in children:
+            codes[children[pid]] = os.waitstatus_to_exitcode(status)
+            order.append(children[pid])
+        elif time.monotonic() - began > job.get("limit", 120):
+            for other, rank in children.items():
+                if rank not in codes:
+                    os.kill(other, signal.SIGKILL)
+        else:
+            time.sleep(0.002)
+    points = [json.loads(line) for line in (out / "points").read_text().splitlines()] if (out / "points").exists() else []
+    (out / "points").unlink(missing_ok=True)
+    return {
+        "codes": [codes[rank] for rank in range(count)],
+        "order": order,
+        "said": [(out / f"rank-{rank}").read_text(errors="replace") for rank in range(count)],
+        "seconds": time.monotonic() - began,
+        "faults": len(list(out.glob("fault-*"))),
+        "points": points,
+    }
+
+
+def start(job: dict[str, Any], out: Path, rank: int, count: int, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        file = os.open(out / f"rank-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        if count > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= job.get("env", {})
+        prepare(job, out, rank)
+        sys.argv = ["winnow", *job["words"]]
+        from winnow.cli import main
+
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = int(left.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
+    """Points of saves and steps are listed, and at one of them the fault comes to pass."""
+    from winnow import files
+
+    fault, seen = job.get("fault"), dict[str, int]()
+
+    def reached(point: str) -> None:
+        seen[point] = seen.get(point, 0) + 1
+        if job.get("points"):
+            with (out / "points").open("a") as file:
+                file.write(json.dumps([rank, point, seen[point]]) + "\n")
+        if fault and (fault["point"], fault["time"], fault.get("rank", 0)) == (point, seen[point], rank):
+            (out / f"fault-{rank}-{seen[point]}").touch()
+            if fault.get("hang"):
+                time.sleep(fault["hang"])
+            elif fault.get("full"):
+                raise OSError(28, "No space left on device")
+            else:
+                os.kill(os.getpid(), fault.get("signal", signal.SIGKILL))
+
+    files.reached = reached
+
+
+if __name__ == "__main__":
+    serve()
