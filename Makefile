@@ -16,7 +16,7 @@ WANTED = pyproject.toml constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format bench bench-gpu noise clean
+.PHONY: help demo test check format bench bench-gpu noise soak clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,6 +51,9 @@ bench-gpu: $(BENCH)/ready ## speed and utilisation on a GPU, models of true shap
 
 noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo` first): how many are found
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/noise.py $(OUT)
+
+soak: $(VENV)/ready ## 200 kills at random moments: nothing may be lost
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/soak.py --kills 200
 
 clean: ## remove environments, caches and demo runs
 	rm -rf $(VENV) $(BENCH) runs build dist

@@ -1,10 +1,14 @@
 """Whole commands in processes of their own, one or several to a job, quickly: a process that has imported everything forks for each.
 
-Run as a program it reads jobs from stdin, a JSON object a line, and answers each with a line. A job:
+Run as a program it reads jobs from stdin, a JSON object a line, and answers each with a line. The first job it does itself, so that whatever is
+loaded on the way is there for all others. A job:
 
 words: of the command line. ranks: how many processes (1). out: where what they say goes, one file per rank.
 fault: {"point": of a save or step, "time": its how-manieth passing (from 1), "rank", "signal"}: a process sends itself that signal there (or
-       hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows that the fault came to pass.
+       hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows that the fault came to pass. "power": the run
+       folder in which the power is cut before that.
+without: functions of winnow.files that do nothing in this job, "folder_atomic" but for making the folder.
+moment: {"after": seconds, "rank"}: that process is killed then, wherever it is.
 points: whether the answer lists the points that were passed.
 limit: seconds after which everybody is killed.
 """
@@ -18,8 +22,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from power import Power
 
 TESTS = Path(__file__).parent
 
@@ -27,7 +35,8 @@ TESTS = Path(__file__).parent
 class Farm:
     """The forking process, from a test's side."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *warm: object) -> None:
+        """cache: as $WINNOW_CACHE; warm: words of a command to begin with."""
         env = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -37,6 +46,7 @@ class Farm:
             "GLOO_SOCKET_IFNAME": "lo",
         }
         self.process = subprocess.Popen([sys.executable, str(TESTS / "farm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        assert self("--version" if not warm else warm[0], *warm[1:], out=cache)["codes"] == [0]
 
     def __call__(self, *words: object, out: Path, **job: Any) -> dict[str, Any]:
         """The job's answer: `codes` (exit codes by rank, negative for a signal), `said` (by rank), `seconds`, `faults`, `points`."""
@@ -64,8 +74,26 @@ def serve() -> None:
     import winnow.recipes.sft  # noqa: F401
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), flush=True)
+    answers = os.fdopen(os.dup(1), "w")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    for number, line in enumerate(sys.stdin):
+        job = json.loads(line)
+        answer = run(job) if number else {"codes": [command(job["words"])]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def command(words: list[str]) -> int:
+    """The command line, here; its exit code."""
+    from winnow.cli import main
+
+    sys.argv = ["winnow", *words]
+    try:
+        main()
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +107,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     children = {start(job, out, rank, count, port): rank for rank in range(count)}
     codes: dict[int, int] = {}
     order = []
+    moment = job.get("moment")
     while len(codes) < count:
+        if moment and time.monotonic() - began > moment["after"]:
+            for child, rank in children.items():
+                if rank == moment["rank"] and rank not in codes:
+                    os.kill(child, signal.SIGKILL)
+            moment = None
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in children:
             codes[children[pid]] = os.waitstatus_to_exitcode(status)
@@ -117,14 +151,7 @@ def start(job: dict[str, Any], out: Path, rank: int, count: int, port: int) -> i
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= job.get("env", {})
         prepare(job, out, rank)
-        sys.argv = ["winnow", *job["words"]]
-        from winnow.cli import main
-
-        try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = int(left.code or 0)
+        code = command(job["words"])
     except BaseException:
         import traceback
 
@@ -140,6 +167,9 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
     from winnow import files
 
     fault, seen = job.get("fault"), dict[str, int]()
+    power = Power(Path(fault["power"]), out) if fault and fault.get("power") else None
+    for name in job.get("without", ()):
+        disable(name)
 
     def reached(point: str) -> None:
         seen[point] = seen.get(point, 0) + 1
@@ -148,14 +178,54 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
                 file.write(json.dumps([rank, point, seen[point]]) + "\n")
         if fault and (fault["point"], fault["time"], fault.get("rank", 0)) == (point, seen[point], rank):
             (out / f"fault-{rank}-{seen[point]}").touch()
+            if power:
+                power.cut()
             if fault.get("hang"):
                 time.sleep(fault["hang"])
             elif fault.get("full"):
                 raise OSError(28, "No space left on device")
             else:
-                os.kill(os.getpid(), fault.get("signal", signal.SIGKILL))
+                for _ in range(2 if fault.get("twice") else 1):
+                    os.kill(os.getpid(), fault.get("signal", signal.SIGKILL))
 
     files.reached = reached
+    watch(reached)
+
+
+def watch(reached: Callable[[str], None]) -> None:
+    """Two more points, where a run may be for long: each held-out micro-batch, each sampled token."""
+    from winnow import sample
+    from winnow.train import step
+
+    asked = sample.ALONE["stopping_criteria"][0]
+
+    def told(*given: Any, **more: Any) -> Any:
+        reached("sampled token")
+        return asked(*given, **more)
+
+    sample.ALONE["stopping_criteria"] = [told]
+    obey = step.dist.obey
+
+    def held_out() -> None:
+        if sys._getframe(1).f_code.co_name == "held_out":
+            reached("held-out")
+        obey()
+
+    step.dist.obey = held_out
+
+
+def disable(name: str) -> None:
+    from winnow import files, models
+    from winnow.train import checkpoint
+
+    @contextmanager
+    def plain(path: Path) -> Iterator[Path]:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+
+    for module in (files, models, checkpoint):
+        if getattr(module, name, None) is not None:
+            setattr(module, name, plain if name == "folder_atomic" else lambda path: None)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def line(command: str, world: Path, out: Path, **changes: Any) -> list[str]:
     """The same settings as command-line words."""
     words = [command]
     for name, value in settings(world, out, **changes).items():
+        if value is None:
+            continue
         if value is True:
             words.append(f"--{name.replace('_', '-')}")
             continue

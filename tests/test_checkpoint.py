@@ -11,7 +11,7 @@ import torch
 import tiny
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import sha256_file, tidy
+from winnow.files import sha256_file, tidy, write_sealed
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 from winnow.train.optim import Optimizer
@@ -48,7 +48,7 @@ def test_every_byte_of_every_file_counts(tmp_path):
         (path / file).write_bytes(kept)
     checkpoint.load(path)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "schema": 3}))
+    write_sealed(path / "manifest.json", {**{name: value for name, value in manifest.items() if name != "sealed"}, "schema": 3})
     with pytest.raises(RunError, match="another version"):
         checkpoint.load(path)
 

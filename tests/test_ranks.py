@@ -156,6 +156,15 @@ def test_what_the_leader_finds_wrong_is_said_once(farm, world, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_one_process_does_is_refused_to_several(farm, world, tmp_path):
+    answer = farm("eval", "--model", world / "model", "--data", world / "held.jsonl", ranks=2, out=tmp_path / "said")
+    assert answer["codes"] == [2, 2]
+    assert "winnow eval runs in one process, and this job has 2" in answer["said"][0]
+    answer = farm(*line(world, tmp_path / "run", compile=True), ranks=2, out=tmp_path / "said")
+    assert answer["codes"] == [2, 2]
+    assert "compile: with several processes" in answer["said"][0]
+
+
 def test_numbers_that_are_not_finite_stop_all_with_one_message(farm, world, tmp_path):
     answer = farm(*line(world, tmp_path / "run", lr=1e30, clip="none", dtype="float32", eval_data=[], kl_samples=0), ranks=2, out=tmp_path / "said")
     assert answer["codes"] == [1, 1], answer["said"]

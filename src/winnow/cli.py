@@ -32,6 +32,9 @@ PANELS = {
 }
 
 
+TOGETHER = ("sft", "dpo")  # what several processes can do together
+
+
 class Command(click.RichCommand):
     """A command whose unknown options are answered by name: TRL's are translated, others get the nearest of ours."""
 
@@ -188,6 +191,11 @@ def cli() -> None:
     MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV, parquet, Arrow), a folder
     or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
     """
+    name = click.get_current_context().invoked_subcommand
+    if ranks.count() > 1 and name not in TOGETHER:
+        raise SettingsError(
+            f"winnow {name} runs in one process, and this job has {ranks.count()}", remedy=f"without torchrun; {' and '.join(TOGETHER)} take several"
+        )
 
 
 for made in (

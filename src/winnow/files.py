@@ -120,6 +120,22 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`value` as JSON, with a hash of itself: for manifests, which vouch for other files."""
+    write_json(path, {**value, "sealed": sha256_json(value)})
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; also a manifest from before there were seals. Raises RunError when it is damaged."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: damaged: it is no manifest")
+    seal = value.pop("sealed", None)
+    if seal != sha256_json(value) and not (seal is None and value.get("schema") == 1):
+        raise RunError(f"{path}: damaged: its bytes are not those that were saved")
+    return value
+
+
 def read_json(path: Path) -> Any:
     """A JSON file this project wrote. Raises RunError when it is damaged."""
     try:
@@ -215,7 +231,7 @@ class RunFolder:
         """Write down size and hash of everything a finished run holds, but for the report, which can be made again."""
         kept = [self.config, self.environment, self.root / "data.json", self.metrics, self.samples, *sorted(self.model.rglob("*"))]
         files = {str(file.relative_to(self.root)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in kept if file.is_file()}
-        write_json(self.manifest, {"schema": 1, "files": files})
+        write_sealed(self.manifest, {"schema": 2, "files": files})
 
     def unfinish(self) -> None:
         """Take back that the run is finished: it is to go on."""

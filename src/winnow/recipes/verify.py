@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from winnow.console import safe, say
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, read_jsonl, sha256_file
+from winnow.files import RunFolder, read_json, read_jsonl, sha256_file, unsealed
 from winnow.train import checkpoint
 
 
@@ -58,7 +57,7 @@ def _sealed(run: RunFolder) -> list[str]:
         say(said)
         return []
     try:
-        files: dict[str, Any] = read_json(run.manifest)["files"]
+        files = unsealed(run.manifest)["files"]
     except RunError as error:
         return [str(error)]
     wrong = []

@@ -21,7 +21,7 @@ from torch import Tensor
 from winnow import dist, files, ranks, shards
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import folder_atomic, read_json, remove_folder, sha256_file, sync_file, versions, write_json
+from winnow.files import folder_atomic, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed
 
 SCHEMA = 2
 READS = (1, 2)  # 1: written by one process, before evaluations were noted
@@ -65,7 +65,7 @@ def save(
             write_json(temporary / "progress.json", asdict(progress))
             written |= _described(temporary / "progress.json")
             head = {"schema": SCHEMA, "world": ranks.count(), "versions": versions(), "identity": identity, "files": written}
-            write_json(temporary / "manifest.json", head)
+            write_sealed(temporary / "manifest.json", head)
             files.reached("manifest written")
     return target
 
@@ -128,7 +128,7 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = read_json(folder / "manifest.json")
+    manifest = unsealed(folder / "manifest.json")
     if manifest.get("schema") not in READS:
         known = " and ".join(map(str, READS))
         raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {known})", remedy="the version that wrote it")
