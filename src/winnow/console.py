@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from winnow.secrets import blanked
 
 console = Console(highlight=False)
 
@@ -18,8 +21,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def safe(foreign: object, limit: int = 2000) -> str:
-    """Foreign text (rows, answers, names of files) for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
-    text = str(foreign)
+    """Foreign text (rows, answers, names of files) for a terminal: no secrets, control characters (ANSI, bidi) made visible, markup escaped, long text cut."""
+    text = blanked(str(foreign))
     shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
     return escape(visible(shown))
 
@@ -31,7 +34,12 @@ def visible(foreign: str) -> str:
 
 def say(text: str) -> None:
     """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole."""
-    console.print(text, soft_wrap=True)
+    console.print(blanked(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """An error's text, on stderr as it stands: no markup, but nothing in it is obeyed or given away either."""
+    click.echo(visible(blanked(text)), err=True)
 
 
 class Steps:
