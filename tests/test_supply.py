@@ -1,4 +1,4 @@
-"""What is installed: locked by hash, within the ranges that users get, and without versions that are known to be vulnerable."""
+"""What is installed: locked by hash, within the ranges users get, without versions known to be vulnerable; and what SECURITY.md stands on."""
 
 from __future__ import annotations
 
@@ -100,3 +100,12 @@ def test_the_audit_fails_on_a_vulnerability_and_says_when_it_was_skipped(tmp_pat
     tool.chmod(0o755)
     done = subprocess.run([sys.executable, ROOT / ".ci" / "audit.py", tool, "one.txt", "two.txt"], capture_output=True, text=True)
     assert (done.returncode, said in done.stdout) == (code, True), done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- SECURITY.md
+
+
+def test_every_promise_names_a_test_that_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    assert [(file, test) for file, test in named if not re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)] == []
