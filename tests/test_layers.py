@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["ranks", "errors", "signals", "trl", "figures", "config", "resolved", "files", "console"],
+    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "resolved", "files", "console"],
     [
         "data.records",
         "data.ranking",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from pydantic.fields import FieldInfo
 
 from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
+from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.resolved import Resolved, resolve, unknown
+from winnow.secrets import blanked
 
 PANELS = {
     "needed": "Needed",
@@ -54,7 +57,7 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
     def call(config: Path | None, **typed: Any) -> None:
         given = {key: value for key, value in typed.items() if value is not None and value != ()}
         given = {key: None if value == "none" else value for key, value in given.items()}
-        line = shlex.join(["winnow", *sys.argv[1:]])
+        line = shlex.join(["winnow", *map(blanked, sys.argv[1:])])
         run(resolve(kind, given, file=config), line)
 
     fields = [(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
@@ -159,7 +162,6 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
 def report(runs: tuple[str, ...], out: Path) -> None:
     """One page from one or more run folders, side by side."""
     from winnow import report as pages
-    from winnow.console import safe, say
 
     say(f"report: {safe(pages.page(runs, out))}")
 
@@ -260,12 +262,13 @@ def main() -> None:
     """Entry point: designed errors are one paragraph on stderr and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
+    sys.excepthook = lambda kind, error, trace: complain("".join(traceback.format_exception(error)).rstrip())  # a bug gives no token away either
     try:
         _quiet()
         with signals.caught():
             cli(standalone_mode=False)
     except Stopped as stopped:
-        click.echo(str(stopped), err=True)
+        complain(str(stopped))
         sys.exit(stopped.exit_code)
     except WinnowError as error:
         _tell(f"error: {error}")
@@ -274,13 +277,10 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        click.UsageError(blanked(error.format_message()), ctx=getattr(error, "ctx", None)).show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command goes on from the last checkpoint, or from the start where there is none yet", err=True)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
-        click.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+        _tell(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(1)
 
 
@@ -291,7 +291,7 @@ def _tell(message: str) -> None:
 
         message = dist.told(message)
     if message:
-        click.echo(message, err=True)
+        complain(message)
 
 
 def _quiet() -> None:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from winnow.ranks import leads
+from winnow.secrets import blanked
 
 console = Console(highlight=False)
 
@@ -20,8 +22,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def safe(foreign: object, limit: int = 2000) -> str:
-    """Foreign text (rows, answers, names of files) for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
-    text = str(foreign)
+    """Foreign text (rows, answers, names of files) for a terminal: no secrets, control characters (ANSI, bidi) made visible, markup escaped, long text cut."""
+    text = blanked(str(foreign))
     shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
     return escape(visible(shown))
 
@@ -36,7 +38,12 @@ def say(text: str) -> None:
     processes one speaks.
     """
     if leads():
-        console.print(text, soft_wrap=True)
+        console.print(blanked(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """An error's text, on stderr as it stands: no markup, but nothing in it is obeyed or given away either."""
+    click.echo(visible(blanked(text)), err=True)
 
 
 class Steps:

@@ -19,6 +19,7 @@ from winnow.errors import ModelError
 from winnow.files import RunFolder, folder_atomic, sha256_json
 
 ADAPTER = "adapter_config.json"
+SAFE = "only safetensors are loaded (pickled weights can run code)"
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 
 
@@ -74,8 +75,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder, hub name, run folder, or of an adapter's base model."""
     from transformers import AutoConfig
 
+    base = _base(locate(name))
     try:
-        return AutoConfig.from_pretrained(_base(locate(name)), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _not_loaded("model", name, error) from error
 
@@ -200,14 +202,23 @@ def is_adapter_folder(name: str) -> bool:
 
 
 def _base(source: str) -> str:
-    """An adapter folder stands on a base model, everything else on itself."""
-    adapter = Path(source) / ADAPTER
-    if not adapter.exists():
+    """An adapter folder stands on a base model, everything else on itself. Raises ModelError for an adapter that could bring more than weights."""
+    file = Path(source) / ADAPTER
+    if not file.exists():
         return source
     try:
-        return str(json.loads(adapter.read_text())["base_model_name_or_path"])
+        adapter = json.loads(file.read_text())
+        base = str(adapter["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
+        raise ModelError(f"{file}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
+    if adapter.get("peft_type") != "LORA" or adapter.get("megatron_config"):
+        found = f"peft_type {adapter.get('peft_type')!r}, megatron_config {adapter.get('megatron_config')!r}"
+        raise ModelError(
+            f"{file}: {found}: only LoRA's adapters are loaded, others can name more files and modules", remedy="merge it into its model with peft"
+        )
+    if not (Path(source) / "adapter_model.safetensors").exists():
+        raise ModelError(f"{source}: no adapter_model.safetensors in it", remedy=f"{SAFE}: convert the adapter once")
+    return base
 
 
 def has_experts(config: Any) -> bool:
@@ -253,13 +264,18 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
 def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
 
     base = _base(source)
     try:
+        if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
+            raise ModelError(f"{name}: {base} is an adapter", remedy="give a folder that holds it (hf download), or merge it first")
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
         if base == source:
             return model
         model = PeftModel.from_pretrained(model, source, is_trainable=train)
+    except ModelError:
+        raise
     except Exception as error:
         raise _not_loaded("model", name, error) from error
     for module in model.modules():  # an adapter's own dropout would make log-probs random
@@ -289,6 +305,6 @@ def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         remedy = "it brings its own code: read that code, then give --trust-remote-code"
     elif "safetensors" in str(error):
-        remedy = "only safetensors are loaded (pickled weights can run code): convert the model once"
+        remedy = f"{SAFE}: convert the model once"
     here = "" if Path(name).exists() else "there is no such folder here, and "
     return ModelError(f"{what} {name!r} cannot be loaded: {here}{first}", remedy=remedy)
