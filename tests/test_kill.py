@@ -159,11 +159,11 @@ def test_the_power_is_cut(farm, world, whole, tmp_path, point):
     assert digest(run) == whole[1][0]
 
 
-@pytest.mark.parametrize("without", ["sync_file", "sync_folder", "folder_atomic"])
+@pytest.mark.parametrize("without", [["sync_file"], ["sync_folder"], ["folder_atomic", "write_atomic"]], ids=" and ".join)
 def test_the_matrix_can_fail(farm, world, whole, tmp_path, without):
     """Without a sync, or without sync and rename, a power cut ends what no command can mend, or another run comes out."""
     run, fault = RunFolder(tmp_path / "run"), {"point": "pruned", "time": 3, "power": str(tmp_path / "run")}
-    first = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, without=[without])
+    first = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, without=without)
     assert first["faults"] == 1, first["said"]
     answer = farm(*line(world, run.root), out=tmp_path / "said")
     resumed = "resumed at step 6" in answer["said"][0]  # what was saved last before the cut
