@@ -33,11 +33,24 @@ def farm(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(farm, world, tmp_path_factory):
+def whole(whole_and_points):
+    """A run nobody disturbed."""
+    return whole_and_points[0]
+
+
+@pytest.fixture(scope="module")
+def whole_and_points(farm, world, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    answer = farm(*line(world, out / "run"), out=out / "said")
+    answer = farm(*line(world, out / "run"), out=out / "said", points=True)
     assert answer["codes"] == [0], answer["said"]
-    return RunFolder(out / "run")
+    return RunFolder(out / "run"), [point for _, point, _ in answer["points"]]
+
+
+@pytest.fixture(scope="module")
+def passings(whole_and_points):
+    """Which passing of a point is in the evaluation after step 3."""
+    before = whole_and_points[1][: whole_and_points[1].index("step 3")]
+    return {"held-out": before.count("held-out") + 1, "sampled token": before.count("sampled token") + 20}
 
 
 def steps(run):
@@ -60,10 +73,9 @@ def goes_on(farm, world, run, whole, folder, ranks=1):
     [("step 2", 2), ("held-out", 3), ("sampled token", 3), ("weights written", 4), ("renamed", 4)],
     ids=["stepping", "evaluating", "sampling", "saving", "renaming"],
 )
-def test_saved_at_the_steps_end(farm, world, whole, tmp_path, number, point, saved):
+def test_saved_at_the_steps_end(farm, world, whole, passings, tmp_path, number, point, saved):
     run = RunFolder(tmp_path / "run")
-    nth = {"held-out": 2, "sampled token": 150}.get(point, 1)
-    answer = farm(*line(world, run.root), out=tmp_path / "said", fault={"point": point, "time": nth, "signal": number})
+    answer = farm(*line(world, run.root), out=tmp_path / "said", fault={"point": point, "time": passings.get(point, 1), "signal": number})
     assert (answer["faults"], answer["codes"]) == (1, [CODES[number]]), answer["said"]
     said = answer["said"][0]
     assert f"stopped by {number.name} at step {saved}, which is saved" in said
@@ -94,11 +106,10 @@ def test_the_second_one_does_not_wait(farm, world, whole, tmp_path, number):
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize(("point", "saved"), [("step 2", 2), ("held-out", 3), ("sampled token", 3), ("weights written", 4)])
-def test_one_of_two_processes_is_told_and_both_stop(farm, world, tmp_path, number, point, saved):
+def test_one_of_two_processes_is_told_and_both_stop(farm, world, passings, tmp_path, number, point, saved):
     run = RunFolder(tmp_path / "run")
     rank = 0 if point == "sampled token" else 1
-    nth = {"held-out": 2, "sampled token": 150}.get(point, 1)
-    fault = {"point": point, "time": nth, "signal": number, "rank": rank}
+    fault = {"point": point, "time": passings.get(point, 1), "signal": number, "rank": rank}
     answer = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, ranks=2)
     assert (answer["faults"], answer["codes"]) == (1, [CODES[number]] * 2), answer["said"]
     assert steps(run) == [saved]
