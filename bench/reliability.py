@@ -51,7 +51,7 @@ def main() -> None:
     told.out.mkdir(parents=True)
     torch.set_num_threads(os.cpu_count() or 1)
     tiny.folder(told.out / "model", **SHAPE, max_position_embeddings=512)
-    tiny.write(told.out / "pairs.jsonl", rows(512))
+    tiny.write(told.out / "pairs.jsonl", rows(96))
     for name in told.what:
         {"saving": saving, "starting": starting, "processes": processes}[name](told.out)
 
@@ -104,27 +104,34 @@ def saving(out: Path) -> None:
         print(f"| {what} | {statistics.median(ratios):+.1%} | {each} |", flush=True)
 
 
-def command(out: Path, run: Path, steps: int) -> list[str]:
+def command(recipe: str, out: Path, run: Path, steps: int) -> list[str]:
     files = ["--model", out / "model", "--data", out / "pairs.jsonl", "--out", run]
-    return [str(word) for word in ("dpo", *files, "--steps", steps, "--batch-size", 16, "--save-every", 3, "--lr", 1e-5)]
+    return [str(word) for word in (recipe, *files, "--steps", steps, "--batch-size", 16, "--save-every", 3, "--lr", 1e-5)]
 
 
 def starting(out: Path) -> None:
-    """Seconds from the command to the first step's line, of a fresh run and of the same run gone on with."""
-    found: dict[str, list[float]] = {"fresh": [], "resumed": []}
-    for number in range(TIMES):
-        run, env = out / f"start-{number}", {**os.environ, "WINNOW_CACHE": str(out / f"cache-{number}")}
-        for kind in found:
-            seconds, process = first_step(run, command(out, run, 1000), env, 1 if kind == "fresh" else 4)
-            found[kind].append(seconds)
-            wait(process, run / "checkpoints" / "step_3")
-            process.kill()
-            process.wait()
-            for late in run.glob("checkpoints/step_[!3]*"):
-                shutil.rmtree(late)
-        print(f"  fresh {found['fresh'][-1]:.1f} s, resumed {found['resumed'][-1]:.1f} s", file=sys.stderr, flush=True)
-    ratios = [b / a for a, b in zip(found["fresh"], found["resumed"])]
-    print(f"| start to first step, resumed over fresh | {statistics.median(ratios):.2f} | {', '.join(f'{r:.2f}' for r in ratios)} |", flush=True)
+    """Seconds from the command to the first step's line, of a fresh run and of the same run gone on with. sft has no reference to compute, so
+    a fresh start has the least to do there.
+    """
+    for recipe in ("sft", "dpo"):
+        found: dict[str, list[float]] = {"fresh": [], "resumed": []}
+        for number in range(TIMES):
+            run, env = out / f"{recipe}-{number}", {**os.environ, "WINNOW_CACHE": str(out / f"cache-{number}")}
+            for kind in found:
+                seconds, process = first_step(run, command(recipe, out, run, 1000), env, 1 if kind == "fresh" else 4)
+                found[kind].append(seconds)
+                wait(process, run / "checkpoints" / "step_3")
+                process.kill()
+                process.wait()
+                for late in run.glob("checkpoints/step_[!3]*"):
+                    shutil.rmtree(late)
+            print(f"  {recipe}: fresh {found['fresh'][-1]:.1f} s, resumed {found['resumed'][-1]:.1f} s", file=sys.stderr, flush=True)
+        ratios = [b / a for a, b in zip(found["fresh"], found["resumed"])]
+        each = ", ".join(f"{r:.2f}" for r in ratios)
+        print(
+            f"| {recipe}: command to first step, resumed over fresh ({statistics.median(found['fresh']):.0f} s) | {statistics.median(ratios):.2f} | {each} |",
+            flush=True,
+        )
 
 
 def first_step(run: Path, words: list[str], env: dict[str, str], line: int) -> tuple[float, subprocess.Popen[bytes]]:
@@ -159,7 +166,7 @@ def processes(out: Path) -> None:
             shutil.rmtree(run, ignore_errors=True)
             env = {**os.environ, "OMP_NUM_THREADS": str(cores // count), "WINNOW_CACHE": str(out / "cache")}
             torchrun = ["torch.distributed.run", "--nproc-per-node", str(count), "-m"] if count > 1 else []
-            words = [sys.executable, "-m", *torchrun, "winnow", *command(out, run, 30)]
+            words = [sys.executable, "-m", *torchrun, "winnow", *command("dpo", out, run, 30)]
             subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             rates = [row["tokens_per_second"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
             found[count].append(statistics.median(rates))

@@ -92,12 +92,12 @@ def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
     """It had no note of evaluations: they came before the save."""
     path, progress, _ = make(tmp_path)
     kept = json.loads((path / "progress.json").read_text())
-    del kept["evaluated"]
+    del kept["evaluated"], kept["moved"]
     (path / "progress.json").write_text(json.dumps(kept))
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["progress.json"] = {"bytes": (path / "progress.json").stat().st_size, "sha256": sha256_file(path / "progress.json")}
     (path / "manifest.json").write_text(json.dumps({"schema": 1, "torch": "2.11", "identity": manifest["identity"], "files": manifest["files"]}))
-    assert checkpoint.load(path).progress == replace(progress, evaluated=3)
+    assert checkpoint.load(path).progress == replace(progress, evaluated=3, moved=True)
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

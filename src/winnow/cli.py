@@ -187,13 +187,14 @@ def objectives(names: tuple[str, ...]) -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="winnow-lm", prog_name="winnow")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.RichContext) -> None:
     """Align language models with what people prefer: rows of preferences in, a better model and the proof out.
 
     MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV, parquet, Arrow), a folder
     or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
     """
-    name = click.get_current_context().invoked_subcommand
+    name = context.invoked_subcommand
     if ranks.count() > 1 and name not in TOGETHER:
         raise SettingsError(
             f"winnow {name} runs in one process, and this job has {ranks.count()}", remedy=f"without torchrun; {' and '.join(TOGETHER)} take several"

@@ -36,7 +36,7 @@ from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.feed import Data
 from winnow.train.limit import limit_of
 from winnow.train.live import Live
-from winnow.train.loop import Plan, fit
+from winnow.train.loop import Plan, Training, fit
 from winnow.train.metrics import MetricsFile, require
 from winnow.train.optim import Optimizer
 from winnow.train.saver import Saver
@@ -203,22 +203,16 @@ def _run(job: Job) -> None:
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
-            loaded.net,
-            optimizer,
+            Training(loaded.net, optimizer, job.plan, job.objective, engine, limit_of(loaded.model, loaded.device), live),
             progress,
-            job.plan,
             _epochs(job, found[0], source_model, scorer),
             dict(zip(job.held_out, found[1:])),
-            objective=job.objective,
-            engine=engine,
             saver=Saver(job.run.checkpoints, identity, keep=job.plan.keep, keep_best=job.plan.save_best, aside=job.settings.async_save),
             metrics=MetricsFile(job.run.metrics, trackers=job.settings.trackers, resume_at=progress.step),
             show=steps.show,
             besides=samples.drift_from(source_model, loaded, probe, job.kl_samples, job.settings.seed, engine, scorer.engine if scorer else engine)
             if drift
             else None,
-            limit=limit_of(loaded.model, loaded.device),
-            live=live,
         )
     learnt = progress.known
     if job.plan.save_best and progress.best_step is not None and progress.best_step != progress.step:

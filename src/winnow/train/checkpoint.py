@@ -36,6 +36,7 @@ class Progress:
     cursor: Cursor = field(default_factory=Cursor)
     tokens: int = 0
     evaluated: int = -1  # the last step that was evaluated
+    moved: bool = False  # whether a step has changed a weight yet, as every first one should
     best_step: int | None = None
     best_loss: float | None = None
     known: dict[str, float] = field(default_factory=dict)  # what the objective has learnt of its batches so far
@@ -144,7 +145,7 @@ def load(folder: Path) -> Checkpoint:
     progress = read_json(folder / "progress.json")
     progress["cursor"] = Cursor(**progress["cursor"])
     if manifest["schema"] == 1:  # saved after the step's evaluation, if there was one
-        progress["evaluated"] = progress["step"]
+        progress |= {"evaluated": progress["step"], "moved": True}
     weights, optimizer, reference = (_rows(_files(folder, manifest, name)) for name in PARTS)
     return Checkpoint(Progress(**progress), weights, optimizer, manifest["identity"], reference)
 

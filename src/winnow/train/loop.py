@@ -46,84 +46,112 @@ class Plan:
     passes: str  # "epoch", or "window" where the data is a stream
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is trained, by what, and how. limit: what the machine could do, None where that is not known; live: the reference, where it is asked
+    at every step.
+    """
+
+    model: Any
+    optimizer: Optimizer
+    plan: Plan
+    objective: Objective
+    engine: Engine
+    limit: Limit | None
+    live: Live | None
+
+    @property
+    def work(self) -> Work | None:
+        """What packing goes by: FLOPs where several processes are to have equally much, else tokens."""
+        return self.limit.work if self.limit and ranks.count() > 1 else None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Weights, moments, and the reference's weights where they move: all tensors a checkpoint holds."""
+        return self.optimizer.weights(), self.optimizer.state(), self.live.state() if self.live else {}
+
+
 def fit(
-    model: Any,
-    optimizer: Optimizer,
+    training: Training,
     progress: Progress,
-    plan: Plan,
     epochs: Callable[[int], Data],
     evaluations: Mapping[str, Data],
     *,
-    objective: Objective,
-    engine: Engine,
     saver: Saver,
     metrics: MetricsFile,
     show: Callable[[Row], None],
     besides: Callable[[int], Row] | None,
-    limit: Limit | None,
-    live: Live | None,
 ) -> Progress:
     """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
 
     epochs: the training data by number of the epoch; asked anew when one begins.
     evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
-    limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
-    live: the reference, where it is asked at every step.
     Raises Stopped, with the state saved, when a signal asks to stop: after the step it came in, or in the midst of an evaluation, which is
     then made again.
     """
+    plan, saved = training.plan, progress.step
     steps = draws(epochs, plan, progress.cursor)
-    work = limit.work if limit and ranks.count() > 1 else None  # one process packs by tokens
-    best, saved, proved = False, progress.step, progress.step > 0
+    best = False
 
     def save() -> None:
         nonlocal saved
         if progress.step > saved:
             metrics.sync()
-            saver.save(progress, optimizer.weights(), optimizer.state(), live.state() if live else {})
+            saver.save(progress, *training.state())
             saved = progress.step
 
+    def tell(row: Row) -> None:
+        metrics.write(row)
+        show(row)
+
     try:
-        while True:
-            if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
-                row, after = evaluate(model, progress, plan, evaluations, work, objective=objective, engine=engine, live=live)
-                row |= besides(progress.step) if besides else {}
-                best, progress = plan.save_best and after.best_step != progress.best_step, after
-                metrics.write(row)
-                show(row)
-            if best or due(progress.step, plan.save_every, plan.steps):
-                save()
-            dist.obey()
-            if progress.step >= plan.steps:
-                break
-            try:
-                data, items, cursor = next(steps)
-            except DataError:  # of a stream's next window: nothing before it is lost
-                save()
-                raise
-            began = time.perf_counter()
-            micro = data.micro_batches(items, plan.tokens, work, whole=objective.whole)
-            lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
-            before = None if proved else samples(optimizer)
-            row, known = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before=progress.known, live=live)
-            if before is not None:
-                proved = moved(before, optimizer, micro, "loss" in row)
-            tokens, figures = speed(micro, began, limit)
-            progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + tokens, known=dict(known))
-            if live:
-                live.after(model, progress.step)
-            row |= position(progress, data, plan.passes) | figures
-            metrics.write(row)
-            show(row)
-            dist.alive(progress.step)
-            files.reached(f"step {progress.step}")
-            best = False
-    except dist.Halt as halt:
-        save()
-        saver.wait()
-        raise Stopped(halt.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
-    return progress
+        with saver:
+            while True:
+                if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
+                    row, after = evaluate(training, progress, evaluations)
+                    row |= besides(progress.step) if besides else {}
+                    best, progress = plan.save_best and after.best_step != progress.best_step, after
+                    tell(row)
+                if best or due(progress.step, plan.save_every, plan.steps):
+                    save()
+                dist.obey()
+                if progress.step >= plan.steps:
+                    return progress
+                row, progress = one_step(training, progress, *next(steps))
+                best = False
+                tell(row)
+                dist.alive(progress.step)
+                files.reached(f"step {progress.step}")
+    except (DataError, dist.Halt) as error:  # a stream's next window cannot be used, or a signal: nothing before it is lost
+        with saver:
+            save()
+        if isinstance(error, DataError):
+            raise
+        raise Stopped(error.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
+
+
+def one_step(training: Training, progress: Progress, data: Data, items: Sequence[int], cursor: Cursor) -> tuple[Row, Progress]:
+    """The groups numbered `items` trained on; the cursor stands behind them."""
+    plan, objective, began = training.plan, training.objective, time.perf_counter()
+    micro = data.micro_batches(items, plan.tokens, training.work, whole=objective.whole)
+    lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
+    before = samples(training.optimizer) if not progress.moved else []
+    row, known = take_step(
+        training.model,
+        micro,
+        objective=objective,
+        engine=training.engine,
+        optimizer=training.optimizer,
+        lr=lr,
+        before=progress.known,
+        live=training.live,
+    )
+    proved = progress.moved or moved(before, training.optimizer, micro, "loss" in row)
+    tokens, figures = speed(micro, began, training.limit)
+    progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + tokens, known=dict(known), moved=proved)
+    if training.live:
+        training.live.after(training.model, progress.step)
+    return row | position(progress, data, plan.passes) | figures, progress
 
 
 def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator[tuple[Data, list[int], Cursor]]:
@@ -140,23 +168,21 @@ def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator
         cursor = after
 
 
-def evaluate(
-    model: Any,
-    progress: Progress,
-    plan: Plan,
-    evaluations: Mapping[str, Data],
-    work: Work | None,
-    *,
-    objective: Objective,
-    engine: Engine,
-    live: Live | None,
-) -> tuple[Row, Progress]:
+def evaluate(training: Training, progress: Progress, evaluations: Mapping[str, Data]) -> tuple[Row, Progress]:
     """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
     row: Row = {"step": progress.step}
     progress = replace(progress, evaluated=progress.step)
+    tokens, work = training.plan.tokens, training.work
     for i, (prefix, data) in enumerate(evaluations.items()):
-        own, everyones = data.everything(plan.tokens, work), data.everyones(plan.tokens, work)
-        measured = held_out(model, own, objective=objective, engine=engine, before=progress.known, live=live, everyones=everyones)
+        measured = held_out(
+            training.model,
+            data.everything(tokens, work),
+            objective=training.objective,
+            engine=training.engine,
+            before=progress.known,
+            live=training.live,
+            everyones=data.everyones(tokens, work),
+        )
         row |= {prefix + name: value for name, value in measured.items()}
         if i == 0 and progress.step and "loss" in measured and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])
