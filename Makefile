@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
+FUZZ   ?= .venv-fuzz
 OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
@@ -16,7 +17,7 @@ WANTED = pyproject.toml constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format bench bench-gpu noise clean
+.PHONY: help demo test check format bench bench-gpu noise fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -52,8 +53,12 @@ bench-gpu: $(BENCH)/ready ## speed and utilisation on a GPU, models of true shap
 noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo` first): how many are found
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/noise.py $(OUT)
 
+fuzz: $(FUZZ)/ready ## ten minutes of bytes that atheris makes up through the reader of JSON files (Linux)
+	mkdir -p runs/fuzz
+	PATH="$(abspath $(FUZZ))/bin:$$PATH" PYTHONPATH=src tests/fuzz_jsonl.py -max_total_time=600 -max_len=400 -artifact_prefix=runs/fuzz- runs/fuzz tests/corpus
+
 clean: ## remove environments, caches and demo runs
-	rm -rf $(VENV) $(BENCH) runs build dist
+	rm -rf $(VENV) $(BENCH) $(FUZZ) runs build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
@@ -76,3 +81,8 @@ $(VENV)/ready: $(WANTED)
 
 $(BENCH)/ready: $(WANTED)
 	$(call install,$(BENCH),bench)
+
+$(FUZZ)/ready:
+	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install -q --only-binary :all: atheris==3.0.0
+	touch $@
