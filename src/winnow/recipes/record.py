@@ -22,9 +22,8 @@ from winnow.train.loop import Plan
 
 def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
     """Raises RunError listing what differs from the settings the run was begun with."""
-    begun = read_json(run.environment)["asked"]
-    now = asked(resolved)
-    filled = read_json(run.environment)["settings"]  # a default may be spelled out now: a run's own config.yaml does
+    head = read_json(run.environment, "asked", "settings")
+    begun, now, filled = head["asked"], asked(resolved), head["settings"]  # a default may be spelled out now: a run's own config.yaml does
     names = sorted(name for name in {*begun, *now} if begun.get(name) != now.get(name) and filled.get(name) != now.get(name))
     differ = [f"{name}: {begun.get(name)!r} -> {now.get(name)!r}" for name in names]
     if differ:
@@ -33,7 +32,7 @@ def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
 
 def same_data(run: RunFolder, train_set: Dataset) -> None:
     """Raises RunError when the training tokens are not those the run was begun with."""
-    begun = read_json(run.root / "data.json")["train"]
+    begun = read_json(run.root / "data.json", "train")["train"]
     if begun["fingerprint"] != train_set.account["fingerprint"]:
         raise RunError(
             f"{run.root}: begun with other data: {begun['used']:,} groups then, {train_set.account['used']:,} now, or other tokens (rows, tokenizer, template)",

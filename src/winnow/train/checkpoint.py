@@ -17,7 +17,7 @@ from torch import Tensor
 
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import folder_atomic, read_json, sha256_file, write_json
+from winnow.files import folder_atomic, must_have, read_json, sha256_file, write_json
 
 SCHEMA = 1
 
@@ -63,10 +63,13 @@ def save(
 
 def load(folder: Path) -> Checkpoint:
     """A checkpoint, every byte verified first. Raises RunError naming the file that is damaged or missing."""
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("schema") != SCHEMA:
-        raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {SCHEMA})")
+    path = folder / "manifest.json"
+    manifest = read_json(path, "schema")
+    if manifest["schema"] != SCHEMA:
+        raise RunError(f"{folder}: written by another version (schema {manifest['schema']}, this one reads {SCHEMA})")
+    must_have(path, manifest, ("files", "identity"))
     for name, expected in manifest["files"].items():
+        must_have(path, expected, ("bytes", "sha256"))
         file = folder / name
         if not file.exists():
             raise RunError(f"{file}: missing")
@@ -91,7 +94,7 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return load(path), complaints
         except RunError as error:
-            complaints.append(str(error))
+            complaints.append(error.what)
     if complaints:
         raise RunError(f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(complaints), remedy="start again with another --out")
     return None, []
