@@ -16,6 +16,7 @@ from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
+from winnow.console import visible
 from winnow.errors import SettingsError, WinnowError
 from winnow.resolved import Resolved, resolve, unknown
 
@@ -242,22 +243,34 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
     try:
         _quiet()
+        _refuse_bytes(sys.argv[1:])
         cli(standalone_mode=False)
     except WinnowError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {visible(str(error))}", err=True)
         sys.exit(error.exit_code)
     except NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "winnow"
+        click.echo(visible(f"error: command line: {error.format_message()}\n  -> {command} --help"), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: the same command goes on from the last checkpoint, or from the start where there is none yet", err=True)
         sys.exit(130)
     except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
-        click.echo(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(
+            visible(f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend this, and give the same command again"), err=True
+        )
         sys.exit(1)
+
+
+def _refuse_bytes(words: list[str]) -> None:
+    """Names that are no UTF-8 cannot be written into a run's files, and tokenizers cannot be saved under them."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise SettingsError(f"command line: {word!r} is not UTF-8", remedy="give the file or folder another name")
 
 
 def _quiet() -> None:

@@ -12,6 +12,7 @@ import torch
 from winnow.config import TrainSettings
 from winnow.console import safe, say
 from winnow.data.dataset import Dataset
+from winnow.data.layouts import unread
 from winnow.data.pack import largest
 from winnow.errors import NothingLeft, RunError
 from winnow.files import RunFolder, read_json, write_atomic, write_json
@@ -125,6 +126,9 @@ def say_head(
     say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
     first = "" if settings.stream is None else "the first window: "
     say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
+    for source in account["sources"]:
+        if source["ignored"]:
+            say(f"       columns of {safe(source['name'])} that are not read: {safe(unread(source['layout'], source['ignored']))}")
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {_judged(one.account)}")
     say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")
