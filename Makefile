@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
 TOOLS  ?= .venv-tools
+FUZZ   ?= .venv-fuzz
 OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
@@ -21,7 +22,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile -q -
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format lock bench bench-gpu noise soak clean
+.PHONY: help demo test check format lock bench bench-gpu noise soak fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -66,8 +67,12 @@ noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo`
 soak: $(VENV)/ready ## 200 kills at random moments: nothing may be lost
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/soak.py --kills 200
 
+fuzz: $(FUZZ)/ready ## ten minutes of bytes that atheris makes up through the reader of JSON files (Linux)
+	mkdir -p runs/fuzz
+	PATH="$(abspath $(FUZZ))/bin:$$PATH" PYTHONPATH=src tests/fuzz_jsonl.py -max_total_time=600 -max_len=400 -artifact_prefix=runs/fuzz- runs/fuzz tests/corpus
+
 clean: ## remove environments, caches and demo runs
-	rm -rf $(VENV) $(BENCH) $(TOOLS) runs build dist
+	rm -rf $(VENV) $(BENCH) $(TOOLS) $(FUZZ) runs build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
@@ -101,4 +106,9 @@ $(BENCH)/ready: pyproject.toml locks/torch.txt locks/bench.txt
 
 $(TOOLS)/ready: locks/tools.txt
 	$(call locked,$(TOOLS),tools)
+	touch $@
+
+$(FUZZ)/ready:
+	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install -q --only-binary :all: atheris==3.0.0
 	touch $@

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "resolved", "files", "console"],
+    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "resolved", "files", "console", "hub"],
     [
         "data.records",
         "data.ranking",
@@ -102,7 +102,7 @@ FENCES = {
     "transformers": lambda name: name in ("models", "layers", "sample", "shards") or name.startswith("engine."),
     "peft": lambda name: name in ("models", "engine.head"),
     "datasets": lambda name: name == "data.sources",
-    "huggingface_hub": lambda name: name == "data.sources",
+    "huggingface_hub": lambda name: name == "hub",
     "tensorboard": lambda name: name == "train.metrics",
     "wandb": lambda name: name == "train.metrics",
     "trackio": lambda name: name == "train.metrics",

@@ -250,7 +250,7 @@ def test_a_check_refuses_what_training_would(world, monkeypatch, capsys):
 def test_a_circle_can_be_left_out(world, tmp_path):
     run = runs.dpo(world, tmp_path / "run", data=[str(world / "circle.jsonl")], pairs="best", on_bad_row="skip", steps=1, kl_samples=0)
     account = read_json(run.root / "data.json")["train"]
-    assert (account["used"], account["dropped"]) == (23, {"bad row": 1})
+    assert (account["used"], account["dropped"]) == (23, {"cannot be used": 1})
 
 
 def test_odpo_and_offsets_look_at_margins(world, tmp_path, capsys):

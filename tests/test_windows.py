@@ -147,10 +147,10 @@ def test_a_window_without_a_usable_row_is_passed_over(tmp_path, capsys):
     windows = read_json(run.root / "data.json")["windows"]
     assert [(row["window"], row["read"], row["used"], row["dropped"]) for row in windows] == [
         (1, 10, 10, {}),
-        (2, 10, 0, {"bad row": 10}),
+        (2, 10, 0, {"cannot be used": 10}),
         (3, 4, 4, {}),
         (4, 10, 10, {}),
-        (5, 10, 0, {"bad row": 10}),
+        (5, 10, 0, {"cannot be used": 10}),
         (6, 4, 4, {}),
     ]
     assert "In 6 windows" in run.report_html.read_text()

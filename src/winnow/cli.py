@@ -266,6 +266,7 @@ def main() -> None:
     sys.excepthook = lambda kind, error, trace: complain("".join(traceback.format_exception(error)).rstrip())  # a bug gives no token away either
     try:
         _quiet()
+        _refuse_bytes(sys.argv[1:])
         with signals.caught():
             cli(standalone_mode=False)
     except Stopped as stopped:
@@ -278,10 +279,12 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        click.UsageError(blanked(error.format_message()), ctx=getattr(error, "ctx", None)).show()
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "winnow"
+        complain(f"error: command line: {error.format_message()}\n  -> {command} --help")
         sys.exit(error.exit_code)
     except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
-        _tell(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        where = f": {error.filename}" if error.filename else ""
+        _tell(f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend this, and give the same command again")
         sys.exit(1)
 
 
@@ -293,6 +296,13 @@ def _tell(message: str) -> None:
         message = dist.told(message)
     if message:
         complain(message)
+
+
+def _refuse_bytes(words: list[str]) -> None:
+    """Names that are no UTF-8 cannot be written into a run's files, and tokenizers cannot be saved under them."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise SettingsError(f"command line: {word!r} is not UTF-8", remedy="give the file or folder another name")
 
 
 def _quiet() -> None:

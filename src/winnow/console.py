@@ -18,7 +18,7 @@ from winnow.secrets import blanked
 
 console = Console(highlight=False)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe(foreign: object, limit: int = 2000) -> str:
@@ -29,7 +29,7 @@ def safe(foreign: object, limit: int = 2000) -> str:
 
 
 def visible(foreign: str) -> str:
-    """Foreign text with its control characters (ANSI, bidi) spelled out."""
+    """Foreign text with its control characters (ANSI, bidi) spelled out, and bytes of a file's name that are no UTF-8."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", foreign)
 
 

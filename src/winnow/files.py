@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from winnow.errors import RunError
+
+DAMAGED = "restore it from a copy, or begin again with another --out"
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,12 +45,26 @@ def reached(point: str) -> None:
     """A point of a save. Nothing happens here; tests put a kill in its place."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses, as an OSError that names `path`: a full disk is told of a write, which knows no name, and by safetensors in words alone."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # of a file's name that is no UTF-8, JSON keeps the escapes
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with writing(path), temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             reached(f"{path.name} written")
             os.fsync(file.fileno())
@@ -60,6 +78,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
     """A folder filled under a temporary name and renamed into place when the block ends without an error."""
+    with writing(path), _renamed_when_filled(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _renamed_when_filled(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
@@ -136,12 +160,21 @@ def unsealed(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file this project wrote. Raises RunError when it is damaged."""
+def read_json(path: Path, *needed: str) -> Any:
+    """A JSON file this project wrote; `needed`: keys it must have. Raises RunError when it is damaged."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON: {error}") from error
+    must_have(path, value, needed)
+    return value
+
+
+def must_have(where: object, value: Any, needed: Collection[str]) -> None:
+    """Raises RunError where `value`, read from `where`, is no JSON object with these keys."""
+    gone = [key for key in needed if not isinstance(value, dict) or key not in value]
+    if gone:
+        raise RunError(f"{where}: damaged: {gone[0]!r} is missing in it", remedy=DAMAGED)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -149,12 +182,21 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_atomic(path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """The rows of a JSON-lines file this project wrote; a torn last line (a killed writer) is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+def read_jsonl(path: Path, *needed: str) -> list[Any]:
+    """The rows of a JSON-lines file this project wrote; a torn last line (a killed writer) is left out. `needed`: keys each row must have.
+
+    Raises RunError for a line that is damaged.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            row = json.loads(line.decode()) if line else None
+        except ValueError as error:
+            raise RunError(f"{path}:{number}: damaged: {error}", remedy=DAMAGED) from error
+        if row is not None:
+            must_have(f"{path}:{number}", row, needed)
+            rows.append(row)
+    return rows
 
 
 def sha256_file(path: Path) -> str:
@@ -165,7 +207,7 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON: the identity of settings and data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace")).hexdigest()
 
 
 def cache_folder(kind: str) -> Path:

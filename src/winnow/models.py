@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow import hub
 from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
@@ -60,10 +61,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     source = locate(name)
+    _must_be_there(name, source)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _not_loaded("tokenizer", name, error) from error
+        raise _not_loaded("tokenizer", name, source, error) from error
 
 
 def length_limit(name: str, *, trust_remote_code: bool = False) -> int | None:
@@ -76,10 +78,11 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     base = _base(locate(name))
+    _must_be_there(name, base)
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise _not_loaded("model", name, error) from error
+        raise _not_loaded("model", name, base, error) from error
 
 
 def load(
@@ -267,6 +270,7 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     from transformers.utils import find_adapter_config_file
 
     base = _base(source)
+    _must_be_there(name, base)
     try:
         if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
             raise ModelError(f"{name}: {base} is an adapter", remedy="give a folder that holds it (hf download), or merge it first")
@@ -277,7 +281,7 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     except ModelError:
         raise
     except Exception as error:
-        raise _not_loaded("model", name, error) from error
+        raise _not_loaded("model", name, base, error) from error
     for module in model.modules():  # an adapter's own dropout would make log-probs random
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -299,12 +303,39 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
             raise ModelError(f"lora: {error}", remedy="name existing modules: targets=q_proj+v_proj, or auto") from error
 
 
-def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+REMEDY = "give a folder with config.json and model.safetensors, a hub name, or a run folder"
+
+
+def _must_be_there(name: str, source: str) -> None:
+    """Raises ModelError where `source`, which `name` stands for, is no folder of a model, and the hub does not have it."""
+    folder, told = Path(source), f"{_called('model', name, source)} cannot be loaded"
+    if source and folder.exists():
+        if not any((folder / file).exists() for file in ("config.json", ADAPTER)):
+            raise ModelError(f"{told}: there is no config.json in it", remedy=REMEDY)
+    elif not hub.may_hold(source):
+        raise ModelError(f"{told}: there is no such folder", remedy=REMEDY)
+    else:
+        try:
+            hub.ask("model", source)
+        except hub.NotThere as error:
+            elsewhere = "download it where there is a network and give the folder; HF_HUB_OFFLINE=1 takes it from the hub's cache, if it is there"
+            raise ModelError(f"{told}: there is no such folder here, and the hub {error}", remedy=elsewhere) from error
+
+
+def _not_loaded(what: str, name: str, source: str, error: Exception) -> ModelError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    remedy = "give a folder with config.json and model.safetensors, a hub name, or a run folder"
+    remedy = REMEDY
     if "trust_remote_code" in str(error):
         remedy = "it brings its own code: read that code, then give --trust-remote-code"
     elif "safetensors" in str(error):
         remedy = f"{SAFE}: convert the model once"
-    here = "" if Path(name).exists() else "there is no such folder here, and "
-    return ModelError(f"{what} {name!r} cannot be loaded: {here}{first}", remedy=remedy)
+    elif not Path(source).exists() and hub.offline():
+        first = "there is no such folder here, and the hub's cache does not have it (HF_HUB_OFFLINE is set)"
+    elif "backend tokenizer" in first:
+        first = "there is no tokenizer.json in it"
+    return ModelError(f"{_called(what, name, source)} cannot be loaded: {first}", remedy=remedy)
+
+
+def _called(what: str, name: str, source: str) -> str:
+    """A model in a message: by the name that was given, and where that is an adapter's, by its base model's too."""
+    return f"{what} {name!r}" if source == locate(name) else f"{what} {source!r}, the base of the adapter {name!r},"

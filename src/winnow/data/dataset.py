@@ -19,7 +19,7 @@ from winnow.data.split import split_by_prompt
 from winnow.data.store import said, tokenised
 from winnow.data.stream import Share
 from winnow.data.tokens import Tokens
-from winnow.errors import DataError, NothingLeft, Problem, SettingsError
+from winnow.errors import SHOWN, DataError, NothingLeft, Problem, SettingsError
 
 Kind = Literal["preference", "judged", "demonstration", "any"]
 
@@ -232,7 +232,8 @@ def stop_on_errors(*datasets: Dataset) -> None:
     """Raises DataError with every finding that makes training meaningless."""
     errors = [finding for dataset in datasets for finding in dataset.findings if finding.level == "error"]
     if errors:
-        raise DataError("the data should not be trained on", [Problem(f.rows[0] if f.rows else "data", f.code, f.message, f.remedy) for f in errors])
+        problems = [Problem(f.rows[0] if f.rows else "data", f.code, f.message + (f" ({f.named(SHOWN)})" if f.rows[1:] else ""), f.remedy) for f in errors]
+        raise DataError("the data should not be trained on", problems, remedy="winnow check shows all that was found")
 
 
 def _dropped(parts: Sequence[_Part]) -> dict[str, int]:
@@ -308,11 +309,11 @@ def cut_budget(settings: DataSettings) -> float:
 
 
 def _handle(problems: Sequence[Problem], what: str, settings: DataSettings, dropped: dict[str, int]) -> None:
-    if problems and settings.on_bad_row == "error":
-        raise DataError(f"{what}: {len(problems):,}", problems, remedy="mend them, or --on-bad-row skip to leave them out and count them")
     rows = {problem.where for problem in problems}
+    if rows and settings.on_bad_row == "error":
+        raise DataError(f"{what}: {len(rows):,}", problems, remedy="mend them, or --on-bad-row skip to leave them out and count them")
     if rows:
-        dropped["bad row"] = len(rows)
+        dropped["cannot be used"] = len(rows)
 
 
 def _prefix(name: str, count: int) -> str:

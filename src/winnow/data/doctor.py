@@ -42,8 +42,11 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        named = ", ".join(self.rows[:_NAMED]) + (f", ... ({len(self.rows):,} in all)" if len(self.rows) > _NAMED else "")
-        return f"{self.level}: {self.message}" + (f": {named}" if named else "") + (f" -> {self.remedy}" if self.remedy else "")
+        return f"{self.level}: {self.message}" + (f": {self.named()}" if self.rows else "") + (f" -> {self.remedy}" if self.remedy else "")
+
+    def named(self, most: int = _NAMED) -> str:
+        """The first rows concerned, and how many there are."""
+        return ", ".join(self.rows[:most]) + (f", ... ({len(self.rows):,} in all)" if len(self.rows) > most else "")
 
 
 def clean(groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], dict[str, list[str]]]:

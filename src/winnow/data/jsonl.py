@@ -23,7 +23,9 @@ from winnow.errors import DataError, Problem
 
 CAP = 32 << 20  # bytes in one row: beyond any dialogue, below any memory
 _CHUNK = 1 << 20
+_LINE = CAP  # bytes of a line in which a missing quote is looked for
 _BOM = codecs.BOM_UTF8
+_BLANK = b" \t\r\n"  # what JSON takes for one
 
 # What a file may turn out to be, by its first bytes, and what to do about it. UTF-32 before UTF-16: it starts alike.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
@@ -64,9 +66,9 @@ def read_rows(path: str | Path, *, cap: int = CAP) -> Iterator[Row | Problem]:
     """The rows of a .jsonl or .json file, gzip or not, in order; a bad row is its Problem. Raises DataError."""
     with open_utf8(path) as stream:
         head = stream.peek(256)[:256]
-        if re.match(rb"\s*\{[ \t]*\r?\n", head):
+        if re.match(rb"[ \t\r\n]*\{[ \t]*\r?\n", head):
             raise DataError(f"{path}:1: an object over several lines", remedy="write one row per line, or a list of objects: [ {...}, {...} ]")
-        split = _elements if head.lstrip()[:1] == b"[" else _lines
+        split = _elements if head.lstrip(_BLANK)[:1] == b"[" else _lines
         for piece in split(stream, str(path), cap):
             yield piece if isinstance(piece, Problem) else _row(str(path), piece)
 
@@ -153,7 +155,7 @@ def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | 
                 raw = stream.readline(_CHUNK)
                 offset += len(raw)
             yield Problem(f"{name}:{line}", "", f"the line is longer than {cap:,} bytes (byte {begin:,} on)", "split or remove the row")
-        elif raw.strip():
+        elif raw.strip(_BLANK):
             yield _Piece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
 
 
@@ -164,7 +166,7 @@ _INSIDE = re.compile(rb'\\[^\n]|["\\\n]')
 def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | Problem]:
     """The elements of a JSON list, cut at the commas of depth 1 without parsing, so one bad element spoils no other."""
     cutter = _Cutter(name, cap, stream.tell())
-    while chunk := stream.read(_CHUNK):
+    while chunk := stream.read(_CHUNK) + stream.readline(_LINE):  # whole lines, so that a missing quote is seen on the line it is missing from
         yield from cutter.feed(chunk)
     yield from cutter.end()
 
@@ -211,9 +213,9 @@ class _Cutter:
     def end(self) -> Iterator[Problem]:
         if self.depth > 0:
             line = self.begin[0]
-            place = f"the row that begins on line {self._start()[0]}" if self.held.strip() else "the list"
+            place = f"the row that begins on line {self._start()[0]}" if self.held.strip(_BLANK) else "the list"
             yield Problem(f"{self.name}:{max(line, self.line)}", "", f"is cut off: the file ends inside {place}", "fetch or write the file again")
-        elif self.held.strip():
+        elif self.held.strip(_BLANK):
             yield Problem(f"{self.name}:{self._start()[0]}", "", "text after the end of the list", "a file holds one list, or one object per line")
 
     def _keep(self, part: bytes) -> None:
@@ -232,7 +234,7 @@ class _Cutter:
     def _start(self) -> tuple[int, int, int]:
         """Line, column and offset of the first byte that is no blank."""
         line, line_start, offset = self.begin
-        blank = len(self.held) - len(self.held.lstrip())
+        blank = len(self.held) - len(self.held.lstrip(_BLANK))
         newline = self.held.rfind(b"\n", 0, blank)
         if newline >= 0:
             line, line_start = line + self.held.count(b"\n", 0, blank), offset + newline + 1
@@ -243,7 +245,7 @@ class _Cutter:
         self.count += 1
         if self.size > self.cap:
             yield Problem(f"{self.name}:{line}", "", f"row {self.count} is longer than {self.cap:,} bytes", "split or remove the row")
-        elif raw := bytes(self.held.strip()):
+        elif raw := bytes(self.held.strip(_BLANK)):
             where = f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"  # several rows on one line
             self.last_line = line
             yield _Piece(where, raw, line, column, offset)
@@ -273,9 +275,11 @@ def _row(name: str, piece: _Piece) -> Row | Problem:
 
 
 def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem:
-    line = piece.line + error.lineno - 1
-    column = error.colno + (piece.column - 1 if error.lineno == 1 else 0)
     ended = error.doc.rstrip()
+    at = min(error.pos, len(ended))  # the line break behind a row is no part of it: what ends too early, ends on its own line
+    begin = error.doc.rfind("\n", 0, at) + 1
+    line = piece.line + error.doc.count("\n", 0, at)
+    column = at - begin + (1 if begin else piece.column)
     if piece.last and (error.pos >= len(ended) or not ended.endswith("}")):
         return Problem(f"{name}:{line}:{column}", "", "the last line is cut off: the file ends inside a row", "fetch or write the file again")
     if error.msg.startswith("Invalid control character"):  # as the reader puts a line that ends inside a string

@@ -170,6 +170,12 @@ def advice(columns: Collection[str]) -> str:
     return f"nearest is {nearest[0]}, without {', '.join(lacks)}{hints}. Layouts known: {known}"
 
 
+def unread(layout: str, columns: Collection[str]) -> str:
+    """Columns that the layout does not read, each with the one of its own that may have been meant."""
+    meant = {name: cells.near(name, LAYOUTS[layout].takes) for name in columns}
+    return ", ".join(f"{name} ({near})" if near else name for name, near in meant.items())
+
+
 # --- parts of these layouts ---------------------------------------------------------------------------------------------
 
 

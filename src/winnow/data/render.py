@@ -72,9 +72,8 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, *, chat_template: str | None = None, limit: int | None = None, may_cut: bool = False) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the tokenizer has no end-of-sequence token, so the model could never learn to stop", remedy="set eos_token in tokenizer_config.json"
-            )
+            what = f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so the model could never learn to stop"
+            raise ModelError(what.removeprefix(": "), remedy="set eos_token in tokenizer_config.json")
         self.tokenizer = tokenizer
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
@@ -217,7 +216,10 @@ class Renderer:
 
     def _apply(self, turns: tuple[Message, ...], tools: tuple[Any, ...], prompting: bool, where: str = "") -> str:
         if not self.template:
-            raise ModelError("the data has messages, the tokenizer has no chat template", remedy="give --chat-template FILE, or a tokenizer that has one")
+            begin = f"{where}: " if where else ""
+            raise ModelError(
+                f"{begin}the data has messages, the tokenizer has no chat template", remedy="give --chat-template FILE, or a tokenizer that has one"
+            )
         conversation = [{"role": m.role, "content": m.content, **m.extra} for m in turns]
         try:
             return str(

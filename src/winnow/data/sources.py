@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from winnow import hub
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.layouts import LAYOUTS, As, advice, detect, group_of
 from winnow.data.records import PreferenceGroup
-from winnow.data.tables import numbered, read_arrow, read_csv, read_parquet
+from winnow.data.tables import numbered, read_arrow, read_csv, read_parquet, readable, rows_of
 from winnow.errors import DataError, Problem, SettingsError
 
 READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
@@ -33,9 +33,8 @@ READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
 }
 
 _SAMPLE = 100  # rows looked at to tell the layout
+_TABLE = 1_000  # rows of a saved data set at a time
 _NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})  # notes that `datasets` leaves in folders
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_PATIENCE = 10.0  # seconds to wait for the hub's first answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
     """The layout of the first rows, or why there is none."""
     sample = [row for row in head if isinstance(row, Row)]
     if not head:
-        raise DataError(f"{title}: there are 0 rows in it")
+        raise DataError(f"{title}: there are 0 rows in it", remedy="check that it was written to its end, and that it is the right one")
     if not sample:
         problems = [row for row in head if isinstance(row, Problem)]
         raise DataError(f"{title}: none of its {len(head):,} rows can be read", problems)
@@ -177,7 +176,7 @@ def _open(spec: _Spec, streaming: bool = False) -> tuple[str, Iterator[Row | Pro
             raise SettingsError(f"data: {spec}: a file has no splits", remedy=f"give {spec.name}, or a folder")
         return spec.name, _reader(path)(path)
     looks_local = any(spec.name.endswith(suffix) for suffix in READERS) or spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
-    if looks_local or not _HUB_NAME.fullmatch(spec.name):
+    if looks_local or not hub.may_hold(spec.name):
         raise DataError(f"{spec.name}: no such file or folder", remedy=_neighbours(path))
     split = spec.split or "train"
     return f"{spec.name}:{split}", hub_rows(spec.name, split, streaming)
@@ -241,11 +240,16 @@ def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
     if not isinstance(saved, datasets.DatasetDict):
         if spec.split:
             raise DataError(f"{path}: holds one data set without splits, got {spec.split!r}", remedy=f"give {spec.name}")
-        return spec.name, numbered(spec.name, saved)
+        return spec.name, _saved_rows(spec.name, saved)
     split = spec.split or "train"
     if split not in saved:
         raise DataError(f"{path}: no split {split!r}; there are {', '.join(saved)}", remedy=f"give {spec.name}:{next(iter(saved), 'SPLIT')}")
-    return f"{spec.name}:{split}", numbered(f"{spec.name}:{split}", saved[split])
+    return f"{spec.name}:{split}", _saved_rows(f"{spec.name}:{split}", saved[split])
+
+
+def _saved_rows(title: str, saved: Any) -> Iterator[Row | Problem]:
+    with readable(title, "data set saved with save_to_disk"):
+        yield from numbered(title, rows_of(saved.with_format("arrow").iter(_TABLE)))
 
 
 def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | Problem]:
@@ -256,23 +260,20 @@ def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | P
     import datasets
 
     try:
-        if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
-            _knock(name)  # `datasets` itself retries for minutes before it says that there is no network
+        if not Path(name).exists():
+            hub.ask("dataset", name)
         loaded: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # whatever the hub, its client and the builders raise
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        why = f"the hub {error}" if isinstance(error, hub.NotThere) else f"not to be had from the hub{_offline()}: {_cause(error)}"
         raise DataError(
-            f"{name}:{split}: no file or folder of that name here, and not to be had from the hub{offline}: {_cause(error)}",
+            f"{name}:{split}: no file or folder of that name here, and {why}",
             remedy="download it where there is a network and give the folder, or a .jsonl or .parquet file",
         ) from error
     return numbered(f"{name}:{split}", loaded)
 
 
-def _knock(name: str) -> None:
-    """Ask the hub for the data set's card with a short patience: raises when it cannot be reached or has none."""
-    from huggingface_hub import HfApi
-
-    HfApi().dataset_info(name, timeout=_HUB_PATIENCE)
+def _offline() -> str:
+    return " (HF_HUB_OFFLINE is set)" if hub.offline() else ""
 
 
 def _cause(error: BaseException) -> str:

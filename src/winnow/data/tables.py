@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ def read_csv(path: str | Path) -> Iterator[Row | Problem]:
             header = next(reader, [])
         except csv.Error as error:
             raise DataError(f"{path}:1: not CSV: {error}") from error
+        for name in header:
+            if fault := _fault(path, name):
+                raise DataError(f"{path}:1: the name of a column: {fault[0]}", remedy=fault[1])
         _no_twins(path, header)
         while True:
             where = f"{path}:{reader.line_num + 1}"
@@ -47,31 +51,44 @@ def read_parquet(path: str | Path) -> Iterator[Row | Problem]:
     """Rows of a parquet file, a batch at a time; `where` is `file:row N`, from 1. Raises DataError."""
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            _no_twins(path, file.schema_arrow.names)
-            yield from numbered(path, (row for batch in file.iter_batches(_BATCH) for row in batch.to_pylist()))
-    except (ValueError, OSError) as error:  # pyarrow's own errors are one of these two
-        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    with readable(path, "parquet file"), pq.ParquetFile(path) as file:
+        _no_twins(path, file.schema_arrow.names)
+        yield from numbered(path, rows_of(file.iter_batches(_BATCH)))
 
 
 def read_arrow(path: str | Path) -> Iterator[Row | Problem]:
     """Rows of an Arrow file, in the stream form `datasets` writes or the file form. Raises DataError."""
     import pyarrow as pa
 
+    with readable(path, "Arrow file"), pa.memory_map(str(path)) as source:
+        in_file_form = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if in_file_form:
+            file = pa.ipc.open_file(source)
+            batches: Iterable[Any] = map(file.get_batch, range(file.num_record_batches))
+        else:
+            file = batches = pa.ipc.open_stream(source)
+        _no_twins(path, file.schema.names)
+        yield from numbered(path, rows_of(batches))
+
+
+@contextmanager
+def readable(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever pyarrow raises over a damaged file, or over a cell that Python has no value for, as one DataError."""
+    import pyarrow as pa
+
     try:
-        with pa.memory_map(str(path)) as source:
-            in_file_form = source.read(6) == b"ARROW1"
-            source.seek(0)
-            if in_file_form:
-                file = pa.ipc.open_file(source)
-                batches: Iterable[Any] = map(file.get_batch, range(file.num_record_batches))
-            else:
-                file = batches = pa.ipc.open_stream(source)
-            _no_twins(path, file.schema.names)
-            yield from numbered(path, (row for batch in batches for part in _parts(batch) for row in part.to_pylist()))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a readable Arrow file: {_first_line(error)}") from error
+        yield
+    except (ValueError, OSError, ArithmeticError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a readable {what}: {_first_line(error)}", remedy="fetch or write it again") from error
+
+
+def rows_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of Arrow batches or tables. A batch may hold a whole file: what is Python at one time is bounded."""
+    for batch in batches:
+        batch.validate(full=True)  # an offset that points beyond its buffer would not raise, but end the process
+        for start in range(0, batch.num_rows, _BATCH):
+            yield from batch.slice(start, _BATCH).to_pylist()
 
 
 def numbered(name: str | Path, rows: Iterable[dict[str, Any]]) -> Iterator[Row | Problem]:
@@ -82,24 +99,24 @@ def numbered(name: str | Path, rows: Iterable[dict[str, Any]]) -> Iterator[Row |
         yield Problem(where, "", reason) if reason else Row(where, row)
 
 
-def _parts(batch: Any) -> Iterator[Any]:
-    for start in range(0, batch.num_rows, _BATCH):  # a batch may hold the whole file: bound what is Python at one time
-        yield batch.slice(start, _BATCH)
-
-
 def _csv_row(path: str | Path, where: str, header: list[str], cells: list[str]) -> Row | Problem:
     if len(cells) != len(header):
         return Problem(where, "", f"has {len(cells)} cells, the header has {len(header)}", "put cells that hold a comma in double quotes")
     values: dict[str, Any] = {}
     for name, cell in zip(header, cells):
-        broken = next((c for c in cell if "\udc80" <= c <= "\udcff"), "")
-        if broken:
-            return Problem(where, name, not_utf8(ord(broken) - 0xDC00), recode(path))
-        reason = unfit(cell)
-        if reason:
-            return Problem(where, name, reason)
+        if fault := _fault(path, cell):
+            return Problem(where, name, *fault)
         values[name] = _json_cell(cell) if name in _JSON_COLUMNS else cell
     return Row(where, values)
+
+
+def _fault(path: str | Path, cell: str) -> tuple[str, str] | None:
+    """What is wrong with a cell's text, and how to mend it; None where all is well."""
+    broken = next((c for c in cell if "\udc80" <= c <= "\udcff"), "")
+    if broken:
+        return not_utf8(ord(broken) - 0xDC00), recode(path)
+    reason = unfit(cell)
+    return (reason, "") if reason else None
 
 
 def _json_cell(cell: str) -> Any:

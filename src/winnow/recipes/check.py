@@ -12,6 +12,7 @@ from rich.text import Text
 from winnow.config import CheckSettings, parse_follow
 from winnow.console import console, safe, say, visible
 from winnow.data.dataset import Dataset, Wanted
+from winnow.data.layouts import unread
 from winnow.data.render import Renderer, TokenSequence
 from winnow.data.stream import epoch_size
 from winnow.objectives.terms import DEMONSTRATION, Objective
@@ -50,6 +51,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     for name, finding in findings:
         say(
             f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}: {safe(finding.message)}"
+            + (f": {safe(finding.named())}" if finding.rows else "")
             + (f" -> {safe(finding.remedy)}" if finding.remedy else "")
         )
     resolved, plan = planned(resolved, train_set)
@@ -62,7 +64,7 @@ def _say_account(name: str, one: Dataset, objective: Objective) -> None:
     account = one.account
     table = Table(title=f"{name} data", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for source in account["sources"]:
-        extra = f", columns not read: {', '.join(source['ignored'])}" if source["ignored"] else ""
+        extra = f", columns not read: {unread(source['layout'], source['ignored'])}" if source["ignored"] else ""
         table.add_row("source", f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows, {source['used']:,} used{safe(extra)}")
         if source["ties"]:
             fate = "not compared" if source["layout"] in ("scored", "ranked") else "chosen still counts as preferred"

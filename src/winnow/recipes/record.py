@@ -12,6 +12,7 @@ import torch
 from winnow.config import FREE, TrainSettings
 from winnow.console import safe, say
 from winnow.data.dataset import Dataset
+from winnow.data.layouts import unread
 from winnow.data.pack import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
@@ -26,9 +27,8 @@ Differences = dict[str, tuple[Any, Any]]  # what is another one now: then, now
 
 def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
     """Settings that are others than those the run was begun with, and on which numbers depend."""
-    begun = read_json(run.environment)["asked"]
-    now = asked(resolved)
-    filled = read_json(run.environment)["settings"]  # a default may be spelled out now: a run's own config.yaml does
+    head = read_json(run.environment, "asked", "settings")
+    begun, now, filled = head["asked"], asked(resolved), head["settings"]  # a default may be spelled out now: a run's own config.yaml does
     blank = {field.alias or name: field.default for name, field in type(resolved.settings).model_fields.items()}  # of a setting the run did not know yet
     names = sorted(name for name in {*begun, *now} if begun.get(name, blank.get(name)) != now.get(name) and filled.get(name, blank.get(name)) != now.get(name))
     return {name: (begun.get(name), now.get(name)) for name in names if name not in FREE}
@@ -36,7 +36,7 @@ def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
 
 def other_data(run: RunFolder, train_set: Dataset, renderer: Renderer) -> Differences:
     """Which of data, tokenizer and template are others than those the run was begun with, where training tokens are."""
-    data = read_json(run.root / "data.json")
+    data = read_json(run.root / "data.json", "train")
     begun, now = data["train"], train_set.account
     if begun["fingerprint"] == now["fingerprint"]:
         return {}
@@ -186,6 +186,9 @@ def say_head(
     say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
     first = "" if settings.stream is None else "the first window: "
     say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
+    for source in account["sources"]:
+        if source["ignored"]:
+            say(f"       columns of {safe(source['name'])} that are not read: {safe(unread(source['layout'], source['ignored']))}")
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {_judged(one.account)}")
     say(f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate {plan.lr:g}, micro-batches of {plan.tokens:,} tokens")

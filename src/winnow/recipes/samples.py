@@ -71,7 +71,7 @@ def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, ste
         }
         for i, (prompt, answer) in enumerate(zip(prompts, answers))
     ]
-    write_jsonl(run.samples, [row for row in read_jsonl(run.samples) if row["step"] < step] + rows)
+    write_jsonl(run.samples, [row for row in read_jsonl(run.samples, "step") if row["step"] < step] + rows)
 
 
 def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine, theirs: Engine) -> Callable[[int], Row]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from winnow import dist, files, ranks, shards
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import folder_atomic, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed
+from winnow.files import folder_atomic, must_have, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed, writing
 
 SCHEMA = 2
 READS = (1, 2)  # 1: written by one process, before evaluations were noted
@@ -89,7 +89,8 @@ def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict
         for name, tensors in parts.items():
             if tensors:
                 file = temporary / f"{name}{of}.safetensors"
-                save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, file)
+                with writing(file):
+                    save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, file)
                 files.reached(f"{name} written")
                 sync_file(file)
                 mine |= _described(file)
@@ -133,6 +134,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("schema") not in READS:
         known = " and ".join(map(str, READS))
         raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {known})", remedy="the version that wrote it")
+    must_have(folder / "manifest.json", manifest, ("files", "identity"))
     return manifest
 
 
@@ -192,7 +194,7 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return load(path), wrong
         except RunError as error:
-            wrong.append(str(error))
+            wrong.append(error.what)
     if wrong:
         raise RunError(f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(wrong), remedy="start again with another --out")
     return None, []

@@ -179,10 +179,10 @@ def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Referenc
     start = offsets(groups)
     try:
         with safe_open(path, framework="pt") as file:
-            value, notes = file.get_tensor("logp"), file.metadata()
+            value, notes = file.get_tensor("logp"), file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: damaged: {error}", remedy="delete the file: it is computed again") from error
-    if notes["identity"] != name or notes["sha256"] != _digest(value) or len(value) != start[-1]:
+    if notes.get("identity") != name or notes.get("sha256") != _digest(value) or len(value) != start[-1]:
         raise RunError(f"{path}: damaged: its numbers are not those that were stored", remedy="delete the file: it is computed again")
     return Reference(name, value, start)
 
