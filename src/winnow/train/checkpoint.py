@@ -135,6 +135,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         known = " and ".join(map(str, READS))
         raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {known})", remedy="the version that wrote it")
     must_have(folder / "manifest.json", manifest, ("files", "identity"))
+    for described in manifest["files"].values():
+        must_have(folder / "manifest.json", described, ("bytes", "sha256"))
     return manifest
 
 
