@@ -4,20 +4,25 @@ PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
 FUZZ   ?= .venv-fuzz
+TOOLS  ?= .venv-tools
 OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
 
-STRICT = src/winnow/errors.py src/winnow/config.py src/winnow/resolved.py src/winnow/files.py \
+STRICT = src/winnow/errors.py src/winnow/secrets.py src/winnow/config.py src/winnow/resolved.py src/winnow/files.py \
          src/winnow/trl.py src/winnow/data src/winnow/objectives
 LOOSE  = --config-file= --ignore-missing-imports --check-untyped-defs
-CODE   = src tests bench examples docs
-WANTED = pyproject.toml constraints.txt
+CODE   = src tests bench examples docs .ci
+
+# One lock for all systems and for Python 3.11 and newer. It keeps the versions it has, where it can; LOCK=--upgrade takes the newest.
+LOCK    =
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+          --excludes locks/torch.txt $(LOCK)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format bench bench-gpu noise fuzz clean
+.PHONY: help demo test check format lock bench bench-gpu noise soak fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -28,15 +33,21 @@ demo: $(VENV)/ready ## a whole run on a small made-up world, with a report
 test: $(VENV)/ready ## the tests; TESTS=tests/test_x.py for some
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTS)
 
-check: $(VENV)/ready ## lint, format, types (strict for floors 0, 1 and 3)
+check: $(VENV)/ready $(TOOLS)/ready ## lint, format, types (strict for floors 0, 1 and 3), known vulnerabilities
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy --follow-imports=silent $(STRICT)
 	$(BIN)/mypy $(LOOSE) src
+	$(BIN)/python .ci/audit.py $(TOOLS)/bin/pip-audit locks/*.txt
 
 format: $(VENV)/ready ## put the code into form
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+lock: $(TOOLS)/ready ## write locks/ anew from pyproject.toml; LOCK=--upgrade takes the newest versions
+	$(COMPILE) pyproject.toml --extra dev --group torch-needs -o locks/dev.txt
+	$(COMPILE) pyproject.toml --extra bench --group torch-needs -c locks/dev.txt -o locks/bench.txt
+	$(COMPILE) --group tools -o locks/tools.txt
 
 bench: $(BENCH)/ready ## loss curve, speed and memory beside TRL's
 	$(BENCH)/bin/python bench/trl_curve.py
@@ -53,34 +64,49 @@ bench-gpu: $(BENCH)/ready ## speed and utilisation on a GPU, models of true shap
 noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo` first): how many are found
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/noise.py $(OUT)
 
+soak: $(VENV)/ready ## 200 kills at random moments: nothing may be lost
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/soak.py --kills 200
+
 fuzz: $(FUZZ)/ready ## ten minutes of bytes that atheris makes up through the reader of JSON files (Linux)
 	mkdir -p runs/fuzz
 	PATH="$(abspath $(FUZZ))/bin:$$PATH" PYTHONPATH=src tests/fuzz_jsonl.py -max_total_time=600 -max_len=400 -artifact_prefix=runs/fuzz- runs/fuzz tests/corpus
 
 clean: ## remove environments, caches and demo runs
-	rm -rf $(VENV) $(BENCH) $(FUZZ) runs build dist
+	rm -rf $(VENV) $(BENCH) $(TOOLS) $(FUZZ) runs build dist
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 
 # An environment is ready when its stamp is newer than what it was made from.
-# torch goes first and alone, so that a CPU build already there is kept.
+# All but torch must have a hash that stands in the lock, and is a wheel: nothing is built, so nothing is fetched for a build either.
+# pip resolves nothing (--no-deps); `pip check` says at the end whether all fits together.
 
-define install
+define locked
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is" \
 	       "`$(PYTHON) -V 2>&1`. Try: make PYTHON=python3.11"; exit 1; }
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	$(1)/bin/pip install -q -c constraints.txt torch
-	$(1)/bin/pip install -q -c constraints.txt -e '.[$(2)]'
+	$(1)/bin/pip install -q --require-hashes --no-deps --only-binary :all: -r locks/$(2).txt
+endef
+
+# torch comes last: what it needs is there by then, so without a hash comes only torch itself and, on a GPU machine, NVIDIA's libraries.
+define install
+	$(call locked,$(1),$(2))
+	$(1)/bin/pip install -q --only-binary :all: -r locks/torch.txt
+	$(1)/bin/pip install -q --no-deps --no-build-isolation -e .
+	$(1)/bin/pip check -q
 	touch $@
 endef
 
-$(VENV)/ready: $(WANTED)
+$(VENV)/ready: pyproject.toml locks/torch.txt locks/dev.txt
 	$(call install,$(VENV),dev)
 
-$(BENCH)/ready: $(WANTED)
+$(BENCH)/ready: pyproject.toml locks/torch.txt locks/bench.txt
 	$(call install,$(BENCH),bench)
+
+$(TOOLS)/ready: locks/tools.txt
+	$(call locked,$(TOOLS),tools)
+	touch $@
 
 $(FUZZ)/ready:
 	test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)

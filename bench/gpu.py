@@ -31,6 +31,7 @@ from winnow.device import pick_device, pick_dtype
 from winnow.engine.probe import choose
 from winnow.layers import compile_layers
 from winnow.objectives.terms import objective
+from winnow.train.feed import alone
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer
@@ -100,7 +101,7 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     for _ in range(2 + steps):
         _wait(device)
         began = time.perf_counter()
-        take_step(model, batches, objective=objective("dpo", beta=0.1), engine=chosen.engine, optimizer=optimizer, lr=1e-6, before={}, live=None)
+        take_step(model, alone(batches), objective=objective("dpo", beta=0.1), engine=chosen.engine, optimizer=optimizer, lr=1e-6, before={}, live=None)
         _wait(device)
         seconds.append(time.perf_counter() - began)
     best = min(seconds[2:])

@@ -49,6 +49,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.device import keep_memory, pick_device
     from winnow.engine.probe import choose
     from winnow.objectives.terms import objective as named
+    from winnow.train.feed import alone
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
     from winnow.train.reference import Reference, compute, offsets
@@ -80,10 +81,10 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
         began = time.perf_counter()
         if order == "step\n":
             if gradients.exists():
-                row, _ = take_step(policy, batches, objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
+                row, _ = take_step(policy, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
             else:
                 held, optimizer.step = optimizer.step, lambda lr: save_gradients(policy, gradients)  # type: ignore[method-assign]
-                row, _ = take_step(policy, batches, objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
+                row, _ = take_step(policy, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
                 optimizer.step = held  # type: ignore[method-assign]
                 optimizer.step(LR)
             seconds = time.perf_counter() - began

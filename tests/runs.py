@@ -48,6 +48,11 @@ def line(command: str, world: Path, out: Path, **changes: Any) -> list[str]:
     """The same settings as command-line words."""
     words = [command]
     for name, value in settings(world, out, **changes).items():
+        if value is None:
+            continue
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+            continue
         for one in value if isinstance(value, list) else [value]:
             words += [f"--{name.replace('_', '-')}", str(one)]
     return words

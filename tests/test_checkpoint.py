@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import tiny
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
+from winnow.files import sha256_file, tidy, write_sealed
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 from winnow.train.optim import Optimizer
@@ -46,7 +48,7 @@ def test_every_byte_of_every_file_counts(tmp_path):
         (path / file).write_bytes(kept)
     checkpoint.load(path)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "schema": 2}))
+    write_sealed(path / "manifest.json", {**{name: value for name, value in manifest.items() if name != "sealed"}, "schema": 3})
     with pytest.raises(RunError, match="another version"):
         checkpoint.load(path)
 
@@ -77,10 +79,30 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["step_1"]
 
 
+def test_leftovers_of_writers_that_died_are_tidied_away(tmp_path):
+    make(tmp_path, 1)
+    for name in ("step_4.tmp-0123abcd", "step_3.old-0123abcd", "my.tmp-notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".config.yaml.tmp-0123abcd").touch()
+    tidy(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.tmp-notes", "step_1"]
+
+
+def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
+    """It had no note of evaluations: they came before the save."""
+    path, progress, _ = make(tmp_path)
+    kept = json.loads((path / "progress.json").read_text())
+    del kept["evaluated"]
+    (path / "progress.json").write_text(json.dumps(kept))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["progress.json"] = {"bytes": (path / "progress.json").stat().st_size, "sha256": sha256_file(path / "progress.json")}
+    (path / "manifest.json").write_text(json.dumps({"schema": 1, "torch": "2.11", "identity": manifest["identity"], "files": manifest["files"]}))
+    assert checkpoint.load(path).progress == replace(progress, evaluated=3)
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         make(tmp_path, step)
-    (tmp_path / "step_4.tmp-99").mkdir()
     checkpoint.prune(tmp_path, keep=2, best=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_2", "step_5", "step_6"]
     checkpoint.prune(tmp_path, keep=1, best=None)

@@ -231,9 +231,9 @@ def test_a_bad_row_stops_with_its_place_and_nothing_is_written(world, tmp_path, 
 
 
 def test_rows_are_shown_but_never_obeyed(world, tmp_path, call, monkeypatch, capsys):
-    """ANSI codes and markup in a prompt reach the terminal as text."""
+    """ANSI codes and markup in a prompt, or a file's name, reach the terminal as text."""
     rows = [{"prompt": f"\x1b[31m{i} [red]", "chosen": "\x1b]0;title\x07 yes", "rejected": " no \u202e"} for i in range(4)]
-    data = tiny.write(tmp_path / "ansi.jsonl", rows)
+    data = tiny.write(tmp_path / "ansi\x1b[2J.jsonl", rows)
     for words in (
         ["check", "--model", world / "model", "--data", data, "--batch-size", 2],
         ["generate", "--model", world / "model", "--prompt", "\x1b[2J[red]x"],

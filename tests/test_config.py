@@ -166,6 +166,13 @@ def test_a_file_cannot_ask_for_foreign_code(tmp_path):
     assert not resolve(DPOSettings, {}, file=written(tmp_path / "run.yaml", **NEEDED, trust_remote_code=False)).settings.trust_remote_code
 
 
+def test_a_file_of_settings_runs_nothing(tmp_path):
+    (tmp_path / "run.yaml").write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'mark'}']\n")
+    with pytest.raises(SettingsError, match="not YAML"):
+        resolve(DPOSettings, {}, file=tmp_path / "run.yaml")
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize(("text", "told"), [("- a\n- b\n", "expected `name: value` lines, got list"), ("a: [", "not YAML"), (None, "No such file")])
 def test_a_file_that_is_none(tmp_path, text, told):
     if text is not None:

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["errors", "trl", "figures", "config", "resolved", "files", "console", "hub"],
+    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "resolved", "files", "console", "hub"],
     [
         "data.records",
         "data.ranking",
@@ -38,6 +38,8 @@ FLOORS = [
     [
         "batch",
         "device",
+        "dist",
+        "shards",
         "layers",
         "models",
         "engine.api",
@@ -56,11 +58,13 @@ FLOORS = [
         "train.metrics",
         "train.optim",
         "train.checkpoint",
+        "train.saver",
         "train.reference",
         "train.live",
         "train.memory",
         "train.limit",
         "train.start",
+        "train.feed",
         "train.step",
         "train.loop",
     ],
@@ -83,6 +87,7 @@ FLOORS = [
         "recipes.evaluation",
         "recipes.generation",
         "recipes.export",
+        "recipes.verify",
         "recipes.demo",
     ],
     ["api", "cli", "", "__main__"],
@@ -94,7 +99,7 @@ FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 FENCES = {
     "torch": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),
     "jaxtyping": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),  # its types are torch's
-    "transformers": lambda name: name in ("models", "layers", "sample") or name.startswith("engine."),
+    "transformers": lambda name: name in ("models", "layers", "sample", "shards") or name.startswith("engine."),
     "peft": lambda name: name in ("models", "engine.head"),
     "datasets": lambda name: name == "data.sources",
     "huggingface_hub": lambda name: name == "hub",

@@ -20,6 +20,7 @@ from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.files import read_json, read_jsonl
 from winnow.objectives.table import TABLE
 from winnow.objectives.terms import objective
+from winnow.train.feed import alone
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Reference, compute, offsets
@@ -70,7 +71,7 @@ def trained(text, cut, engine=rows, *, follow=None, steps=3, seed=1):
     batches = [stored.into(collate([data[i] for i in part], part)) for part in cut]
     optimizer, known, losses = Keeping(ours, kind="adamw", weight_decay=0.0, clip=None), {}, []
     for step in range(steps):
-        row, known = take_step(ours, batches, objective=made, engine=engine, optimizer=optimizer, lr=1e-3, before=known, live=live)
+        row, known = take_step(ours, alone(batches), objective=made, engine=engine, optimizer=optimizer, lr=1e-3, before=known, live=live)
         losses.append(row["loss"])
         if live:
             live.after(ours, step + 1)
@@ -131,7 +132,7 @@ def test_tdpos_gradient_is_that_of_the_loss_written_out():
     live.load({name: p.detach().clone() for name, p in theirs.named_parameters()})
     optimizer = Keeping(fresh, kind="adamw", weight_decay=0.0, clip=None)
     with Exact():
-        row, _ = take_step(fresh, [collate(data)], objective=objective("tdpo"), engine=SEGMENTS, optimizer=optimizer, lr=1e-3, before={}, live=live)
+        row, _ = take_step(fresh, alone([collate(data)]), objective=objective("tdpo"), engine=SEGMENTS, optimizer=optimizer, lr=1e-3, before={}, live=live)
     assert row["loss"] == pytest.approx(float(total.detach()) / count, rel=1e-9)
     assert float((optimizer.kept[0] - expected).norm()) <= 1e-10 * float(expected.norm())
 
@@ -153,7 +154,7 @@ def test_a_moving_reference_moves_as_it_should(follow):
         assert row["loss"] == pytest.approx(held_out(ours, [stored], objective=made, engine=rows, before={}, live=None)["loss"], rel=1e-9)
         losses.append(row["loss"])
         assert all(torch.equal(p, before[name]) for name, p in ours.named_parameters())  # asking leaves no trace
-        take_step(ours, [collate(data)], objective=made, engine=rows, optimizer=optimizer, lr=1e-2, before={}, live=live)
+        take_step(ours, alone([collate(data)]), objective=made, engine=rows, optimizer=optimizer, lr=1e-2, before={}, live=live)
         live.after(ours, step + 1)
         if (step + 1) % follow.every == 0:
             expected = {name: follow.mix * p.detach() + (1 - follow.mix) * expected[name] for name, p in ours.named_parameters()}

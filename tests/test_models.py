@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
@@ -81,6 +82,41 @@ def test_pickled_weights_are_refused(folder, tmp_path):
     (tmp_path / "old" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="only safetensors are loaded"):
         load(tmp_path / "old")
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    adapted = load(folder, lora=Lora(r=4, alpha=8))
+    models.save(adapted.model, adapted.tokenizer, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_pickled_adapter_is_refused(adapter):
+    """peft would read it, with torch.load."""
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    for read in (load, lambda path: models.load_config(str(path))):
+        with pytest.raises(ModelError, match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded"):
+            read(adapter)
+
+
+@pytest.mark.parametrize("changes", [{"peft_type": "XLORA"}, {"peft_type": None}, {"megatron_config": {"a": 1}, "megatron_core": "megatron.mine"}])
+def test_an_adapter_that_can_name_more_files_or_modules_is_refused(adapter, changes):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ModelError, match="only LoRA's adapters are loaded"):
+        load(adapter)
+
+
+def test_an_adapter_on_an_adapter_is_refused(folder, adapter, tmp_path):
+    """Even where the first one's folder is a whole model too."""
+    second = shutil.copytree(adapter, tmp_path / "second")
+    file = second / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(adapter)}))
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, adapter / name)
+    with pytest.raises(ModelError, match="adapter is an adapter"):
+        load(second)
 
 
 def test_foreign_code_is_not_run_unasked(folder, tmp_path):

@@ -107,9 +107,9 @@ def computed(monkeypatch):
     """How many groups each reference pass computed."""
     counts, plain = [], reference.compute
 
-    def counted(engine, model, groups, *rest):
+    def counted(engine, model, groups, *rest, **more):
         counts.append(len(groups))
-        return plain(engine, model, groups, *rest)
+        return plain(engine, model, groups, *rest, **more)
 
     monkeypatch.setattr(reference, "compute", counted)
     return counts

@@ -179,6 +179,17 @@ def test_a_template_that_rewrites_the_prompt_is_refused():
         Renderer(odd).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
 
 
+@pytest.mark.parametrize(
+    "reach",
+    ["''.__class__.__mro__[1].__subclasses__()", "cycler.__init__.__globals__.os.system('true')", "messages.append(messages[0])"],
+)
+def test_a_template_reaches_nothing_but_the_dialogue(reach):
+    """It comes with the model, from whoever made that."""
+    sly = tiny.tokenizer(template=f"{{{{ {reach} }}}}{tiny.TEMPLATE}")
+    with pytest.raises(DataError, match="is unsafe"):
+        Renderer(sly).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+
+
 @settings(max_examples=150)
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
 def test_the_scored_tokens_are_the_answer(prompt, chosen, rejected):

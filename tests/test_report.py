@@ -192,6 +192,7 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     html = (root / "report.html").read_bytes().decode()
     page = Page(html)
     assert page.danger == []
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html  # what a browser refuses, should anything get through
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
     assert visible(text.replace("\ud800", "?"))[: report.PREVIEW // 2] in page.text.replace("\ufffd", "?")

@@ -120,7 +120,9 @@ def test_other_training_data_is_refused(world, unfinished, monkeypatch, capsys):
         assert runs.winnow(monkeypatch, *again(world, unfinished)) == 2
     finally:
         (world / "train.jsonl").write_text(kept)
-    assert "begun with other data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "begun otherwise:\n  data: '24 groups' -> '24 groups, or the same number with other texts'" in error
+    assert "--allow-change data" in error
     assert not unfinished.finished
 
 
@@ -210,7 +212,7 @@ def test_another_runs_reference_store_is_never_read(world, tmp_path, monkeypatch
 
 def test_other_settings_are_refused_even_where_the_metrics_are_gone(world, unfinished):
     unfinished.metrics.unlink()
-    with pytest.raises(RunError, match="begun with other settings"):
+    with pytest.raises(RunError, match="beta: 0\\.1 -> 0\\.7"):
         runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3, beta=0.7)
 
 

@@ -22,8 +22,9 @@ from winnow.errors import ModelError, TrainingError
 from winnow.files import RunFolder, read_json, read_jsonl
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.objectives.terms import objective as preference
-from winnow.recipes import export, generation
+from winnow.recipes import export, generation, verify
 from winnow.resolved import resolve
+from winnow.train.feed import alone
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import check_identity
@@ -38,7 +39,7 @@ def reference_of(model, groups):
 
 def step(model, groups, parts, optimizer, reference, objective, lr=1e-3):
     batches = [reference.into(collate([groups[i] for i in part], part)) for part in parts]
-    return take_step(model, batches, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before={}, live=None)[0]
+    return take_step(model, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=lr, before={}, live=None)[0]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
@@ -365,6 +366,8 @@ def test_nothing_on_the_way_reads_a_pickle(world, tmp_path, monkeypatch):
     run = dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
     run.report_json.unlink()  # unfinished: it resumes from the last checkpoint
     dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
+    dpo(world, tmp_path / "aside", model=str(sft.root), steps=2, async_save=True, save_every=1, stream=24, moving_reference="mix=0.5")
+    assert verify.run(str(run.root)) == []
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], out=str(tmp_path / "eval"))
     assert found.summary["comparisons"] == 8
     export.run(resolve(ExportSettings, {"model": str(run.root), "out": tmp_path / "plain"}))

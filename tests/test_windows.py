@@ -120,7 +120,7 @@ def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(t
     take_step = loop.take_step
 
     def watched(model, micro, **settings):
-        drawn.append([int(where.rpartition(":")[2]) for batch in micro for where in batch.wheres])
+        drawn.append([int(where.rpartition(":")[2]) for batch in micro.own for where in batch.wheres])
         return take_step(model, micro, **settings)
 
     monkeypatch.setattr(loop, "take_step", watched)

@@ -67,6 +67,7 @@ class Batch:
     items: tuple[int, ...]  # of the groups, in their data set
     wheres: tuple[str, ...]  # of the groups, for messages
     reference_N: Float[Tensor, " N"] | None = None  # the reference's log-probs, where an objective wants some
+    idle: bool = False  # computed for the sake of other processes alone: its numbers count for nothing
 
     @property
     def source_N(self) -> Int[Tensor, " N"]:
@@ -206,6 +207,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         items=tuple(item for batch in batches for item in batch.items),
         wheres=tuple(where for batch in batches for where in batch.wheres),
         reference_N=torch.cat(given) if given else None,
+        idle=False,
         **{name: torch.cat(parts) for name, parts in moved.items()},
         **{name: torch.cat([getattr(batch, name) for batch in batches]) for name in alike},
     )

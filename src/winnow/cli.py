@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
+from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
-from winnow.console import visible
-from winnow.errors import SettingsError, WinnowError
+from winnow.console import complain, safe, say
+from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.resolved import Resolved, resolve, unknown
+from winnow.secrets import blanked
 
 PANELS = {
     "needed": "Needed",
@@ -30,6 +33,9 @@ PANELS = {
     "run": "Run",
     "file": "Settings file",
 }
+
+
+TOGETHER = ("sft", "dpo")  # what several processes can do together
 
 
 class Command(click.RichCommand):
@@ -51,7 +57,7 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
     def call(config: Path | None, **typed: Any) -> None:
         given = {key: value for key, value in typed.items() if value is not None and value != ()}
         given = {key: None if value == "none" else value for key, value in given.items()}
-        line = shlex.join(["winnow", *sys.argv[1:]])
+        line = shlex.join(["winnow", *map(blanked, sys.argv[1:])])
         run(resolve(kind, given, file=config), line)
 
     fields = [(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
@@ -156,9 +162,18 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
 def report(runs: tuple[str, ...], out: Path) -> None:
     """One page from one or more run folders, side by side."""
     from winnow import report as pages
-    from winnow.console import safe, say
 
     say(f"report: {safe(pages.page(runs, out))}")
+
+
+@click.command(epilog="Example: winnow verify runs/dpo")
+@click.argument("run", metavar="RUN")
+def verify(run: str) -> None:
+    """Is every byte of RUN as it was written? Checkpoints, model, metrics, by their hashes. Exit code 2 when not."""
+    from winnow.recipes import verify as looks
+
+    if looks.run(run):
+        raise SystemExit(2)
 
 
 @click.command(epilog="Example: winnow objectives simpo")
@@ -178,6 +193,11 @@ def cli() -> None:
     MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV, parquet, Arrow), a folder
     or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
     """
+    name = click.get_current_context().invoked_subcommand
+    if ranks.count() > 1 and name not in TOGETHER:
+        raise SettingsError(
+            f"winnow {name} runs in one process, and this job has {ranks.count()}", remedy=f"without torchrun; {' and '.join(TOGETHER)} take several"
+        )
 
 
 for made in (
@@ -233,6 +253,7 @@ for made in (
     ),
     objectives,
     report,
+    verify,
 ):
     cli.add_command(made)
 
@@ -241,28 +262,28 @@ def main() -> None:
     """Entry point: designed errors are one paragraph on stderr and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
+    sys.excepthook = lambda kind, error, trace: complain("".join(traceback.format_exception(error)).rstrip())  # a bug gives no token away either
     try:
         _quiet()
         _refuse_bytes(sys.argv[1:])
-        cli(standalone_mode=False)
+        with signals.caught():
+            cli(standalone_mode=False)
+    except Stopped as stopped:
+        complain(str(stopped))
+        sys.exit(stopped.exit_code)
     except WinnowError as error:
-        click.echo(f"error: {visible(str(error))}", err=True)
+        _tell(f"error: {error}")
         sys.exit(error.exit_code)
     except NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "winnow"
-        click.echo(visible(f"error: command line: {error.format_message()}\n  -> {command} --help"), err=True)
+        complain(f"error: command line: {error.format_message()}\n  -> {command} --help")
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command goes on from the last checkpoint, or from the start where there is none yet", err=True)
-        sys.exit(130)
     except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
         where = f": {error.filename}" if error.filename else ""
-        click.echo(
-            visible(f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend this, and give the same command again"), err=True
-        )
+        _tell(f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend this, and give the same command again")
         sys.exit(1)
 
 
@@ -271,6 +292,16 @@ def _refuse_bytes(words: list[str]) -> None:
     for word in words:
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             raise SettingsError(f"command line: {word!r} is not UTF-8", remedy="give the file or folder another name")
+
+
+def _tell(message: str) -> None:
+    """An error on stderr; of several processes the first one's first, and the same words once."""
+    if ranks.count() > 1 and "torch" in sys.modules:
+        from winnow import dist
+
+        message = dist.told(message)
+    if message:
+        complain(message)
 
 
 def _quiet() -> None:

@@ -5,6 +5,7 @@ No torch here: `--help` is quick.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
@@ -15,6 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 def setting(default: Any, help: str, group: str, **limits: Any) -> Any:
     """A field with the sentence `--help` prints and the panel it stands in."""
     return Field(default, description=help, json_schema_extra={"group": group}, **limits)
+
+
+# What a run may be resumed with without a word, because no number depends on it; and what can change though it is no setting.
+FREE = ("out", "allow_change", "async_save", "keep", "rank_timeout", "save_every", "trackers")
+BESIDES = ("data", "tokenizer", "template", "weights", "reference")
 
 
 class Settings(BaseModel):
@@ -94,10 +100,15 @@ class TrainSettings(ModelSettings, DataSettings):
     lora: str | None = setting(None, "train an adapter: r=16,alpha=32,targets=auto", "model")
     seed: int = setting(0, "of the data order, the evaluation split and new adapters", "data", ge=0, lt=2**63)
     save_every: int = setting(100, "steps between checkpoints", "run", ge=1)
+    async_save: bool = setting(False, "copy the state and write it while training goes on (takes memory for the copy)", "run")
     keep: int = setting(2, "checkpoints kept (the best one is kept besides)", "run", ge=1)
     save_best: bool = setting(False, "model/ is the checkpoint with the lowest eval_loss of the first evaluation set, not the last", "run")
     eval_every: int | None = setting(None, "steps between evaluations; default: ten times a run", "run", ge=1)
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting((), "also send the metrics there", "run")
+    allow_change: tuple[str, ...] = setting(
+        (), "go on although this setting (or data, tokenizer, template, weights, reference) is another one now; recorded; may be repeated", "run"
+    )
+    rank_timeout: float = setting(600, "several processes: seconds after which one that gives no sign of life ends the job", "run", gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -113,6 +124,11 @@ class TrainSettings(ModelSettings, DataSettings):
             raise ValueError(f"stream reads one data set, and data names {len(self.data)}")
         if self.stream is not None and self.eval_fraction:
             raise ValueError("eval_fraction sets prompts of the whole data aside, and a stream is never seen whole: give eval_data")
+        changeable = {*FREE, *BESIDES, *(field.alias or name for name, field in type(self).model_fields.items())}
+        for name in self.allow_change:
+            if name not in changeable:
+                near = difflib.get_close_matches(name, changeable, 1)
+                raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing: a compiled layer decides itself what it keeps: choose one")
         parse_lora(self.lora)

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from winnow.ranks import leads
+from winnow.secrets import blanked
 
 console = Console(highlight=False)
 
@@ -18,8 +22,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def safe(foreign: object, limit: int = 2000) -> str:
-    """Foreign text (rows, answers, names of files) for a terminal: control characters (ANSI, bidi) made visible, markup escaped, very long text cut."""
-    text = str(foreign)
+    """Foreign text (rows, answers, names of files) for a terminal: no secrets, control characters (ANSI, bidi) made visible, markup escaped, long text cut."""
+    text = blanked(str(foreign))
     shown = text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
     return escape(visible(shown))
 
@@ -30,8 +34,16 @@ def visible(foreign: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole."""
-    console.print(text, soft_wrap=True)
+    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole. Of several
+    processes one speaks.
+    """
+    if leads():
+        console.print(blanked(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """An error's text, on stderr as it stands: no markup, but nothing in it is obeyed or given away either."""
+    click.echo(visible(blanked(text)), err=True)
 
 
 class Steps:
@@ -46,7 +58,7 @@ class Steps:
         self.task = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        if console.is_terminal:
+        if console.is_terminal and leads():
             self.bar.start()
         return self
 
@@ -64,7 +76,7 @@ class Steps:
         """`n` more done."""
         self.done += n
         text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
-        if console.is_terminal:
+        if console.is_terminal and leads():
             self.bar.update(self.task, completed=self.done, figures=text)
         elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
             self.spoken = time.monotonic()

@@ -6,13 +6,16 @@
     |  `- NothingLeft    no row is left of it
     |- ModelError        a model or tokenizer cannot be loaded or does not fit the data   exit 2
     |- RunError          a run folder is in use, damaged, or belongs to other settings     exit 2
-    `- TrainingError     numbers went wrong while training (NaN, frozen weights)           exit 1
+    |- TrainingError     numbers went wrong while training (NaN, frozen weights)           exit 1
+    |- RankError         another process of the job is gone, or gives no sign of life      exit 1
+    `- Stopped           a signal ended the command: 143 for SIGTERM, 130 for SIGINT        exit 128 + signal
 
 A message says what, where, got, expected, remedy: the reader should not have to open the code.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +60,21 @@ class TrainingError(WinnowError):
     """Training cannot go on: the weights on disk are the last good ones."""
 
     exit_code = 1
+
+
+class RankError(WinnowError):
+    """Another process of the job is gone, or gives no sign of life: what it was computing is lost for all."""
+
+    exit_code = 1
+
+
+class Stopped(WinnowError):
+    """SIGTERM or SIGINT ended the command."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        where = f" {saved}" if saved else ""
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}: the same command goes on from the last checkpoint, or begins again")
+        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True, slots=True)

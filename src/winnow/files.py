@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import re
 import shutil
 import socket
@@ -45,6 +47,17 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's bytes survive a power cut."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+    reached(f"{path.stem} synced")
+
+
+def reached(point: str) -> None:
+    """A point of a save. Nothing happens here; tests put a kill in its place."""
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
@@ -53,7 +66,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with writing(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
+            reached(f"{path.name} written")
             os.fsync(file.fileno())
+        reached(f"{path.name} synced")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,19 +92,44 @@ def _renamed_when_filled(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(readable)  # safetensors leaves its files to their owner alone
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                sync_file(file)
         sync_folder(temporary)
+        reached("folder synced")
+        old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
         if path.exists():
-            old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+            reached("old one set aside")
+        temporary.rename(path)
+        reached("renamed")
         sync_folder(path.parent)
+        reached("parent synced")
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_LEFT = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
+
+
+def tidy(folder: Path) -> None:
+    """Delete what writes that were interrupted have left in a folder that is ours."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFT.search(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that a half of it is never taken for the whole: it has another name first."""
+    doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    path.rename(doomed)
+    reached("renamed to be deleted")
+    shutil.rmtree(doomed)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that numbers may depend on."""
+    names = ("winnow-lm", "torch", "transformers", "peft", "datasets")
+    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _umask() -> int:
@@ -104,21 +144,37 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`value` as JSON, with a hash of itself: for manifests, which vouch for other files."""
+    write_json(path, {**value, "sealed": sha256_json(value)})
+
+
+def unsealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote; also a manifest from before there were seals. Raises RunError when it is damaged."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: damaged: it is no manifest")
+    seal = value.pop("sealed", None)
+    if seal != sha256_json(value) and not (seal is None and value.get("schema") == 1):
+        raise RunError(f"{path}: damaged: its bytes are not those that were saved")
+    return value
+
+
 def read_json(path: Path, *needed: str) -> Any:
     """A JSON file this project wrote; `needed`: keys it must have. Raises RunError when it is damaged."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON: {error}") from error
-    must_have(path, value, needed)
+    must_have(path, value, needed, DAMAGED)
     return value
 
 
-def must_have(where: object, value: Any, needed: Collection[str]) -> None:
+def must_have(where: object, value: Any, needed: Collection[str], remedy: str = "") -> None:
     """Raises RunError where `value`, read from `where`, is no JSON object with these keys."""
     gone = [key for key in needed if not isinstance(value, dict) or key not in value]
     if gone:
-        raise RunError(f"{where}: damaged: {gone[0]!r} is missing in it", remedy=DAMAGED)
+        raise RunError(f"{where}: damaged: {gone[0]!r} is missing in it", remedy=remedy)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -138,7 +194,7 @@ def read_jsonl(path: Path, *needed: str) -> list[Any]:
         except ValueError as error:
             raise RunError(f"{path}:{number}: damaged: {error}", remedy=DAMAGED) from error
         if row is not None:
-            must_have(f"{path}:{number}", row, needed)
+            must_have(f"{path}:{number}", row, needed, DAMAGED)
             rows.append(row)
     return rows
 
@@ -185,6 +241,7 @@ class RunFolder:
         self.samples = self.root / "samples.jsonl"
         self.report_json = self.root / "report.json"
         self.report_html = self.root / "report.html"
+        self.manifest = self.root / "manifest.json"
 
     @property
     def started(self) -> bool:
@@ -211,6 +268,17 @@ class RunFolder:
             foreign = sorted(p.name for p in self.root.iterdir() if p.name not in ours and not p.name.startswith((".", "lock")))
             if foreign:
                 raise RunError(f"{self.root}: not a run folder, and not empty: it holds {', '.join(foreign[:5])}", remedy="choose a new --out")
+
+    def seal(self) -> None:
+        """Write down size and hash of everything a finished run holds, but for the report, which can be made again."""
+        kept = [self.config, self.environment, self.root / "data.json", self.metrics, self.samples, *sorted(self.model.rglob("*"))]
+        files = {str(file.relative_to(self.root)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in kept if file.is_file()}
+        write_sealed(self.manifest, {"schema": 2, "files": files})
+
+    def unfinish(self) -> None:
+        """Take back that the run is finished: it is to go on."""
+        for file in (self.report_json, self.manifest):
+            file.unlink(missing_ok=True)
 
     def promise(self) -> None:
         """What `create` checks, for a folder that is written only at the end: nothing is left behind."""

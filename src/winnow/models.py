@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from winnow.errors import ModelError
 from winnow.files import RunFolder, folder_atomic, sha256_json
 
 ADAPTER = "adapter_config.json"
+SAFE = "only safetensors are loaded (pickled weights can run code)"
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 
 
@@ -29,6 +32,12 @@ class LoadedModel:
     tokenizer: Any
     source: str
     device: torch.device
+    shards: Any = None
+
+    @property
+    def net(self) -> Any:
+        """What an engine is given: the model, or its wrapper where this process holds a part of it."""
+        return self.shards or self.model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +119,8 @@ def weights_hash(model: nn.Module, *, base: bool = False) -> str:
         named = [(name.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
     for name, parameter in sorted(named):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        own = parameter.detach().cpu().contiguous().clone()  # memory that numpy has looked at cannot be given back, as that of shards must be
+        digest.update(own.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -125,13 +135,27 @@ def source_hash(model: Any, *, new_adapter: bool = False) -> str:
     return sha256_json([weights_hash(model, base=new_adapter), says, scales])
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A plain transformers (or peft adapter) folder, written atomically, replacing what was there."""
-    with folder_atomic(folder) as temporary:
-        model.save_pretrained(temporary, safe_serialization=True)
+def save(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """A plain transformers (or peft adapter) folder, written atomically, replacing what was there. state: the weights, where the model holds a part."""
+    with folder_atomic(folder) as temporary, _no_bars():
+        model.save_pretrained(temporary, safe_serialization=True, **({} if state is None else {"state_dict": state}))
         tokenizer.save_pretrained(temporary)
         readme = temporary / "README.md"  # peft writes a model card of placeholders
         readme.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers' own progress bars tear ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
@@ -181,14 +205,23 @@ def is_adapter_folder(name: str) -> bool:
 
 
 def _base(source: str) -> str:
-    """An adapter folder stands on a base model, everything else on itself."""
-    adapter = Path(source) / ADAPTER
-    if not adapter.exists():
+    """An adapter folder stands on a base model, everything else on itself. Raises ModelError for an adapter that could bring more than weights."""
+    file = Path(source) / ADAPTER
+    if not file.exists():
         return source
     try:
-        return str(json.loads(adapter.read_text())["base_model_name_or_path"])
+        adapter = json.loads(file.read_text())
+        base = str(adapter["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
+        raise ModelError(f"{file}: damaged: no base_model_name_or_path in it", remedy="save the adapter again with peft") from error
+    if adapter.get("peft_type") != "LORA" or adapter.get("megatron_config"):
+        found = f"peft_type {adapter.get('peft_type')!r}, megatron_config {adapter.get('megatron_config')!r}"
+        raise ModelError(
+            f"{file}: {found}: only LoRA's adapters are loaded, others can name more files and modules", remedy="merge it into its model with peft"
+        )
+    if not (Path(source) / "adapter_model.safetensors").exists():
+        raise ModelError(f"{source}: no adapter_model.safetensors in it", remedy=f"{SAFE}: convert the adapter once")
+    return base
 
 
 def has_experts(config: Any) -> bool:
@@ -234,14 +267,19 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
 def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
 
     base = _base(source)
     _must_be_there(name, base)
     try:
+        if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
+            raise ModelError(f"{name}: {base} is an adapter", remedy="give a folder that holds it (hf download), or merge it first")
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
         if base == source:
             return model
         model = PeftModel.from_pretrained(model, source, is_trainable=train)
+    except ModelError:
+        raise
     except Exception as error:
         raise _not_loaded("model", name, base, error) from error
     for module in model.modules():  # an adapter's own dropout would make log-probs random
@@ -290,7 +328,7 @@ def _not_loaded(what: str, name: str, source: str, error: Exception) -> ModelErr
     if "trust_remote_code" in str(error):
         remedy = "it brings its own code: read that code, then give --trust-remote-code"
     elif "safetensors" in str(error):
-        remedy = "only safetensors are loaded (pickled weights can run code): convert the model once"
+        remedy = f"{SAFE}: convert the model once"
     elif not Path(source).exists() and hub.offline():
         first = "there is no such folder here, and the hub's cache does not have it (HF_HUB_OFFLINE is set)"
     elif "backend tokenizer" in first:

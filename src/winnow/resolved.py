@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from winnow.config import Settings, TrainSettings
 from winnow.errors import SettingsError
+from winnow.secrets import blanked
 from winnow.trl import advice
 
 # What people trust. The part under "lora" replaces values when an adapter is trained.
@@ -93,6 +94,7 @@ def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = 
                 del final[other]
                 origins[other] = "default"
     settings = validated(kind, final)
+    _without_secrets({"config": str(file), **settings.model_dump(by_alias=True, mode="json")})
     if isinstance(settings, TrainSettings) and settings.steps and settings.warmup > settings.steps and not origins["warmup"].startswith("preset"):
         raise SettingsError(f"warmup {settings.warmup:g} is more than the {settings.steps} steps")
     return Resolved(settings, origins)
@@ -145,6 +147,16 @@ def _known(kind: type[Settings], name: str, value: Any, source: str) -> None:
         raise SettingsError(
             f"{source}: trust_remote_code runs foreign code, so a file cannot ask for it", remedy="give --trust-remote-code on the command line"
         )
+
+
+def _without_secrets(values: Mapping[str, Any]) -> None:
+    """Settings are kept word for word, in the run folder and in what trackers record of the command, so none may hold a secret; a prompt is data."""
+    for name, value in values.items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            if name != "prompt" and blanked(text) != text:
+                raise SettingsError(
+                    f"{name}: a secret stands in it: {blanked(text)}", remedy="a run keeps its settings: give secrets by the environment, as $HF_TOKEN"
+                )
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from winnow import signals
 from winnow.layers import as_written
 from winnow.models import LoadedModel, is_adapter
 
@@ -68,11 +69,19 @@ def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampli
         **sampling,
     )
     with _own_settings_aside(loaded.model), as_written(loaded.model):  # a cache grows token by token: each length would be compiled anew
-        rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+        rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **ALONE)[:, width:].tolist()
     repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
     found = [_answer(row, how.end) for row in rows]
     each = len(found) // len(prompts)
     return [found[i * each : (i + 1) * each] * repeat for i in range(len(prompts))]
+
+
+def _asked(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
+    """Whether a signal waits: nobody will look at these answers."""
+    return torch.full((len(ids),), bool(signals.asked()), device=ids.device)
+
+
+ALONE = {"stopping_criteria": [_asked], "synced_gpus": False}  # other processes do not generate beside this one
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def _same(names: str, note: str) -> dict[str, Row]:
     return dict.fromkeys(names.split(), (None, note))
 
 
-ONE_DEVICE = "training runs on one device in this version; there is nothing to tell about others"
+MANY = "torchrun starts several processes, and the model is cut by FSDP2 by itself: nothing to set (docs/scaling.md)"
 LOADING = "rows are tokenised once, before training, and held in memory: no loader processes to tune"
 SHARING = "training never uploads; `winnow export` writes a plain transformers folder, which any tool can upload"
 COMPILING = "not offered in this version"
@@ -138,7 +138,7 @@ FIELDS: dict[str, dict[str, Row]] = {
         "prediction_loss_only": (None, "loss, accuracy, margins and rewards always; per-row results with `winnow eval --out DIR`"),
         "include_for_metrics": (None, "no metric functions of your own; `winnow eval --out DIR` writes rows.jsonl to compute on"),
         "eval_do_concat_batches": (None, "no metric functions of your own; `winnow eval --out DIR` writes rows.jsonl to compute on"),
-        "eval_use_gather_object": (None, ONE_DEVICE),
+        "eval_use_gather_object": (None, MANY),
         "do_eval": ("eval_data", "give eval_data or eval_fraction"),
         "do_predict": (None, "`winnow eval` and `winnow generate` are commands of their own"),
         "do_train": (None, "`winnow check` does everything but training"),
@@ -152,8 +152,8 @@ FIELDS: dict[str, dict[str, Row]] = {
         "save_steps": ("save_every", "whole steps, not a share"),
         "save_total_limit": ("keep", "default 2, where TRL keeps all"),
         "save_only_model": (None, "checkpoints/ is for resuming and complete; model/ holds the model alone"),
-        "save_on_each_node": (None, ONE_DEVICE),
-        "enable_jit_checkpoint": (None, "no: a killed run goes on from its last checkpoint (--save-every); signals do not save yet"),
+        "save_on_each_node": (None, "one run folder on a file system all machines share"),
+        "enable_jit_checkpoint": (None, "always so: SIGTERM and SIGINT save at the end of the step, exit codes 143 and 130"),
         "resume_from_checkpoint": (None, "give the same command again: it resumes from the newest checkpoint that verifies"),
         "ignore_data_skip": (None, EXACT),
         "restore_callback_states_from_checkpoint": (None, "there are no callbacks; " + EXACT),
@@ -174,8 +174,9 @@ FIELDS: dict[str, dict[str, Row]] = {
         "debug": (None, "not offered"),
     },
     "Several devices": {
-        **_same("fsdp fsdp_config deepspeed parallelism_config accelerator_config local_rank", ONE_DEVICE),
-        **_same("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout", ONE_DEVICE),
+        **_same("fsdp fsdp_config deepspeed parallelism_config accelerator_config local_rank", MANY),
+        "ddp_timeout": ("rank_timeout", "in seconds; default 600, where TRL waits 1800"),
+        **_same("ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend", MANY),
     },
     "Uploading": _same("push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision", SHARING),
 }

@@ -82,11 +82,11 @@ def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None,
     return [sorted(unit.items) for unit in packed if unit.items or ranks > 1]
 
 
-def pack_all(groups: Sequence[RenderedGroup], tokens: int) -> Iterator[list[int]]:
-    """A whole data set in micro-batches, window by window, so that what is planned at a time stays small."""
+def pack_all(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1) -> Iterator[list[int]]:
+    """A whole data set in micro-batches, window by window, so that what is planned at a time stays small. Several ranks: as in `pack`."""
     for first in range(0, len(groups), WINDOW):
         window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
-        for part in pack(window, tokens):
+        for part in pack(window, tokens, work, ranks):
             yield [first + i for i in part]
 
 

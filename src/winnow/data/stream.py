@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +31,19 @@ def epoch_size(shares: Sequence[Share]) -> int:
     return sum(round(share.size * share.weight) for share in shares)
 
 
-def order(shares: Sequence[Share], seed: int, epoch: int) -> list[int]:
+def order(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
     """Item indices of one epoch, shuffled. Weight 2 is every item twice; 0.5 a half, another one each epoch."""
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    chosen: list[int] = []
+    chosen: list[NDArray[np.int64]] = []
     start = 0
     for share in shares:
         items = np.arange(start, start + share.size)
         whole = math.floor(share.weight)
         rest = round(share.size * share.weight) - whole * share.size
-        chosen += np.tile(items, whole).tolist() + random.permutation(items)[:rest].tolist()
+        chosen += [np.tile(items, whole), random.permutation(items)[:rest]]
         start += share.size
-    return [chosen[i] for i in random.permutation(len(chosen))]
+    together = np.concatenate(chosen)
+    return together[random.permutation(len(together))]
 
 
 def batches(shares: Sequence[Share], batch_size: int, seed: int, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
@@ -51,7 +53,7 @@ def batches(shares: Sequence[Share], batch_size: int, seed: int, cursor: Cursor)
         while cursor.position < len(items):
             end = min(cursor.position + batch_size, len(items))
             after = Cursor(cursor.epoch, end) if end < len(items) else Cursor(cursor.epoch + 1, 0)
-            yield items[cursor.position : end], after
+            yield items[cursor.position : end].tolist(), after
             if after.epoch != cursor.epoch:
                 break
             cursor = after

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,11 @@ from winnow.batch import Batch
 
 Columns = dict[str, Float[Tensor, " N"]]
 Slope = Callable[[Columns, Batch], Columns]  # d loss / d column, for "logp" and, where it was asked for, "kl"
+
+
+def no_slope(columns: Columns, part: Batch) -> Columns:
+    """A loss that depends on nothing: for a backward pass whose gradients are to be 0."""
+    return {name: torch.zeros_like(columns[name]) for name in ("logp", "kl") if name in columns}
 
 
 @runtime_checkable

@@ -44,9 +44,11 @@ class Head:
         """How many hidden states' logits fit in `limit` bytes."""
         return max(1, limit // (self.weight.shape[0] * _wide(self.weight.dtype).itemsize))
 
-    def detached(self) -> Head:
-        """The weights as they are, whatever their parameters hold later."""
-        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+    def detached(self, *, copy: bool = False) -> Head:
+        """The weights as they are, whatever their parameters hold later; copy: also where their memory is used for others."""
+        weight, bias = (None if one is None else one.detach().clone() if copy else one.detach() for one in (self.weight, self.bias))
+        assert weight is not None
+        return replace(self, weight=weight, bias=bias)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from winnow.batch import Batch
 from winnow.engine.api import Columns, Said, Slope
+from winnow.shards import bare, released, through
 
 NAME = "rows"
 
@@ -64,7 +65,8 @@ def said(model: nn.Module, batch: Batch) -> Table:
 
 
 def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:
-    logits_CLV = model(input_ids=padded_rows(batch), use_cache=False).logits
+    logits_CLV = through(model, lambda: bare(model)(input_ids=padded_rows(batch), use_cache=False).logits)
+    released(model)
     column_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
     logits_NV = logits_CLV[batch.completion_N, column_N]
     return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)

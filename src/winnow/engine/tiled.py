@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from winnow import shards
 from winnow.batch import Batch
 from winnow.engine import head, masks, segments, single, varlen
 from winnow.engine.api import Columns, Said, Slope
 from winnow.models import is_adapter
+from winnow.shards import Shards, released, through
 
 
 @dataclass(frozen=True)
@@ -28,25 +30,32 @@ class Tiled:
         """log p of every scored token (nats, float32 or better), differentiable; what `want` names is not."""
         inner = bare(model)
         with self.inside(inner, batch):
-            state_UH = self.hidden(inner, batch)
-        return head.logps(head.head_of(inner), state_UH, batch, want, other)
+            state_UH = through(model, lambda: self.hidden(inner, batch))
+        columns = head.logps(head.head_of(inner), state_UH, batch, want, other)
+        released(model)
+        return columns
 
     def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
         """One forward pass; the slopes of the loss, group by group; one backward pass."""
         inner = bare(model)
         with self.inside(inner, batch):
-            return head.backward(head.head_of(inner), self.hidden(inner, batch), batch, slope, want, other)
+            state_UH = through(model, lambda: self.hidden(inner, batch))
+            return head.backward(head.head_of(inner), state_UH, batch, slope, want, other)
 
     def said(self, model: Any, batch: Batch) -> Said:
         """What the model says of the batch: its hidden states and the head they were made for."""
         inner = bare(model)
         with torch.no_grad(), self.inside(inner, batch):
-            return head.Distribution(head.head_of(inner).detached(), self.hidden(inner, batch))
+            state_UH = through(model, lambda: self.hidden(inner, batch))
+            said = head.Distribution(head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH)
+            released(model)
+            return said
 
 
 def bare(model: Any) -> Any:
-    """The transformers model, whether or not an adapter is laid on it."""
-    return model.get_base_model() if is_adapter(model) else model
+    """The transformers model, whether or not it is sharded or an adapter is laid on it."""
+    inner = shards.bare(model)
+    return inner.get_base_model() if is_adapter(inner) else inner
 
 
 VARLEN = Tiled(varlen.NAME, varlen.hidden, varlen.inside)

@@ -45,7 +45,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     for group in train_set.groups[:SHOWN_GROUPS]:
         for k, sequence in enumerate(group.sequences[:2]):
             name = f"completion {k}" if k < len(group.sequences) - group.mismatched else "an answer to another prompt, which kto measures its baseline on"
-            console.print(Text(f"{group.where}, {name}: ", style="dim") + _lint(renderer, sequence))
+            console.print(Text(visible(f"{group.where}, {name}: "), style="dim") + _lint(renderer, sequence))
     say("[dim]grey: prompt; green: scored; reverse: end token[/]")
     findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
     for name, finding in findings:

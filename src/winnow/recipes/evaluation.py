@@ -27,7 +27,7 @@ from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved, validated
-from winnow.train.loop import Data
+from winnow.train.feed import Data
 from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import fingerprint, same_model
 

@@ -3,42 +3,73 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from winnow.config import TrainSettings
+from winnow.config import FREE, TrainSettings
 from winnow.console import safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
 from winnow.data.pack import largest
+from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
-from winnow.files import RunFolder, read_json, write_atomic, write_json
+from winnow.files import RunFolder, read_json, sha256_json, versions, write_atomic, write_json
 from winnow.models import LoadedModel
+from winnow.ranks import count, leads
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
+Differences = dict[str, tuple[Any, Any]]  # what is another one now: then, now
 
-def same_settings(run: RunFolder, resolved: Resolved[Any]) -> None:
-    """Raises RunError listing what differs from the settings the run was begun with."""
+
+def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
+    """Settings that are others than those the run was begun with, and on which numbers depend."""
     head = read_json(run.environment, "asked", "settings")
     begun, now, filled = head["asked"], asked(resolved), head["settings"]  # a default may be spelled out now: a run's own config.yaml does
-    names = sorted(name for name in {*begun, *now} if begun.get(name) != now.get(name) and filled.get(name) != now.get(name))
-    differ = [f"{name}: {begun.get(name)!r} -> {now.get(name)!r}" for name in names]
-    if differ:
-        raise RunError(f"{run.root}: begun with other settings:\n  " + "\n  ".join(differ), remedy="choose another --out, or give the same settings to resume")
+    blank = {field.alias or name: field.default for name, field in type(resolved.settings).model_fields.items()}  # of a setting the run did not know yet
+    names = sorted(name for name in {*begun, *now} if begun.get(name, blank.get(name)) != now.get(name) and filled.get(name, blank.get(name)) != now.get(name))
+    return {name: (begun.get(name), now.get(name)) for name in names if name not in FREE}
 
 
-def same_data(run: RunFolder, train_set: Dataset) -> None:
-    """Raises RunError when the training tokens are not those the run was begun with."""
-    begun = read_json(run.root / "data.json", "train")["train"]
-    if begun["fingerprint"] != train_set.account["fingerprint"]:
-        raise RunError(
-            f"{run.root}: begun with other data: {begun['used']:,} groups then, {train_set.account['used']:,} now, or other tokens (rows, tokenizer, template)",
-            remedy="choose another --out, or give the data and tokenizer the run was begun with",
-        )
+def other_data(run: RunFolder, train_set: Dataset, renderer: Renderer) -> Differences:
+    """Which of data, tokenizer and template are others than those the run was begun with, where training tokens are."""
+    data = read_json(run.root / "data.json", "train")
+    begun, now = data["train"], train_set.account
+    if begun["fingerprint"] == now["fingerprint"]:
+        return {}
+    if begun.get("text_fingerprint") != now["text_fingerprint"]:
+        return {"data": (f"{begun['used']:,} groups", f"{now['used']:,} groups, or the same number with other texts")}
+    then, is_now = data.get("rendered_by", {}), rendered_by(renderer)
+    return {name: (then.get(name), is_now[name]) for name in is_now if then.get(name) != is_now[name]} or {"tokenizer": ("other tokens", "of the same texts")}
+
+
+def rendered_by(renderer: Renderer) -> dict[str, str]:
+    """Hashes of what turned texts into tokens."""
+    tokenizer = renderer.tokenizer.backend_tokenizer.to_str() if renderer.tokenizer.is_fast else renderer.tokenizer.get_vocab()
+    return {"tokenizer": sha256_json(tokenizer)[:16], "template": sha256_json(renderer.template)[:16]}
+
+
+def refuse(run: RunFolder, differ: Differences, allowed: Sequence[str]) -> None:
+    """Raises RunError that lists what differs, unless all of it was allowed."""
+    names = [name for name in differ if name not in allowed]
+    if names:
+        told = "\n  ".join(f"{name}: {then!r} -> {now!r}" for name, (then, now) in ((name, differ[name]) for name in names))
+        flags = " ".join(f"--allow-change {name}" for name in differ)
+        raise RunError(f"{run.root}: begun otherwise:\n  {told}", remedy=f"choose another --out, or give the same again; to go on with the change: {flags}")
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Of settings on which numbers depend."""
+    return sha256_json({name: value for name, value in settings.items() if name not in FREE})
+
+
+def accepted_settings(run: RunFolder) -> list[str]:
+    """Hashes of settings a checkpoint of this run may have been made with: those of now, and those before each allowed change."""
+    head = read_json(run.environment, "settings")
+    return [settings_hash(head["settings"]), sha256_json(head["settings"]), *(one["before"] for one in head.get("changes", []))]
 
 
 def asked(resolved: Resolved[Any]) -> dict[str, Any]:
@@ -48,21 +79,34 @@ def asked(resolved: Resolved[Any]) -> dict[str, Any]:
 
 
 def write_head(
-    run: RunFolder, resolved: Resolved[Any], begun: dict[str, Any], recipe: str, plan: Plan, train_set: Dataset, held_out: dict[str, Dataset], command: str
+    run: RunFolder,
+    resolved: Resolved[Any],
+    begun: dict[str, Any],
+    recipe: str,
+    plan: Plan,
+    sets: tuple[Dataset, Mapping[str, Dataset]],
+    renderer: Renderer,
+    command: str,
+    differ: Differences,
 ) -> None:
-    """config.yaml first, then data.json, then environment.json: with it the run has begun. `begun`: the settings as asked for."""
+    """config.yaml first, then data.json, then environment.json: with it the run has begun. `begun`: the settings as asked for; sets: for training,
+    held out by prefix; differ: what is another one now, of a run that goes on.
+    """
+    train_set, held_out = sets
+    changes = _changes(run, differ) if differ else []
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
-    write_json(run.root / "data.json", {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}})
+    accounts = {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}, "rendered_by": rendered_by(renderer)}
+    write_json(run.root / "data.json", accounts)
     per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
     head = {
         "schema": 1,
         "recipe": recipe,
         "command": command,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")}
-        | {"python": platform.python_version()},
+        "started": _now(),
+        "versions": versions(),
         "device": _device(),
+        "processes": count(),
         "settings": settings,
         "asked": begun,
         "origins": dict(resolved.origins),
@@ -73,12 +117,26 @@ def write_head(
             "comparisons_per_step": per_step,
             "tokens_per_micro_batch": plan.tokens,
         },
+        "changes": changes,
     }
     write_json(run.environment, head)
 
 
+def _changes(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
+    """What was changed so far on the way, and what is changed now."""
+    head = read_json(run.environment)
+    now = {"at": _now(), "changed": {name: list(pair) for name, pair in differ.items()}, "before": settings_hash(head["settings"])}
+    return [*head.get("changes", []), now]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def note(run: RunFolder, **values: Any) -> None:
     """Add to environment.json what is known only later."""
+    if not leads():
+        return
     write_json(run.environment, {**read_json(run.environment), **values})
 
 
@@ -110,6 +168,8 @@ def empty_window(run: RunFolder, number: int, error: NothingLeft) -> None:
 
 
 def _add_window(run: RunFolder, number: int, row: dict[str, Any]) -> None:
+    if not leads():
+        return
     data = read_json(run.root / "data.json")
     before = [one for one in data.get("windows", []) if one["window"] <= number]  # a run that was resumed comes by again
     write_json(run.root / "data.json", {**data, "windows": [*before, {"window": number + 1, **row}]})

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from winnow import models
+from winnow import dist, models
 from winnow.config import TrainSettings
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset
@@ -17,6 +17,7 @@ from winnow.engine import rows
 from winnow.engine.api import Engine
 from winnow.files import cache_folder
 from winnow.models import LoadedModel
+from winnow.ranks import leads
 from winnow.train import reference
 from winnow.train.reference import Frozen, Reference
 from winnow.train.start import fingerprint
@@ -29,7 +30,7 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
 
     later: the policy is wanted as it is now after it was trained, too; its trainable weights are kept for that.
     """
-    frozen = Frozen(loaded.model, torch.device("cpu")) if later and named is None else None
+    frozen = Frozen(loaded.net, torch.device("cpu")) if later and named is None else None
 
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
@@ -38,7 +39,7 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
         elif frozen is None:
             yield loaded
         else:
-            with frozen.inside(loaded.model):
+            with frozen.inside(loaded.net):
                 yield loaded
 
     return opened
@@ -60,15 +61,16 @@ class Scorer:
         """The reference log-probs of a data set: read where any run has stored them (a few are computed again and compared), else computed."""
         store, name = cache_folder("reference"), self.identity(source, one)
         kept = reference.stored(store, name, one.groups)
-        if kept is not None:
-            noise = reference.spot_check(self.engine, source.model, one.groups, kept, self.tokens, source.device)
+        if all(dist.gather(kept is not None)) and kept is not None:  # one that came late may see what another has just written
+            noise = reference.spot_check(self.engine, source.net, one.groups, kept, self.tokens, source.device)
             where = safe(reference.file_of(store, name))
             say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")
             return kept
         with Steps("reference", len(one.groups)) as steps:
-            value = reference.compute(self.engine, source.model, one.groups, self.tokens, source.device, steps.advance)
+            value = reference.compute(self.engine, source.net, one.groups, self.tokens, source.device, steps.advance, share=True)
         kept = Reference(name, value, reference.offsets(one.groups))
-        reference.store(store, kept)
+        if leads():
+            reference.store(store, kept)
         say(f"reference: {len(kept.value):,} log-probs, kept for other runs in {safe(reference.file_of(store, name))}")
         return kept
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from winnow import dist
 from winnow.data.dataset import Dataset
 from winnow.data.pack import budget
 from winnow.data.render import RenderedGroup, Renderer
@@ -14,8 +15,10 @@ from winnow.engine.api import Engine
 from winnow.files import RunFolder, read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.models import LoadedModel
+from winnow.ranks import leads
 from winnow.recipes.references import ReferenceModel
 from winnow.sample import Sampling, sample
+from winnow.shards import whole
 from winnow.train.metrics import Row
 from winnow.train.reference import compute
 
@@ -52,9 +55,12 @@ def _distinct(prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
 
 
 def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:
-    """The most likely answers to the first few prompts, into samples.jsonl beside those of earlier steps."""
+    """The most likely answers to the first few prompts, into samples.jsonl beside those of earlier steps. Of several processes one answers."""
     prompts = asked.prompts[:SHOWN]
-    answers = sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, temperature=0.0))
+    with whole(loaded.net):
+        answers = sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, temperature=0.0)) if leads() else []
+    if not leads():
+        return
     rows = [
         {
             "step": step,
@@ -72,19 +78,21 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
     """step -> `kl` to the reference in nats per answer and `length/sampled`, over the policy's answers to `count` prompts.
 
     engine, theirs: how the policy is computed, and the reference.
-    The same random numbers at every step, so that what changes is the policy.
+    The same random numbers at every step, so that what changes is the policy. Of several processes one answers, and has the figures.
     """
     prompts = asked.prompts[:count]
     how = Sampling(asked.end, max_new_tokens=asked.room, seed=seed)
 
     def measure(step: int) -> Row:
-        answers = sample(loaded, prompts, how)
-        groups = drift.as_groups(prompts, answers, asked.end)
+        with whole(loaded.net):
+            answers = sample(loaded, prompts, how) if leads() else []
+            groups = drift.as_groups(prompts, answers, asked.end)
+            policy = _scores(engine, loaded, groups)
+        dist.obey()
+        with reference() as other, whole(other.net):
+            said = _scores(theirs, other, groups)
         if not groups:
             return {}
-        policy = _scores(engine, loaded, groups)
-        with reference() as other:
-            said = _scores(theirs, other, groups)
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
         return {"kl": drift.kl(policy, said, len(groups)), "length/sampled": sum(lengths) / len(groups)}
 
@@ -92,4 +100,4 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
 
 
 def _scores(engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
-    return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)
+    return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None) if groups else None

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from winnow import models, report
+from winnow import dist, models, report, signals
 from winnow.batch import collate
-from winnow.config import Follow, TrainSettings, parse_lora
+from winnow.config import BESIDES, Follow, TrainSettings, parse_lora
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
-from winnow.data.pack import most_expensive
+from winnow.data.pack import most_expensive, pack
 from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
-from winnow.files import RunFolder, cache_folder, make_writable, read_json, sha256_json
+from winnow.files import RunFolder, cache_folder, make_writable, read_json, tidy
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
+from winnow.ranks import count, leads
 from winnow.recipes import record, references, samples
 from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import memory_line, planned, prepared, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
+from winnow.shards import gathered, shard, whole
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint, Progress
+from winnow.train.feed import Data
 from winnow.train.limit import limit_of
 from winnow.train.live import Live
-from winnow.train.loop import Data, Plan, fit
+from winnow.train.loop import Plan, fit
 from winnow.train.metrics import MetricsFile, require
 from winnow.train.optim import Optimizer
+from winnow.train.saver import Saver
 from winnow.train.start import check_identity, rehearse
 
 
@@ -87,37 +92,65 @@ def train(
     kl_samples: int = 0,
 ) -> RunFolder:
     """Run, or resume, or notice that it is finished. Raises before anything is loaded when settings or data cannot be used."""
-    settings: TrainSettings = resolved.settings
-    run = RunFolder(settings.out)
-    run.create()
-    with run.lock():
-        if run.metrics.exists() or checkpoint.saved(run.checkpoints):  # a run that computed nothing yet may be begun again with other settings
-            record.same_settings(run, resolved)
-            if run.finished:
-                say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
-                return run
-        begun = checkpoint.saved(run.checkpoints)
-        asked = record.asked(resolved)
-        renderer, epochs, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs))
-        train_set = epochs(0)
-        stop_on_errors(train_set, *held_out.values())
-        if begun and settings.max_tokens == "auto":  # the memory that is free now would cut micro-batches otherwise
-            resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
-        resolved, plan = planned(resolved, train_set)
-        refuse_idle(objective, train_set, plan, follow)
-        require(settings.trackers)
-        if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
-            raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
-        if objective.reference and not objective.live and follow is None:
-            make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
-        possible(settings, renderer, reference_model)
-        if begun:
-            record.same_data(run, train_set)
-        else:
-            record.write_head(run, resolved, asked, recipe, plan, train_set, held_out, command)
-        say(memory_line(settings, train_set, plan.tokens))
-        _run(Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples))
+    run = RunFolder(resolved.settings.out)
+    dist.begin(resolved.settings.rank_timeout)
+    with ExitStack() as held, dist.watched():
+        with dist.leader_first():
+            if leads():
+                run.create()
+                held.enter_context(run.lock())
+            job = _job(resolved, run, recipe, objective, command, reference_model, follow, kl_samples)
+        if job is not None:
+            say(memory_line(job.settings, job.train_set, job.plan.tokens))
+            _run(job)
     return run
+
+
+def _job(
+    resolved: Resolved[Any],
+    run: RunFolder,
+    recipe: str,
+    objective: Objective,
+    command: str,
+    reference_model: str | None,
+    follow: Follow | None,
+    kl_samples: int,
+) -> Job | None:
+    """Everything up to the model; None where the run is finished. Raises before anything is written when settings or data cannot be used."""
+    settings: TrainSettings = resolved.settings
+    begun = checkpoint.saved(run.checkpoints)
+    # a run that computed nothing yet may be begun again with other settings
+    differ = record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
+    record.refuse(run, differ, settings.allow_change)
+    if run.finished and not differ:
+        say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
+        return None
+    asked = record.asked(resolved)
+    renderer, epochs, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs))
+    train_set = epochs(0)
+    stop_on_errors(train_set, *held_out.values())
+    if begun and settings.max_tokens == "auto" and "max_tokens" not in differ:  # the memory that is free now would cut micro-batches otherwise
+        resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
+    resolved, plan = planned(resolved, train_set)
+    refuse_idle(objective, train_set, plan, follow)
+    require(settings.trackers)
+    if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
+        raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
+    if settings.compile and count() > 1:
+        raise SettingsError("compile: with several processes nobody has tried it", remedy="leave --compile away")
+    if objective.reference and not objective.live and follow is None:
+        make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
+    possible(settings, renderer, reference_model)
+    if begun:
+        differ |= record.other_data(run, train_set, renderer)
+        record.refuse(run, differ, settings.allow_change)
+    if leads():
+        tidy(run.root)
+        tidy(run.checkpoints)
+        if not begun or differ:
+            record.write_head(run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ)
+            run.unfinish()
+    return Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples)
 
 
 def refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None) -> None:
@@ -151,7 +184,9 @@ def _run(job: Job) -> None:
     loaded = _policy(job.settings)
     counts = models.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
-    live = Live(loaded.model, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
+    dist.same("the engine that is right for the model", engine.NAME)
+    loaded = replace(loaded, shards=shard(loaded.model))
+    live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
     optimizer = _rehearsed(job, loaded, engine, live)
     probe = samples.probe(job.held_out, job.train_set, job.renderer)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
@@ -166,9 +201,9 @@ def _run(job: Job) -> None:
     if progress.step == 0:
         _check_start(job, loaded, found[0], engine, live)
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
-    with Steps("training", job.plan.steps, progress.step) as steps:
+    with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
-            loaded.model,
+            loaded.net,
             optimizer,
             progress,
             job.plan,
@@ -176,9 +211,8 @@ def _run(job: Job) -> None:
             dict(zip(job.held_out, found[1:])),
             objective=job.objective,
             engine=engine,
-            run=job.run,
+            saver=Saver(job.run.checkpoints, identity, keep=job.plan.keep, keep_best=job.plan.save_best, aside=job.settings.async_save),
             metrics=MetricsFile(job.run.metrics, trackers=job.settings.trackers, resume_at=progress.step),
-            identity=identity,
             show=steps.show,
             besides=samples.drift_from(source_model, loaded, probe, job.kl_samples, job.settings.seed, engine, scorer.engine if scorer else engine)
             if drift
@@ -194,8 +228,11 @@ def _run(job: Job) -> None:
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
     record.note(job.run, known=learnt)
-    models.save(loaded.model, job.renderer.tokenizer, job.run.model)
-    report.write(job.run.root)
+    state = gathered(loaded.net)
+    if leads():
+        models.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
+        job.run.seal()
+        report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
 
 
@@ -227,10 +264,10 @@ def _engine(job: Job, loaded: LoadedModel) -> Engine:
 def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine, live: Live | None) -> Optimizer:
     """The optimizer, after the most expensive micro-batch was computed once."""
     settings = job.settings
-    optimizer = Optimizer(loaded.model, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
+    optimizer = Optimizer(loaded.net, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     groups = job.train_set.groups
     largest = most_expensive(groups, job.plan.tokens, job.plan.batch_size)
-    rehearse(loaded.model, collate([groups[i] for i in largest], largest).to(loaded.device), engine, optimizer, job.objective.want, live)
+    rehearse(loaded.net, collate([groups[i] for i in largest], largest).to(loaded.device), engine, optimizer, job.objective.want, live)
     return optimizer
 
 
@@ -240,27 +277,29 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
     Another reference model than the policy is in memory while this runs, and not after.
     """
     with source_model() as source:
-        scorer = _scorer(job, loaded, source, engine) if job.stored else None
-        names = [scorer.identity(source, one) if scorer else None for one in job.sets]
-        weights = models.weights_hash(loaded.model)
+        with whole(loaded.net):
+            scorer = _scorer(job, loaded, source, engine) if job.stored else None
+            names = [scorer.identity(source, one) if scorer else None for one in job.sets]
+            weights = models.weights_hash(loaded.model)
+            shown = None
+            if job.objective.reference:
+                shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer))
         identity = {
-            "settings": sha256_json(read_json(job.run.environment)["settings"]),
+            "settings": record.settings_hash(read_json(job.run.environment)["settings"]),
             "data": [one.account["fingerprint"] for one in job.sets],
             "weights": weights,
             "reference": names,
         }
-        kept = _newest(job.run, identity)
-        shown = None
-        if job.objective.reference:
-            shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer))
+        dist.same("settings, data, weights or reference", identity)
+        kept = _newest(job, identity)
         record.note(job.run, weights_hash=weights, reference=shown)
         return scorer, kept, identity, [Data(one.groups, one.shares, scorer.score(source, one) if scorer else None) for one in job.sets]
 
 
 def _scorer(job: Job, loaded: LoadedModel, source: LoadedModel, engine: Engine) -> Scorer:
     """How the reference is asked: as the policy is, where it is the policy."""
-    theirs = engine if source is loaded else engine_for(source, job.settings.engine, job.longest, train=False)
-    new_adapter = source is loaded and job.settings.lora is not None
+    theirs = engine if source.model is loaded.model else engine_for(source, job.settings.engine, job.longest, train=False)
+    new_adapter = source.model is loaded.model and job.settings.lora is not None
     return Scorer(theirs, job.plan.tokens, models.source_hash(source.model, new_adapter=new_adapter))
 
 
@@ -298,21 +337,31 @@ def _check_start(job: Job, loaded: LoadedModel, data: Data, engine: Engine, live
     if job.reference is not None:
         say(f"reference: {safe(job.reference)}, asked for by name, so the policy need not equal it at step 0: that check is skipped")
         return
-    batch, other = data.micro_batches(range(min(4, len(data.groups))), job.plan.tokens)[0].to(loaded.device), None
+    few = [data.groups[i] for i in range(min(4, len(data.groups)))]
+    batch, other = data.batch(pack(few, job.plan.tokens)[0]).to(loaded.device), None
     if live:
-        batch, other = live.ask(loaded.model, batch)
-    seen = check_identity(loaded.model, batch, objective=job.objective, engine=engine, other=other)
+        batch, other = live.ask(loaded.net, batch)
+    seen = check_identity(loaded.net, batch, objective=job.objective, engine=engine, other=other)
     say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
 
 
-def _newest(run: RunFolder, identity: dict[str, Any]) -> Checkpoint | None:
+def _newest(job: Job, identity: dict[str, Any]) -> Checkpoint | None:
     """The newest intact checkpoint, None where there is none. Raises RunError when it is of other weights, data or reference."""
-    kept, complaints = checkpoint.latest(run.checkpoints)
+    kept, complaints = checkpoint.latest(job.run.checkpoints)
     for complaint in complaints:
         say(f"[yellow]passed over:[/] {safe(complaint)}")
-    changed = [name for name, value in identity.items() if kept is not None and kept.identity.get(name) != value]
-    if changed:
-        raise RunError(f"{run.root}: cannot be resumed: {', '.join(changed)} changed since the checkpoint", remedy="choose another --out")
+    if kept is None:
+        return None
+    accepted = {"settings": record.accepted_settings(job.run)}
+    changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
+    allowed = {*job.settings.allow_change, *(("data",) if {"tokenizer", "template"} & {*job.settings.allow_change} else ())}
+    refused = [name for name in changed if name not in allowed]
+    if refused:
+        flags = " ".join(f"--allow-change {name}" for name in refused if name in BESIDES)
+        more = f"; to go on with the change: {flags}" if flags else ""
+        raise RunError(f"{job.run.root}: cannot be resumed: {', '.join(refused)} changed since the checkpoint", remedy=f"choose another --out{more}")
+    for name in changed:
+        say(f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as allowed")
     return kept
 
 

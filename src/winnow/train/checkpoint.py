@@ -1,25 +1,31 @@
 """Checkpoints: atomic, verified by hash, exact. safetensors and JSON only; nothing here can run code.
 
-A checkpoint folder `step_N/` is complete or absent: it is written under another name, flushed, and renamed. Its manifest
-holds the SHA-256 of every file; resuming takes the newest folder whose manifest verifies.
+A checkpoint folder `step_N/` is complete or absent: it is written under another name, flushed to the disk, and renamed. Its manifest holds
+the SHA-256 of every file; resuming takes the newest folder whose manifest verifies. Several processes write a file each, with their rows of
+every tensor; as many as will read them, whoever wrote them.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from winnow import dist, files, ranks, shards
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import folder_atomic, must_have, read_json, sha256_file, write_json
+from winnow.files import folder_atomic, must_have, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed, writing
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)  # 1: written by one process, before evaluations were noted
+PARTS = ("weights", "optimizer", "reference")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Progress:
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
     tokens: int = 0
+    evaluated: int = -1  # the last step that was evaluated
     best_step: int | None = None
     best_loss: float | None = None
     known: dict[str, float] = field(default_factory=dict)  # what the objective has learnt of its batches so far
@@ -36,7 +43,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds."""
+    """What a checkpoint folder holds; of tensors, the rows of this process."""
 
     progress: Progress
     weights: dict[str, Tensor]
@@ -46,39 +53,134 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, progress: Progress, weights: dict[str, Tensor], optimizer: dict[str, Tensor], identity: dict[str, Any], reference: dict[str, Tensor]
+    folder: Path, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], identity: dict[str, Any], reference: Mapping[str, Tensor]
 ) -> Path:
-    """Write `folder/step_N`. `identity`: hashes of settings, data and reference, compared on resume; `reference`: its weights, where they move."""
+    """Write `folder/step_N`, all processes together. `identity`: hashes of settings, data and reference, compared on resume; `reference`: its
+    weights, where they move. Raises OSError, and where it was another process that could not write, RunError.
+    """
     target = folder / f"step_{progress.step}"
-    with folder_atomic(target) as temporary:
-        save_file({name: t.contiguous().cpu() for name, t in weights.items()}, temporary / "weights.safetensors")
-        save_file({name: t.contiguous().cpu() for name, t in optimizer.items()}, temporary / "optimizer.safetensors")
-        if reference:
-            save_file({name: t.contiguous().cpu() for name, t in reference.items()}, temporary / "reference.safetensors")
-        write_json(temporary / "progress.json", asdict(progress))
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(temporary.iterdir())}
-        write_json(temporary / "manifest.json", {"schema": SCHEMA, "torch": torch.__version__, "identity": identity, "files": files})
+    with _shared(target) as temporary:
+        written = _written(temporary, dict(zip(PARTS, (weights, optimizer, reference))))
+        if ranks.leads():
+            write_json(temporary / "progress.json", asdict(progress))
+            written |= _described(temporary / "progress.json")
+            head = {"schema": SCHEMA, "world": ranks.count(), "versions": versions(), "identity": identity, "files": written}
+            write_sealed(temporary / "manifest.json", head)
+            files.reached("manifest written")
     return target
 
 
-def load(folder: Path) -> Checkpoint:
-    """A checkpoint, every byte verified first. Raises RunError naming the file that is damaged or missing."""
-    path = folder / "manifest.json"
-    manifest = read_json(path, "schema")
-    if manifest["schema"] != SCHEMA:
-        raise RunError(f"{folder}: written by another version (schema {manifest['schema']}, this one reads {SCHEMA})")
-    must_have(path, manifest, ("files", "identity"))
-    for name, expected in manifest["files"].items():
-        must_have(path, expected, ("bytes", "sha256"))
+@contextmanager
+def _shared(target: Path) -> Iterator[Path]:
+    """A folder that all processes fill and the leader puts in its place; none goes on before it is there."""
+    with ExitStack() as stack:
+        own = str(stack.enter_context(folder_atomic(target))) if ranks.leads() else ""
+        yield Path(dist.gather(own, dist.SAVES)[0])
+    dist.gather("committed", dist.SAVES)
+
+
+def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """This process's files, on the disk; what all of them wrote, by file name, with sizes and hashes."""
+    of = "" if ranks.count() == 1 else f".{ranks.rank()}-of-{ranks.count()}"
+    mine: dict[str, Any] = {}
+    problem: OSError | None = None
+    try:
+        for name, tensors in parts.items():
+            if tensors:
+                file = temporary / f"{name}{of}.safetensors"
+                with writing(file):
+                    save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, file)
+                files.reached(f"{name} written")
+                sync_file(file)
+                mine |= _described(file)
+    except OSError as error:
+        problem = error
+    everyone = dist.gather({"files": mine, "problem": None if problem is None else str(problem)}, dist.SAVES)
+    if problem is not None:
+        raise problem
+    for number, one in enumerate(everyone):
+        if one["problem"] is not None:
+            raise RunError(f"rank {number} could not write its part of a checkpoint: {one['problem']}", remedy="the checkpoint before it is intact")
+    return {name: described for one in everyone for name, described in one["files"].items()}
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)}}
+
+
+def complaints(folder: Path, *, share: bool = False) -> list[str]:
+    """What is wrong with a checkpoint folder, file by file; nothing when every byte is as it was saved. share: each process of the job looks at
+    a part of the files, and all know of all.
+    """
+    try:
+        manifest = _manifest(folder)
+    except RunError as error:
+        return [str(error)]
+    found = []
+    for number, (name, expected) in enumerate(sorted(manifest["files"].items())):
         file = folder / name
+        if share and number % ranks.count() != ranks.rank():
+            continue
         if not file.exists():
-            raise RunError(f"{file}: missing")
-        if file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
-            raise RunError(f"{file}: damaged: its bytes are not those that were saved")
+            found.append(f"{file}: missing")
+        elif file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
+            found.append(f"{file}: damaged: its bytes are not those that were saved")
+    return [one for many in dist.gather(found) for one in many] if share else found
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    manifest = unsealed(path)
+    if manifest.get("schema") not in READS:
+        known = " and ".join(map(str, READS))
+        raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {known})", remedy="the version that wrote it")
+    must_have(path, manifest, ("files", "identity"))
+    for described in manifest["files"].values():
+        must_have(path, described, ("bytes", "sha256"))
+    return manifest
+
+
+def load(folder: Path) -> Checkpoint:
+    """A checkpoint, every byte verified first, by all processes together. Raises RunError naming the file that is damaged or missing."""
+    wrong = complaints(folder, share=True)
+    if wrong:
+        raise RunError("\n  ".join(wrong))
+    manifest = _manifest(folder)
     progress = read_json(folder / "progress.json")
     progress["cursor"] = Cursor(**progress["cursor"])
-    parts = [load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in manifest["files"] else {} for name in ("weights", "optimizer", "reference")]
-    return Checkpoint(Progress(**progress), parts[0], parts[1], manifest["identity"], parts[2])
+    if manifest["schema"] == 1:  # saved after the step's evaluation, if there was one
+        progress["evaluated"] = progress["step"]
+    weights, optimizer, reference = (_rows(_files(folder, manifest, name)) for name in PARTS)
+    return Checkpoint(Progress(**progress), weights, optimizer, manifest["identity"], reference)
+
+
+def _files(folder: Path, manifest: Mapping[str, Any], name: str) -> list[Path]:
+    """The files that hold `name`, by the rank that wrote them."""
+    found = [file for file in manifest["files"] if file.partition(".")[0] == name and file.endswith(".safetensors")]
+    return [folder / file for file in sorted(found, key=lambda file: int(file.split(".")[1].partition("-")[0]) if file.count(".") > 1 else 0)]
+
+
+def _rows(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """This process's rows of every tensor that the files hold between them. A tensor without rows is the same in all."""
+    if not paths:
+        return {}
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in paths]
+        return {name: _part([one.get_slice(name) for one in opened]) for name in opened[0].keys()}  # noqa: SIM118
+
+
+def _part(slices: Sequence[Any]) -> Tensor:
+    if not slices[0].get_shape():
+        return torch.as_tensor(slices[0][...])
+    sizes = [one.get_shape()[0] for one in slices]
+    own = shards.rows(sum(sizes))
+    found, first = [], 0
+    for one, size in zip(slices, sizes):
+        a, b = max(own.start, first), min(own.stop, first + size)
+        if a < b:
+            found.append(one[a - first : b - first])
+        first += size
+    return torch.cat(found) if found else torch.as_tensor(slices[0][:0])
 
 
 def saved(folder: Path) -> list[Path]:
@@ -89,21 +191,19 @@ def saved(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones. Raises RunError when none of them does."""
-    complaints: list[str] = []
+    wrong: list[str] = []
     for path in reversed(saved(folder)):
         try:
-            return load(path), complaints
+            return load(path), wrong
         except RunError as error:
-            complaints.append(error.what)
-    if complaints:
-        raise RunError(f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(complaints), remedy="start again with another --out")
+            wrong.append(str(error))
+    if wrong:
+        raise RunError(f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(wrong), remedy="start again with another --out")
     return None, []
 
 
 def prune(folder: Path, *, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and leftovers of interrupted writes."""
+    """Delete all but the newest `keep` checkpoints and the best one. Called when the newest is safe."""
     for path in saved(folder)[:-keep]:
         if path.name != f"step_{best}":
-            shutil.rmtree(path)
-    for path in [*folder.glob("step_*.tmp-*"), *folder.glob("step_*.old-*")]:
-        shutil.rmtree(path)
+            remove_folder(path)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from winnow.batch import Batch
+from winnow.data.pack import Work
 from winnow.models import has_experts
 
 
@@ -21,6 +22,11 @@ class Limit:
     per_scored: float
     per_position: float
     rate: float
+
+    @property
+    def work(self) -> Work:
+        """What a group costs, for packing."""
+        return Work(self.per_token, self.per_scored, self.per_position)
 
     def share(self, batches: Sequence[Batch], seconds: float) -> float:
         """Useful FLOPs of these micro-batches over what the machine could have done in that time.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from winnow.batch import Batch
 from winnow.config import Follow
 from winnow.engine.api import Engine, Said
+from winnow.shards import local
 from winnow.train.reference import Frozen
 
 
@@ -38,7 +39,7 @@ class Live:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if name in self.moving:
-                    self.moving[name].lerp_(p.to(self.moving[name].dtype), self.follow.mix)
+                    self.moving[name].lerp_(local(p).to(self.moving[name].dtype), self.follow.mix)
                     self.frozen.weights[name] = self.moving[name].to(p.dtype, copy=True)
 
     def state(self) -> dict[str, Tensor]:

@@ -10,22 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.batch import Batch, collate
-from winnow.data.pack import pack, pack_all
-from winnow.data.render import RenderedGroup
-from winnow.data.stream import Cursor, Share, batches, epoch_size
+from winnow import dist, files, ranks
+from winnow.batch import Batch
+from winnow.data.pack import Work
+from winnow.data.stream import Cursor, batches, epoch_size
 from winnow.engine.api import Engine
-from winnow.errors import DataError, TrainingError
-from winnow.files import RunFolder
+from winnow.errors import DataError, Stopped, TrainingError
 from winnow.objectives.scores import undecided
 from winnow.objectives.terms import Objective
-from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
+from winnow.train.feed import Data, Micro
 from winnow.train.limit import Limit
 from winnow.train.live import Live
 from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate
-from winnow.train.reference import Reference
+from winnow.train.saver import Saver
 from winnow.train.step import held_out, take_step
 
 
@@ -47,28 +46,6 @@ class Plan:
     passes: str  # "epoch", or "window" where the data is a stream
 
 
-@dataclass(frozen=True)
-class Data:
-    """A rendered data set, how epochs mix its parts, and its reference log-probs where the objective wants some."""
-
-    groups: Sequence[RenderedGroup]
-    shares: Sequence[Share]
-    reference: Reference | None
-
-    def micro_batches(self, items: Sequence[int], tokens: int) -> list[Batch]:
-        """The groups numbered `items`, packed under the token budget, on the CPU."""
-        groups = [self.groups[i] for i in items]
-        return [self._known(collate([groups[i] for i in part], [items[i] for i in part])) for part in pack(groups, tokens)]
-
-    def everything(self, tokens: int) -> Iterator[Batch]:
-        """All groups, a micro-batch at a time."""
-        for part in pack_all(self.groups, tokens):
-            yield self._known(collate([self.groups[i] for i in part], part))
-
-    def _known(self, batch: Batch) -> Batch:
-        return batch if self.reference is None else self.reference.into(batch)
-
-
 def fit(
     model: Any,
     optimizer: Optimizer,
@@ -79,9 +56,8 @@ def fit(
     *,
     objective: Objective,
     engine: Engine,
-    run: RunFolder,
+    saver: Saver,
     metrics: MetricsFile,
-    identity: Mapping[str, Any],
     show: Callable[[Row], None],
     besides: Callable[[int], Row] | None,
     limit: Limit | None,
@@ -94,47 +70,59 @@ def fit(
     limit: what the machine could do; None where that is not known.
     besides: what else an evaluation measures, by step (it runs only where there are evaluations).
     live: the reference, where it is asked at every step.
+    Raises Stopped, with the state saved, when a signal asks to stop: after the step it came in, or in the midst of an evaluation, which is
+    then made again.
     """
     steps = draws(epochs, plan, progress.cursor)
-    if progress.step == 0 and evaluations:
-        row, progress = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine, live=live)
-        metrics.write(row | (besides(0) if besides else {}))
-    proved = progress.step > 0
+    work = limit.work if limit and ranks.count() > 1 else None  # one process packs by tokens
+    best, saved, proved = False, progress.step, progress.step > 0
 
     def save() -> None:
-        checkpoint.save(run.checkpoints, progress, optimizer.weights(), optimizer.state(), dict(identity), live.state() if live else {})
+        nonlocal saved
+        if progress.step > saved:
+            metrics.sync()
+            saver.save(progress, optimizer.weights(), optimizer.state(), live.state() if live else {})
+            saved = progress.step
 
-    while progress.step < plan.steps:
-        try:
-            data, items, cursor = next(steps)
-        except DataError:  # of a stream's next window: nothing before it is lost
-            save()
-            raise
-        began = time.perf_counter()
-        micro = data.micro_batches(items, plan.tokens)
-        lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
-        before = None if proved else samples(optimizer)
-        row, known = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before=progress.known, live=live)
-        if before is not None and "loss" in row and not all(map(undecided, micro)):  # ties alone, or nothing that counts, have no gradient, rightly
-            proved = moved(before, samples(optimizer))
-            if not proved:
-                raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
-        progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + count(micro), known=dict(known))
-        if live:
-            live.after(model, progress.step)
-        row |= position(progress, data, plan.passes) | speed(micro, time.perf_counter() - began, limit)
-        metrics.write(row)
-        show(row)
-        best = False
-        if evaluations and due(progress.step, plan.eval_every, plan.steps):
-            row, after = evaluate(model, progress, plan, evaluations, objective=objective, engine=engine, live=live)
-            best, progress = plan.save_best and after.best_step != progress.best_step, after
-            row |= besides(progress.step) if besides else {}
+    try:
+        while True:
+            if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
+                row, after = evaluate(model, progress, plan, evaluations, work, objective=objective, engine=engine, live=live)
+                row |= besides(progress.step) if besides else {}
+                best, progress = plan.save_best and after.best_step != progress.best_step, after
+                metrics.write(row)
+                show(row)
+            if best or due(progress.step, plan.save_every, plan.steps):
+                save()
+            dist.obey()
+            if progress.step >= plan.steps:
+                break
+            try:
+                data, items, cursor = next(steps)
+            except DataError:  # of a stream's next window: nothing before it is lost
+                save()
+                raise
+            began = time.perf_counter()
+            micro = data.micro_batches(items, plan.tokens, work, whole=objective.whole)
+            lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
+            before = None if proved else samples(optimizer)
+            row, known = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=lr, before=progress.known, live=live)
+            if before is not None:
+                proved = moved(before, optimizer, micro, "loss" in row)
+            tokens, figures = speed(micro, began, limit)
+            progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + tokens, known=dict(known))
+            if live:
+                live.after(model, progress.step)
+            row |= position(progress, data, plan.passes) | figures
             metrics.write(row)
             show(row)
-        if best or due(progress.step, plan.save_every, plan.steps):
-            save()
-            checkpoint.prune(run.checkpoints, keep=plan.keep, best=progress.best_step if plan.save_best else None)
+            dist.alive(progress.step)
+            files.reached(f"step {progress.step}")
+            best = False
+    except dist.Halt as halt:
+        save()
+        saver.wait()
+        raise Stopped(halt.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
     return progress
 
 
@@ -153,12 +141,22 @@ def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator
 
 
 def evaluate(
-    model: Any, progress: Progress, plan: Plan, evaluations: Mapping[str, Data], *, objective: Objective, engine: Engine, live: Live | None
+    model: Any,
+    progress: Progress,
+    plan: Plan,
+    evaluations: Mapping[str, Data],
+    work: Work | None,
+    *,
+    objective: Objective,
+    engine: Engine,
+    live: Live | None,
 ) -> tuple[Row, Progress]:
     """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
     row: Row = {"step": progress.step}
+    progress = replace(progress, evaluated=progress.step)
     for i, (prefix, data) in enumerate(evaluations.items()):
-        measured = held_out(model, data.everything(plan.tokens), objective=objective, engine=engine, before=progress.known, live=live)
+        own, everyones = data.everything(plan.tokens, work), data.everyones(plan.tokens, work)
+        measured = held_out(model, own, objective=objective, engine=engine, before=progress.known, live=live, everyones=everyones)
         row |= {prefix + name: value for name, value in measured.items()}
         if i == 0 and progress.step and "loss" in measured and (progress.best_loss is None or measured["loss"] < progress.best_loss):
             progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])
@@ -181,11 +179,14 @@ def count(micro: Sequence[Batch]) -> int:
     return sum(len(batch.token_T) for batch in micro)
 
 
-def speed(micro: Sequence[Batch], seconds: float, limit: Limit | None) -> Row:
-    """Comparisons and distinct tokens per second of this step, and its share of the hardware's limit."""
-    pairs = sum(len(batch.pair_M2) for batch in micro)
-    share = {"hardware_share": limit.share(micro, seconds)} if limit else {}
-    return {"pairs_per_second": pairs / seconds, "tokens_per_second": count(micro) / seconds, **share}
+def speed(micro: Micro, began: float, limit: Limit | None) -> tuple[int, Row]:
+    """Distinct tokens of the step; comparisons and tokens per second, and its share of the hardware's limit, over all processes."""
+    seconds = time.perf_counter() - began
+    batches = [batch for batch in micro.own if not batch.idle]
+    own = [count(batches), sum(len(batch.pair_M2) for batch in batches), limit.share(batches, seconds) if limit else 0.0]
+    tokens, pairs, share = (sum(values) for values in zip(*dist.gather(own)))
+    shared = {"hardware_share": share / ranks.count()} if limit else {}
+    return tokens, {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds, **shared}
 
 
 def samples(optimizer: Optimizer) -> list[Tensor]:
@@ -193,6 +194,15 @@ def samples(optimizer: Optimizer) -> list[Tensor]:
     return [weight.flatten()[:4096].clone() for weight in optimizer.weights().values()]
 
 
-def moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Whether any of them changed."""
-    return any(not torch.equal(a, b) for a, b in zip(before, after))
+def moved(before: Sequence[Tensor], optimizer: Optimizer, micro: Micro, counted: bool) -> bool:
+    """Whether the first step changed a weight anywhere; also False where it had nothing to learn from: ties alone, or nothing that
+    counts, have no gradient, rightly. Raises TrainingError where it had.
+    """
+    idle = not counted or all(undecided(batch) for batch in micro.own if not batch.idle)
+    changed = any(not torch.equal(a, b) for a, b in zip(before, samples(optimizer)))
+    seen = dist.gather([idle, changed])
+    if all(idle for idle, _ in seen):
+        return False
+    if not any(changed for _, changed in seen):
+        raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
+    return True

@@ -11,7 +11,8 @@ from typing import Any
 
 from winnow.console import safe, say
 from winnow.errors import SettingsError
-from winnow.files import read_jsonl, write_jsonl, writing
+from winnow.files import read_jsonl, sync_file, write_jsonl, writing
+from winnow.ranks import leads
 
 Sums = dict[str, tuple[float, float]]
 Row = dict[str, float | int]
@@ -33,21 +34,30 @@ class MetricsFile:
     """`metrics.jsonl`, one flushed line per row, and the trackers that get the same rows."""
 
     def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0) -> None:
-        """Rows past step `resume_at` are cut: training will write them again."""
+        """Rows past step `resume_at` are cut: training will write them again. Of several processes one writes."""
         self.path = path
-        kept = [row for row in read_jsonl(path, "step") if row["step"] <= resume_at] if resume_at else []
-        if resume_at and (not kept or kept[-1]["step"] < resume_at):
-            say(f"[yellow]metrics:[/] rows up to step {resume_at} are gone from {safe(path)}: nothing but this file had them")
-        write_jsonl(path, kept)
-        self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
+        self.sinks: list[Sink] = []
+        if leads():
+            kept = [row for row in read_jsonl(path, "step") if row["step"] <= resume_at] if resume_at else []
+            if resume_at and (not kept or kept[-1]["step"] < resume_at):
+                say(f"[yellow]metrics:[/] rows up to step {resume_at} are gone from {safe(path)}: nothing but this file had them")
+            write_jsonl(path, kept)
+            self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Append one row; numbers that are not finite become null, because JSON has no others."""
+        if not leads():
+            return
         clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
         for sink in self.sinks:
             sink({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def sync(self) -> None:
+        """Make the rows survive a power cut, as the checkpoint of their step will."""
+        if leads():
+            sync_file(self.path)
 
 
 Sink = Callable[[Mapping[str, float | int], int], None]

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from winnow import dist
 from winnow.errors import ModelError, RunError
+from winnow.shards import local
 
 
 def rate(step: int, *, lr: float, schedule: str, warmup: int, steps: int) -> float:
@@ -25,8 +28,8 @@ def rate(step: int, *, lr: float, schedule: str, warmup: int, steps: int) -> flo
 class Optimizer:
     """AdamW or RMSprop over a model's trainable parameters.
 
-    Parameters in bfloat16 get a float32 master copy; their gradients are summed in float32 as they appear. State can be
-    taken and given back as named tensors, so a checkpoint holds no pickled object.
+    Parameters in bfloat16 get a float32 master copy; their gradients are summed in float32 as they appear. Of a sharded model each
+    process updates its own rows. State can be taken and given back as named tensors, so a checkpoint holds no pickled object.
     """
 
     def __init__(self, model: nn.Module, *, kind: str, weight_decay: float, clip: float | None) -> None:
@@ -36,10 +39,15 @@ class Optimizer:
         self.clip = clip
         self.masters: list[tuple[str, nn.Parameter, nn.Parameter]] = []
         for name, p in named:
-            master = p if p.dtype in (torch.float32, torch.float64) else nn.Parameter(p.detach().float())
-            if master is not p:
+            if isinstance(p, DTensor):
+                master = nn.Parameter(local(p.detach()))  # the same memory: what is done to it is done to the shard
+            elif p.dtype in (torch.float32, torch.float64):
+                master = p
+            else:
+                master = nn.Parameter(p.detach().float())
                 p.register_post_accumulate_grad_hook(_collect(master))
             self.masters.append((name, p, master))
+        self.copied = [(name, p, master) for name, p, master in self.masters if master is not p and not isinstance(p, DTensor)]
         self.matrices = [master for _, _, master in self.masters if master.ndim >= 2]
         self.weight_decay = weight_decay
         self.inner: torch.optim.Optimizer
@@ -53,8 +61,15 @@ class Optimizer:
         return [master for _, _, master in self.masters]
 
     def clip_gradients(self) -> float:
-        """Norm of all gradients together (before clipping), clipped to the limit in place. Not finite: the caller stops."""
-        return float(nn.utils.clip_grad_norm_(self.parameters(), self.clip if self.clip is not None else math.inf))
+        """Norm of all gradients together (before clipping), of all processes, clipped to the limit in place. Not finite: the caller stops."""
+        for _, p, master in self.masters:
+            if isinstance(p, DTensor) and p.grad is not None:
+                master.grad, p.grad = local(p.grad), None
+        grads = [master.grad for master in self.parameters() if master.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        total = math.hypot(*dist.gather(float(norm)))
+        nn.utils.clip_grads_with_norm_(self.parameters(), self.clip if self.clip is not None else math.inf, torch.tensor(total, dtype=norm.dtype))
+        return total
 
     def step(self, lr: float) -> None:
         """Update the masters at rate `lr`, copy them into the model, forget the gradients.
@@ -70,9 +85,8 @@ class Optimizer:
         self.inner.step()
         self.forget()
         with torch.no_grad():
-            for _, p, master in self.masters:
-                if master is not p:
-                    p.copy_(master)
+            for _, p, master in self.copied:
+                p.copy_(master)
 
     def allocate(self) -> None:
         """All the memory that updates will need: gradients and moments of 0, counted as no step."""
@@ -87,6 +101,8 @@ class Optimizer:
     def forget(self) -> None:
         """Drop all gradients."""
         self.inner.zero_grad(set_to_none=True)
+        for _, p, _ in self.masters:
+            p.grad = None
 
     def weights(self) -> dict[str, Tensor]:
         """The trainable weights by name, masters where there are some."""
@@ -96,10 +112,10 @@ class Optimizer:
         """Put saved weights into masters and model. Raises RunError when names or shapes differ."""
         _same_names("model", {name for name, _, _ in self.masters}, set(tensors))
         with torch.no_grad():
-            for name, p, master in self.masters:
+            for name, _, master in self.masters:
                 master.copy_(tensors[name])
-                if master is not p:
-                    p.copy_(master)
+            for _, p, master in self.copied:
+                p.copy_(master)
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's moments and counts, named `slot|parameter`."""

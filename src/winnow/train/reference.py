@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from winnow import dist
 from winnow.batch import Batch, collate
 from winnow.data.pack import pack_all
 from winnow.data.render import RenderedGroup
@@ -29,6 +31,8 @@ from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
 from winnow.errors import RunError, TrainingError
 from winnow.files import sha256_json, write_atomic
+from winnow.ranks import count, rank
+from winnow.shards import dtype_of, local
 
 SPOTS = 4  # groups of a stored set that are computed again when it is read
 # Largest per-token difference (nats) two passes over the same tokens may show when only padding and summation order differ.
@@ -61,7 +65,7 @@ class Frozen:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.weights = {name: p.detach().clone().to(device) for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: local(p.detach()).clone().to(device) for name, p in model.named_parameters() if p.requires_grad}
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
@@ -74,9 +78,14 @@ class Frozen:
 
     def _exchange(self, model: nn.Module) -> None:
         for name, p in model.named_parameters():
-            if name in self.weights:
+            if name not in self.weights:
+                continue
+            if isinstance(p, DTensor):  # its memory is the shard's, so the numbers move and not the tensors
+                mine, own = local(p.detach()), local(p.detach()).clone()
+                mine.copy_(self.weights[name])
+            else:
                 own, p.data = p.data, self.weights[name].to(p.device)
-                self.weights[name] = own.to(self.device)
+            self.weights[name] = own.to(self.device)
 
 
 def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
@@ -93,12 +102,26 @@ def identity(source: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, e
 
 
 def compute(
-    engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup], tokens: int, device: torch.device, tick: Callable[[int], None]
+    engine: Engine,
+    model: nn.Module,
+    groups: Sequence[RenderedGroup],
+    tokens: int,
+    device: torch.device,
+    tick: Callable[[int], None],
+    *,
+    share: bool = False,
 ) -> Float[Tensor, " all"]:
-    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished."""
+    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished.
+
+    share: each process of the job computes its part, and all get all; otherwise whoever asks computes the whole.
+    """
     start = offsets(groups)
     value: Tensor | None = None
-    for items in pack_all(groups, tokens):
+    ranks = count() if share else 1
+    for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
+        if number % ranks != (rank() if share else 0):
+            continue
+        items = part or [0]  # nothing left for this one: the others need it to compute with all the same
         batch = collate([groups[i] for i in items], items)
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
@@ -107,11 +130,13 @@ def compute(
                 f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype"
             )
         if value is None:
-            value = torch.empty(start[-1], dtype=logp_N.dtype)
-        for i, part in zip(items, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
-            value[start[i] : start[i + 1]] = part
-        tick(len(items))
-    return torch.empty(0) if value is None else value
+            value = torch.zeros(start[-1], dtype=logp_N.dtype)
+        for i, own in zip(part, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
+            value[start[i] : start[i + 1]] = own
+        tick(len(part) * ranks)
+    if value is None:
+        return torch.empty(0)
+    return dist.summed(value) if share else value  # what the others computed is 0 here
 
 
 def only_noise(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
@@ -131,7 +156,7 @@ def spot_check(engine: Engine, model: nn.Module, groups: Sequence[RenderedGroup]
     again = compute(engine, model, [groups[i] for i in chosen], tokens, device, lambda n: None)
     then = torch.cat([kept.value[kept.start[i] : kept.start[i + 1]] for i in chosen])
     noise = float((again - then).abs().max())
-    if not only_noise(again, then, next(model.parameters()).dtype):
+    if not only_noise(again, then, dtype_of(model)):
         raise RunError(
             f"stored reference log-probs differ from the model's by up to {noise:.3g} nats",
             remedy=f"the store {kept.identity[:16]}.safetensors is from another library version or machine: delete it, it is computed again",

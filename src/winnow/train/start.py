@@ -12,9 +12,10 @@ from torch import Tensor
 
 from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.api import Columns, Engine, Said
+from winnow.engine.api import Columns, Engine, Said, no_slope
 from winnow.errors import TrainingError
 from winnow.objectives.terms import Objective
+from winnow.shards import dtype_of
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.reference import NOISE, only_noise
@@ -30,7 +31,7 @@ def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, wan
     try:
         optimizer.allocate()
         other = live.ask(model, batch)[1] if live else None
-        engine.backward(model, batch, _nothing, want, other)
+        engine.backward(model, batch, no_slope, want, other)
         optimizer.forget()
     except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU without memory
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
@@ -73,7 +74,7 @@ def check_identity(model: Any, batch: Batch, *, objective: Objective, engine: En
     if bool((logp_N > 1e-4).any()):
         raise TrainingError("a log-prob is positive: the model's logits are not normalised", remedy="report this model: the engine does not fit it")
     noise = float((logp_N - reference_N).abs().max())
-    dtype = next(model.parameters()).dtype
+    dtype = dtype_of(model)
     if not only_noise(logp_N, reference_N, dtype) or not math.isclose(loss, expected, rel_tol=max(1e-3, NOISE[dtype] / 10)):
         raise TrainingError(
             f"policy and reference differ before the first step: largest log-prob difference {noise:.3g} nats (allowed {NOISE[dtype]:g}, in the mean a tenth), "
@@ -90,7 +91,3 @@ def _loss(objective: Objective, columns: Columns, batch: Batch) -> float:
     """0 where nothing counts in these few rows."""
     known = objective.known(columns, batch, {}, train=False)
     return objective.losses([float(total) for total in objective.totals(columns, batch, known)], objective.counts([batch])).get("loss", 0.0)
-
-
-def _nothing(columns: Columns, part: Batch) -> Columns:
-    return {name: torch.zeros_like(columns[name]) for name in ("logp", "kl") if name in columns}

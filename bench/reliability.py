@@ -1,0 +1,173 @@
+"""What being safe costs: saves while training goes on, a start from a checkpoint beside a fresh one, two processes beside one.
+
+    python bench/reliability.py [saving] [starting] [processes] --out runs/reliability
+
+Each figure is a ratio within one run, alternating, three repetitions. Prints a line of markdown per figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import torch
+
+import tiny
+from winnow import models
+from winnow.data.pack import pack
+from winnow.data.render import Renderer
+from winnow.data.sources import load
+from winnow.device import keep_memory
+from winnow.engine.tiled import SEGMENTS
+from winnow.objectives.terms import DEMONSTRATION
+from winnow.train.checkpoint import Progress
+from winnow.train.feed import Data
+from winnow.train.optim import Optimizer
+from winnow.train.saver import Saver
+from winnow.train.step import take_step
+
+SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
+TIMES, STEPS = 3, 100
+SAVES = {"no save": None, "waiting": False, "aside": True}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("what", nargs="*", default=["saving", "starting", "processes"])
+    asked.add_argument("--out", type=Path, default=Path("runs/reliability"))
+    told = asked.parse_args()
+    shutil.rmtree(told.out, ignore_errors=True)
+    told.out.mkdir(parents=True)
+    torch.set_num_threads(os.cpu_count() or 1)
+    tiny.folder(told.out / "model", **SHAPE, max_position_embeddings=512)
+    tiny.write(told.out / "pairs.jsonl", rows(512))
+    for name in told.what:
+        {"saving": saving, "starting": starting, "processes": processes}[name](told.out)
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    """Pairs of some fifty tokens a side."""
+    chance, words = random.Random(0), [row["chosen"] for row in tiny.pairs(40)]
+    some = lambda: "".join(chance.choices(words, k=3))  # noqa: E731
+    return [{"prompt": f"{i}: {some()}", "chosen": some(), "rejected": some()} for i in range(count)]
+
+
+def saving(out: Path) -> None:
+    """A hundred steps without a save, with one in their midst, and with one on the side."""
+    keep_memory()
+    loaded = models.load(str(out / "model"), device="cpu", train=True)
+    optimizer = Optimizer(loaded.model, kind="adamw", weight_decay=0.0, clip=1.0)
+    renderer = Renderer(loaded.tokenizer)
+    groups = [renderer.render(group) for group in load(str(out / "pairs.jsonl")).groups[:8]]
+    data = Data(groups, [], None)
+    parts = [i for part in pack(groups, 4096) for i in part]
+    savers = {name: Saver(out / name, {}, keep=1, keep_best=False, aside=bool(aside)) for name, aside in SAVES.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in SAVES}
+    step = 0
+    for _ in range(TIMES):
+        for name in SAVES:
+            began = time.perf_counter()
+            with savers[name] as saver:
+                for i in range(STEPS):
+                    step += 1
+                    take_step(
+                        loaded.model,
+                        data.micro_batches(parts, 4096),
+                        objective=DEMONSTRATION,
+                        engine=SEGMENTS,
+                        optimizer=optimizer,
+                        lr=1e-6,
+                        before={},
+                        live=None,
+                    )
+                    if i == STEPS // 2 and SAVES[name] is not None:
+                        saver.save(Progress(step), optimizer.weights(), optimizer.state(), {})
+            seconds[name].append(time.perf_counter() - began)
+            print(f"  {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    size = sum(file.stat().st_size for file in (out / "aside").rglob("*.safetensors")) / 2**20
+    base = seconds["no save"]
+    for name in ("waiting", "aside"):
+        ratios = [b / a - 1 for a, b in zip(base, seconds[name])]
+        each = ", ".join(f"{r:+.1%}" for r in ratios)
+        what = f"a save of {size:.0f} MiB in {STEPS} steps of {statistics.median(base) / STEPS:.2f} s, {name}"
+        print(f"| {what} | {statistics.median(ratios):+.1%} | {each} |", flush=True)
+
+
+def command(out: Path, run: Path, steps: int) -> list[str]:
+    files = ["--model", out / "model", "--data", out / "pairs.jsonl", "--out", run]
+    return [str(word) for word in ("dpo", *files, "--steps", steps, "--batch-size", 16, "--save-every", 3, "--lr", 1e-5)]
+
+
+def starting(out: Path) -> None:
+    """Seconds from the command to the first step's line, of a fresh run and of the same run gone on with."""
+    found: dict[str, list[float]] = {"fresh": [], "resumed": []}
+    for number in range(TIMES):
+        run, env = out / f"start-{number}", {**os.environ, "WINNOW_CACHE": str(out / f"cache-{number}")}
+        for kind in found:
+            seconds, process = first_step(run, command(out, run, 1000), env, 1 if kind == "fresh" else 4)
+            found[kind].append(seconds)
+            wait(process, run / "checkpoints" / "step_3")
+            process.kill()
+            process.wait()
+            for late in run.glob("checkpoints/step_[!3]*"):
+                shutil.rmtree(late)
+        print(f"  fresh {found['fresh'][-1]:.1f} s, resumed {found['resumed'][-1]:.1f} s", file=sys.stderr, flush=True)
+    ratios = [b / a for a, b in zip(found["fresh"], found["resumed"])]
+    print(f"| start to first step, resumed over fresh | {statistics.median(ratios):.2f} | {', '.join(f'{r:.2f}' for r in ratios)} |", flush=True)
+
+
+def first_step(run: Path, words: list[str], env: dict[str, str], line: int) -> tuple[float, subprocess.Popen[bytes]]:
+    """Seconds until that line of the metrics is there. A run that goes on writes the file anew first."""
+    before, began = seen(run)[0], time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "winnow", *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while seen(run)[0] == before or seen(run)[1] < line:
+        assert process.poll() is None, "the run ended early"
+        time.sleep(0.005)
+    return time.perf_counter() - began, process
+
+
+def seen(run: Path) -> tuple[int, int]:
+    """The metrics file's number on the disk, and its lines."""
+    file = run / "metrics.jsonl"
+    return (file.stat().st_ino, file.read_text().count("\n")) if file.exists() else (0, 0)
+
+
+def wait(process: subprocess.Popen[bytes], path: Path) -> None:
+    while not path.exists():
+        assert process.poll() is None, "the run ended early"
+        time.sleep(0.005)
+
+
+def processes(out: Path) -> None:
+    """Tokens a second of one process with all cores, and of as many processes as there are cores with one each."""
+    cores = os.cpu_count() or 1
+    found: dict[int, list[float]] = {1: [], cores: []}
+    for _ in range(TIMES):
+        for count in found:
+            run = out / f"{count} processes"
+            shutil.rmtree(run, ignore_errors=True)
+            env = {**os.environ, "OMP_NUM_THREADS": str(cores // count), "WINNOW_CACHE": str(out / "cache")}
+            torchrun = ["torch.distributed.run", "--nproc-per-node", str(count), "-m"] if count > 1 else []
+            words = [sys.executable, "-m", *torchrun, "winnow", *command(out, run, 30)]
+            subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            rates = [row["tokens_per_second"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+            found[count].append(statistics.median(rates))
+            print(f"  {count} processes: {found[count][-1]:,.0f} tokens/s", file=sys.stderr, flush=True)
+    ratios = [b / a for a, b in zip(found[1], found[cores])]
+    each = ", ".join(f"{r:.2f}" for r in ratios)
+    print(f"| tokens a second, {cores} processes (gloo) over one with {cores} threads | {statistics.median(ratios):.2f} | {each} |")
+
+
+if __name__ == "__main__":
+    main()

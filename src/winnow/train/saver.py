@@ -1,0 +1,60 @@
+"""Who saves a run's checkpoints: while everybody waits, or on the side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from winnow import files, ranks
+from winnow.train import checkpoint
+from winnow.train.checkpoint import Progress
+
+
+class Saver:
+    """Saves checkpoints of a run and deletes old ones: while everybody waits, or on the side.
+
+    On the side: tensors are copied, then training goes on while a thread writes. One save at a time: the next one waits for it, and what went
+    wrong with it is raised there.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep: int, keep_best: bool, aside: bool) -> None:
+        self.folder, self.identity, self.keep, self.keep_best = folder, dict(identity), keep, keep_best
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="save") if aside else None
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """What was begun comes to its end; what was wrong with it is raised, unless something else is on its way."""
+        try:
+            self.wait()
+        except Exception:
+            if error is None:
+                raise
+
+    def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+        """Save this state, or begin to."""
+        self.wait()
+        if self.thread is None:
+            self._write(progress, weights, optimizer, reference)
+        else:
+            copies = [{name: t.detach().cpu().clone() for name, t in tensors.items()} for tensors in (weights, optimizer, reference)]
+            self.pending = self.thread.submit(self._write, progress, *copies)
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk. Raises what went wrong."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _write(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+        checkpoint.save(self.folder, progress, weights, optimizer, self.identity, reference)
+        if ranks.leads():
+            checkpoint.prune(self.folder, keep=self.keep, best=progress.best_step if self.keep_best else None)
+            files.reached("pruned")

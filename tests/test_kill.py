@@ -1,0 +1,170 @@
+"""The kill matrix: SIGKILL at every step, and at every point inside a save, with one process and with two. Nothing is ever lost."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+
+import pytest
+
+import runs
+from farm import Farm
+from winnow.files import RunFolder
+
+STEPS = 10
+# What a save goes through, in the order in which one process does; found by a run that lists its points, and held against it.
+SAVE = [
+    "metrics synced",
+    "weights written",
+    "weights synced",
+    "optimizer written",
+    "optimizer synced",
+    "progress.json written",
+    "progress.json synced",
+    "manifest.json written",
+    "manifest.json synced",
+    "manifest written",
+    "folder synced",
+    "renamed",
+    "parent synced",
+    "renamed to be deleted",
+    "pruned",
+]
+# What comes before the first step and after the last one.
+BEGIN = ["lock.json synced", "config.yaml written", "config.yaml synced", "data.json synced", "environment.json synced", "samples.jsonl synced"]
+END = [
+    "model synced",
+    "folder synced",
+    "renamed",
+    "parent synced",
+    "manifest.json written",
+    "manifest.json synced",
+    "report.html synced",
+    "report.json written",
+]
+
+
+def line(world, out, **changes):
+    return runs.line("dpo", world, out, **{"steps": STEPS, "save_every": 2, "keep": 2, "batch_size": 5, "rank_timeout": 30, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return runs.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def farm(world, tmp_path_factory):
+    made = Farm(tmp_path_factory.mktemp("cache"), *line(world, tmp_path_factory.mktemp("warm") / "run"))
+    yield made
+    made.close()
+
+
+def digest(run):
+    """Of all that must be the same at the end: weights, moments, progress, metrics without the clock, model, samples."""
+    files = [*sorted(run.checkpoints.rglob("*.safetensors")), *sorted(run.checkpoints.rglob("progress.json")), *sorted(run.model.iterdir()), run.samples]
+    told = [(str(file.relative_to(run.root)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return [*told, *runs.numbers(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(farm, world, tmp_path_factory):
+    """By number of processes: what a run that nobody killed comes to, and the points it passed, by rank."""
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path_factory.mktemp(f"whole-{ranks}")
+        answer = farm(*line(world, out / "run"), ranks=ranks, out=out / "said", points=True)
+        assert answer["codes"] == [0] * ranks, answer["said"]
+        found[ranks] = digest(RunFolder(out / "run")), answer["points"]
+    return found
+
+
+def killed_and_resumed(farm, world, folder, fault, ranks=1, **changes):
+    """The run after a fault, and the same command again."""
+    run = RunFolder(folder / "run")
+    answer = farm(*line(world, run.root, **changes), ranks=ranks, out=folder / "said", fault=fault)
+    assert answer["faults"] == 1, (fault, answer["said"])
+    assert answer["codes"][fault.get("rank", 0)] == -signal.SIGKILL
+    assert all(code in (1, -signal.SIGKILL) for code in answer["codes"])
+    answer = farm(*line(world, run.root, **changes), ranks=ranks, out=folder / "said")
+    assert answer["codes"] == [0] * ranks, (fault, answer["said"])
+    left = [path.name for path in (*run.root.iterdir(), *run.checkpoints.iterdir()) if ".tmp-" in path.name or ".old-" in path.name]
+    assert left == []
+    return run
+
+
+def passed(points, rank, name):
+    return max((time for number, point, time in points if (number, point) == (rank, name)), default=0)
+
+
+def test_the_points_are_those_of_a_save(whole):
+    """A point that is gone, or a new one, has to be looked at here."""
+    _, points = whole[1]
+    own = [point for _, point, _ in points]
+    last = len(own) - own[::-1].index("metrics synced") - 1
+    seen = list(dict.fromkeys(point for point in own[last:][: own[last:].index("pruned") + 1]))
+    assert [point for point in seen if point in SAVE] == SAVE
+    assert set(seen) - set(SAVE) <= {"progress synced", "manifest synced"}
+    assert all(passed(points, 0, point) for point in (*BEGIN, *END))
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_killed_at_a_step(farm, world, whole, tmp_path, step):
+    run = killed_and_resumed(farm, world, tmp_path, {"point": f"step {step}", "time": 1})
+    assert digest(run) == whole[1][0]
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["waiting", "aside"])
+@pytest.mark.parametrize("point", SAVE)
+def test_killed_inside_a_save(farm, world, whole, tmp_path, point, aside):
+    """The third save of five; the deletion of an old checkpoint first happens in it."""
+    first = {"renamed to be deleted": 1, "manifest.json written": 3, "manifest.json synced": 3}
+    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": first.get(point, 3)}, **({"async_save": True} if aside else {}))
+    assert digest(run) == whole[1][0]
+
+
+@pytest.mark.parametrize("point", [*(("begin", point) for point in BEGIN), *(("end", point) for point in END)], ids=": ".join)
+def test_killed_before_the_first_step_and_after_the_last(farm, world, whole, tmp_path, point):
+    time = 1 if point[0] == "begin" else passed(whole[1][1], 0, point[1])
+    run = killed_and_resumed(farm, world, tmp_path, {"point": point[1], "time": time})
+    assert digest(run) == whole[1][0]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_one_of_two_killed_at_a_step(farm, world, whole, tmp_path, step):
+    run = killed_and_resumed(farm, world, tmp_path, {"point": f"step {step}", "time": 1, "rank": step % 2}, ranks=2)
+    assert digest(run) == whole[2][0]
+
+
+PARTS = ["weights written", "weights.{}-of-2 synced", "optimizer written", "optimizer.{}-of-2 synced"]
+TWO = [(0, point.format(0)) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))]
+
+
+@pytest.mark.parametrize(("rank", "point"), [*TWO, *((rank, point.format(rank)) for rank in (0, 1) for point in PARTS if rank or "{}" in point)])
+def test_one_of_two_killed_inside_a_save(farm, world, whole, tmp_path, rank, point):
+    time = 1 if point == "renamed to be deleted" else 5 if point.endswith("-of-2 synced") and not rank else 3
+    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2)
+    assert digest(run) == whole[2][0]
+
+
+CUTS = [("save", point) for point in SAVE] + [("end", point) for point in END]
+
+
+@pytest.mark.parametrize("point", CUTS, ids=": ".join)
+def test_the_power_is_cut(farm, world, whole, tmp_path, point):
+    """What was not synced is gone, what was renamed in a folder that was not synced has its old name again."""
+    where, name = point
+    time = passed(whole[1][1], 0, name) if where == "end" else 1 if name == "renamed to be deleted" else 3
+    run = killed_and_resumed(farm, world, tmp_path, {"point": name, "time": time, "power": str(tmp_path / "run")})
+    assert digest(run) == whole[1][0]
+
+
+@pytest.mark.parametrize("without", [["sync_file"], ["sync_folder"], ["folder_atomic", "write_atomic"]], ids=" and ".join)
+def test_the_matrix_can_fail(farm, world, whole, tmp_path, without):
+    """Without a sync, or without sync and rename, a power cut ends what no command can mend, or another run comes out."""
+    run, fault = RunFolder(tmp_path / "run"), {"point": "pruned", "time": 3, "power": str(tmp_path / "run")}
+    first = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, without=without)
+    assert first["faults"] == 1, first["said"]
+    answer = farm(*line(world, run.root), out=tmp_path / "said")
+    resumed = "resumed at step 6" in answer["said"][0]  # what was saved last before the cut
+    assert not resumed or answer["codes"] != [0] or digest(run) != whole[1][0], answer["said"]
