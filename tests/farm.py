@@ -183,6 +183,8 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
             if fault.get("hang"):
                 time.sleep(fault["hang"])
             elif fault.get("full"):
+                if fault.get("told"):
+                    os.kill(os.getpid(), fault["told"])
                 raise OSError(28, "No space left on device")
             else:
                 for _ in range(2 if fault.get("twice") else 1):

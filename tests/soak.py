@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -65,8 +66,9 @@ def main() -> int:
         run, hit = RunFolder(told.out / f"{number} {name}"), 0
         while hit < min(EACH, told.kills - kills):
             moment = {"after": chance.uniform(0.02, 1.1) * whole[name][1], "rank": chance.randrange(ranks)}
-            farm(*words(world, run.root, changes), ranks=ranks, out=told.out / "said", moment=moment)
-            if run.finished:  # too late for this one: it counts as no kill
+            answer = farm(*words(world, run.root, changes), ranks=ranks, out=told.out / "said", moment=moment)
+            if answer["codes"][moment["rank"]] != -signal.SIGKILL:  # too late for this one: it counts as no kill
+                assert answer["codes"] == [0] * ranks, answer["said"]
                 break
             hit += 1
             found[phase(run)] += 1

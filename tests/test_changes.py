@@ -140,6 +140,72 @@ def test_an_allowed_change_is_made_recorded_and_then_the_runs_own(world, unfinis
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 2
 
 
+@pytest.mark.parametrize("name", ["optimizer", "dtype", "engine", "batch_size", "objective", "warmup", "eval_data", "moving_reference", "seed"])
+def test_what_is_allowed_is_possible(world, unfinished, monkeypatch, capsys, name):
+    monkeypatch.chdir(world)
+    names = [name, "score"] if name == "objective" else [name]  # ipo fills in a setting of its own
+    words = runs.line("dpo", world, unfinished.root, **{**KEPT, name: OTHER[name]}, allow_change=names)
+    assert runs.winnow(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert "resumed at step 3" in said
+    assert ("its moments begin at 0" in said) == (name == "optimizer")
+    assert [row["step"] for row in runs.numbers(unfinished) if "loss" in row] == [1, 2, 3, 4]
+    assert [*read_json(unfinished.environment)["changes"][0]["changed"]] == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lora": "r=2", "allow_change": ["lora"]}, "the checkpoint's model is of another model"),
+        ({"model": "other", "allow_change": ["seed"]}, "model: "),
+        ({"steps": 2, "allow_change": ["steps"]}, "3 steps are done, and steps is 2"),
+        ({"max_length": 30, "cut_budget": 0.9, "allow_change": ["max_length"]}, "cut_budget: None -> 0.9"),
+    ],
+)
+def test_what_is_allowed_but_not_possible_changes_nothing(world, unfinished, monkeypatch, capsys, changes, told):
+    before = runs.tree(unfinished.root)
+    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **{**KEPT, **changes})) == 2
+    assert told in capsys.readouterr().err
+    after = runs.tree(unfinished.root)
+    assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
+    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 0
+
+
+def test_a_streams_next_window_is_the_one_it_was(world, tmp_path, monkeypatch, capsys):
+    """The first window is compared as all data is, each further one when it comes again."""
+    data = tiny.write(tmp_path / "rows.jsonl", tiny.pairs(24, seed=4))
+    changed = {**KEPT, "data": [str(data)], "stream": 8, "steps": 3}
+    run = runs.dpo(world, tmp_path / "run", **changed)
+    whole = runs.numbers(run)
+    run.unfinish()
+    for step in (2, 3):
+        shutil.rmtree(run.checkpoints / f"step_{step}")
+    tiny.write(data, [*tiny.pairs(24, seed=4)[:8], *tiny.pairs(24, seed=5)[8:]])
+    words = runs.line("dpo", world, run.root, **changed)
+    assert runs.winnow(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    assert "window 2 of the data is another one than when it was first read" in error
+    tiny.write(data, tiny.pairs(24, seed=4))
+    assert runs.winnow(monkeypatch, *words) == 0
+    assert runs.numbers(run) == whole
+
+
+@pytest.mark.parametrize("what", ["never kept", "damaged"])
+def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(world, tmp_path, monkeypatch, capsys, what):
+    changed = {**KEPT, "steps": 6, "keep": 1, "eval_every": 1, "eval_data": [str(world / "against.jsonl")]}  # the first one is the best: it gets worse
+    run = runs.dpo(world, tmp_path / "run", **changed, save_best=what == "damaged")
+    run.unfinish()
+    more = {"save_best": True}
+    if what == "damaged":
+        assert (run.checkpoints / "step_1").is_dir()
+        (run.checkpoints / "step_1" / "weights.safetensors").write_bytes(b"gone")
+    else:
+        more["allow_change"] = ["save_best"]
+    assert runs.winnow(monkeypatch, *runs.line("dpo", world, run.root, **changed, **more)) == 0
+    assert ("is gone or damaged" in capsys.readouterr().out) == (what == "damaged" or what == "never kept")
+    assert run.finished
+
+
 def test_a_finished_run_goes_on_for_more_steps_in_the_same_order(world, finished, tmp_path, monkeypatch, capsys):
     run = RunFolder(shutil.copytree(finished.root, tmp_path / "run"))
     words = runs.line("dpo", world, run.root, **{**KEPT, "steps": 7}, allow_change=["steps"])
@@ -170,7 +236,7 @@ def other_rows(world):
 def test_other_data_by_name(world, unfinished, other_rows):
     with pytest.raises(RunError, match="data: '24 groups'"):
         runs.dpo(world, unfinished.root, **KEPT)
-    runs.dpo(world, unfinished.root, **KEPT, allow_change=["data", "reference"])
+    runs.dpo(world, unfinished.root, **KEPT, allow_change=["data"])
     assert unfinished.finished
     assert [*read_json(unfinished.environment)["changes"][0]["changed"]] == ["data"]
     assert read_json(unfinished.root / "data.json")["train"]["used"] == 24
@@ -220,8 +286,14 @@ def test_verify_finds_every_byte(world, finished, tmp_path, monkeypatch, capsys)
             assert runs.winnow(monkeypatch, "verify", run.root) == 2, file
             assert file.name in capsys.readouterr().out.replace("\n", "")
         file.unlink()
-        assert runs.winnow(monkeypatch, "verify", run.root) == (0 if file == run.manifest else 2), file  # without it nothing is vouched for, as is said
+        assert runs.winnow(monkeypatch, "verify", run.root) == 2, file
         file.write_bytes(content)
+    capsys.readouterr()
+    for folder in (run.model, run.checkpoints / "step_4"):  # somebody laid an adapter beside the weights
+        (folder / "adapter_config.json").write_text("{}")
+        assert runs.winnow(monkeypatch, "verify", run.root) == 2
+        assert "adapter_config.json: not a file of" in capsys.readouterr().out.replace("\n", "")
+        (folder / "adapter_config.json").unlink()
     assert runs.winnow(monkeypatch, "verify", run.root) == 0
 
 

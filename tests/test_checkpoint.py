@@ -16,6 +16,8 @@ from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 from winnow.train.optim import Optimizer
 
+HEX = 4 * "0123abcd"
+
 
 def make(folder, step=3, **changes):
     progress = Progress(**{"step": step, "cursor": Cursor(2, 5), "tokens": 77, "best_step": 1, "best_loss": 0.1 + 0.2, **changes})
@@ -81,11 +83,11 @@ def test_an_interrupted_save_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_leftovers_of_writers_that_died_are_tidied_away(tmp_path):
     make(tmp_path, 1)
-    for name in ("step_4.tmp-0123abcd", "step_3.old-0123abcd", "my.tmp-notes"):
+    for name in (f"step_4.tmp-{HEX}", f"step_3.old-{HEX}", "my.tmp-notes", "model.old-20251122"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".config.yaml.tmp-0123abcd").touch()
+    (tmp_path / f".config.yaml.tmp-{HEX}").touch()
     tidy(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.tmp-notes", "step_1"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.old-20251122", "my.tmp-notes", "step_1"]
 
 
 def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
@@ -103,10 +105,18 @@ def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7):
         make(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2, best=2)
+    checkpoint.prune(tmp_path, keep=2, best=2, current=6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_2", "step_5", "step_6"]
-    checkpoint.prune(tmp_path, keep=1, best=None)
+    checkpoint.prune(tmp_path, keep=1, best=None, current=6)
     assert [p.name for p in tmp_path.iterdir()] == ["step_6"]
+
+
+def test_pruning_keeps_the_one_that_was_written_now(tmp_path):
+    """After a later one did not verify, and its steps are done again."""
+    for step in (2, 4, 3):
+        make(tmp_path, step)
+    checkpoint.prune(tmp_path, keep=1, best=None, current=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_3"]
 
 
 def feed(optimizer, seed, dtype):

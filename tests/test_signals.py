@@ -84,6 +84,28 @@ def test_saved_at_the_steps_end(farm, world, whole, passings, tmp_path, number, 
     assert f"resumed at step {saved}" in goes_on(farm, world, run, whole, tmp_path)
 
 
+def test_an_evaluation_that_was_cut_short_is_in_the_metrics_once(farm, world, whole, passings, tmp_path):
+    """Made again by a run that is killed before its next save, and again."""
+    run = RunFolder(tmp_path / "run")
+    farm(*line(world, run.root), out=tmp_path / "said", fault={"point": "held-out", "time": passings["held-out"], "signal": signal.SIGTERM})
+    answer = farm(*line(world, run.root), out=tmp_path / "said", fault={"point": "step 4", "time": 1})
+    assert answer["codes"] == [-signal.SIGKILL]
+    assert "resumed at step 3" in goes_on(farm, world, run, whole, tmp_path)
+
+
+@pytest.mark.parametrize("then", ["the end", "a signal"])
+def test_a_save_on_the_side_that_failed_is_told(farm, world, tmp_path, then):
+    """Not that all is well: whatever comes next."""
+    run, fault = RunFolder(tmp_path / "run"), {"point": "weights written", "time": 2, "full": True}
+    if then == "a signal":
+        fault |= {"told": signal.SIGTERM}  # while the thread writes
+    answer = farm(*line(world, run.root, async_save=True, save_every=2), out=tmp_path / "said", fault=fault)
+    assert (answer["faults"], answer["codes"]) == (1, [1]), answer["said"]
+    assert "No space left on device" in answer["said"][0]
+    assert "which is saved" not in answer["said"][0]
+    assert steps(run) == [2]
+
+
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize("point", ["lock.json written", "data.json synced", "report.html synced", "model synced"])
 def test_outside_of_training_it_ends_at_once(farm, world, whole, tmp_path, number, point):

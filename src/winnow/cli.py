@@ -270,7 +270,7 @@ def main() -> None:
         with signals.caught():
             cli(standalone_mode=False)
     except Stopped as stopped:
-        complain(str(stopped))
+        _tell(str(stopped))
         sys.exit(stopped.exit_code)
     except WinnowError as error:
         _tell(f"error: {error}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,16 +41,22 @@ _step = _calls = 0  # signs of life: what this process has come to
 
 
 def begin(patience: float) -> None:
-    """Find the other processes, once. patience: seconds after which one that gives no sign of life counts as lost."""
+    """Find the other processes, once. patience: seconds after which one that gives no sign of life counts as lost. Raises RankError."""
     global _job
     if _job is not None or count() == 1:
         return
     wait = datetime.timedelta(seconds=patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, number, total = next(c10d.rendezvous("env://", timeout=wait))
-    c10d.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", store=store, rank=number, world_size=total, timeout=wait)
-    groups = {name: c10d.new_group(backend="gloo", timeout=limit) for name, limit in ((MAIN, wait), (SAVES, wait), (LONG, FOREVER))}
+    try:
+        store, number, total = next(c10d.rendezvous("env://", timeout=wait))
+        c10d.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", store=store, rank=number, world_size=total, timeout=wait)
+        groups = {name: c10d.new_group(backend="gloo", timeout=limit) for name, limit in ((MAIN, wait), (SAVES, wait), (LONG, FOREVER))}
+    except (RuntimeError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise RankError(
+            f"the other {count() - 1} processes of this job were not found: {why}", remedy="torchrun starts them all, and says where they meet"
+        ) from error
     _job = Job(c10d.PrefixStore(f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), groups)
 
 
@@ -162,18 +169,16 @@ def told(message: str) -> str:
     return "" if before == message else f"rank {rank()}, after rank {first} failed: {message}"
 
 
-def end() -> None:
-    """Leave the others, when all is done."""
-    global _job
-    if _job is not None:
-        c10d.destroy_process_group()
-        _job = None
-
-
 def _gathered(value: Tensor, channel: str) -> list[Tensor]:
     """Vectors of all processes, of whatever lengths."""
     assert _job is not None
     group = _job.groups[channel]
+    if channel == LONG:  # in steps, so that a signal is heard meanwhile
+        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(count())]
+        waiting = c10d.all_gather(lengths, torch.tensor([len(value)]), group=group, async_op=True)
+        while not waiting.is_completed():
+            time.sleep(0.01)
+        waiting.wait()
     lengths = [torch.zeros(1, dtype=torch.long) for _ in range(count())]
     c10d.all_gather(lengths, torch.tensor([len(value)]), group=group)
     longest = int(max(lengths))

@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # of a file's name that is no UTF-8, JSON keeps the escapes
     try:
         with writing(path), temporary.open("wb") as file:
@@ -84,18 +84,17 @@ def folder_atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _renamed_when_filled(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    make_folder(temporary)
     try:
         yield temporary
-        readable = 0o666 & ~_umask()
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(readable)  # safetensors leaves its files to their owner alone
+                file.chmod(_READABLE)  # safetensors leaves its files to their owner alone
                 sync_file(file)
         sync_folder(temporary)
         reached("folder synced")
-        old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex[:8]}")
+        old = path.with_name(f"{path.name}.old-{uuid.uuid4().hex}")
         if path.exists():
             path.rename(old)
             reached("old one set aside")
@@ -108,7 +107,7 @@ def _renamed_when_filled(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_LEFT = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
+_LEFT = re.compile(r"\.(tmp|old)-[0-9a-f]{32}$")
 
 
 def tidy(folder: Path) -> None:
@@ -120,7 +119,7 @@ def tidy(folder: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Delete a folder so that a half of it is never taken for the whole: it has another name first."""
-    doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
     path.rename(doomed)
     reached("renamed to be deleted")
     shutil.rmtree(doomed)
@@ -132,11 +131,22 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they survive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
 def _umask() -> int:
-    """What this process takes away from new files; asking means setting it."""
+    """What this process takes away from new files; asking means setting it, so it is asked before there are threads."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+_READABLE = 0o666 & ~_umask()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -219,8 +229,8 @@ def cache_folder(kind: str) -> Path:
 def make_writable(folder: Path, remedy: str) -> None:
     """Make a folder, and try a file in it. Raises RunError with the remedy."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+        make_folder(folder)
+        probe = folder / f".probe-{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -274,6 +284,10 @@ class RunFolder:
         kept = [self.config, self.environment, self.root / "data.json", self.metrics, self.samples, *sorted(self.model.rglob("*"))]
         files = {str(file.relative_to(self.root)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in kept if file.is_file()}
         write_sealed(self.manifest, {"schema": 2, "files": files})
+
+    def foreign(self, files: Collection[str]) -> list[Path]:
+        """What lies in the model's folder and is not among `files`, relative to the run."""
+        return [file for file in sorted(self.model.rglob("*")) if file.is_file() and str(file.relative_to(self.root)) not in files]
 
     def unfinish(self) -> None:
         """Take back that the run is finished: it is to go on."""

@@ -18,6 +18,7 @@ from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
 from winnow.files import RunFolder, folder_atomic, sha256_json
+from winnow.shards import dtype_of
 
 ADAPTER = "adapter_config.json"
 SAFE = "only safetensors are loaded (pickled weights can run code)"
@@ -41,9 +42,8 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
+        """What it computes in."""
+        return dtype_of(self.net)
 
 
 def locate(name: str) -> str:
@@ -51,7 +51,7 @@ def locate(name: str) -> str:
     run = RunFolder(name)
     if not run.started:
         return name
-    if not run.model.exists():
+    if not run.finished or not run.model.exists():
         raise ModelError(f"{name}: a run folder without a model yet", remedy="let the run finish: the same command resumes it")
     return str(run.model)
 

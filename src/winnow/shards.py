@@ -42,16 +42,17 @@ class Shards(nn.Module):
 def shard(model: nn.Module) -> nn.Module:
     """The model cut into as many parts as there are processes, layer by layer; alone it stays what it is.
 
-    Half precision: the parts are kept in float32 (as a single process keeps its masters), computed with in half, summed in float32.
+    Weights that train in half precision are kept in float32 (as a single process keeps its masters), computed with in half, summed in float32;
+    beside an adapter that trains in float32 all stay what they are.
     """
     if count() == 1:
         return model
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    first = next(model.parameters())
-    half = first.dtype if first.dtype in (torch.bfloat16, torch.float16) else None
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    half = trained.dtype if trained.dtype in (torch.bfloat16, torch.float16) else None
     how: dict[str, Any] = {
-        "mesh": init_device_mesh(first.device.type, (count(),)),
+        "mesh": init_device_mesh(trained.device.type, (count(),)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and torch.float32, cast_forward_inputs=False),
     }
     if half:

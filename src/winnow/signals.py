@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from winnow.errors import Stopped
+from winnow.ranks import leads
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
@@ -60,4 +61,5 @@ def _handle(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
     if not _waits:
         raise Stopped(number)
-    os.write(2, b"\nstopping at the end of this step; the same signal again leaves at once\n")
+    if leads():
+        os.write(2, b"\nstopping at the end of this step; the same signal again leaves at once\n")

@@ -22,6 +22,15 @@ from winnow.ranks import count, leads
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
 
+# What else is another one when a setting is: whoever allows the setting allows that. First which settings decide what the training tokens are.
+TOKENS = {"model", "data", "as", "chat_template", "max_length", "cut_budget", "on_bad_row", "limit", "stream", "eval_fraction", "pairs", "objective"}
+BRINGS: dict[str, set[str]] = {
+    "data": {*TOKENS, "tokenizer", "template", "eval_data"},
+    "tokenizer": TOKENS,
+    "template": TOKENS,
+    "weights": {"model", "dtype", "lora"},
+    "reference": {*TOKENS, "tokenizer", "template", "eval_data", "weights", "dtype", "lora", "engine", "moving_reference"},
+}
 Differences = dict[str, tuple[Any, Any]]  # what is another one now: then, now
 
 
@@ -52,9 +61,13 @@ def rendered_by(renderer: Renderer) -> dict[str, str]:
     return {"tokenizer": sha256_json(tokenizer)[:16], "template": sha256_json(renderer.template)[:16]}
 
 
-def refuse(run: RunFolder, differ: Differences, allowed: Sequence[str]) -> None:
-    """Raises RunError that lists what differs, unless all of it was allowed."""
-    names = [name for name in differ if name not in allowed]
+def may_differ(name: str, allowed: Sequence[str]) -> bool:
+    """Whether this was allowed to be another one, or follows from what was."""
+    return bool({*allowed} & {name, *BRINGS.get(name, ())})
+
+
+def refuse(run: RunFolder, differ: Differences, names: Sequence[str]) -> None:
+    """Raises RunError that lists `names` of what differs, if there are any."""
     if names:
         told = "\n  ".join(f"{name}: {then!r} -> {now!r}" for name, (then, now) in ((name, differ[name]) for name in names))
         flags = " ".join(f"--allow-change {name}" for name in differ)
@@ -149,7 +162,7 @@ def _device() -> str:
 def window(run: RunFolder, number: int, one: Dataset, tokens: int) -> None:
     """Say what became of a stream's window (from 0 on), with the data's warnings, and add it to data.json. tokens: of a micro-batch."""
     account = one.account
-    row = {name: account[name] for name in ("read", "dropped", "identical", "used", "comparisons")}
+    row = {name: account[name] for name in ("read", "dropped", "identical", "used", "comparisons", "fingerprint")}
     _add_window(run, number, row)
     if number == 0:  # told with the model and the plan
         return
@@ -159,6 +172,17 @@ def window(run: RunFolder, number: int, one: Dataset, tokens: int) -> None:
     if needs > tokens:
         say(f"[yellow]window {number + 1}:[/] its largest group needs {needs:,} tokens, micro-batches have {tokens:,}: it goes alone, and takes more memory")
     _say_warnings(one)
+
+
+def same_window(run: RunFolder, number: int, one: Dataset, allowed: Sequence[str]) -> None:
+    """Raises RunError where a stream's window is another one than when this run first read it."""
+    rows = read_json(run.root / "data.json").get("windows", [])
+    then = next((row.get("fingerprint") for row in rows if row["window"] == number + 1), None)
+    if then is not None and then != one.account["fingerprint"] and "data" not in allowed:
+        raise RunError(
+            f"{run.root}: window {number + 1} of the data is another one than when it was first read",
+            remedy="give the data the run was begun with; to go on with the change: --allow-change data",
+        )
 
 
 def empty_window(run: RunFolder, number: int, error: NothingLeft) -> None:
@@ -171,8 +195,9 @@ def _add_window(run: RunFolder, number: int, row: dict[str, Any]) -> None:
     if not leads():
         return
     data = read_json(run.root / "data.json")
-    before = [one for one in data.get("windows", []) if one["window"] <= number]  # a run that was resumed comes by again
-    write_json(run.root / "data.json", {**data, "windows": [*before, {"window": number + 1, **row}]})
+    others = [one for one in data.get("windows", []) if one["window"] != number + 1]  # a run that was resumed comes by again
+    rows = sorted([*others, {"window": number + 1, **row}], key=lambda one: int(one["window"]))
+    write_json(run.root / "data.json", {**data, "windows": rows})
 
 
 def say_head(

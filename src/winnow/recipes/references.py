@@ -57,9 +57,11 @@ class Scorer:
         """What the reference log-probs of a data set are stored under."""
         return reference.identity(self.source, one.groups, source.dtype, self.engine)
 
-    def score(self, source: LoadedModel, one: Dataset) -> Reference:
-        """The reference log-probs of a data set: read where any run has stored them (a few are computed again and compared), else computed."""
-        store, name = cache_folder("reference"), self.identity(source, one)
+    def score(self, source: LoadedModel, one: Dataset, name: str) -> Reference:
+        """The reference log-probs of a data set, whose identity is `name`: read where any run has stored them (a few are computed again and
+        compared), else computed.
+        """
+        store = cache_folder("reference")
         kept = reference.stored(store, name, one.groups)
         if all(dist.gather(kept is not None)) and kept is not None:  # one that came late may see what another has just written
             noise = reference.spot_check(self.engine, source.net, one.groups, kept, self.tokens, source.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,9 @@ class Job:
     reference: str | None  # another reference model than the policy at step 0
     follow: Follow | None  # how the reference follows the policy
     kl_samples: int
+    differ: record.Differences  # what is another one than when the run was begun, as allowed
+    settings_hash: str  # of what numbers depend on
+    change: Callable[[], None]  # writes down that the run goes on otherwise
 
     @property
     def sets(self) -> list[Dataset]:
@@ -121,7 +124,7 @@ def _job(
     begun = checkpoint.saved(run.checkpoints)
     # a run that computed nothing yet may be begun again with other settings
     differ = record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
-    record.refuse(run, differ, settings.allow_change)
+    record.refuse(run, differ, [name for name in differ if name not in settings.allow_change])
     if run.finished and not differ:
         say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
         return None
@@ -129,7 +132,8 @@ def _job(
     renderer, epochs, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs))
     train_set = epochs(0)
     stop_on_errors(train_set, *held_out.values())
-    if begun and settings.max_tokens == "auto" and "max_tokens" not in differ:  # the memory that is free now would cut micro-batches otherwise
+    # the memory that is free now, or beside another process, would cut micro-batches otherwise
+    if (begun or not leads()) and settings.max_tokens == "auto" and "max_tokens" not in differ:
         resolved = resolved.fill("auto, when the run began", max_tokens=read_json(run.environment)["settings"]["max_tokens"])
     resolved, plan = planned(resolved, train_set)
     refuse_idle(objective, train_set, plan, follow)
@@ -142,15 +146,22 @@ def _job(
         make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
     possible(settings, renderer, reference_model)
     if begun:
-        differ |= record.other_data(run, train_set, renderer)
-        record.refuse(run, differ, settings.allow_change)
+        other = record.other_data(run, train_set, renderer)
+        record.refuse(run, differ | other, [name for name in other if not record.may_differ(name, settings.allow_change)])
+        differ |= other
+
+    def head() -> None:
+        if leads():
+            record.write_head(run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ)
+            run.unfinish()
+
     if leads():
         tidy(run.root)
         tidy(run.checkpoints)
-        if not begun or differ:
-            record.write_head(run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ)
-            run.unfinish()
-    return Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples)
+    if not begun:
+        head()
+    known = record.settings_hash(resolved.settings.model_dump(by_alias=True, mode="json"))
+    return Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples, differ, known, head)
 
 
 def refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None) -> None:
@@ -185,30 +196,34 @@ def _run(job: Job) -> None:
     counts = models.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
     dist.same("the engine that is right for the model", engine.NAME)
+    limit = limit_of(loaded.model, loaded.device)
     loaded = replace(loaded, shards=shard(loaded.model))
     live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
     optimizer = _rehearsed(job, loaded, engine, live)
     probe = samples.probe(job.held_out, job.train_set, job.renderer)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
-    scored = job.settings.stream is not None and job.stored
-    source_model = references.model_of(job.settings, loaded, job.reference, later=drift or scored)
-    scorer, kept, identity, found = _scored(job, loaded, engine, source_model)
-    record.note(job.run, engine=engine.NAME, parameters=counts)
+    again = job.settings.stream is not None and job.stored  # the next window's reference is asked later
+    source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)
+    scored = _scored(job, loaded, engine, source_model)
+    scorer = scored.scorer
+    progress = _restore(job, optimizer, scored.kept, live)
+    if job.differ:
+        job.change()
+    record.note(job.run, engine=engine.NAME, parameters=counts, **scored.told)
     record.say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
     if not probe.prompts:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
-    progress = _restore(optimizer, kept, live)
     if progress.step == 0:
-        _check_start(job, loaded, found[0], engine, live)
+        _check_start(job, loaded, scored.sets[0], engine, live)
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
-            Training(loaded.net, optimizer, job.plan, job.objective, engine, limit_of(loaded.model, loaded.device), live),
+            Training(loaded.net, optimizer, job.plan, job.objective, engine, limit, live),
             progress,
-            _epochs(job, found[0], source_model, scorer),
-            dict(zip(job.held_out, found[1:])),
-            saver=Saver(job.run.checkpoints, identity, keep=job.plan.keep, keep_best=job.plan.save_best, aside=job.settings.async_save),
-            metrics=MetricsFile(job.run.metrics, trackers=job.settings.trackers, resume_at=progress.step),
+            _epochs(job, scored.sets[0], source_model, scorer),
+            dict(zip(job.held_out, scored.sets[1:])),
+            saver=Saver(job.run.checkpoints, scored.identity, keep=job.plan.keep, keep_best=job.plan.save_best, aside=job.settings.async_save),
+            metrics=MetricsFile(job.run.metrics, trackers=job.settings.trackers, resume_at=progress.step, evaluated=progress.evaluated),
             show=steps.show,
             besides=samples.drift_from(source_model, loaded, probe, job.kl_samples, job.settings.seed, engine, scorer.engine if scorer else engine)
             if drift
@@ -221,10 +236,12 @@ def _run(job: Job) -> None:
         learnt = best.progress.known
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
-    record.note(job.run, known=learnt)
+    record.note(job.run, known=learnt, sealed=True)
     state = gathered(loaded.net)
+    with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
+        if leads():
+            models.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
     if leads():
-        models.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
         job.run.seal()
         report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
@@ -265,11 +282,21 @@ def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine, live: Live | None)
     return optimizer
 
 
-def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: ReferenceModel) -> tuple[Scorer | None, Checkpoint | None, dict[str, Any], list[Data]]:
-    """Who scores the reference, the checkpoint to go on from, the identity of both, and all sets with their reference log-probs.
-
-    Another reference model than the policy is in memory while this runs, and not after.
+@dataclass(frozen=True)
+class Scored:
+    """Who scores the reference; the checkpoint to go on from; the identity of both; all sets with their reference log-probs; and what is recorded
+    of weights and reference.
     """
+
+    scorer: Scorer | None
+    kept: Checkpoint | None
+    identity: dict[str, Any]
+    sets: list[Data]
+    told: dict[str, Any]
+
+
+def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: ReferenceModel) -> Scored:
+    """What is known when the reference has been asked. Another reference model than the policy is in memory while this runs, and not after."""
     with source_model() as source:
         with whole(loaded.net):
             scorer = _scorer(job, loaded, source, engine) if job.stored else None
@@ -279,15 +306,17 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
             if job.objective.reference:
                 shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer))
         identity = {
-            "settings": record.settings_hash(read_json(job.run.environment)["settings"]),
+            "settings": job.settings_hash,
             "data": [one.account["fingerprint"] for one in job.sets],
             "weights": weights,
             "reference": names,
         }
         dist.same("settings, data, weights or reference", identity)
+        dist.same("the plan", asdict(job.plan))
         kept = _newest(job, identity)
-        record.note(job.run, weights_hash=weights, reference=shown)
-        return scorer, kept, identity, [Data(one.groups, one.shares, scorer.score(source, one) if scorer else None) for one in job.sets]
+        told = {"weights_hash": weights, "reference": shown}
+        sets = [Data(one.groups, one.shares, scorer.score(source, one, name) if scorer and name else None) for one, name in zip(job.sets, names)]
+        return Scored(scorer, kept, identity, sets, told)
 
 
 def _scorer(job: Job, loaded: LoadedModel, source: LoadedModel, engine: Engine) -> Scorer:
@@ -307,21 +336,40 @@ def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer 
             record.window(job.run, number, job.train_set, job.plan.tokens)
             return first
         try:
-            one = job.epochs(number)
-            stop_on_errors(one)
+            one = _window(job, number)
         except NothingLeft as empty:
             record.empty_window(job.run, number, empty)
             return Data([], [], None)
-        except DataError as error:
-            remedy = f"{error.remedy + '; ' if error.remedy else ''}mend the data and give the same command again: it goes on from here"
-            raise DataError(error.what, remedy=remedy) from error
         record.window(job.run, number, one, job.plan.tokens)
         if scorer is None:
             return Data(one.groups, one.shares, None)
         with source_model() as source:
-            return Data(one.groups, one.shares, scorer.score(source, one))
+            with whole(source.net):
+                name = scorer.identity(source, one)
+            return Data(one.groups, one.shares, scorer.score(source, one, name))
 
     return epoch
+
+
+def _window(job: Job, number: int) -> Dataset:
+    """Window `number` of a stream. Raises DataError, in all processes where it is unusable in one of them; NothingLeft; RunError where it is
+    another one than when it was first read.
+    """
+    found: Dataset | DataError
+    try:
+        found = job.epochs(number)
+        stop_on_errors(found)
+    except DataError as error:
+        found = error
+    wrong = [text for text in dist.gather("" if isinstance(found, Dataset | NothingLeft) else found.what) if text]
+    if wrong:
+        rest = f"{found.remedy}; " if isinstance(found, DataError) and found.remedy else ""
+        raise DataError(wrong[0], remedy=f"{rest}mend the data and give the same command again: it goes on from here")
+    dist.same(f"window {number + 1} of the data", found.account["fingerprint"] if isinstance(found, Dataset) else "nothing is left of it")
+    if isinstance(found, DataError):
+        raise found
+    record.same_window(job.run, number, found, job.settings.allow_change)
+    return found
 
 
 def _check_start(job: Job, loaded: LoadedModel, data: Data, engine: Engine, live: Live | None) -> None:
@@ -348,8 +396,7 @@ def _newest(job: Job, identity: dict[str, Any]) -> Checkpoint | None:
         return None
     accepted = {"settings": record.accepted_settings(job.run)}
     changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
-    allowed = {*job.settings.allow_change, *(("data",) if {"tokenizer", "template"} & {*job.settings.allow_change} else ())}
-    refused = [name for name in changed if name not in allowed]
+    refused = [name for name in changed if not record.may_differ(name, job.settings.allow_change)]
     if refused:
         flags = " ".join(f"--allow-change {name}" for name in refused if name in BESIDES)
         more = f"; to go on with the change: {flags}" if flags else ""
@@ -359,13 +406,25 @@ def _newest(job: Job, identity: dict[str, Any]) -> Checkpoint | None:
     return kept
 
 
-def _restore(optimizer: Optimizer, kept: Checkpoint | None, live: Live | None) -> Progress:
-    """The checkpoint's state put back; the start where there is none."""
+def _restore(job: Job, optimizer: Optimizer, kept: Checkpoint | None, live: Live | None) -> Progress:
+    """The checkpoint's state put back; the start where there is none. Raises RunError where it is not this training's, or beyond its end."""
     if kept is None:
         return Progress()
+    progress = kept.progress
+    if progress.step > job.plan.steps:
+        raise RunError(f"{job.run.root}: {progress.step} steps are done, and steps is {job.plan.steps}", remedy=f"--steps {progress.step} or more")
     optimizer.load_weights(kept.weights)
-    optimizer.load_state(kept.optimizer)
+    if "optimizer" in job.differ:
+        say("[yellow]changed:[/] another optimizer: its moments begin at 0")
+    else:
+        optimizer.load_state(kept.optimizer)
     if live:
         live.load(kept.reference)
-    say(f"resumed at step {kept.progress.step}")
-    return kept.progress
+    say(f"resumed at step {progress.step}")
+    best = job.run.checkpoints / f"step_{progress.best_step}"
+    gone = job.plan.save_best and progress.best_step is not None and bool(checkpoint.complaints(best, share=True))
+    if gone or job.differ:  # a loss of other data, or of another objective, is none to compare with
+        if gone:
+            say(f"[yellow]best:[/] {safe(best)} is gone or damaged: the best one from here on is taken")
+        progress = replace(progress, best_step=None, best_loss=None)
+    return progress

@@ -38,23 +38,20 @@ def _count(folder: Path) -> int:
 def _readable(run: RunFolder) -> list[str]:
     """What every run holds from its beginning on can be read."""
     wrong = []
-    for file in (run.environment, run.root / "data.json"):
+    for read, file in ((read_json, run.environment), (read_json, run.root / "data.json"), (read_jsonl, run.metrics)):
         try:
-            read_json(file)
+            read(file)
         except RunError as error:
-            wrong.append(str(error))
-    try:
-        read_jsonl(run.metrics)
-    except ValueError as error:
-        wrong.append(f"{run.metrics}: a line is no JSON: {error}")
+            wrong.append(error.what)
     return wrong
 
 
 def _sealed(run: RunFolder) -> list[str]:
     """What a finished run holds is as it was when it was finished."""
     if not run.manifest.exists():
-        said = "finished by a version that wrote no hashes of model and metrics" if run.finished else "not finished: model and metrics have no hashes yet"
-        say(said)
+        if run.finished and read_json(run.environment).get("sealed"):
+            return [f"{run.manifest}: missing"]
+        say("finished by a version that wrote no hashes of model and metrics" if run.finished else "not finished: model and metrics have no hashes yet")
         return []
     try:
         files = unsealed(run.manifest)["files"]
@@ -67,5 +64,6 @@ def _sealed(run: RunFolder) -> list[str]:
             wrong.append(f"{file}: missing")
         elif file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
             wrong.append(f"{file}: its bytes are not those of the finished run")
+    wrong += [f"{file}: not a file of the finished run" for file in run.foreign(files)]
     say(f"model, metrics, samples and records: {len(files)} files, {len(wrong)} of them not as they were")
     return wrong

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from winnow import dist, files, ranks, shards
 from winnow.data.stream import Cursor
-from winnow.errors import RunError
+from winnow.errors import RunError, TrainingError
 from winnow.files import folder_atomic, must_have, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed, writing
 
 SCHEMA = 2
@@ -57,7 +57,7 @@ def save(
     folder: Path, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], identity: dict[str, Any], reference: Mapping[str, Tensor]
 ) -> Path:
     """Write `folder/step_N`, all processes together. `identity`: hashes of settings, data and reference, compared on resume; `reference`: its
-    weights, where they move. Raises OSError, and where it was another process that could not write, RunError.
+    weights, where they move. Raises OSError, and where it was another process that could not write, TrainingError.
     """
     target = folder / f"step_{progress.step}"
     with _shared(target) as temporary:
@@ -101,7 +101,7 @@ def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict
         raise problem
     for number, one in enumerate(everyone):
         if one["problem"] is not None:
-            raise RunError(f"rank {number} could not write its part of a checkpoint: {one['problem']}", remedy="the checkpoint before it is intact")
+            raise TrainingError(f"rank {number} could not write its part of a checkpoint: {one['problem']}", remedy="the checkpoint before it is intact")
     return {name: described for one in everyone for name, described in one["files"].items()}
 
 
@@ -113,11 +113,12 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
     """What is wrong with a checkpoint folder, file by file; nothing when every byte is as it was saved. share: each process of the job looks at
     a part of the files, and all know of all.
     """
+    found: list[str] = []
+    manifest: dict[str, Any] = {"files": {}}
     try:
         manifest = _manifest(folder)
     except RunError as error:
-        return [str(error)]
-    found = []
+        found.append(error.what)
     for number, (name, expected) in enumerate(sorted(manifest["files"].items())):
         file = folder / name
         if share and number % ranks.count() != ranks.rank():
@@ -126,7 +127,9 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
             found.append(f"{file}: missing")
         elif file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
             found.append(f"{file}: damaged: its bytes are not those that were saved")
-    return [one for many in dist.gather(found) for one in many] if share else found
+    there = sorted(folder.iterdir()) if manifest["files"] else []
+    found += [f"{file}: not a file of this checkpoint" for file in there if file.name not in (*manifest["files"], "manifest.json")]
+    return list(dict.fromkeys(one for many in dist.gather(found) for one in many)) if share else found
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -192,9 +195,9 @@ def saved(folder: Path) -> list[Path]:
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones. Raises RunError when none of them does."""
     wrong: list[str] = []
-    for path in reversed(saved(folder)):
+    for name in reversed(dist.gather([path.name for path in saved(folder)])[0]):  # as the leader sees the folder
         try:
-            return load(path), wrong
+            return load(folder / name), wrong
         except RunError as error:
             wrong.append(error.what)
     if wrong:
@@ -202,8 +205,12 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
-def prune(folder: Path, *, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one. Called when the newest is safe."""
-    for path in saved(folder)[:-keep]:
-        if path.name != f"step_{best}":
-            remove_folder(path)
+def prune(folder: Path, *, keep: int, best: int | None, current: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to `current`, which is safe, and the best one. Later ones were passed over: they did not
+    verify, and their steps are done again.
+    """
+    steps = [int(path.name.removeprefix("step_")) for path in saved(folder)]
+    kept = {*[step for step in steps if step <= current][-keep:], best}
+    for step in steps:
+        if step not in kept:
+            remove_folder(folder / f"step_{step}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,29 +106,32 @@ def fit(
         show(row)
 
     try:
-        with saver:
-            while True:
-                if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
-                    row, after = evaluate(training, progress, evaluations)
-                    row |= besides(progress.step) if besides else {}
-                    best, progress = plan.save_best and after.best_step != progress.best_step, after
-                    tell(row)
-                if best or due(progress.step, plan.save_every, plan.steps):
-                    save()
-                dist.obey()
-                if progress.step >= plan.steps:
-                    return progress
-                row, progress = one_step(training, progress, *next(steps))
-                best = False
+        while True:
+            if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
+                row, after = evaluate(training, progress, evaluations)
+                row |= besides(progress.step) if besides else {}
+                best, progress = plan.save_best and after.best_step != progress.best_step, after
                 tell(row)
-                dist.alive(progress.step)
-                files.reached(f"step {progress.step}")
+            if best or due(progress.step, plan.save_every, plan.steps):
+                save()
+            dist.obey()
+            if progress.step >= plan.steps:
+                saver.wait()
+                return progress
+            row, progress = one_step(training, progress, *next(steps))
+            best = False
+            tell(row)
+            dist.alive(progress.step)
+            files.reached(f"step {progress.step}")
     except (DataError, dist.Halt) as error:  # a stream's next window cannot be used, or a signal: nothing before it is lost
-        with saver:
-            save()
+        saver.wait()  # what went wrong with it is raised, and not that all is well
+        save()
+        saver.wait()
         if isinstance(error, DataError):
             raise
         raise Stopped(error.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
+    finally:
+        saver.close()
 
 
 def one_step(training: Training, progress: Progress, data: Data, items: Sequence[int], cursor: Cursor) -> tuple[Row, Progress]:
@@ -184,8 +188,9 @@ def evaluate(training: Training, progress: Progress, evaluations: Mapping[str, D
             everyones=data.everyones(tokens, work),
         )
         row |= {prefix + name: value for name, value in measured.items()}
-        if i == 0 and progress.step and "loss" in measured and (progress.best_loss is None or measured["loss"] < progress.best_loss):
-            progress = replace(progress, best_step=progress.step, best_loss=measured["loss"])
+        loss = measured.get("loss", math.nan) if i == 0 and progress.step else math.nan
+        if loss < (math.inf if progress.best_loss is None else progress.best_loss):
+            progress = replace(progress, best_step=progress.step, best_loss=loss)
     return row, progress
 
 

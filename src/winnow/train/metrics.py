@@ -33,13 +33,13 @@ def divide(sums: Sums) -> Row:
 class MetricsFile:
     """`metrics.jsonl`, one flushed line per row, and the trackers that get the same rows."""
 
-    def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0) -> None:
-        """Rows past step `resume_at` are cut: training will write them again. Of several processes one writes."""
+    def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0, evaluated: int = -1) -> None:
+        """Rows past step `resume_at`, and of evaluations past step `evaluated`, are cut: they will be written again. Of several processes one writes."""
         self.path = path
         self.sinks: list[Sink] = []
         if not leads():
             return
-        kept = [row for row in read_jsonl(path, "step") if row["step"] <= resume_at] if resume_at else []
+        kept = [row for row in read_jsonl(path, "step") if row["step"] <= (evaluated if _held_out(row) else resume_at)] if resume_at else []
         if resume_at and (not kept or kept[-1]["step"] < resume_at):
             say(f"[yellow]metrics:[/] rows up to step {resume_at} are gone from {safe(path)}: nothing but this file had them")
         write_jsonl(path, kept)
@@ -59,6 +59,10 @@ class MetricsFile:
         """Make the rows survive a power cut, as the checkpoint of their step will."""
         if leads():
             sync_file(self.path)
+
+
+def _held_out(row: Mapping[str, float | int]) -> bool:
+    return any(name.startswith("eval_") for name in row)
 
 
 Sink = Callable[[Mapping[str, float | int], int], None]

@@ -126,7 +126,10 @@ class Optimizer:
         return found
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put a saved state back. Raises RunError when it is not of this model."""
+        """Put a saved state back. Raises RunError when it is not of this model and optimizer."""
+        slots = [{key.partition("|")[0] for key in one} for one in (self.state(), tensors)]
+        if slots[0] and slots[0] != slots[1]:
+            raise RunError(f"the checkpoint's moments are of another optimizer: it holds {', '.join(sorted(slots[1]))}, this one {', '.join(sorted(slots[0]))}")
         state: dict[Tensor, dict[str, Tensor]] = {}
         by_name = {name: master for name, _, master in self.masters}
         _same_names("optimizer", set(by_name), {key.partition("|")[2] for key in tensors})
@@ -134,7 +137,8 @@ class Optimizer:
             slot, _, name = key.partition("|")
             master = by_name[name]
             place = master.device if value.ndim or slot != "step" else value.device
-            state.setdefault(master, {})[slot] = value.to(place).clone()
+            dtype = master.dtype if value.ndim else value.dtype
+            state.setdefault(master, {})[slot] = value.to(place, dtype, copy=True)
         self.inner.state.update(state)
 
 

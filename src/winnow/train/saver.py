@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +26,10 @@ class Saver:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="save") if aside else None
         self.pending: Future[None] | None = None
 
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """What was begun comes to its end; what was wrong with it is raised, unless something else is on its way."""
-        try:
-            self.wait()
-        except Exception:
-            if error is None:
-                raise
+    def close(self) -> None:
+        """Until the thread is at its end, whatever became of what it wrote: `wait` tells."""
+        if self.thread is not None:
+            self.thread.shutdown()
 
     def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
         """Save this state, or begin to."""
@@ -44,7 +37,7 @@ class Saver:
         if self.thread is None:
             self._write(progress, weights, optimizer, reference)
         else:
-            copies = [{name: t.detach().cpu().clone() for name, t in tensors.items()} for tensors in (weights, optimizer, reference)]
+            copies = [{name: t.detach().to("cpu", copy=True) for name, t in tensors.items()} for tensors in (weights, optimizer, reference)]
             self.pending = self.thread.submit(self._write, progress, *copies)
 
     def wait(self) -> None:
@@ -56,5 +49,5 @@ class Saver:
     def _write(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
         checkpoint.save(self.folder, progress, weights, optimizer, self.identity, reference)
         if ranks.leads():
-            checkpoint.prune(self.folder, keep=self.keep, best=progress.best_step if self.keep_best else None)
+            checkpoint.prune(self.folder, keep=self.keep, best=progress.best_step if self.keep_best else None, current=progress.step)
             files.reached("pruned")
