@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +152,22 @@ def test_the_reference_is_computed_once_by_all_and_read_by_one(farm, world, tmp_
         assert answer["codes"] == [0] * ranks, answer["said"]
         assert ("log-probs read from" in answer["said"][0]) == (ranks == 1)
     assert answer["said"][0].count("kept for other runs") == 0
+
+
+def test_half_precision_in_shards():
+    """Masters in float32 and gradients summed in it, an adapter in float32 beside a base in bfloat16; what is hashed is what one process hashes."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(Path(__file__).parent / "half.py")]
+    done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    told = next(json.loads(line.removeprefix("told ")) for line in done.stdout.splitlines() if line.startswith("told "))
+    for found in told:  # by each process
+        for kind in ("full", "adapter"):
+            assert found[kind]["hash"], kind
+            assert found[kind]["dtypes"], kind
+            assert found[kind]["masters"] == ["torch.float32"]
+            assert found[kind]["computes"] == "torch.bfloat16"
+            assert max(found[kind]["near"].values()) < 1e-4, found
+        assert found["adapter"]["moved"] < 1e-6, found  # of a first step of 0.01
 
 
 def test_what_the_leader_finds_wrong_is_said_once(farm, world, tmp_path):

@@ -55,8 +55,8 @@ def shard(model: nn.Module) -> nn.Module:
         "mesh": init_device_mesh(trained.device.type, (count(),)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and torch.float32, cast_forward_inputs=False),
     }
-    if half:
-        model.float()
+    for p in model.parameters() if half else ():
+        p.data = p.data.float()  # not what the model keeps beside them, as `model.float()` would
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         fully_shard(layer, **how)
