@@ -38,15 +38,11 @@ def _count(folder: Path) -> int:
 def _readable(run: RunFolder) -> list[str]:
     """What every run holds from its beginning on can be read."""
     wrong = []
-    for file in (run.environment, run.root / "data.json"):
+    for read, file in ((read_json, run.environment), (read_json, run.root / "data.json"), (read_jsonl, run.metrics)):
         try:
-            read_json(file)
+            read(file)
         except RunError as error:
-            wrong.append(str(error))
-    try:
-        read_jsonl(run.metrics)
-    except ValueError as error:
-        wrong.append(f"{run.metrics}: a line is no JSON: {error}")
+            wrong.append(error.what)
     return wrong
 
 
