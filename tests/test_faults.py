@@ -212,6 +212,7 @@ ACCEPTED = [
     Accepted(3, gzip.compress(TWO), name="d.jsonl.gz"),
     Accepted(4, lines(pair(1, weihgt=2, id=7), pair(2)), ("columns not read: id, weihgt (did you mean 'weight'?)",)),
     Accepted(6, lines(pair(1), pair(2), pair(3, chosen=" "), pair(4, rejected="", chosen="")), ("4 rows, 2 used", "dropped 2 cannot be used"), SKIP),
+    Accepted(6, f'[{{"prompt": NaN}}, {GOOD}, {{"prompt"'.encode(), ("3 rows, 1 used", "dropped 2 cannot be used"), SKIP, name="d.json"),  # on one line
     Accepted(7, lines(pair(1), pair(2), pair(3, rejected=" a3")), ("3 rows, 2 used", "dropped 1 identical completions")),
     Accepted(7, lines(pair(1), pair(2), ALIKE), ("3 rows, 2 used", "dropped 1 cannot be scored"), (*ANY_CUT, *SKIP)),
     Accepted(8, lines(pair(1), pair(1), pair(2)), ("duplicates: 1 groups say the same as an earlier one: d.jsonl:2 -> they count twice: remove them",)),
@@ -230,6 +231,9 @@ ACCEPTED = [
         "special_text: 1 texts in the data spell a special token; they are read as plain text: d.jsonl:2 ->")),
     Accepted(16, lines({**GROUP, "comparisons": [{"winner": i, "loser": (i + 1) % 3} for i in range(3)]}), ("3 completions and 3 comparisons",
         "cycles: for 1 prompts the preferences run in a circle (A over B over C over A): d.jsonl:1")),
+    Accepted(16, lines({**GROUP, "comparisons": [{"winner": i, "loser": (i + 1) % 3} for i in range(3)]}, "{,",
+        {**GROUP, "comparisons": [{"winner": 0, "loser": 1}, {"winner": 0, "loser": 2}]}), words=("--pairs", "best", *SKIP), told=(
+        "3 rows, 1 used", "dropped 2 cannot be used")),
 ]  # fmt: skip
 
 

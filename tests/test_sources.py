@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import json
 import math
@@ -292,18 +294,19 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
+cells = json_values | st.binary(max_size=3) | st.dates() | st.decimals() | st.tuples(st.text(max_size=2), st.none())  # as parquet may hold
 COLUMNS = sorted({column for layout in LAYOUTS.values() for column in (*layout.needs, *layout.takes)})
 
 
 @settings(deadline=None)
 @given(
     layout=st.sampled_from(sorted(LAYOUTS)),
-    row=st.dictionaries(st.sampled_from(COLUMNS), json_values),
+    row=st.dictionaries(st.sampled_from(COLUMNS), cells),
     as_=st.sampled_from([None, "chat", "text"]),
     data=st.data(),
 )
 def test_any_row_is_a_group_or_a_problem(layout: str, row: dict[str, Any], as_: As, data: st.DataObject) -> None:
-    full = {**{need: data.draw(json_values) for need in LAYOUTS[layout].needs}, **row}
+    full = {**{need: data.draw(cells) for need in LAYOUTS[layout].needs}, **row}
     for values in (row, full):
         found = one(values, as_, layout)
         if isinstance(found, list):
@@ -510,6 +513,48 @@ def test_folder_saved_by_datasets(tmp_path: Path) -> None:
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"x")
     with pytest.raises(DataError, match="saved with save_to_disk"):
         load(str(tmp_path / "one"))
+
+
+def test_a_damaged_folder_of_datasets_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
+    file = next((tmp_path / "set").glob("*.arrow"))
+    whole = file.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 5):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+        try:
+            assert load(str(tmp_path / "set")).counts["rows"] == len(ROWS)
+        except DataError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([b"\xff"], "prompt: is a bytes"),
+        ([datetime.date(2024, 1, 1)], "prompt: is a date"),
+        ([decimal.Decimal("1.5")], "prompt: is a Decimal"),
+        ([[("k", "v")]], "prompt[0]: is a tuple"),
+    ],
+)
+def test_cells_that_json_does_not_know(tmp_path: Path, values: list[Any], told: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    kind = pa.map_(pa.string(), pa.string()) if "tuple" in told else None
+    pq.write_table(pa.table({"prompt": pa.array(values, kind), "completion": ["c"]}), tmp_path / "a.parquet")
+    assert f"a.parquet:row 1: {told}, expected" in str(load(str(tmp_path / "a.parquet")).problems[0])
+
+
+def test_times_that_python_does_not_know(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["p"], "completion": ["c"], "when": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="not a readable parquet file: date value out of range"):
+        load(str(tmp_path / "a.parquet"))
 
 
 def test_hub_rows_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

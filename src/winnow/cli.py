@@ -268,7 +268,7 @@ def main() -> None:
         _quiet()
         _refuse_bytes(sys.argv[1:])
         with signals.caught():
-            cli(standalone_mode=False)
+            cli(prog_name="winnow", standalone_mode=False)
     except Stopped as stopped:
         _tell(str(stopped))
         sys.exit(stopped.exit_code)

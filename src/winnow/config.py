@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def setting(default: Any, help: str, group: str, **limits: Any) -> Any:
@@ -34,6 +34,14 @@ class Settings(BaseModel):
         """A single name where several may stand: `data: pairs.jsonl` is a list of one."""
         several = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
         return {name: (value,) if name in several and isinstance(value, str) else value for name, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """A number that no file, list or tensor counts to is a slip of the finger."""
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"must be below 2**63, got {value:.3g}")
+        return value
 
 
 class ModelSettings(Settings):
@@ -81,7 +89,7 @@ class TrainSettings(ModelSettings, DataSettings):
         "distinct tokens per micro-batch; auto: what fits the memory, up to 16384; default: 1024 (GPU: 8192), or what the largest group needs",
         "amount",
     )
-    epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0)
+    epochs: float | None = setting(None, "passes over the data (default 1)", "amount", gt=0, le=1e6)
     steps: int | None = setting(None, "optimizer steps, instead of epochs", "amount", ge=1)
     batch_size: int = setting(64, "groups (prompts) per optimizer step, whatever the micro-batches", "amount", ge=1)
     lr: float | None = setting(None, "peak learning rate", "optimizer", gt=0)
@@ -268,8 +276,8 @@ def parse_lora(text: str | None) -> Lora | None:
             raise ValueError("lora: dropout would make log-probs random, so it is always 0: leave it away")
         if name not in ("r", "alpha", "targets") or not value:
             raise ValueError(f"lora: got {part.strip()!r}, expected r=16,alpha=32,targets=auto or targets=q_proj+v_proj")
-        if name != "targets" and not (value.isdigit() and int(value)):
-            raise ValueError(f"lora: {name} must be a whole number above 0, got {value!r}")
+        if name != "targets" and not (value.isdecimal() and 0 < int(value) <= 1_000_000):
+            raise ValueError(f"lora: {name} must be a whole number above 0, at most 1,000,000, got {value!r}")
         values[name] = tuple(value.split("+")) if name == "targets" else int(value)
     return Lora(**values)
 

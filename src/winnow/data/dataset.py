@@ -127,7 +127,7 @@ def _read(spec: str, settings: DataSettings, wanted: Wanted, *, mixed: bool) -> 
 def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> _Part:
     """What is kept of a source. Raises DataError for rows that cannot be used, unless they are to be skipped."""
     part = _Part(loaded, list(loaded.groups), {})
-    _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, part.dropped)
+    _handle(loaded.problems, f"{loaded.name}: rows that cannot be used", settings, part.dropped, loaded.counts["bad"])
     if wanted.kind == "demonstration":
         made = [demonstration(text) for text in part.texts]
         part.texts = [text for text in made if text is not None]
@@ -308,12 +308,13 @@ def cut_budget(settings: DataSettings) -> float:
     return 0.0 if settings.max_length is None else 0.1
 
 
-def _handle(problems: Sequence[Problem], what: str, settings: DataSettings, dropped: dict[str, int]) -> None:
-    rows = {problem.where for problem in problems}
+def _handle(problems: Sequence[Problem], what: str, settings: DataSettings, dropped: dict[str, int], rows: int | None = None) -> None:
+    """Raises DataError for problems, or counts the rows that have them, of which there are `rows` where places alone do not tell."""
+    rows = len({problem.where for problem in problems}) if rows is None else rows
     if rows and settings.on_bad_row == "error":
-        raise DataError(f"{what}: {len(rows):,}", problems, remedy="mend them, or --on-bad-row skip to leave them out and count them")
+        raise DataError(f"{what}: {rows:,}", problems, remedy="mend them, or --on-bad-row skip to leave them out and count them")
     if rows:
-        dropped["cannot be used"] = len(rows)
+        dropped["cannot be used"] = dropped.get("cannot be used", 0) + rows
 
 
 def _prefix(name: str, count: int) -> str:

@@ -34,6 +34,7 @@ READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
 
 _SAMPLE = 100  # rows looked at to tell the layout
 _TABLE = 1_000  # rows of a saved data set at a time
+_MOST = 1_000_000  # times that a mixture may repeat a data set in an epoch
 _NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})  # notes that `datasets` leaves in folders
 
 
@@ -158,8 +159,8 @@ def _parse(spec: str) -> _Spec:
             weight = float(tail)
         except ValueError:
             name = spec  # no weight: part of the name
-        if not 0 < weight < math.inf:
-            raise SettingsError(f"data: {spec}: the weight behind @ is {tail}, expected a finite number above 0")
+        if not 0 < weight <= _MOST:
+            raise SettingsError(f"data: {spec}: the weight behind @ is {tail}, expected a finite number above 0, at most {_MOST:,}")
     base, colon, split = name.rpartition(":")
     if colon and base and not Path(name).exists() and re.fullmatch(r"\w[\w.-]*", split):
         return _Spec(base, split, weight)

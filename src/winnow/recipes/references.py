@@ -15,6 +15,7 @@ from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset
 from winnow.engine import rows
 from winnow.engine.api import Engine
+from winnow.errors import TrainingError
 from winnow.files import cache_folder
 from winnow.models import LoadedModel
 from winnow.ranks import leads
@@ -79,7 +80,9 @@ class Scorer:
 
 def described(name: str, source: LoadedModel, identity: str | None, vocabulary: int) -> dict[str, Any]:
     """What a run folder tells of its reference, so that an evaluation can know it again. identity: of what is stored, None where it is asked
-    at every step; vocabulary: tokens of the policy's tokenizer.
+    at every step; vocabulary: tokens of the policy's tokenizer. Raises TrainingError where it says nothing that is a number.
     """
-    says = fingerprint(rows, source.model, vocabulary).tolist()
-    return {"model": name, "identity": identity, "dtype": str(source.dtype).removeprefix("torch."), "vocabulary": vocabulary, "says": says}
+    says = fingerprint(rows, source.model, vocabulary)
+    if not torch.isfinite(says).all():
+        raise TrainingError(f"{name}: as a reference it gives log-probs that are not finite, whatever the text", remedy="check the model's weights and dtype")
+    return {"model": name, "identity": identity, "dtype": str(source.dtype).removeprefix("torch."), "vocabulary": vocabulary, "says": says.tolist()}
