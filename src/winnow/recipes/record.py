@@ -60,7 +60,10 @@ def write_head(
         "recipe": recipe,
         "command": command,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in ("winnow-lm", "torch", "transformers", "peft", "datasets")}
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("winnow-lm", "torch", "transformers", "peft", "datasets", *(["bitsandbytes"] if settings["quantize"] else []))
+        }
         | {"python": platform.python_version()},
         "device": _device(),
         "settings": settings,
@@ -123,7 +126,8 @@ def say_head(
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
     dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
     kept = f"{_judged(account)}, {account['tokens']['cut_share']:.1%} of tokens cut"
-    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
+    dtype = f"{weight.dtype}, {settings.quantize} where frozen," if settings.quantize else weight.dtype
+    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {dtype} on {loaded.device}, engine {engine}")
     first = "" if settings.stream is None else "the first window: "
     say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
     for prefix, one in held_out.items():

@@ -25,7 +25,7 @@ from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.recipes import record, references, samples
 from winnow.recipes.engines import engine_for
-from winnow.recipes.planning import memory_line, planned, prepared, wanted
+from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
 from winnow.train import checkpoint
@@ -136,6 +136,7 @@ def refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Fo
 def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
     """Raises ModelError for what model, adapter, device and reference will not do, without loading a weight."""
     pick_device(settings.device)
+    refuse_quantized(settings)
     lora = parse_lora(settings.lora)
     if lora is not None:
         models.refuse_second_adapter(settings.model)
@@ -204,6 +205,7 @@ def _policy(settings: TrainSettings) -> LoadedModel:
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
+        quantize=settings.quantize,
         lora=parse_lora(settings.lora),
         seed=settings.seed,
         train=True,
