@@ -55,6 +55,20 @@ class ModelSettings(Settings):
     trust_remote_code: bool = setting(False, "run code that comes with the model (only from the command line)", "model")
 
 
+class FrozenSettings(ModelSettings):
+    """A model whose frozen weights may be held in fewer bits than they were saved in."""
+
+    quantize: Literal["nf4"] | None = setting(
+        None, "nf4: frozen weights in 4 bits under an adapter (QLoRA), on a GPU, with bitsandbytes; eval and generate: as the run was trained", "model"
+    )
+
+    @model_validator(mode="after")
+    def _computes_in_bfloat16(self) -> Self:
+        if self.quantize is not None and self.dtype not in ("auto", "bfloat16"):
+            raise ValueError(f"quantize and dtype: weights in 4 bits are computed with in bfloat16, got dtype {self.dtype}: leave dtype away")
+        return self
+
+
 class DataSettings(Settings):
     """How rows become tokens, and what to do with rows that cannot."""
 
@@ -72,7 +86,7 @@ class DataSettings(Settings):
     max_tokens: int | None = setting(None, "distinct tokens per micro-batch; default: 1024, or what the largest group needs", "amount", ge=2)
 
 
-class TrainSettings(ModelSettings, DataSettings):
+class TrainSettings(FrozenSettings, DataSettings):
     """What every trainer shares."""
 
     data: tuple[str, ...] = setting(
@@ -139,6 +153,8 @@ class TrainSettings(ModelSettings, DataSettings):
                 raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing: a compiled layer decides itself what it keeps: choose one")
+        if self.compile and self.quantize:
+            raise ValueError("compile and quantize: layers that hold weights in 4 bits are not compiled: choose one")
         parse_lora(self.lora)
         return self
 
@@ -194,7 +210,7 @@ class CheckSettings(DPOSettings):
     recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
 
 
-class EvalSettings(ModelSettings, DataSettings):
+class EvalSettings(FrozenSettings, DataSettings):
     """winnow eval: held-out loss, accuracy with interval, margins, raw ranking accuracy."""
 
     data: tuple[str, ...] = setting(..., "a held-out set; may be repeated", "data", min_length=1)
@@ -215,7 +231,7 @@ class EvalSettings(ModelSettings, DataSettings):
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
 
 
-class GenerateSettings(ModelSettings):
+class GenerateSettings(FrozenSettings):
     """winnow generate: what did it learn to say."""
 
     before: str | None = setting(None, "a second model, answering the same prompts beside the first", "model")

@@ -125,9 +125,9 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Of everything that numbers may depend on."""
-    names = ("winnow-lm", "torch", "transformers", "peft", "datasets")
+    names = ("winnow-lm", "torch", "transformers", "peft", "datasets", *more)
     return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from winnow import hub
+from winnow import hub, quantized
 from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.files import RunFolder, folder_atomic, sha256_json
+from winnow.files import RunFolder, folder_atomic, read_json, sha256_json
 from winnow.shards import dtype_of
 
 ADAPTER = "adapter_config.json"
@@ -56,6 +56,12 @@ def locate(name: str) -> str:
     return str(run.model)
 
 
+def quantized_as(name: str) -> str | None:
+    """How a run held its frozen weights while it was trained; None where it did not pack them, and for what is no run."""
+    run = RunFolder(name)
+    return read_json(run.environment)["settings"].get("quantize") if run.started else None
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder, hub name or run folder."""
     from transformers import AutoTokenizer
@@ -86,17 +92,30 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def load(
-    name: str, *, dtype: str = "auto", device: str = "auto", lora: Lora | None = None, seed: int = 0, train: bool = False, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
+    lora: Lora | None = None,
+    seed: int = 0,
+    train: bool = False,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Model and tokenizer by name. With `lora` a new adapter (seeded) is laid on it; a folder that is one stays one.
 
-    auto dtype: float32 on CPU, bfloat16 on GPU. Raises ModelError where something is missing, not finite, or does not fit.
+    auto dtype: float32 on CPU, bfloat16 on GPU; quantize: all but adapters and the output layer in 4 bits.
+    Raises ModelError where something is missing, not finite (of what is in 4 bits, the scales), or does not fit.
     """
     source = locate(name)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
+    if quantize is not None:
+        quantized.refuse(place)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _load_weights(name, source, kind, train, trust_remote_code)
+    model = _load_weights(name, source, kind, train, trust_remote_code, {} if quantize is None else quantized.loading(kind, place))
+    if quantize is not None and not any(quantized.scales(p) for p in model.parameters()):
+        raise quantized.nothing_packed(name)
     if lora is not None:
         refuse_second_adapter(name)
         model = with_lora(model, lora, seed)
@@ -105,16 +124,23 @@ def load(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(f"{name}: the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows", remedy="use the model's own tokenizer")
-    for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(f"{name}: weight {parameter_name} holds NaN or infinity", remedy="the file is damaged, or was saved by a run that diverged")
+    for weight_name, weight in _weights(model):
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{name}: weight {weight_name} holds NaN or infinity", remedy="the file is damaged, or was saved by a run that diverged")
     return LoadedModel(model, tokenizer, source, place)
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters by name; behind each one in 4 bits what it is read with, without which its bytes mean nothing."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        yield from ((f"{name}.{part}", value) for part, value in quantized.scales(parameter).items())
 
 
 def weights_hash(model: nn.Module, *, base: bool = False) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters included; base: without them, under the base model's own names."""
     digest = hashlib.sha256()
-    named = [*model.named_parameters(), *model.named_buffers()]
+    named = [*_weights(model), *model.named_buffers()]
     if base:
         named = [(name.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
     for name, parameter in sorted(named):
@@ -184,6 +210,8 @@ def merged(model: Any) -> Any:
     """The base model with its adapter added into the weights."""
     if not is_adapter(model):
         raise ModelError("there is no adapter to merge", remedy="leave --merge away")
+    if any(quantized.scales(p) for p in model.parameters()):
+        raise ModelError("an adapter's product is lost in the rounding of 4 bits", remedy="load the base model without quantize, and merge into that")
     return model.merge_and_unload(safe_merge=True)
 
 
@@ -196,7 +224,8 @@ def is_adapter(model: Any) -> bool:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """All parameters, and those that train."""
-    return {"total": sum(p.numel() for p in model.parameters()), "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    counts = [(quantized.count(p), p.requires_grad) for p in model.parameters()]
+    return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, trains in counts if trains)}
 
 
 def is_adapter_folder(name: str) -> bool:
@@ -264,7 +293,7 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
         return model
 
 
-def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool) -> Any:
+def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any]) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
@@ -274,7 +303,7 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     try:
         if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
             raise ModelError(f"{name}: {base} is an adapter", remedy="give a folder that holds it (hf download), or merge it first")
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **how)
         if base == source:
             return model
         model = PeftModel.from_pretrained(model, source, is_trainable=train)
@@ -293,7 +322,8 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     targets = None if lora.targets == ("auto",) else list(lora.targets)
-    turned = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 keeps its matrices the other way round
+    kinds = {getattr(module, "source_cls", type(module)) for module in model.modules()}  # of a layer in 4 bits, what it was before
+    turned = any(issubclass(kind, Conv1D) for kind in kinds)  # GPT-2 keeps its matrices the other way round
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", task_type="CAUSAL_LM", fan_in_fan_out=turned)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

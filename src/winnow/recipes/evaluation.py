@@ -72,7 +72,7 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     return Evaluation(summary, found + thumbs)
 
 
-INHERITED = ("as", "max_length", "cut_budget")  # what a run's data looked like to it
+INHERITED = ("as", "max_length", "cut_budget", "quantize")  # what a run's data looked like to it, and its frozen weights
 
 
 def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective, dict[str, Any] | None, dict[str, Any]]:
@@ -107,7 +107,7 @@ def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, 
 
     trained: what a run recorded of its reference; a model of that name that says something else by now is refused.
     """
-    loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = models.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
     if trained is not None:
         now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
         if not same_model(now, then, [next(loaded.model.parameters()).dtype, DTYPES[trained["dtype"]]]):

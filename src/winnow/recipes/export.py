@@ -34,5 +34,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
             f"{settings.out}: the saved model differs from the live one: a token's log-prob by {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
+    if models.quantized_as(settings.model):
+        say("trained beside weights in 4 bits, saved beside the base model's own: log-probs differ from the training's by what 4 bits round away")
     say(f"saved: {safe(settings.out)}; loaded again, log-probs differ by at most {difference:.1e} nats")
     return settings.out

@@ -67,7 +67,10 @@ def _of_rows(path: Path) -> Iterator[str]:
 
 
 def _answers(name: str, prompts: list[str], settings: GenerateSettings) -> list[list[str]]:
-    loaded = models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    quantize = settings.quantize or models.quantized_as(name)
+    if quantize != settings.quantize:
+        say(f"from the run {safe(name)}: quantize={quantize}")
+    loaded = models.load(name, dtype=settings.dtype, device=settings.device, quantize=quantize, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
         loaded.tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     renderer = Renderer(loaded.tokenizer)

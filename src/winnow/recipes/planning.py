@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow import models
+from winnow import models, quantized
 from winnow.batch import collate
 from winnow.config import DPOSettings, TrainSettings
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
@@ -17,13 +17,13 @@ from winnow.data.stream import epoch_size
 from winnow.data.windows import Windows
 from winnow.device import pick_device, pick_dtype
 from winnow.engine.tiled import SEGMENTS, VARLEN
-from winnow.errors import DataError
+from winnow.errors import DataError, ModelError
 from winnow.objectives.terms import Objective, objective
 from winnow.recipes.engines import ENGINES
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
-from winnow.train.memory import Memory, available, estimate, remedies
+from winnow.train.memory import Memory, available, estimate, held, packed_share, remedies, together
 
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:
@@ -113,6 +113,20 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     return resolved, plan
 
 
+def refuse_quantized(settings: TrainSettings) -> None:
+    """Raises ModelError where a training cannot have its frozen weights in 4 bits. Reads no weight."""
+    if settings.quantize is None:
+        return
+    if settings.lora is None and not models.is_adapter_folder(settings.model):
+        raise ModelError("quantize: weights in 4 bits cannot be trained, and there is no adapter to train beside them", remedy="--lora auto")
+    quantized.refuse(pick_device(settings.device))
+    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{settings.model}: its weights are quantised already", remedy="leave --quantize away, or give the model as it was before")
+    if not packed_share(config, settings.trust_remote_code):
+        raise quantized.nothing_packed(settings.model)
+
+
 LARGEST = 16_384  # tokens: beyond it micro-batches are no quicker
 ROOM = 0.8  # of the free memory that may be planned for
 
@@ -122,8 +136,9 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
     batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)])
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     engine = ENGINES.get(settings.engine, SEGMENTS)  # auto: as a rule
-    dtype = pick_dtype(settings.dtype, pick_device(settings.device))
-    return estimate(config, batch, dtype, settings, SEGMENTS if engine is VARLEN else engine, live=_asks_live(settings))
+    device = pick_device(settings.device)
+    engine = SEGMENTS if engine is VARLEN else engine
+    return estimate(config, batch, pick_dtype(settings.dtype, device), settings, engine, device=device, live=_asks_live(settings))
 
 
 def _asks_live(settings: TrainSettings) -> bool:
@@ -135,16 +150,25 @@ def _asks_live(settings: TrainSettings) -> bool:
 
 def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:
     """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
-    memory, free = memory_of(settings, train_set, tokens), available(pick_device(settings.device))
+    device = pick_device(settings.device)
+    memory, free = memory_of(settings, train_set, tokens), available(device)
     parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "reference", "activations", "head"))
-    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})" + _reference_line(settings)
+    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})" + _packed_line(settings) + _reference_line(settings)
     if memory.total <= free:
         return line
-    for words, change in remedies(settings, tokens, largest(train_set.groups)):
+    for words, change in (*remedies(settings, tokens, largest(train_set.groups), device), *together(settings, device)):
         less = memory_of(settings.model_copy(update=change), train_set, change.get("max_tokens", tokens))
         if less.total <= free:
-            return f"{line}; it will not fit: {words} needs {less.total / 2**30:.2f} GiB"
-    return f"{line}; it will not fit, and no single change makes it: a smaller model, or --lora and --checkpointing together"
+            return f"{line}; it will not fit: {words} would need {less.total / 2**30:.2f} GiB"
+    return f"{line}; it will not fit, and no change makes it, nor several together: a smaller model, or a smaller --max-tokens besides"
+
+
+def _packed_line(settings: TrainSettings) -> str:
+    """How many of the frozen weights are in 4 bits."""
+    if settings.quantize is None:
+        return ""
+    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    return f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
 
 
 def _reference_line(settings: TrainSettings) -> str:
@@ -154,8 +178,8 @@ def _reference_line(settings: TrainSettings) -> str:
         return ""
     config = models.load_config(name, trust_remote_code=settings.trust_remote_code)
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
-    model = models.trained_outline(name, config, dtype, None, settings.trust_remote_code)
-    return f"; while it is asked, the reference model {models.parameter_counts(model)['total'] * dtype.itemsize / 2**20:,.0f} MiB besides"
+    model = models.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
+    return f"; while it is asked, the reference model {held(model, settings.quantize) / 2**20:,.0f} MiB besides"
 
 
 def _fitting(settings: TrainSettings, train_set: Dataset) -> int:

@@ -117,7 +117,7 @@ def write_head(
         "recipe": recipe,
         "command": command,
         "started": _now(),
-        "versions": versions(),
+        "versions": versions(*(["bitsandbytes"] if settings["quantize"] else [])),
         "device": _device(),
         "processes": count(),
         "settings": settings,
@@ -208,7 +208,8 @@ def say_head(
     dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
     dropped += f" (and {account['identical']} comparisons of identical completions)" if account["identical"] else ""
     kept = f"{_judged(account)}, {account['tokens']['cut_share']:.1%} of tokens cut"
-    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {weight.dtype} on {loaded.device}, engine {engine}")
+    dtype = f"{weight.dtype}, {settings.quantize} where frozen," if settings.quantize else weight.dtype
+    say(f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,} train, {dtype} on {loaded.device}, engine {engine}")
     first = "" if settings.stream is None else "the first window: "
     say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
     for source in account["sources"]:

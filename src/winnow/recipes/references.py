@@ -36,7 +36,7 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
         if named is not None:
-            yield models.load(named, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+            yield models.load(named, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
         elif frozen is None:
             yield loaded
         else:

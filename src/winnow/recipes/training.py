@@ -27,7 +27,7 @@ from winnow.objectives.terms import Objective
 from winnow.ranks import count, leads
 from winnow.recipes import record, references, samples
 from winnow.recipes.engines import engine_for
-from winnow.recipes.planning import memory_line, planned, prepared, wanted
+from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
 from winnow.shards import gathered, shard, whole
@@ -140,8 +140,9 @@ def _job(
     require(settings.trackers)
     if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
         raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
-    if settings.compile and count() > 1:
-        raise SettingsError("compile: with several processes nobody has tried it", remedy="leave --compile away")
+    untried = "compile" if settings.compile else "quantize" if settings.quantize else ""
+    if untried and count() > 1:
+        raise SettingsError(f"{untried}: with several processes nobody has tried it", remedy=f"leave --{untried} away")
     if objective.reference and not objective.live and follow is None:
         make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
     possible(settings, renderer, reference_model)
@@ -180,6 +181,7 @@ def refuse_idle(objective: Objective, train_set: Dataset, plan: Plan, follow: Fo
 def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
     """Raises ModelError for what model, adapter, device and reference will not do, without loading a weight."""
     pick_device(settings.device)
+    refuse_quantized(settings)
     lora = parse_lora(settings.lora)
     if lora is not None:
         models.refuse_second_adapter(settings.model)
@@ -252,6 +254,7 @@ def _policy(settings: TrainSettings) -> LoadedModel:
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
+        quantize=settings.quantize,
         lora=parse_lora(settings.lora),
         seed=settings.seed,
         train=True,

@@ -21,10 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow import models
+from winnow import models, quantized
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
-from winnow.device import pick_device
 from winnow.engine import head
 from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, bare
@@ -35,6 +34,9 @@ from winnow.layers import enable_checkpointing
 HOLES, HOLES_ADAPTER, HOLES_CHECKPOINTING = 1.4, 1.85, 1.0
 HOLES_GPU = 1.1  # torch's own allocator there; a guess, not measured
 BUFFERS = 2**26  # of the libraries that multiply matrices
+CPU = torch.device("cpu")
+
+Change = tuple[str, dict[str, Any]]  # what to say, and the settings that differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,34 +56,49 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.reference + self.activations + self.head
 
 
-def estimate(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS, *, live: bool = False) -> Memory:
-    """Memory of a training step whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
+def estimate(
+    config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS, *, device: torch.device = CPU, live: bool = False
+) -> Memory:
+    """Memory of a training step on `device` whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
     engine: how the model is asked; `segments` as a rule (the flash kernels of a GPU hold no more). Weights; gradients in float32; moments
     and, for half precision, master weights; where the reference is asked `live`, the trainable weights as they were; the logits of one part of
     the batch; and everything else that is alive at the worst moment of the forward and backward pass.
     """
+    model = _outline(config, dtype, settings)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    wide = sum(p.numel() * max(4, p.itemsize) for p in trained)  # of the gradients, and of each moment
+    holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES if len(trained) == len(list(model.parameters())) else HOLES_ADAPTER
+    weights, packed = held(model, settings.quantize), quantized.packable(model) if settings.quantize else []
     kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
-    alive, logits = (n * dtype.itemsize // kind.itemsize for n in _alive(config, batch, kind, settings, engine))
-    counts = models.parameter_counts(_outline(config, dtype, settings))
-    wide = max(4, dtype.itemsize)  # bytes of a gradient and of a moment
-    moments = 2 if settings.optimizer == "adamw" else 1
-    adapter = counts["trainable"] < counts["total"]
-    holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES_ADAPTER if adapter else HOLES
-    if pick_device(settings.device).type == "cuda":
-        holes = HOLES_GPU
+    alive, logits = _alive(model if kind == dtype else _outline(config, kind, settings), batch, settings, engine)
+    unpacked = max((p.nbytes for p in packed), default=0)  # a layer in 4 bits makes its matrix while it computes, one at a time
+    inside = (alive - logits) * dtype.itemsize // kind.itemsize + unpacked
     return Memory(
-        weights=counts["total"] * dtype.itemsize,
-        gradients=counts["trainable"] * wide,
-        optimizer=counts["trainable"] * wide * (moments + (1 if dtype.itemsize < 4 else 0)),
-        reference=counts["trainable"] * dtype.itemsize * live,
-        activations=round(holes * max(0, alive - logits)) + BUFFERS,
-        head=logits,
+        weights=weights,
+        gradients=wide,
+        optimizer=wide * (2 if settings.optimizer == "adamw" else 1) + sum(4 * p.numel() for p in trained if p.itemsize < 4),
+        reference=sum(p.nbytes for p in trained) * live,
+        activations=round((HOLES_GPU if device.type == "cuda" else holes) * inside) + BUFFERS,
+        head=logits * dtype.itemsize // kind.itemsize,
     )
 
 
-def remedies(settings: TrainSettings, tokens: int, largest: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Single changes that need less memory, the cheapest first: what to say, and the settings that differ.
+def held(model: Any, quantize: str | None) -> int:
+    """Bytes of an outline's weights, the frozen matrices packed where that is asked for."""
+    packed = quantized.packable(model) if quantize else []
+    return sum(p.nbytes for p in model.parameters()) - sum(p.nbytes - quantized.packed_bytes(p.numel()) for p in packed)
+
+
+def packed_share(config: Any, trust_remote_code: bool) -> float:
+    """Of a model's weights, how many would be in 4 bits: of a mixture of experts few, since its experts are no linear layers."""
+    with torch.device("meta"):
+        model = models.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
+    return sum(p.numel() for p in quantized.packable(model)) / sum(p.numel() for p in model.parameters())
+
+
+def remedies(settings: TrainSettings, tokens: int, largest: int, device: torch.device = CPU) -> Iterator[Change]:
+    """Single changes that need less memory, the cheapest first.
 
     tokens: the budget now; largest: tokens of the largest group, which is never cut apart.
     """
@@ -89,12 +106,26 @@ def remedies(settings: TrainSettings, tokens: int, largest: int) -> Iterator[tup
     while smaller >= max(largest, 256):
         yield f"--max-tokens {smaller}", {"max_tokens": smaller}
         smaller //= 2
-    if not settings.checkpointing:
+    adapter = settings.lora is not None or models.is_adapter_folder(settings.model)
+    if not settings.checkpointing and not settings.compile:
         yield "--checkpointing (a third slower)", {"checkpointing": True}
-    if settings.lora is None and not models.is_adapter_folder(settings.model):
+    if not adapter:
         yield "--lora auto (an adapter's moments instead of the model's)", {"lora": "auto"}
+    elif device.type == "cuda" and not settings.quantize and not settings.compile and settings.dtype in ("auto", "bfloat16"):
+        yield "--quantize nf4 (frozen weights in 4 bits, by bitsandbytes)", {"quantize": "nf4"}
     if settings.optimizer == "adamw":
         yield "--optimizer rmsprop (one moment instead of two)", {"optimizer": "rmsprop"}
+
+
+def together(settings: TrainSettings, device: torch.device = CPU) -> Iterator[Change]:
+    """The same changes at this budget, several at once: the first two, then one more each time."""
+    said: list[str] = []
+    change: dict[str, Any] = {}
+    while following := list(remedies(settings.model_copy(update=change), 0, 1, device)):
+        said.append(following[0][0])
+        change = change | following[0][1]
+        if len(said) > 1:
+            yield " and ".join(said) + " together", change
 
 
 def available(device: torch.device) -> int:
@@ -110,9 +141,11 @@ def available(device: torch.device) -> int:
     return free
 
 
-def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine) -> tuple[int, int]:
-    """Bytes alive at the worst moment of a forward and backward pass, weights and their gradients aside; and those of the logits."""
-    model = _outline(config, dtype, settings)
+def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) -> tuple[int, int]:
+    """Bytes alive at the worst moment of a forward and backward pass of an outline, weights and their gradients aside; and those of the logits.
+
+    Uses up the outline.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
         _put_on_cpu(model)
         layer = head.head_of(bare(model))
@@ -127,7 +160,7 @@ def _alive(config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSetting
             engine.backward(model, part, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
     states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
-    return alive.most, min(alive.most, states * len(layer.weight) * max(4, dtype.itemsize))
+    return alive.most, min(alive.most, states * len(layer.weight) * max(4, layer.weight.dtype.itemsize))
 
 
 def _outline(config: Any, dtype: torch.dtype, settings: TrainSettings) -> Any:
