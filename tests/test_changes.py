@@ -45,6 +45,7 @@ OTHER = {
     "engine": "rows",
     "compile": True,
     "lora": "r=2",
+    "quantize": "nf4",
     "seed": 1,
     "save_best": True,
     "eval_every": 3,
