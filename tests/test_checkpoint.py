@@ -55,6 +55,24 @@ def test_every_byte_of_every_file_counts(tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_every_byte_of_a_manifest_counts(tmp_path, sealed):
+    """Of one without a seal, from the first version, what it is there for: files, sizes, hashes; its identity is compared later."""
+    path, _, _ = make(tmp_path)
+    manifest = path / "manifest.json"
+    if not sealed:
+        head = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({"schema": 1, "torch": "2.0", "identity": head["identity"], "files": head["files"]}))
+    whole, refused = manifest.read_bytes(), 0
+    for at in range(len(whole)):
+        manifest.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        try:
+            assert checkpoint.load(path).progress.step == 3
+        except RunError:
+            refused += 1
+    assert refused == len(whole) if sealed else refused > 0.9 * len(whole)
+
+
 def test_the_newest_intact_one_is_taken_by_number(tmp_path):
     for step in (2, 9, 10):
         make(tmp_path, step)

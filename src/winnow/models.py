@@ -67,7 +67,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     source = locate(name)
-    _must_be_there(name, source)
+    _must_be_there(name, source, "tokenizer.json", "tokenizer_config.json")
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -336,11 +336,11 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
 REMEDY = "give a folder with config.json and model.safetensors, a hub name, or a run folder"
 
 
-def _must_be_there(name: str, source: str) -> None:
-    """Raises ModelError where `source`, which `name` stands for, is no folder of a model, and the hub does not have it."""
+def _must_be_there(name: str, source: str, *enough: str) -> None:
+    """Raises ModelError where `source`, which `name` stands for, is no folder of a model, and the hub does not have it. `enough`: files that will do."""
     folder, told = Path(source), f"{_called('model', name, source)} cannot be loaded"
     if source and folder.exists():
-        if not any((folder / file).exists() for file in ("config.json", ADAPTER)):
+        if not any((folder / file).exists() for file in ("config.json", ADAPTER, *enough)):
             raise ModelError(f"{told}: there is no config.json in it", remedy=REMEDY)
     elif not hub.may_hold(source):
         raise ModelError(f"{told}: there is no such folder", remedy=REMEDY)

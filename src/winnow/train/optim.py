@@ -129,7 +129,8 @@ class Optimizer:
         """Put a saved state back. Raises RunError when it is not of this model and optimizer."""
         slots = [{key.partition("|")[0] for key in one} for one in (self.state(), tensors)]
         if slots[0] and slots[0] != slots[1]:
-            raise RunError(f"the checkpoint's moments are of another optimizer: it holds {', '.join(sorted(slots[1]))}, this one {', '.join(sorted(slots[0]))}")
+            here, there = (", ".join(sorted(one)) for one in slots)
+            raise RunError(f"the checkpoint's moments are of another optimizer: it holds {there or 'none'}, this one {here}")
         state: dict[Tensor, dict[str, Tensor]] = {}
         by_name = {name: master for name, _, master in self.masters}
         _same_names("optimizer", set(by_name), {key.partition("|")[2] for key in tensors})
