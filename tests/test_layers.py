@@ -39,8 +39,8 @@ FLOORS = [
         "batch",
         "device",
         "dist",
-        "shards",
         "layers",
+        "shards",
         "quantized",
         "models",
         "engine.api",
@@ -100,7 +100,7 @@ FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 FENCES = {
     "torch": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),
     "jaxtyping": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),  # its types are torch's
-    "transformers": lambda name: name in ("models", "layers", "quantized", "sample", "shards") or name.startswith("engine."),
+    "transformers": lambda name: name in ("models", "layers", "quantized", "sample") or name.startswith("engine."),
     "peft": lambda name: name in ("models", "engine.head"),
     "datasets": lambda name: name == "data.sources",
     "huggingface_hub": lambda name: name == "hub",

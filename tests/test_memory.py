@@ -119,6 +119,47 @@ def test_half_precision_and_experts_are_counted_too():
     assert estimate(tiny.model("qwen3_moe").config, batch, torch.float32, settings()).activations > memory.BUFFERS
 
 
+def of(config, processes, dtype=torch.float32, device="cpu", **changes):
+    batch = collate([tiny.trie(i, 2) for i in range(3)])
+    return estimate(config, batch, dtype, settings(**changes), device=torch.device(device), processes=processes)
+
+
+def test_of_several_processes_each_holds_its_part():
+    """Embeddings, head and last norm, and two of four layers, are whole while a layer computes; the head is the largest part that is summed at once."""
+    config = tiny.model("llama", num_hidden_layers=4).config
+    model = models.outline(config, torch.float32)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    every = sum(p.numel() for p in model.parameters())
+    outside = every - 4 * layer
+    alone, four = of(config, 1), of(config, 4)
+    assert (alone.weights, alone.gradients, alone.optimizer, alone.whole) == (4 * every, 4 * every, 8 * every, 0)
+    assert four.weights == every + 4 * (outside + 2 * layer)
+    assert four.gradients == every + 4 * (outside + 2 * layer) + 4 * max(outside, layer)
+    assert (four.optimizer, four.whole) == (2 * every, 4 * every)
+    assert four.head == alone.head
+    assert of(config, 4, checkpointing=True).activations == of(config, 1, checkpointing=True).activations
+    assert four.activations == alone.activations + four.whole
+    half = of(config, 4, torch.bfloat16, "cuda")
+    assert half.weights == every + 2 * (outside + 2 * layer)  # a part in float32, what is whole in half
+    assert half.gradients == every + 2 * (outside + 2 * layer) + 4 * max(outside, layer)
+    assert (half.optimizer, half.whole) == (2 * every, 2 * every)
+    assert half.activations == of(config, 1, torch.bfloat16, "cuda").activations
+
+
+def test_of_an_adapter_several_processes_hold_parts_too():
+    config = tiny.model("llama", num_hidden_layers=12).config
+    alone, two = (of(config, processes, lora="r=2") for processes in (1, 2))
+    assert two.optimizer == alone.optimizer / 2
+    assert alone.weights / 2 < two.weights < alone.weights
+    assert two.whole == alone.weights
+
+
+def test_whole_weights_can_be_the_most():
+    assert Memory(1, 2, 3, 4, 5, 6).total == 21
+    assert Memory(1, 2, 3, 4, 5, 6, whole=13).total == 21
+    assert Memory(1, 2, 3, 4, 5, 6, whole=14).total == 22
+
+
 def test_each_change_that_is_named_saves_memory():
     config = tiny.model("llama", num_hidden_layers=2, hidden_size=256, intermediate_size=4096, vocab_size=20_000).config
     groups = [tiny.trie(i, 3) for i in range(40)]

@@ -11,14 +11,19 @@ import torch
 from winnow.errors import ModelError
 
 
+def layers_of(model: Any) -> list[Any]:
+    """The layers a transformer is a stack of; none of a model that does not say so."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def enable_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass. Dropout stays off.
 
     A layer recomputes only while its own `training` flag is set, and some (OPT, Falcon) drop by the same flag: so it is set
     when the layer is called and unset inside. Models of the older kind ask the flag of the whole stack.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     renamed = getattr(model, "activation_checkpointing_enable", None)  # the name since transformers 5.20 or so
     if renamed is not None:
         renamed()
@@ -27,7 +32,7 @@ def enable_checkpointing(model: Any) -> None:
     flagged = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     if not flagged:
         raise ModelError("this model has no layers that can be checkpointed", remedy="leave --checkpointing away")
-    layers: list[Any] = [module for module in flagged if isinstance(module, GradientCheckpointingLayer)]
+    layers = [layer for layer in layers_of(model) if layer in flagged]
     for layer in layers:
         layer._gradient_checkpointing_func = _calm(layer, layer._gradient_checkpointing_func)
     for module in layers or flagged:
@@ -39,9 +44,7 @@ def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -
 
     One function for all layers of a kind, and no other one for another length. Raises ModelError for a model without such layers.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise ModelError("this model has no layers that can be compiled one by one", remedy="leave --compile away")
     for layer in layers:

@@ -10,6 +10,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def here() -> int:
+    """Processes of the job on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def rank() -> int:
     """Number of this one, from 0 on."""
     return int(os.environ.get("RANK", "0")) if count() > 1 else 0

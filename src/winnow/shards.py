@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from winnow.layers import layers_of
 from winnow.ranks import count, leads, rank
 
 Found = TypeVar("Found")
@@ -47,8 +48,6 @@ def shard(model: nn.Module) -> nn.Module:
     """
     if count() == 1:
         return model
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     trained = next(p for p in model.parameters() if p.requires_grad)
     half = trained.dtype if trained.dtype in (torch.bfloat16, torch.float16) else None
     how: dict[str, Any] = {
@@ -57,7 +56,7 @@ def shard(model: nn.Module) -> nn.Module:
     }
     for p in model.parameters() if half else ():
         p.data = p.data.float()  # not what the model keeps beside them, as `model.float()` would
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     for layer in layers:
         fully_shard(layer, **how)
     made = Shards(model, half)

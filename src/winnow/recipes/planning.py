@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from winnow.device import pick_device, pick_dtype
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
 from winnow.objectives.terms import Objective, objective
+from winnow.ranks import count
 from winnow.recipes.engines import ENGINES
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
@@ -138,7 +140,8 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
     engine = ENGINES.get(settings.engine, SEGMENTS)  # auto: as a rule
     device = pick_device(settings.device)
     engine = SEGMENTS if engine is VARLEN else engine
-    return estimate(config, batch, pick_dtype(settings.dtype, device), settings, engine, device=device, live=_asks_live(settings))
+    dtype = pick_dtype(settings.dtype, device)
+    return estimate(config, batch, dtype, settings, engine, device=device, live=_asks_live(settings), processes=count())
 
 
 def _asks_live(settings: TrainSettings) -> bool:
@@ -152,8 +155,9 @@ def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str
     """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
     device = pick_device(settings.device)
     memory, free = memory_of(settings, train_set, tokens), available(device)
-    parts = ", ".join(f"{name} {getattr(memory, name) / 2**20:,.0f}" for name in ("weights", "gradients", "optimizer", "reference", "activations", "head"))
-    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free (MiB: {parts})" + _packed_line(settings) + _reference_line(settings)
+    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in dataclasses.asdict(memory).items() if count() > 1 or name != "whole")
+    each = f", in each of {count()} processes" if count() > 1 else ""
+    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free{each} (MiB: {parts})" + _packed_line(settings) + _reference_line(settings)
     if memory.total <= free:
         return line
     for words, change in (*remedies(settings, tokens, largest(train_set.groups), device), *together(settings, device)):

@@ -21,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow import models, quantized
+from winnow import models, quantized, ranks
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora
 from winnow.engine import head
 from winnow.engine.api import Engine
 from winnow.engine.tiled import SEGMENTS, bare
-from winnow.layers import enable_checkpointing
+from winnow.layers import enable_checkpointing, layers_of
 
 # The process takes more than what is alive: holes between blocks, which nothing of the right size fills. An adapter's small tensors
 # among the large ones leave more of them; with checkpointing memory is given back to the system. Measured: docs/benchmarks.md.
@@ -41,47 +41,85 @@ Change = tuple[str, dict[str, Any]]  # what to say, and the settings that differ
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the moment of most memory, by what they are for. The program itself (about 0.5 GiB) is not in it."""
+    """Bytes at the moment of most memory, by what they are for, of each process. The program itself (about 0.5 GiB) is not in it."""
 
-    weights: int
+    weights: int  # of several processes: the own part, and what is whole while a layer computes
     gradients: int
     optimizer: int
     reference: int  # weights of one that is asked at every step
     activations: int
     head: int
+    whole: int = 0  # of several processes: all weights at once, when the model is read, proved, sampled from and written, but not in a step
 
     @property
     def total(self) -> int:
-        """All of them together."""
-        return self.weights + self.gradients + self.optimizer + self.reference + self.activations + self.head
+        """All of them together: of a step, or where that is more, beside whole weights."""
+        return self.weights + self.optimizer + self.reference + max(self.gradients + self.activations + self.head, self.whole)
 
 
 def estimate(
-    config: Any, batch: Batch, dtype: torch.dtype, settings: TrainSettings, engine: Engine = SEGMENTS, *, device: torch.device = CPU, live: bool = False
+    config: Any,
+    batch: Batch,
+    dtype: torch.dtype,
+    settings: TrainSettings,
+    engine: Engine = SEGMENTS,
+    *,
+    device: torch.device = CPU,
+    live: bool = False,
+    processes: int = 1,
 ) -> Memory:
     """Memory of a training step on `device` whose largest micro-batch is `batch`, for a model of this configuration with weights of `dtype`.
 
     engine: how the model is asked; `segments` as a rule (the flash kernels of a GPU hold no more). Weights; gradients in float32; moments
     and, for half precision, master weights; where the reference is asked `live`, the trainable weights as they were; the logits of one part of
-    the batch; and everything else that is alive at the worst moment of the forward and backward pass.
+    the batch; and everything else that is alive at the worst moment of the forward and backward pass. processes: of the job, each of which
+    holds its part of all but the last two (`winnow.shards`).
     """
     model = _outline(config, dtype, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     wide = sum(p.numel() * max(4, p.itemsize) for p in trained)  # of the gradients, and of each moment
     holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES if len(trained) == len(list(model.parameters())) else HOLES_ADAPTER
     weights, packed = held(model, settings.quantize), quantized.packable(model) if settings.quantize else []
+    masters = sum(4 * p.numel() for p in trained if p.itemsize < 4)
+    step = Memory(weights, wide, wide * (2 if settings.optimizer == "adamw" else 1) + masters, sum(p.nbytes for p in trained) * live, 0, 0)
+    step = _shared(step, model, masters, processes) if processes > 1 else step
     kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
     alive, logits = _alive(model if kind == dtype else _outline(config, kind, settings), batch, settings, engine)
     unpacked = max((p.nbytes for p in packed), default=0)  # a layer in 4 bits makes its matrix while it computes, one at a time
     inside = (alive - logits) * dtype.itemsize // kind.itemsize + unpacked
-    return Memory(
-        weights=weights,
-        gradients=wide,
-        optimizer=wide * (2 if settings.optimizer == "adamw" else 1) + sum(4 * p.numel() for p in trained if p.itemsize < 4),
-        reference=sum(p.nbytes for p in trained) * live,
-        activations=round((HOLES_GPU if device.type == "cuda" else holes) * inside) + BUFFERS,
+    # of several processes: weights that come and go leave holes among activations, which on a CPU stay (given back they cost a third of the speed)
+    gone = step.whole if device.type == "cpu" and not settings.checkpointing else 0
+    return dataclasses.replace(
+        step,
+        activations=round((HOLES_GPU if device.type == "cuda" else holes) * inside) + BUFFERS + gone,
         head=logits * dtype.itemsize // kind.itemsize,
     )
+
+
+def _shared(alone: Memory, model: Any, masters: int, processes: int) -> Memory:
+    """What one of several processes holds of that: its part, and what is whole in a step. That is all that lies outside of layers, and two layers,
+    one that computes and one that is fetched meanwhile; their gradients too, until they are summed in float32, the largest of them once more.
+    """
+    layers = [[*layer.parameters()] for layer in layers_of(model)]
+    inside = {id(p) for layer in layers for p in layer}
+    outside = [p for p in model.parameters() if id(p) not in inside]
+    at_once = [*outside, *(p for layer in sorted(layers, key=_bytes)[-2:] for p in layer)]
+    summed = max(sum(4 * p.numel() for p in part if p.requires_grad) for part in (outside, *layers))
+    kept = sum(p.numel() * (4 if masters else p.itemsize) for p in model.parameters())  # the masters are the weights, of which layers make halves
+    each = lambda size: -(-size // processes)  # noqa: E731
+    return Memory(
+        weights=each(kept) + _bytes(at_once),
+        gradients=each(alone.gradients) + _bytes([p for p in at_once if p.requires_grad]) + summed,
+        optimizer=each(alone.optimizer - masters),
+        reference=each(alone.reference),
+        activations=0,
+        head=0,
+        whole=alone.weights,
+    )
+
+
+def _bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(p.nbytes for p in parameters)
 
 
 def held(model: Any, quantize: str | None) -> int:
@@ -129,7 +167,7 @@ def together(settings: TrainSettings, device: torch.device = CPU) -> Iterator[Ch
 
 
 def available(device: torch.device) -> int:
-    """Bytes this process may still take: of the GPU, or of the machine within its control group."""
+    """Bytes this process may still take: of the GPU, or its share of the machine within its control group, where the job has several on it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
@@ -138,7 +176,7 @@ def available(device: torch.device) -> int:
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
-    return free
+    return free // ranks.here()
 
 
 def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) -> tuple[int, int]:
