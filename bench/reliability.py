@@ -38,7 +38,7 @@ from winnow.train.saver import Saver
 from winnow.train.step import take_step
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
-TIMES, STEPS = 3, 100
+TIMES, STEPS, RUN = 3, 100, 30  # repetitions; steps beside a save; steps of a run whose speed is measured
 SAVES = {"no save": None, "waiting": False, "aside": True}
 
 
@@ -78,21 +78,21 @@ def saving(out: Path) -> None:
     for _ in range(TIMES):
         for name in SAVES:
             began = time.perf_counter()
-            with savers[name] as saver:
-                for i in range(STEPS):
-                    step += 1
-                    take_step(
-                        loaded.model,
-                        data.micro_batches(parts, 4096),
-                        objective=DEMONSTRATION,
-                        engine=SEGMENTS,
-                        optimizer=optimizer,
-                        lr=1e-6,
-                        before={},
-                        live=None,
-                    )
-                    if i == STEPS // 2 and SAVES[name] is not None:
-                        saver.save(Progress(step), optimizer.weights(), optimizer.state(), {})
+            for i in range(STEPS):
+                step += 1
+                take_step(
+                    loaded.model,
+                    data.micro_batches(parts, 4096),
+                    objective=DEMONSTRATION,
+                    engine=SEGMENTS,
+                    optimizer=optimizer,
+                    lr=1e-6,
+                    before={},
+                    live=None,
+                )
+                if i == STEPS // 2 and SAVES[name] is not None:
+                    savers[name].save(Progress(step), optimizer.weights(), optimizer.state(), {})
+            savers[name].wait()
             seconds[name].append(time.perf_counter() - began)
             print(f"  {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     size = sum(file.stat().st_size for file in (out / "aside").rglob("*.safetensors")) / 2**20
@@ -166,7 +166,7 @@ def processes(out: Path) -> None:
             shutil.rmtree(run, ignore_errors=True)
             env = {**os.environ, "OMP_NUM_THREADS": str(cores // count), "WINNOW_CACHE": str(out / "cache")}
             torchrun = ["torch.distributed.run", "--nproc-per-node", str(count), "-m"] if count > 1 else []
-            words = [sys.executable, "-m", *torchrun, "winnow", *command("dpo", out, run, 30)]
+            words = [sys.executable, "-m", *torchrun, "winnow", *command("dpo", out, run, RUN)]
             subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             rates = [row["tokens_per_second"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
             found[count].append(statistics.median(rates))

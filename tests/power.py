@@ -1,8 +1,11 @@
-"""A power cut, for one process: what it wrote and did not sync is lost, what it renamed in a folder it did not sync has its old name."""
+"""A power cut, for one process: what it wrote and did not sync is lost, and so are new names in a folder it did not sync; what it renamed
+there has its old name. Deletions are taken for durable.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -14,6 +17,7 @@ class Power:
         self.sizes: dict[int, tuple[int, int]] = {}  # inode -> (time of its last change, its size) when it was synced
         self.renames: list[tuple[str, str, str | None]] = []  # from, to, what stood there before
         self.before = {path.stat().st_ino: path.stat().st_mtime_ns for path in self._files()}
+        self.names = {folder.stat().st_ino: _entries(folder) for folder in self._folders()}  # of a folder, by its inode, those that will last
         self._fsync, self._rename, self._replace = os.fsync, os.rename, os.replace
         os.fsync, os.rename, os.replace = self.fsync, self.rename, self.replace  # type: ignore[assignment]
 
@@ -22,6 +26,7 @@ class Power:
         path = Path(os.readlink(f"/proc/self/fd/{handle}"))
         if path.is_dir():
             self.renames = [one for one in self.renames if Path(one[1]).parent != path]
+            self.names[path.stat().st_ino] = _entries(path)
         else:
             found = os.fstat(handle)
             self.sizes[found.st_ino] = found.st_mtime_ns, found.st_size
@@ -48,6 +53,17 @@ class Power:
                 self._rename(target, source)
             if kept is not None:
                 self._rename(kept, target)
+        for folder in self._folders():
+            for name, _ in _entries(folder) - self.names.get(folder.stat().st_ino, set()) if folder.exists() else ():
+                lost = folder / name
+                shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+
+    def _folders(self) -> list[Path]:
+        return [self.root, *(path for path in self.root.rglob("*") if path.is_dir())] if self.root.exists() else []
 
     def _files(self) -> list[Path]:
         return [path for path in self.root.rglob("*") if path.is_file()] if self.root.exists() else []
+
+
+def _entries(folder: Path) -> set[tuple[str, int]]:
+    return {(path.name, path.lstat().st_ino) for path in folder.iterdir()}

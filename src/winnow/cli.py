@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -310,6 +311,7 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers by the old name
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed peft loads it, and it speaks of CPU kernels that are not used here
 
 
 if __name__ == "__main__":
