@@ -137,13 +137,22 @@ def test_one_of_two_killed_at_a_step(farm, world, whole, tmp_path, step):
 
 
 PARTS = ["weights written", "weights.{}-of-2 synced", "optimizer written", "optimizer.{}-of-2 synced"]
-TWO = [(0, point.format(0)) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))]
+OTHER = [(1, point.format(1)) for point in PARTS]  # all that the second process does in a save
+TWO = [*((0, point) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))), *((0, point.format(0)) for point in PARTS[1::2]), *OTHER]
+ASIDE = [*OTHER, *((0, point) for point in ("weights written", "manifest.json synced", "folder synced", "renamed", "pruned"))]
 
 
-@pytest.mark.parametrize(("rank", "point"), [*TWO, *((rank, point.format(rank)) for rank in (0, 1) for point in PARTS if rank or "{}" in point)])
-def test_one_of_two_killed_inside_a_save(farm, world, whole, tmp_path, rank, point):
+def test_the_points_of_the_second_process_are_all_of_them(whole):
+    """But for those of a run's beginning and end, which it shares."""
+    own = {point for rank, point, _ in whole[2][1] if rank == 1 and not point.startswith("step ")}
+    assert own == {point for _, point in OTHER}
+
+
+@pytest.mark.parametrize(("rank", "point", "aside"), [*((*one, False) for one in TWO), *((*one, True) for one in ASIDE)])
+def test_one_of_two_killed_inside_a_save(farm, world, whole, tmp_path, rank, point, aside):
     time = 1 if point == "renamed to be deleted" else 5 if point.endswith("-of-2 synced") and not rank else 3
-    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2)
+    changes = {"async_save": True} if aside else {}
+    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2, **changes)
     assert digest(run) == whole[2][0]
 
 

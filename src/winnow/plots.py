@@ -74,7 +74,7 @@ class Drawing:
 PANELS = (
     Panel(
         "Loss",
-        "For dpo it starts at ln 2 = 0.693, where policy and reference agree.",
+        "It starts at the value the objective has where policy and reference agree; dpo has ln 2 = 0.693 there.",
         ("loss",),
         unpaired="Nats per token: how surprised the model is by the answers.",
     ),
