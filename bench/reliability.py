@@ -38,8 +38,8 @@ from winnow.train.saver import Saver
 from winnow.train.step import take_step
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
-TIMES, STEPS, RUN = 3, 100, 30  # repetitions; steps beside a save; steps of a run whose speed is measured
-SAVES = {"no save": None, "waiting": False, "aside": True}
+TIMES, RUN = 3, 30  # repetitions; steps of a run whose speed is measured
+STEPS, SAVES, AROUND = 100, 7, 10  # steps to a save; saves of each kind; steps before and after it, which tell how long one takes
 
 
 def main() -> None:
@@ -64,7 +64,11 @@ def rows(count: int) -> list[dict[str, str]]:
 
 
 def saving(out: Path) -> None:
-    """A hundred steps without a save, with one in their midst, and with one on the side."""
+    """What one save adds to a hundred steps: the seconds by which it, and each step until it is on the disk, are longer than the steps around it.
+
+    A hundred steps with a save against a hundred without would need a quieter machine: there the noise of a hundred steps is in the difference, here
+    that of the few steps which the save touches.
+    """
     keep_memory()
     loaded = models.load(str(out / "model"), device="cpu", train=True)
     optimizer = Optimizer(loaded.model, kind="adamw", weight_decay=0.0, clip=1.0)
@@ -72,36 +76,34 @@ def saving(out: Path) -> None:
     groups = [renderer.render(group) for group in load(str(out / "pairs.jsonl")).groups[:8]]
     data = Data(groups, [], None)
     parts = [i for part in pack(groups, 4096) for i in part]
-    savers = {name: Saver(out / name, {}, keep=1, keep_best=False, aside=bool(aside)) for name, aside in SAVES.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in SAVES}
-    step = 0
-    for _ in range(TIMES):
-        for name in SAVES:
+    savers = {name: Saver(out / name, {}, keep=1, keep_best=False, aside=name == "aside") for name in ("waiting", "aside")}
+
+    def step() -> float:
+        began = time.perf_counter()
+        micro_batches = data.micro_batches(parts, 4096)
+        take_step(loaded.model, micro_batches, objective=DEMONSTRATION, engine=SEGMENTS, optimizer=optimizer, lr=1e-6, before={}, live=None)
+        return time.perf_counter() - began
+
+    share: dict[str, list[float]] = {name: [] for name in savers}
+    usual = [step() for _ in range(AROUND)][1:]
+    for number in range(1, SAVES + 1):
+        for name, saver in savers.items():
             began = time.perf_counter()
-            for i in range(STEPS):
-                step += 1
-                take_step(
-                    loaded.model,
-                    data.micro_batches(parts, 4096),
-                    objective=DEMONSTRATION,
-                    engine=SEGMENTS,
-                    optimizer=optimizer,
-                    lr=1e-6,
-                    before={},
-                    live=None,
-                )
-                if i == STEPS // 2 and SAVES[name] is not None:
-                    savers[name].save(Progress(step), optimizer.weights(), optimizer.state(), {})
-            savers[name].wait()
-            seconds[name].append(time.perf_counter() - began)
-            print(f"  {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+            saver.save(Progress(number), optimizer.weights(), optimizer.state(), {})
+            took, touched = time.perf_counter() - began, []
+            while saver.pending is not None and not saver.pending.done():
+                touched.append(step())
+            saver.wait()
+            after = [step() for _ in range(AROUND)]
+            each = statistics.median([*usual, *after])
+            share[name].append((took + sum(touched) - len(touched) * each) / (STEPS * each))
+            usual = after
+            words = f"  {name}: {took:.2f} s, then {len(touched)} steps of {statistics.mean(touched or [0]):.2f} s, usual {each:.2f} s: {share[name][-1]:+.2%}"
+            print(words, file=sys.stderr, flush=True)
     size = sum(file.stat().st_size for file in (out / "aside").rglob("*.safetensors")) / 2**20
-    base = seconds["no save"]
-    for name in ("waiting", "aside"):
-        ratios = [b / a - 1 for a, b in zip(base, seconds[name])]
-        each = ", ".join(f"{r:+.1%}" for r in ratios)
-        what = f"a save of {size:.0f} MiB in {STEPS} steps of {statistics.median(base) / STEPS:.2f} s, {name}"
-        print(f"| {what} | {statistics.median(ratios):+.1%} | {each} |", flush=True)
+    for name, found in share.items():
+        what = f"a save of {size:.0f} MiB in {STEPS} steps of {statistics.median(usual):.2f} s, {name}"
+        print(f"| {what} | {statistics.median(found):+.1%} | {', '.join(f'{one:+.1%}' for one in found)} |", flush=True)
 
 
 def command(recipe: str, out: Path, run: Path, steps: int) -> list[str]:
