@@ -132,6 +132,17 @@ def test_resumed_by_as_many_or_by_others(farm, world, four, tmp_path, ranks):
             assert (copy.root / file).read_bytes() == (four.root / file).read_bytes(), file
 
 
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (1, 2)])
+def test_resumed_by_more(farm, world, four, tmp_path, first, then):
+    begun = trained(farm, world, tmp_path / "begun", first)
+    same(begun, four)
+    copy = unfinished(begun, tmp_path / "run", 4)
+    answer = farm(*line(world, copy.root), ranks=then, out=tmp_path / "said")
+    assert answer["codes"] == [0] * then, answer["said"]
+    assert "resumed at step 4" in answer["said"][0]
+    same(copy, four)
+
+
 def test_a_part_of_a_checkpoint_that_is_damaged_is_known_to_all(farm, world, four, tmp_path):
     copy = unfinished(four, tmp_path / "run", 6)
     part = copy.checkpoints / "step_6" / "optimizer.2-of-4.safetensors"
