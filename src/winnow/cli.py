@@ -18,7 +18,7 @@ from click.exceptions import NoArgsIsHelpError
 from pydantic.fields import FieldInfo
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Settings, SFTSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, SampleSettings, Settings, SFTSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.resolved import Resolved, resolve, unknown
@@ -139,6 +139,12 @@ def _eval(resolved: Resolved[EvalSettings], line: str) -> None:
     evaluation.run(resolved, line)
 
 
+def _sample(resolved: Resolved[SampleSettings], line: str) -> None:
+    from winnow.recipes import sampling
+
+    sampling.run(resolved)
+
+
 def _generate(resolved: Resolved[GenerateSettings], line: str) -> None:
     from winnow.recipes import generation
 
@@ -244,6 +250,13 @@ for made in (
         name="generate",
         help="What did it learn to say? Also two models side by side.",
         example="winnow generate --model runs/dpo --before runs/sft --prompts prompts.txt",
+    ),
+    command(
+        SampleSettings,
+        _sample,
+        name="sample",
+        help="Several answers to each prompt, to be compared: by people (winnow label) or by a judge. Goes on where it stopped.",
+        example="winnow sample --model runs/sft --prompts prompts.jsonl --k 4 --out answers.jsonl",
     ),
     command(
         ExportSettings,

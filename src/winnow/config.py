@@ -231,12 +231,9 @@ class EvalSettings(FrozenSettings, DataSettings):
     out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
 
 
-class GenerateSettings(FrozenSettings):
-    """winnow generate: what did it learn to say."""
+class SamplingSettings(FrozenSettings):
+    """How a model answers prompts."""
 
-    before: str | None = setting(None, "a second model, answering the same prompts beside the first", "model")
-    prompt: tuple[str, ...] = setting((), "a prompt; may be repeated", "data")
-    prompts: Path | None = setting(None, "a file of prompts: one per line, or JSON lines with a prompt column", "data")
     as_: Literal["text", "chat"] | None = Field(
         None,
         alias="as",
@@ -244,11 +241,19 @@ class GenerateSettings(FrozenSettings):
         json_schema_extra={"group": "data"},
     )
     chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
-    k: int = setting(1, "completions per prompt", "amount", ge=1)
     max_new_tokens: int = setting(256, "longest completion", "amount", ge=1)
     temperature: float = setting(1.0, "0 takes the most likely token", "amount", ge=0)
     top_p: float = setting(1.0, "sample from the smallest set of tokens with this probability", "amount", gt=0, le=1)
-    seed: int = setting(0, "of the sampling", "data", ge=0, lt=2**63)
+    seed: int = setting(0, "of the sampling; neither the order of prompts nor what is sampled beside one has a part in its answers", "data", ge=0, lt=2**63)
+
+
+class GenerateSettings(SamplingSettings):
+    """winnow generate: what did it learn to say."""
+
+    before: str | None = setting(None, "a second model, answering the same prompts beside the first", "model")
+    prompt: tuple[str, ...] = setting((), "a prompt; may be repeated", "data")
+    prompts: str | None = setting(None, "prompts: a text file with one per line, or any data set; what they were answered with there is not read", "data")
+    k: int = setting(1, "completions per prompt", "amount", ge=1)
     out: Path | None = setting(None, "also write the answers to this JSON-lines file", "run")
 
     @model_validator(mode="after")
@@ -256,6 +261,16 @@ class GenerateSettings(FrozenSettings):
         if not self.prompt and self.prompts is None:
             raise ValueError("nothing to answer: give prompt or prompts")
         return self
+
+
+class SampleSettings(SamplingSettings):
+    """winnow sample: several answers to each prompt, to be compared."""
+
+    prompts: str = setting(..., "prompts: a text file with one per line, or any data set; what they were answered with there is not read", "data")
+    limit: int | None = setting(None, "only the first so many prompts", "data", ge=1)
+    k: int = setting(4, "completions per prompt", "amount", ge=1)
+    sampler: Literal["transformers", "vllm"] = setting("transformers", "what samples; vllm: on a GPU, where it is installed", "model")
+    out: Path = setting(..., "a JSON-lines file; the same command again goes on where it stopped", "run")
 
 
 class ExportSettings(ModelSettings):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from winnow import signals
 from winnow.layers import as_written
 from winnow.models import LoadedModel, is_adapter
 
-ROWS = 256  # sequences generated together: short ones cost little memory
+ROWS, TOKENS = 256, 2**17  # most sequences that are generated together, and most tokens of their caches
+SLACK = 1.25  # prompts of a batch are at most so many times as long as its shortest: the rest would be padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,51 +33,116 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled completion: its tokens without the end token, and whether it came to its end by itself."""
+    """One sampled completion: its tokens without the end token, whether it came to its end by itself, and the model's log-prob (nats, at
+    temperature 1, over the whole vocabulary) of each of its tokens, the end token's last where there is one.
+    """
 
     ids: tuple[int, ...]
     finished: bool
+    logps: tuple[float, ...] = ()
 
 
 def sample(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, k: int = 1, tick: Callable[[int], None] = lambda n: None
 ) -> list[list[Answer]]:
-    """`k` completions for every prompt (token ids), in the order of the prompts. The seed fixes all of them together."""
+    """`k` completions for every prompt (token ids), in the order of the prompts; see `drawn`."""
     answers: list[list[Answer]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    per_batch = max(1, ROWS // k)
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(how.seed)
-        for start in range(0, len(order), per_batch):
-            part = order[start : start + per_batch]
-            for i, made in zip(part, _generate(loaded, [prompts[i] for i in part], how, k)):
-                answers[i] = made
-            tick(len(part))
+    for i, made in drawn(loaded, prompts, how, k=k):
+        answers[i] = made
+        tick(1)
     return answers
 
 
-def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, k: int) -> list[list[Answer]]:
-    from transformers import GenerationConfig
+def drawn(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], how: Sampling, *, k: int = 1, done: Collection[int] = ()
+) -> Iterator[tuple[int, list[Answer]]]:
+    """(number of a prompt, its `k` completions), the shortest prompts first, but for those that are `done`.
 
+    Each completion has random numbers of its own, which are those of (seed, prompt, number of the completion, and how many times the prompt
+    stood before): not the order of the prompts, nor what is generated beside it, has a part in them.
+    """
+    rows = seeds(prompts, how.seed)
+    order = sorted((i for i in range(len(prompts)) if i not in done), key=lambda i: (len(prompts[i]), i))
+    while order:
+        size = _together([len(prompts[i]) for i in order], k, how.max_new_tokens)
+        part, order = order[:size], order[size:]
+        with torch.no_grad():
+            made = _generate(loaded, [prompts[i] for i in part], [rows[i] for i in part], how, k)
+        yield from zip(part, made)
+
+
+def _together(widths: Sequence[int], k: int, room: int) -> int:
+    """How many of the prompts of these lengths, in ascending order, make a batch."""
+    size = 1
+    while size < len(widths):
+        fits = k * (size + 1) <= ROWS and k * (size + 1) * (widths[size] + room) <= TOKENS
+        if not fits or widths[size] > SLACK * max(widths[0], 16):
+            break
+        size += 1
+    return size
+
+
+def seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[bytes]:
+    """What the random numbers of each prompt come from."""
+    found, before = [], Counter[bytes]()
+    for prompt in prompts:
+        told = hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()
+        found.append(told + before[told].to_bytes(8, "big"))
+        before[told] += 1
+    return found
+
+
+def _uniforms(own: Sequence[bytes], k: int, length: int) -> torch.Tensor:
+    """A number in [0, 1) for each row and step; a row's are the same whatever the others are."""
+    keys = [int.from_bytes(hashlib.sha256(seed + j.to_bytes(8, "big")).digest()[:16], "big") for seed in own for j in range(k)]
+    return torch.tensor(np.stack([np.random.Generator(np.random.Philox(key=key)).random(length) for key in keys]))
+
+
+class _Draw:
+    """Chooses each row's next token: the one in whose span of the cumulative probabilities the row's random number falls. It is handed to
+    `generate` as a processor of logits, and leaves it one token to take.
+    """
+
+    def __init__(self, uniform_RS: torch.Tensor, how: Sampling) -> None:
+        self.uniform_RS, self.how, self.logps = uniform_RS, how, list[torch.Tensor]()
+
+    def __call__(self, ids: torch.Tensor, logits_RV: torch.Tensor) -> torch.Tensor:
+        warm, own_R = self.how.temperature, self.uniform_RS[:, len(self.logps)]
+        chosen_R = choose(logits_RV / warm, own_R, self.how.top_p) if warm > 0 else logits_RV.argmax(-1)
+        self.logps.append(logits_RV.log_softmax(-1).gather(1, chosen_R[:, None])[:, 0])
+        return torch.full_like(logits_RV, -torch.inf).scatter_(1, chosen_R[:, None], 0.0)
+
+
+def choose(logits_RV: torch.Tensor, uniform_R: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The token of each row at which the cumulative probability passes its number in [0, 1): a draw from softmax(logits), of which top_p < 1
+    keeps the most likely tokens that together have at least that probability (A. Holtzman et al., arXiv 1904.09751, section 3.1).
+    """
+    probability = logits_RV.softmax(-1)
+    if top_p < 1:
+        sorted_, order = probability.sort(dim=-1, descending=True, stable=True)
+        beyond = sorted_.cumsum(-1, dtype=torch.float64) - sorted_ >= top_p
+        probability = probability.scatter(1, order, sorted_.masked_fill(beyond, 0.0))
+    passed = probability.cumsum(-1, dtype=torch.float64)
+    mark = uniform_R.to(passed)[:, None] * passed[:, -1:]
+    return torch.searchsorted(passed, mark, right=True)[:, 0].clamp(max=logits_RV.shape[1] - 1)
+
+
+def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], own: Sequence[bytes], how: Sampling, k: int) -> list[list[Answer]]:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    each = k if how.temperature > 0 else 1  # the most likely completion is the same k times
     width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[how.end] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device)
-    sampling = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature > 0 else {"do_sample": False}
-    config = GenerationConfig(
-        max_new_tokens=how.max_new_tokens,
-        num_return_sequences=k if how.temperature > 0 else 1,
-        eos_token_id=how.end,
-        pad_token_id=how.end,
-        use_cache=True,
-        **sampling,
-    )
+    rows = [prompt for prompt in prompts for _ in range(each)]
+    ids = torch.tensor([[how.end] * (width - len(p)) + list(p) for p in rows], device=loaded.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=loaded.device)
+    draw = _Draw(_uniforms(own, each, how.max_new_tokens).to(loaded.device), how)
+    config = GenerationConfig(max_new_tokens=how.max_new_tokens, eos_token_id=how.end, pad_token_id=how.end, use_cache=True, do_sample=False)
     with _own_settings_aside(loaded.model), as_written(loaded.model):  # a cache grows token by token: each length would be compiled anew
-        rows = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **ALONE)[:, width:].tolist()
-    repeat = 1 if how.temperature > 0 else k  # the most likely completion is the same k times
-    found = [_answer(row, how.end) for row in rows]
-    each = len(found) // len(prompts)
-    return [found[i * each : (i + 1) * each] * repeat for i in range(len(prompts))]
+        processors = LogitsProcessorList([draw])  # type: ignore[list-item]
+        made = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors, **ALONE)
+    logps = torch.stack(draw.logps, 1).tolist()
+    found = [_answer(row, logp, how.end) for row, logp in zip(made[:, width:].tolist(), logps)]
+    return [found[i * each : (i + 1) * each] * (k // each) for i in range(len(prompts))]
 
 
 def _asked(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
@@ -102,5 +171,6 @@ def _own_settings_aside(model: Any) -> Iterator[None]:
             one.generation_config = own
 
 
-def _answer(row: list[int], end: int) -> Answer:
-    return Answer(tuple(row[: row.index(end)]), True) if end in row else Answer(tuple(row), False)
+def _answer(row: list[int], logps: list[float], end: int) -> Answer:
+    length = row.index(end) if end in row else len(row)
+    return Answer(tuple(row[:length]), end in row, tuple(logps[: length + (end in row)]))

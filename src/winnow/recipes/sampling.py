@@ -1,0 +1,151 @@
+"""`winnow sample`: several answers to each prompt, to be compared. A file that grows as they come, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from winnow import models, vllm
+from winnow.config import SampleSettings
+from winnow.console import Steps, safe, say
+from winnow.data.prompts import prompts
+from winnow.data.records import Text
+from winnow.device import keep_memory
+from winnow.errors import ModelError, RunError
+from winnow.files import make_folder, read_jsonl, sha256_json, sync_folder, write_jsonl
+from winnow.models import LoadedModel
+from winnow.recipes.asking import Asked, ask, load
+from winnow.resolved import Resolved
+from winnow.sample import Answer, drawn, seeds
+
+SAYS_HOW = ("weights", "template", "k", "max_new_tokens", "temperature", "top_p", "seed")  # of a row: what its answers depend on
+
+
+def run(resolved: Resolved[SampleSettings]) -> Path:
+    """Write a group of `k` completions for each prompt into `out`, in the order of the prompts. Raises RunError where another command's answers lie there."""
+    settings = resolved.settings
+    keep_memory()
+    _refuse(settings)
+    asked_for = prompts(settings.prompts, settings.limit)
+    make_folder(settings.out.absolute().parent)
+    lock = FileLock(settings.out.with_name(f".{settings.out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"{settings.out}: another process is writing here", remedy="wait for it, or choose another --out") from error
+    with lock:
+        loaded = load(settings.model, settings if settings.sampler == "transformers" else settings.model_copy(update={"device": "cpu"}))  # vLLM has its own
+        asked = ask(settings.model, loaded, asked_for, settings)
+        how = _how(settings, loaded, asked)
+        names = _names(asked)
+        rows = _there(settings.out, names, how)
+        if len(rows) == len(names):
+            say(f"{safe(settings.out)}: all {len(names):,} prompts are answered; nothing to do")
+            return settings.out
+        _answer(settings, loaded, asked, how, names, [where for where, _ in asked_for], rows)
+        write_jsonl(settings.out, [rows[name] for name in names])
+    Path(lock.lock_file).unlink(missing_ok=True)
+    _told(settings, list(rows.values()))
+    return settings.out
+
+
+def _how(settings: SampleSettings, loaded: LoadedModel, asked: Asked) -> dict[str, Any]:
+    """Where answers come from, for every row."""
+    template = None if isinstance(asked.texts[0], str) else sha256_json(loaded.tokenizer.chat_template)[:16]
+    drawn = {"k": settings.k, "max_new_tokens": asked.how.max_new_tokens, "temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+    return {"model": settings.model, "weights": models.weights_hash(loaded.model)[:16], "template": template, **drawn, "sampler": settings.sampler}
+
+
+def _names(asked: Asked) -> list[str]:
+    """Of each prompt: its tokens, and how many times it stood before."""
+    found, before = [], dict[str, int]()
+    for ids in asked.ids:
+        told = sha256_json(ids)[:12]
+        before[told] = before.get(told, 0) + 1
+        found.append(told if before[told] == 1 else f"{told}-{before[told]}")
+    return found
+
+
+def _there(out: Path, names: list[str], how: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier start by name; a last line that was cut off is dropped. Raises RunError for rows of another command."""
+    if not out.exists():
+        return {}
+    content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        say(f"{safe(out)}: its last line was cut off, and is sampled again")
+        out.write_bytes(whole)
+    rows = {row["id"]: row for row in read_jsonl(out, "id", "sampled")}
+    other = {key: (row["sampled"].get(key), how[key]) for row in rows.values() for key in SAYS_HOW if row["sampled"].get(key) != how[key]}
+    strangers = [name for name in rows if name not in set(names)]
+    if other or strangers:
+        told = [f"{key}: {before!r} -> {now!r}" for key, (before, now) in other.items()] + (
+            [f"prompts: {len(strangers):,} of its are not asked now"] * bool(strangers)
+        )
+        raise RunError(f"{out}: holds answers of another command:\n  " + "\n  ".join(told), remedy="choose another --out, or delete the file")
+    if rows:
+        say(f"{safe(out)}: {len(rows):,} of {len(names):,} prompts are answered already")
+    return rows
+
+
+def _answer(
+    settings: SampleSettings, loaded: LoadedModel, asked: Asked, how: dict[str, Any], names: list[str], places: list[str], rows: dict[str, dict[str, Any]]
+) -> None:
+    """Answer what is left, each row on the disk's way as soon as it is there."""
+    done = {i for i, name in enumerate(names) if name in rows}
+    with settings.out.open("ab") as file, Steps("sampling", len(names) - len(done)) as steps:
+        sync_folder(settings.out.absolute().parent)
+        for i, answers in _drawn(settings, loaded, asked, done):
+            rows[names[i]] = {"id": names[i], **_row(loaded, asked.texts[i], answers), "sampled": how, "from": places[i]}
+            file.write(json.dumps(rows[names[i]], ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            steps.advance(1)
+
+
+def _drawn(settings: SampleSettings, loaded: LoadedModel, asked: Asked, done: set[int]) -> Iterator[tuple[int, list[Answer]]]:
+    if settings.sampler == "transformers":
+        return drawn(loaded, asked.ids, asked.how, k=settings.k, done=done)
+    llm = vllm.engine(loaded.source, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+    return vllm.drawn(llm, asked.ids, seeds(asked.ids, settings.seed), asked.how, k=settings.k, done=done)
+
+
+def _refuse(settings: SampleSettings) -> None:
+    """Raises ModelError for what vLLM cannot have."""
+    if settings.sampler == "vllm" and models.is_adapter_folder(settings.model):
+        raise ModelError(f"sampler: vllm is given whole models, and {settings.model} is an adapter", remedy="winnow export --merge first")
+    if settings.sampler == "vllm" and settings.quantize is not None:
+        raise ModelError("sampler: vllm does not take --quantize", remedy="leave one of them away")
+
+
+def _row(loaded: LoadedModel, prompt: Text, answers: list[Answer]) -> dict[str, Any]:
+    """A group nobody has compared yet. An answer without a word cannot be judged: it is counted, and left out."""
+    said = [(one, loaded.tokenizer.decode(one.ids, skip_special_tokens=True)) for one in answers]
+    kept = [(one, words) for one, words in said if words.strip()]
+    text = isinstance(prompt, str)
+    return {
+        "prompt": prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in prompt],
+        "completions": [words if text else [{"role": "assistant", "content": words}] for _, words in kept],
+        "comparisons": [],
+        "logps": [sum(one.logps) for one, _ in kept],
+        "tokens": [len(one.logps) for one, _ in kept],
+        "finished": [one.finished for one, _ in kept],
+        "empty": len(said) - len(kept),
+    }
+
+
+def _told(settings: SampleSettings, rows: list[dict[str, Any]]) -> None:
+    """What came of it, in numbers."""
+    tokens = [n for row in rows for n in row["tokens"]]
+    cut, empty, alike = sum(not done for row in rows for done in row["finished"]), sum(row["empty"] for row in rows), 0
+    for row in rows:
+        texts = [json.dumps(text) for text in row["completions"]]
+        alike += len(texts) - len(set(texts))
+    say(
+        f"{len(tokens):,} answers to {len(rows):,} prompts, {sum(tokens) / max(1, len(tokens)):,.0f} tokens each; "
+        f"cut off at {settings.max_new_tokens:,} tokens: {cut:,}, the same as another: {alike:,}, without a word and left out: {empty:,}"
+    )
+    say(f"written: {safe(settings.out)}")
