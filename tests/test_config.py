@@ -10,7 +10,19 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, GenerateSettings, Lora, Settings, SFTSettings, parse_lora
+from winnow.config import (
+    CheckSettings,
+    DemoSettings,
+    DPOSettings,
+    EvalSettings,
+    ExportSettings,
+    GenerateSettings,
+    Lora,
+    SampleSettings,
+    Settings,
+    SFTSettings,
+    parse_lora,
+)
 from winnow.errors import SettingsError
 from winnow.resolved import PRESETS, resolve
 
@@ -24,7 +36,8 @@ READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["recipes/dpo.py", *TRAINING],
     EvalSettings: ["recipes/evaluation.py", "recipes/rendering.py", "data/dataset.py"],
-    GenerateSettings: ["recipes/generation.py"],
+    GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
+    SampleSettings: ["recipes/sampling.py", "recipes/asking.py"],
     ExportSettings: ["recipes/export.py"],
     DemoSettings: ["recipes/demo.py"],
 }

@@ -149,6 +149,21 @@ def _umask() -> int:
 _READABLE = 0o666 & ~_umask()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One writer of a file. Raises RunError where there is another. The kernel lets go of the lock when the process dies."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"{path}: another process is writing here", remedy="wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # removing it while it is held is safe: FileLock looks again
+        lock.release()
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; NaN and infinities are refused, because other readers refuse them."""
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from winnow import models, vllm
 from winnow.config import SampleSettings
 from winnow.console import Steps, safe, say
@@ -16,7 +14,7 @@ from winnow.data.prompts import prompts
 from winnow.data.records import Text
 from winnow.device import keep_memory
 from winnow.errors import ModelError, RunError
-from winnow.files import make_folder, read_jsonl, sha256_json, sync_folder, write_jsonl
+from winnow.files import locked, make_folder, read_jsonl, sha256_json, sync_folder, write_jsonl
 from winnow.models import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
 from winnow.resolved import Resolved
@@ -32,12 +30,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
     _refuse(settings)
     asked_for = prompts(settings.prompts, settings.limit)
     make_folder(settings.out.absolute().parent)
-    lock = FileLock(settings.out.with_name(f".{settings.out.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(f"{settings.out}: another process is writing here", remedy="wait for it, or choose another --out") from error
-    with lock:
+    with locked(settings.out):
         loaded = load(settings.model, settings if settings.sampler == "transformers" else settings.model_copy(update={"device": "cpu"}))  # vLLM has its own
         asked = ask(settings.model, loaded, asked_for, settings)
         how = _how(settings, loaded, asked)
@@ -48,7 +41,6 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
             return settings.out
         _answer(settings, loaded, asked, how, names, [where for where, _ in asked_for], rows)
         write_jsonl(settings.out, [rows[name] for name in names])
-    Path(lock.lock_file).unlink(missing_ok=True)
     _told(settings, list(rows.values()))
     return settings.out
 
@@ -122,9 +114,9 @@ def _refuse(settings: SampleSettings) -> None:
 
 
 def _row(loaded: LoadedModel, prompt: Text, answers: list[Answer]) -> dict[str, Any]:
-    """A group nobody has compared yet. An answer without a word cannot be judged: it is counted, and left out."""
+    """A group nobody has compared yet. An answer without a word cannot be judged, one with a NUL character cannot be read: counted, and left out."""
     said = [(one, loaded.tokenizer.decode(one.ids, skip_special_tokens=True)) for one in answers]
-    kept = [(one, words) for one, words in said if words.strip()]
+    kept = [(one, words) for one, words in said if words.strip() and "\0" not in words]
     text = isinstance(prompt, str)
     return {
         "prompt": prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in prompt],
@@ -133,19 +125,20 @@ def _row(loaded: LoadedModel, prompt: Text, answers: list[Answer]) -> dict[str, 
         "logps": [sum(one.logps) for one, _ in kept],
         "tokens": [len(one.logps) for one, _ in kept],
         "finished": [one.finished for one, _ in kept],
-        "empty": len(said) - len(kept),
+        "left_out": len(said) - len(kept),
     }
 
 
 def _told(settings: SampleSettings, rows: list[dict[str, Any]]) -> None:
     """What came of it, in numbers."""
     tokens = [n for row in rows for n in row["tokens"]]
-    cut, empty, alike = sum(not done for row in rows for done in row["finished"]), sum(row["empty"] for row in rows), 0
+    cut, left_out, alike = sum(not done for row in rows for done in row["finished"]), sum(row["left_out"] for row in rows), 0
     for row in rows:
         texts = [json.dumps(text) for text in row["completions"]]
         alike += len(texts) - len(set(texts))
     say(
         f"{len(tokens):,} answers to {len(rows):,} prompts, {sum(tokens) / max(1, len(tokens)):,.0f} tokens each; "
-        f"cut off at {settings.max_new_tokens:,} tokens: {cut:,}, the same as another: {alike:,}, without a word and left out: {empty:,}"
+        f"cut off at {settings.max_new_tokens:,} tokens: {cut:,}; the same as another: {alike:,}; "
+        f"left out, without a word or with a NUL character: {left_out:,}"
     )
     say(f"written: {safe(settings.out)}")
