@@ -53,6 +53,7 @@ FLOORS = [
         "engine.masks",
         "engine.single",
         "engine.tiled",
+        "engine.scalar",
         "engine.probe",
     ],
     [
