@@ -15,6 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
+from winnow.config_rl import PPOSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
@@ -33,6 +34,12 @@ def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
     from winnow.recipes import dpo
 
     dpo.run(resolved, line)
+
+
+def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
+    from winnow.recipes import ppo
+
+    ppo.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -204,6 +211,13 @@ for made in (
         name="dpo",
         help="Preference training: DPO and its family. The reference is the model as it is before the first step.",
         example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
+    ),
+    command(
+        PPOSettings,
+        _ppo,
+        name="ppo",
+        help="PPO: the policy answers prompts, a reward model or a function scores the answers, and what scored well is made likelier.",
+        example="winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out runs/ppo",
     ),
     command(
         EvalSettings,

@@ -135,6 +135,18 @@ def load_scorer(name: str, *, dtype: str = "auto", device: str = "auto", trust_r
     return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
+def load_critic(name: str, *, dtype: str = "auto", device: str = "auto", seed: int = 0, trust_remote_code: bool = False) -> LoadedModel:
+    """A critic on the weights of a model, of whatever head: a sequence classifier with one label and a new head (seeded). Raises ModelError as `load` does."""
+    if is_adapter_folder(name):
+        raise ModelError(f"{name} is an adapter, and a critic begins with a whole model", remedy="--critic MODEL, or merge it: winnow export --merge")
+    source, place = locate(name), pick_device(device)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _load_weights(name, source, pick_dtype(dtype, place), True, trust_remote_code, {"num_labels": 1}, scorer=True, new_head=True)
+    return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+
+
 def _ready(name: str, loaded: LoadedModel) -> LoadedModel:
     """The model without dropout. Raises ModelError where tokenizer and model do not fit, or a weight is not finite."""
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -213,14 +225,14 @@ def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
     save(model, tokenizer, folder)
 
 
-def same_tokens(tokenizer: Any, reference: Any, name: str) -> None:
-    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's."""
+def same_tokens(tokenizer: Any, reference: Any, name: str, who: str = "reference") -> None:
+    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's, or whoever reads the policy's tokens."""
     mine, theirs = tokenizer.get_vocab(), reference.get_vocab()
     other = [token for token, number in mine.items() if theirs.get(token) != number]
     if other:
         raise ModelError(
-            f"reference {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
-            remedy="a reference must read the policy's tokens: give a model of the same family",
+            f"{who} {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
+            remedy=f"a {who} must read the policy's tokens: give a model of the same family",
         )
 
 
@@ -311,8 +323,13 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
         return model
 
 
-def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any], *, scorer: bool = False) -> Any:
-    """The weights of a language model, or of one that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
+def _load_weights(
+    name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any], *, scorer: bool = False, new_head: bool = False
+) -> Any:
+    """The weights of a language model, or of one that scores. transformers draws a head that is not in the file at random: such a score means nothing.
+
+    new_head: such a head, and nothing else, may be missing.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import find_adapter_config_file
@@ -326,8 +343,9 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
         loading = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code, "output_loading_info": True, **how}
         made: Any = kind.from_pretrained(base, **loading)
         model, found = made
-        if scorer and found["missing_keys"]:
-            gone = ", ".join(sorted(found["missing_keys"]))
+        missing = {key for key in found["missing_keys"] if not (new_head and key.startswith("score."))}
+        if scorer and missing:
+            gone = ", ".join(sorted(missing))
             raise ModelError(f"{name}: is no reward model: there is no {gone} in its file", remedy="give a model that was trained to score answers")
         if base == source:
             return model
