@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -284,8 +285,8 @@ def _actor(job: Job, loaded: LoadedModel, lr: float) -> Actor:
 def _bytes(players: Players) -> dict[str, int]:
     """Weights that are held at the same time, by whose they are."""
     found = {"policy": _size(players.policy.loaded.model), "reference": sum(t.nbytes for t in players.reference.weights.values())}
-    others = {"critic": players.critic and players.critic.loaded.model, "reward": players.reward.model and players.reward.model.model}
-    return found | {name: _size(model) for name, model in others.items() if model is not None}
+    others = {"critic": players.critic.loaded if players.critic else None, "reward": players.reward.model}
+    return found | {name: _size(loaded.model) for name, loaded in others.items() if loaded is not None}
 
 
 def _size(model: torch.nn.Module) -> int:
@@ -320,7 +321,7 @@ def _iterate(job: Job, players: Players, progress: Progress, order: Iterator[tup
     reference = rollout.per_token(rollout.answers.reference_N) if settings.advantage == "grpo" else None
     losses = {"policy": surrogate(old, advantage, settings.clip_range, reference, beta if reference else 0.0)}
     if returns is not None and rollout.answers.value_N is not None:
-        losses["critic"] = value_error(rollout.per_token(rollout.answers.value_N), returns, settings.value_clip)
+        losses["critic"] = value_error(rollout.per_token(rollout.answers.value_N), returns, math.inf if settings.value_clip is None else settings.value_clip)
     row |= _trained(job, players, rollout, losses, step)
     clock.passed("training")
     seconds = rollout.seconds | clock.seconds
