@@ -153,6 +153,7 @@ def gradient(model, groups, objective, engine, monkeypatch):
     monkeypatch.setattr(optimizer, "step", lambda lr: found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
     micro = alone([collate([group], [i]) for i, group in enumerate(groups)])
     assert isinstance(objective, Steps)
+    model.zero_grad()
     row, _ = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=0.0, before={}, live=None)
     return found, row
 
