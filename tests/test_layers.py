@@ -138,6 +138,7 @@ FLOORS = [
         "recipes.generation",
         "recipes.sampling",
         "recipes.judging",
+        "recipes.referee",
         "recipes.against",
         "recipes.online",
         "recipes.label",
