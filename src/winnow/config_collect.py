@@ -178,7 +178,11 @@ class WinrateSettings(AnswerSettings, JudgingSettings):
     @classmethod
     def _listed(cls, values: Any) -> Any:
         """`0,0.5,1` is three of them."""
-        return tuple(part for value in values for part in (value.split(",") if isinstance(value, str) else (value,))) if isinstance(values, tuple | list) else values
+        return (
+            tuple(part for value in values for part in (value.split(",") if isinstance(value, str) else (value,)))
+            if isinstance(values, tuple | list)
+            else values
+        )
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
