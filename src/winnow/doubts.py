@@ -29,6 +29,8 @@ class Doubt:
 def doubts(report: Figures) -> list[dict[str, Any]]:
     """Everything worth knowing before a figure is believed, warnings first."""
     found = [doubt for one in report["comparisons"] for doubt in _of_comparison(one, report)]
+    alike = [(one, why) for one in report["others"] if (why := same(one, report["models"])) is not None]
+    found += [Doubt("note", f"{one['model']} against {one['against']}: {why}, so they are even.") for one, why in alike]
     found += [*_of_models(report["models"]), *_of_ranking(report["ranking"])]
     if len(report["comparisons"]) + len(report["others"]) >= SEVERAL:
         count = len(report["comparisons"]) + len(report["others"])

@@ -44,6 +44,7 @@ class Match:
 def comparison(model: str, against: str, matches: Sequence[Match]) -> dict[str, Any]:
     """Every figure of one model against another. Shares are of 1, lengths in characters; intervals are of 95 % and over prompts."""
     games = [match.game for match in matches]
+    both = [match for match in matches if None not in match.lengths]
     valid = [match for match in matches if match.game.score is not None]
     won = share(games)
     spread = _spread(valid)
@@ -54,12 +55,12 @@ def comparison(model: str, against: str, matches: Sequence[Match]) -> dict[str, 
         "win_rate": {name: getattr(won, name) for name in ("rate", "low", "high", "prompts", "games", "spread", "why")},
         "ties": portion(valid, lambda match: match.game.score == 0.5),
         "invalid": portion(matches, lambda match: match.game.score is None),
-        "alike": portion(matches, lambda match: match.alike),
+        "alike": portion(both, lambda match: match.alike),
         "length_controlled": asdict(controlled(games)),
         "lengths": {
             "ours": mean(matches, lambda match: match.lengths[0]),
             "theirs": mean(matches, lambda match: match.lengths[1]),
-            "longer": mean([match for match in matches if None not in match.lengths], lambda match: match.game.longer),
+            "longer": mean(both, lambda match: match.game.longer),
         },
         "score_gain": mean(matches, lambda match: match.gain),
         "sign_test": asdict(sign_test(games)),

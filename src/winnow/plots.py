@@ -248,7 +248,8 @@ def _spoken(panel: Panel, lines: Sequence[Line]) -> str:
     for line in lines:
         (first, start), (last, end) = line.points[0], line.points[-1]
         who = f"{line.run}, {line.label}" if several else line.label
-        parts.append(f"{who} from {number(start)} at {panel.axis} {first:,} to {number(end)} at {panel.axis} {last:,}")
+        began, ended = (f"{step:,}".removesuffix(".0") for step in (first, last))
+        parts.append(f"{who} from {number(start)} at {panel.axis} {began} to {number(end)} at {panel.axis} {ended}")
     return f"{panel.title} by {panel.axis}: {'; '.join(parts)}."
 
 

@@ -47,7 +47,8 @@ def headline(report: Figures) -> str:
     if won["rate"] is None or won["low"] is None:
         return f"Nothing can be said of {one['model']} against {one['against']}: {won['why']}."
     close = ": too close to tell them apart" if won["low"] <= 0.5 <= won["high"] else ""
-    return f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']} ({_from_to(won)}, {several(won['prompts'], 'prompt')}){close}."
+    sure = f"95 % interval {_from_to(won)}, {several(won['prompts'], 'prompt')}"
+    return f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']} ({sure}){close}."
 
 
 def best(report: Figures) -> Figures:
@@ -79,7 +80,7 @@ def _rows(ones: Sequence[Figures]) -> list[dict[str, Any]]:
         ("Win rate, ties half", lambda one: _share(one["win_rate"])),
         ("Win rate at equal lengths", lambda one: _share(one["length_controlled"])),
         ("  weight of length", lambda one: _weight(one["length_controlled"])),
-        ("Characters longer", lambda one: _mean(one["lengths"]["longer"])),
+        ("Characters longer", lambda one: _mean(one["lengths"]["longer"], gain=True)),
         ("  its own", lambda one: _mean(one["lengths"]["ours"])),
         ("  the baseline's", lambda one: _mean(one["lengths"]["theirs"])),
         ("Judge's score gained", lambda one: _mean(one["score_gain"], gain=True)),
@@ -125,6 +126,11 @@ def _mean(one: Figures | None, *, gain: bool = False) -> str:
     say = signed if gain else number
     inner = "no interval" if one["low"] is None else f"{say(one['low'])} to {say(one['high'])}"
     return f"{say(one['mean'])} ({inner}, n = {number(one['prompts'])})"
+
+
+def _span(one: Figures) -> str:
+    inner = "no interval" if one["low"] is None else f"95 % interval {signed(one['low'])} to {signed(one['high'])}"
+    return f"{inner}, n = {number(one['prompts'])} prompts"
 
 
 def _steady(one: Figures | None) -> str:
@@ -183,7 +189,7 @@ def drawing(report: Figures) -> Drawing | None:
         own = [one for one in points if one["model"] == name]
         spans = tuple((one["win_rate"]["low"], one["win_rate"]["high"]) for one in own)
         series = [(one["temperature"], one["win_rate"]["rate"]) for one in own]
-        lines.append(Line(series, name, name, RUN_INKS[i % 6], list(DASHES)[i // 6 % 3], MARKERS[i % 6], spans=spans))
+        lines.append(Line(series, "", name, RUN_INKS[i % 6], list(DASHES)[i // 6 % 3], MARKERS[i % 6], spans=spans))
     return draw_one(panel, lines)
 
 
@@ -192,9 +198,9 @@ def cards(report: Figures) -> list[Card]:
     one = best(report)
     found = [_card("Win rate", one["win_rate"]), _card("At equal lengths", one["length_controlled"])]
     if (longer := one["lengths"]["longer"]) is not None:
-        found.append(Card("Length", f"{signed(longer['mean'])}", f"characters, than {one['against']}’s; {_mean(longer)}"))
+        found.append(Card("Length", signed(longer["mean"]), f"characters beside {one['against']}’s; {_span(longer)}"))
     if one["score_gain"] is not None:
-        found.append(Card("Judge's score", signed(one["score_gain"]["mean"]), _mean(one["score_gain"], gain=True)))
+        found.append(Card("Judge's score", signed(one["score_gain"]["mean"]), f"gained; {_span(one['score_gain'])}"))
     found += [_card("Ties", one["ties"], bar=False), _card("Without a verdict", one["invalid"], bar=False)]
     if (orders := one["orders"]) and orders["both"]:
         steady = {"rate": orders["alike"] / orders["both"], "low": orders["low"], "high": orders["high"], "prompts": orders["both"]}

@@ -18,7 +18,6 @@ from winnow.data.prompts import Prompt
 from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
-from winnow.files import read_jsonl
 from winnow.recipes import sampling
 from winnow.recipes.asking import name_of
 from winnow.resolved import Resolved, handed_on
@@ -67,9 +66,8 @@ def sampled(resolved: Resolved[WinrateSettings], player: Player, prompts: Path, 
     return sampling.run(handed_on(SampleSettings, resolved, own))
 
 
-def weights_of(path: Path) -> dict[str, Any]:
-    """What a sampled file's answers depend on, but for the random numbers: two models with the same are one model."""
-    how: Mapping[str, Any] = read_jsonl(path, "sampled")[0]["sampled"]
+def asked_as(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a sampled row says of itself all that its answers depend on but the random numbers: two models with the same are one."""
     return {key: how[key] for key in sampling.SAYS_HOW if key != "seed"}
 
 

@@ -130,7 +130,7 @@ def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Ans
         "comparisons": comparisons,
         "others": [one for one in pairs if one not in comparisons],
         "ranking": matches.ranking([one.name for one in who], everybody) if len(who) > 2 else None,
-        "temperatures": _sweep(contest, said, everybody),
+        "temperatures": _sweep(contest, said, accounts, everybody),
         "shown": _shown(contest, said, everybody),
         "sources": contest.sources,
         "figures": winrate_page.FIGURES,
@@ -139,25 +139,34 @@ def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Ans
 
 
 def _answers(contest: Contest, given: Mapping[int, Answers]) -> tuple[list[Answers], list[dict[str, Any]]]:
-    """What everybody says to each prompt, sampled where it is a model, and an account of it. The same model named twice says the same."""
+    """What everybody says to each prompt, sampled where it is a model, and an account of it."""
     said, accounts = list[Answers](), list[dict[str, Any]]()
-    known: dict[str, str] = {}
     for one in contest.players:
-        account: dict[str, Any] = {"name": one.name, "source": one.source, "same_as": None}
-        if one.file:
-            made = given[one.number]
-            contest.wrote(Path(one.source), f"answers of {one.name}")
-        else:
-            path = players.sampled(contest.resolved, one, contest.prompts, contest.file(one, "answers"), contest.settings.temperature)
-            contest.wrote(path, f"answers of {one.name}, as winnow sample writes them")
-            rows, how = read_jsonl(path), players.weights_of(path)
-            account |= {"sampled": rows[0]["sampled"], "cut": _cut(rows)}
-            first = known.setdefault(sha256_json(how), one.name)
-            account["same_as"] = first if first != one.name else None
-            made = said[[other["name"] for other in accounts].index(first)] if account["same_as"] else players.answers(str(path), contest.asked)
+        made, account = _of_file(contest, one, given[one.number]) if one.file else _of_model(contest, one, said, accounts)
         said.append(made)
-        accounts.append({**account, "answers": sum(a is not None for many in made for a in many), "silent": sum(a is None for many in made for a in many)})
+        counted = {"answers": sum(a is not None for many in made for a in many), "silent": sum(a is None for many in made for a in many)}
+        accounts.append({"name": one.name, "source": one.source, "same_as": None, **account, **counted})
     return said, accounts
+
+
+def _of_file(contest: Contest, one: Player, made: Answers) -> tuple[Answers, dict[str, Any]]:
+    contest.wrote(Path(one.source), f"answers of {one.name}")
+    return made, {}
+
+
+def _of_model(contest: Contest, one: Player, said: Sequence[Answers], accounts: Sequence[dict[str, Any]]) -> tuple[Answers, dict[str, Any]]:
+    """The same weights asked in the same way are one model, whatever they are called, and its answers are taken for both."""
+    first = next((i for i, other in enumerate(accounts) if other["source"] == one.source), None)
+    if first is not None:
+        return said[first], {name: accounts[first][name] for name in ("sampled", "cut")} | {"same_as": accounts[first]["name"]}
+    path = players.sampled(contest.resolved, one, contest.prompts, contest.file(one, "answers"), contest.settings.temperature)
+    contest.wrote(path, f"answers of {one.name}, as winnow sample writes them")
+    rows = read_jsonl(path, "sampled")
+    account = {"sampled": rows[0]["sampled"], "cut": _cut(rows)}
+    for i, other in enumerate(accounts):
+        if "sampled" in other and players.asked_as(other["sampled"]) == players.asked_as(account["sampled"]):
+            return said[i], account | {"same_as": other["name"]}
+    return players.answers(str(path), contest.asked), account
 
 
 def _cut(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -211,12 +220,14 @@ def _match(i: int, j: int, prompt: int, there: Sequence[int], answers: Sequence[
     return Match(prompt, tuple(map(score, votes)), lengths, ours == theirs, gain, votes if scores is None else ())
 
 
-def _sweep(contest: Contest, said: Sequence[Answers], everybody: Mapping[tuple[int, int], Sequence[Match]]) -> list[dict[str, Any]]:
-    """Each sampled model at each temperature against the baseline, whose answers stay as they are."""
+def _sweep(
+    contest: Contest, said: Sequence[Answers], accounts: Sequence[Mapping[str, Any]], everybody: Mapping[tuple[int, int], Sequence[Match]]
+) -> list[dict[str, Any]]:
+    """Each sampled model, once, at each temperature against the baseline, whose answers stay as they are."""
     found = []
     last = len(said) - 1
     for i, one in enumerate(contest.players[:last]):
-        for heat in () if one.file else sorted(contest.settings.temperatures):
+        for heat in () if one.file or accounts[i]["same_as"] else sorted(contest.settings.temperatures):
             games = everybody[i, last] if heat == contest.settings.temperature else _at(contest, one, heat, said[last])
             found.append({"temperature": heat, **matches.comparison(one.name, contest.players[last].name, games)})
     return found
