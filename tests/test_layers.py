@@ -114,10 +114,13 @@ FLOORS = [
         "plots",
         "rounds",
         "symptoms",
+        "matches",
+        "doubts",
         "headline",
         "collection",
         "collection_page",
         "report",
+        "winrate_page",
     ],
     [
         "recipes.world",
@@ -139,8 +142,11 @@ FLOORS = [
         "recipes.generation",
         "recipes.sampling",
         "recipes.judging",
+        "recipes.referee",
         "recipes.against",
         "recipes.online",
+        "recipes.players",
+        "recipes.winrate",
         "recipes.label",
         "recipes.export",
         "recipes.verify",
@@ -152,7 +158,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "headline", "plots", "report", "rounds")  # for plots
+WAITING = ("collection_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

@@ -14,7 +14,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, SFTSettings
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
+from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
@@ -76,6 +76,12 @@ def _online(resolved: Resolved[OnlineSettings], line: str) -> None:
     from winnow.recipes import online
 
     online.run(resolved, line)
+
+
+def _winrate(resolved: Resolved[WinrateSettings], line: str) -> None:
+    from winnow.recipes import winrate
+
+    winrate.run(resolved, line)
 
 
 def _export(resolved: Resolved[ExportSettings], line: str) -> None:
@@ -248,6 +254,14 @@ for made in (
         name="online",
         help="Rounds of sample, judge and train, each from the policy of the one before; every round judged on held-out prompts. Goes on where it stopped.",
         example="winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out runs/online",
+    ),
+    command(
+        WinrateSettings,
+        _winrate,
+        name="winrate",
+        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
+        positional="models",
     ),
     command(
         ExportSettings,
