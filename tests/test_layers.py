@@ -133,6 +133,7 @@ FLOORS = [
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",
+        "recipes.reward",
         "recipes.catalogue",
         "recipes.check",
         "recipes.flips",

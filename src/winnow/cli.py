@@ -13,14 +13,14 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, SFTSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, RewardSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
 from winnow.resolved import Resolved
 
-TOGETHER = ("sft", "dpo")  # what several processes can do together
+TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
 
 def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
@@ -33,6 +33,12 @@ def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
     from winnow.recipes import dpo
 
     dpo.run(resolved, line)
+
+
+def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
+    from winnow.recipes import reward
+
+    reward.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -210,6 +216,13 @@ for made in (
         name="dpo",
         help="Preference training: DPO and its family. The reference is the model as it is before the first step.",
         example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
+    ),
+    command(
+        RewardSettings,
+        _reward,
+        name="reward",
+        help="A reward model from comparisons: a number for each answer, for winnow judge, for PPO, or to be looked at.",
+        example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
     ),
     command(
         EvalSettings,
