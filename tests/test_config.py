@@ -12,6 +12,7 @@ import yaml
 import winnow
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, RewardSettings, Settings, SFTSettings, parse_lora
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config_rl import PPOSettings
 from winnow.errors import SettingsError
 from winnow.resolved import PRESETS, resolve
 
@@ -29,6 +30,7 @@ READERS: dict[type[Settings], list[str]] = {
     GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
     OnlineSettings: ["recipes/online.py", "recipes/dpo.py", "recipes/sampling.py", "recipes/judging.py", "recipes/asking.py", *TRAINING],
     WinrateSettings: ["recipes/winrate.py", "recipes/players.py", "recipes/sampling.py", "recipes/asking.py", "recipes/judging.py"],
+    PPOSettings: ["recipes/ppo.py", "recipes/rollouts.py", "recipes/rewarding.py"],
     SampleSettings: ["recipes/sampling.py", "recipes/asking.py"],
     JudgeSettings: ["recipes/judging.py"],
     LabelSettings: ["recipes/label.py"],

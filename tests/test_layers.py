@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "config_collect", "resolved", "files", "console", "hub"],
+    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "config_collect", "config_rl", "resolved", "files", "console", "hub"],
     [
         "data.records",
         "data.ranking",
@@ -64,6 +64,7 @@ FLOORS = [
         "objectives.table",
         "objectives.choices",
         "objectives.terms",
+        "objectives.rollout",
     ],
     [
         "train.metrics",
@@ -149,6 +150,10 @@ FLOORS = [
         "recipes.players",
         "recipes.winrate",
         "recipes.label",
+        "recipes.rewarding",
+        "recipes.rollouts",
+        "recipes.reviewing",
+        "recipes.ppo",
         "recipes.export",
         "recipes.verify",
         "recipes.votes",

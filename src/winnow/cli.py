@@ -15,6 +15,7 @@ from click.exceptions import NoArgsIsHelpError
 from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, RewardSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config_rl import PPOSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
@@ -39,6 +40,12 @@ def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
     from winnow.recipes import reward
 
     reward.run(resolved, line)
+
+
+def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
+    from winnow.recipes import ppo
+
+    ppo.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -223,6 +230,13 @@ for made in (
         name="reward",
         help="A reward model from comparisons: a number for each answer, for winnow judge, for PPO, or to be looked at.",
         example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
+    ),
+    command(
+        PPOSettings,
+        _ppo,
+        name="ppo",
+        help="PPO: the policy answers prompts, a reward model or a function scores the answers, and what scored well is made likelier.",
+        example="winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out runs/ppo",
     ),
     command(
         EvalSettings,

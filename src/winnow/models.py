@@ -249,14 +249,14 @@ def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
     save(model, tokenizer, folder)
 
 
-def same_tokens(tokenizer: Any, reference: Any, name: str) -> None:
-    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's."""
+def same_tokens(tokenizer: Any, reference: Any, name: str, who: str = "reference") -> None:
+    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's, or whoever reads the policy's tokens."""
     mine, theirs = tokenizer.get_vocab(), reference.get_vocab()
     other = [token for token, number in mine.items() if theirs.get(token) != number]
     if other:
         raise ModelError(
-            f"reference {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
-            remedy="a reference must read the policy's tokens: give a model of the same family",
+            f"{who} {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
+            remedy=f"a {who} must read the policy's tokens: give a model of the same family",
         )
 
 
