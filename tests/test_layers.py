@@ -115,10 +115,13 @@ FLOORS = [
         "plots",
         "rounds",
         "symptoms",
+        "matches",
+        "doubts",
         "headline",
         "collection",
         "collection_page",
         "report",
+        "winrate_page",
     ],
     [
         "recipes.world",
@@ -131,6 +134,7 @@ FLOORS = [
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",
+        "recipes.reward",
         "recipes.catalogue",
         "recipes.check",
         "recipes.flips",
@@ -140,8 +144,11 @@ FLOORS = [
         "recipes.generation",
         "recipes.sampling",
         "recipes.judging",
+        "recipes.referee",
         "recipes.against",
         "recipes.online",
+        "recipes.players",
+        "recipes.winrate",
         "recipes.label",
         "recipes.rewarding",
         "recipes.rollouts",
@@ -157,7 +164,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "headline", "plots", "report", "rounds")  # for plots
+WAITING = ("collection_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

@@ -270,7 +270,7 @@ def _players(job: Job, reward: Reward) -> Players:
     critic = None
     if settings.advantage == "gae":
         assert settings.critic_lr is not None
-        critic = _actor(job, models.load_critic(_critic_name(settings), seed=settings.seed, **given), settings.critic_lr)
+        critic = _actor(job, models.load_scorer(_critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
         with torch.no_grad():  # not before its engine is proved: of a head of zeros everything is right
             for weight in scalar_head(critic.loaded.model).parameters():
                 weight.zero_()
