@@ -8,28 +8,21 @@ import re
 import shutil
 import signal
 import time
-from itertools import product
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as tokenizer_models
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
 )
 
 import runs
 import tiny
+from countable import LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
 from winnow import models
 from winnow.batch import collate
 from winnow.config_rl import PPOSettings
-from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
 from winnow.engine.tiled import SEGMENTS
@@ -37,59 +30,12 @@ from winnow.errors import SettingsError
 from winnow.files import RunFolder, read_json, read_jsonl
 from winnow.objectives.policy_gradient import moments, whitened
 from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group, surrogate, value_error
-from winnow.objectives.scores import per_completion
 from winnow.recipes import ppo
 from winnow.resolved import resolve
 from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.reference import offsets
 from winnow.train.step import Steps, take_step
-
-# ---------------------------------------------------------------- a world that can be counted: three words and an end, at most three tokens
-
-WORDS, END, LONGEST = ("ba", "de", "fi"), "</s>", 3
-PROMPTS = ("ba de", "de fi", "fi ba", "de ba")
-ANSWERS = [words for length in range(LONGEST + 1) for words in product(WORDS, repeat=length)]
-JUDGE = """
-WORTH = {"ba": 0.6, "de": -0.5, "fi": 0.2}
-
-def worth(prompt, completion):
-    words = completion.split()
-    return sum(WORTH[word] for word in words) + 0.4 * (words[:1] == prompt.split()[-1:]) - 0.3 * len(words)
-
-def broken(prompt, completion):
-    raise KeyError("no such word")
-
-def odd(prompt, completion):
-    return float("nan") if prompt == "fi ba" else 1.0
-
-def none(prompt, completion):
-    return None
-"""
-
-
-def rewards() -> torch.Tensor:
-    space: dict = {}
-    exec(JUDGE, space)
-    return torch.tensor([[space["worth"](prompt, " ".join(answer)) for answer in ANSWERS] for prompt in PROMPTS], dtype=torch.float64)
-
-
-def write_world(root, seed=0):
-    inner = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate((END, *WORDS))}, unk_token=END))
-    inner.add_special_tokens([END])
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END)
-    shape = {"vocab_size": 4, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-    torch.manual_seed(seed)
-    config = LlamaConfig(**shape, max_position_embeddings=16, bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.2)
-    LlamaForCausalLM(config).save_pretrained(root / "model")
-    config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(root / "scorer")
-    for name in ("model", "scorer"):
-        tokenizer.save_pretrained(root / name)
-    (root / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    (root / "judge_of_words.py").write_text(JUDGE)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +46,6 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _here(world, monkeypatch):
     monkeypatch.chdir(world)
-
-
-def everything() -> list[RenderedGroup]:
-    """All answers to each prompt."""
-    ids = {word: i for i, word in enumerate((END, *WORDS))}
-    groups = []
-    for prompt in PROMPTS:
-        head = tuple(ids[word] for word in prompt.split())
-        said = [(*(ids[word] for word in answer), *((0,) if len(answer) < LONGEST else ())) for answer in ANSWERS]
-        groups.append(RenderedGroup(tuple(TokenSequence((*head, *one), len(head)) for one in said), (), (None,) * len(said), prompt))
-    return groups
-
-
-def distribution(model) -> torch.Tensor:
-    """log p of all answers to all prompts, (X, A)."""
-    with torch.no_grad():
-        found = []
-        for group in everything():
-            batch = collate([group])
-            found.append(per_completion(SEGMENTS.logps(model, batch)["logp"].double(), batch))
-    return torch.stack(found)
 
 
 SETTINGS = {"prompts": "prompts.txt", "reward": "judge_of_words:worth", "max_new_tokens": LONGEST, "batch_size": 4, "k": 8, "lr": 1e-3, "critic_lr": 1e-2}
@@ -279,14 +204,6 @@ def test_advantages_of_two_answers_by_hand():
 # ---------------------------------------------------------------- the whole way
 
 
-def distance(world, run, beta):
-    """Mean over prompts of KL(pi || pi*), and of KL(pi_ref || pi*) where it began, by enumeration."""
-    start = distribution(models.load(str(world / "model")).model)
-    best = (start + rewards() / beta).log_softmax(-1)
-    now = distribution(models.load(str(run.root)).model)
-    return [float((logp.exp() * (logp - best)).sum(-1).mean()) for logp in (now, start)]
-
-
 LEARN = {"steps": 60, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "beta": 0.5, "lr": 3e-3, "save_every": 1000}
 
 
@@ -294,7 +211,8 @@ LEARN = {"steps": 60, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "
 def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
     """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
     run = train(world, tmp_path / "run", **LEARN, **kind)
-    now, start = distance(world, run, 0.5)
+    start, now = (distribution(models.load(str(name)).model) for name in (world / "model", run.root))
+    start, now = (distance(logp, start, 0.5) for logp in (start, now))
     assert start > 0.5
     assert now < 0.05
 
