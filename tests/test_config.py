@@ -224,6 +224,7 @@ def test_the_public_surface():
         "dpo_loss",
         "evaluate",
         "losses",
+        "ppo",
         "preference_loss",
         "reward",
         "sft",
@@ -232,5 +233,5 @@ def test_the_public_surface():
         found = getattr(winnow, name)
         assert isinstance(found, types.ModuleType) if name == "losses" else callable(found), name
         assert found.__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'ppo'"):
-        winnow.ppo  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'orpo'"):
+        winnow.orpo  # noqa: B018
