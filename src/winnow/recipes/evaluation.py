@@ -21,6 +21,7 @@ from winnow.engine import rows
 from winnow.errors import ModelError, RunError, SettingsError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures import heldout
+from winnow.measures.clustered import flat
 from winnow.objectives.terms import FLAGS, Known, Objective, objective
 from winnow.recipes import flips
 from winnow.recipes.engines import engine_for
@@ -61,7 +62,7 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     ours, theirs = (None if value is None else heldout.by_completion(value, data.groups) for value in (policy, reference))
     assert ours is not None
     found, thumbs = heldout.rows(data.groups, ours, theirs, made.beta), heldout.thumbs(data.groups, ours, theirs, made.beta)
-    summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found), **heldout.thumbs_summary(thumbs)}
+    summary = {**flat({"nll": heldout.nll(policy, data.groups)}), **heldout.summary(found), **heldout.thumbs_summary(thumbs)}
     if reference is not None or not made.reference:
         loss = _loss(made, _batches(data, policy, reference, tokens), began.get("known", {}))
         summary |= {} if loss is None else {"loss": loss}
