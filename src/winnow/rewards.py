@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from winnow import models
 from winnow.data.cells import spoken
 from winnow.data.records import Text
 from winnow.data.render import Renderer
@@ -27,6 +28,12 @@ class Dialogue:
     answer: Text
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     where: str = ""
+
+
+def is_reward_model(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether a model's configuration says that it is a sequence classifier. Raises ModelError where there is none to be read."""
+    made = models.load_config(name, trust_remote_code=trust_remote_code).architectures or ()
+    return any(architecture.endswith("ForSequenceClassification") for architecture in made)
 
 
 def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:

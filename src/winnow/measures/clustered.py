@@ -99,7 +99,7 @@ def told(figures: Mapping[str, Figure | int]) -> dict[str, Any]:
 def _by_prompt(value_N: Vector, prompts: Sequence[Hashable]) -> Vector:
     """Sums over the rows of each prompt."""
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.bincount([number[prompt] for prompt in prompts], value_N, minlength=len(number))
+    return np.asarray(np.bincount([number[prompt] for prompt in prompts], value_N, minlength=len(number)), dtype=float)
 
 
 def _ends(figures: Sequence[Figure]) -> tuple[list[float | None], list[float | None]]:
