@@ -53,7 +53,7 @@ def _accuracy(where: str, figures: Mapping[str, Any]) -> Iterator[Sign]:
         yield Sign("few", f"{where}Only {accuracy['count']} decided comparisons: intervals are wide.", "Hold out more.", "note")
     if accuracy["prompts"] < accuracy["count"]:
         text = f"{where}{accuracy['count']:,} comparisons answer {accuracy['prompts']:,} prompts: intervals are over prompts."
-        yield Sign("prompts", text, "Nothing is to be done.", "note")
+        yield Sign("prompts", text, "", "note")
 
 
 def _displaced(where: str, moved: Mapping[str, Any]) -> Iterator[Sign]:
@@ -86,7 +86,7 @@ def _of_bench(bench: Mapping[str, Any]) -> Iterator[Sign]:
         text = f"RewardBench: {bench['unscored']:,} rows were left out (same answers, or none that can be scored) and count as wrong, as a tie does."
         yield Sign("unscored", text, "Look at what was left out in report.json.")
     if scores["other"]:
-        yield Sign("other", f"RewardBench: not the benchmark's subsets, so in no section: {', '.join(scores['other'])}.", "Nothing is to be done.", "note")
+        yield Sign("other", f"RewardBench: not the benchmark's subsets, so in no section: {', '.join(scores['other'])}.", "", "note")
     if scores["why"]:
         yield Sign("sections", f"RewardBench: no overall score: {scores['why']}.", "Give all rows of the benchmark.", "note")
     there = {name: pair for name, pair in scores["partial"].items() if name in scores["subsets"]}
@@ -99,8 +99,8 @@ def _of_bench(bench: Mapping[str, Any]) -> Iterator[Sign]:
 
 def cited(figure: Mapping[str, Any], *, share: bool = False) -> str:
     """A figure as it stands in a sentence: value, interval, n."""
-    show = _percent if share else number
-    return f"{show(figure['value'])} ({_span(figure, show)}{counted(figure)})"
+    between = "" if figure["low"] is None else f"95 % interval {span(figure, share=share)}, "
+    return f"{shown(figure['value'], share=share)} ({between}{counted(figure)})"
 
 
 def counted(figure: Mapping[str, Any]) -> str:
@@ -111,19 +111,15 @@ def counted(figure: Mapping[str, Any]) -> str:
 
 def span(figure: Mapping[str, Any], *, share: bool = False) -> str:
     """A figure's interval, or why there is none."""
-    show = _percent if share else number
-    return f"no interval: {figure['why']}" if figure["low"] is None else f"{show(figure['low'])} to {show(figure['high'])}"
+    return f"no interval: {figure['why']}" if figure["low"] is None else f"{shown(figure['low'], share=share)} to {shown(figure['high'], share=share)}"
 
 
-def _span(figure: Mapping[str, Any], show: Any) -> str:
-    return "" if figure["low"] is None else f"95 % interval {show(figure['low'])} to {show(figure['high'])}, "
+def shown(value: float, *, share: bool = False) -> str:
+    """A figure's value, or an end of its interval."""
+    return percent(value, 1) if share else number(value, 4)
 
 
 def _turned(figure: Mapping[str, Any]) -> str:
     """A loss as an amount above 0."""
     ends: Sequence[float | None] = (None, None) if figure["low"] is None else (-figure["high"], -figure["low"])
     return cited({**figure, "value": -figure["value"], "low": ends[0], "high": ends[1]})
-
-
-def _percent(value: float) -> str:
-    return percent(value, 1)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from winnow.console import console, safe, say
-from winnow.evaluation_signs import counted, span
+from winnow.evaluation_signs import counted, shown, span
 
 Report = Mapping[str, Any]
 SHARES = ("accuracies", "auc")  # what is told in percent
@@ -101,16 +101,15 @@ def _say_calibration(found: Mapping[str, Any]) -> None:
 
 def _say_slices(column: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
     names = [name for name in ("rewards/accuracies", "raw/accuracies", "rewards/margins", "rewards/auc") if any(name in part for part in parts.values())]
-    table = Table(title=safe(f"by {column}"), title_justify="left", box=None)
+    table = Table(title=safe(f"by {column}, with 95 % intervals"), title_justify="left", box=None)
     table.add_column(safe(column))
-    for head in ("n", *(head for name in names for head in (name, "95 % interval"))):
+    for head in ("n", *names):
         table.add_column(head, justify="right")
     for value, part in parts.items():
         first = next((part[name] for name in names if name in part), None)
-        cells = [f"{part.get('comparisons', part.get('labels', 0)):,}" if first is None else counted(first).removeprefix("n = ")]
-        for name in names:
-            cells += ["", ""] if name not in part else [_value(part[name], name.endswith(SHARES)), span(part[name], share=name.endswith(SHARES))]
-        table.add_row(safe(value), *cells)
+        count = f"{part.get('comparisons', part.get('labels', 0)):,}" if first is None else counted(first).removeprefix("n = ")
+        cells = [f"{_value(part[name], name.endswith(SHARES))} ({span(part[name], share=name.endswith(SHARES))})" if name in part else "" for name in names]
+        table.add_row(safe(value), count, *cells)
     console.print(table)
 
 
@@ -146,4 +145,4 @@ def _row(table: Table, name: str, figure: Any, *, share: bool) -> None:
 
 
 def _value(figure: Mapping[str, Any], share: bool) -> str:
-    return f"{figure['value']:.1%}" if share else f"{figure['value']:,.5g}"
+    return shown(figure["value"], share=share)

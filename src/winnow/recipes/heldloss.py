@@ -19,7 +19,7 @@ from winnow.train.feed import Data
 from winnow.train.reference import Reference, offsets
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows
-WHOLE = "this objective looks at all comparisons together, so a part of them has no share in it"
+WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"
 
 
 def loss(made: Objective, data: Dataset, policy: Tensor, reference: Tensor | None, tokens: int, before: Known) -> Figure | None:
@@ -43,10 +43,10 @@ def loss(made: Objective, data: Dataset, policy: Tensor, reference: Tensor | Non
     blocks = _blocks(numbers)
     if len(blocks) < 2:
         return Figure(value, None, None, count, 1, ONE)
+    if any((term.entry.batch or "").startswith("quantile") for term in made.terms):
+        return Figure(value, None, None, count, len(set(numbers)), WHOLE)
     parts = [_columns(ours, [fed.batch(items)]) for items in blocks]
     sums = [([float(total) for total in made.totals(own, batch, known)], made.counts([batch])) for own, batch in parts]
-    if any(not math.isclose(math.fsum(own[k] for own, _ in sums), total, rel_tol=1e-4, abs_tol=1e-6) for k, total in enumerate(totals)):
-        return Figure(value, None, None, count, len(set(numbers)), WHOLE)
     weights = [term.choice.weight for term in made.terms]
     slopes = [math.fsum(w * (total - whole * n / of) / of for w, total, n, whole, of in zip(weights, *own, totals, counts) if of) for own in sums]
     spread = math.sqrt(len(blocks) / (len(blocks) - 1) * math.fsum(slope * slope for slope in slopes))
