@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import runs
 import tiny
-from winnow import api, models, rewards
+from test_report import NASTY, Page
+from winnow import api, evaluation_page, models, rewards
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
-from winnow.figures import wilson
+from winnow.figures import number, percent, wilson
 from winnow.files import read_json, read_jsonl, sha256_file
 from winnow.measures import drift, rewardbench
 from winnow.recipes import distance
@@ -285,7 +286,7 @@ def test_rewardbench_of_a_policy(world, tmp_path, capsys):
     assert found.report["sets"] == {}
     said = " ".join(capsys.readouterr().out.split())
     assert "overall, the mean of the sections" in said
-    assert "count as wrong" in said
+    assert "counted as wrong, as a tie is: 1 row whose" in said
     assert "other numbers of prompts than the benchmark's" in said
 
 
@@ -364,3 +365,49 @@ def test_labels_of_a_reward_model(scorer, tmp_path):
 def test_what_a_reward_model_has_no_use_for_is_refused(scorer, world, given):
     with pytest.raises(SettingsError, match="is a reward model, which scores whole answers"):
         api.evaluate(model=str(scorer), data=[str(world / "held.jsonl")], **given)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_has_every_number_and_is_inert(world, scorer, tmp_path):
+    """Values, intervals and n as the report has them; hostile names of slices as text; nothing runs or is loaded."""
+    rows = [{**row, "kind": NASTY[i % 7]} for i, row in enumerate(tiny.pairs(18, seed=5))]
+    file, bench = tiny.write(tmp_path / "kinds.jsonl", rows), tiny.write(tmp_path / "bench.jsonl", bench_rows())
+    found = evaluated(world, file, by=["kind"], kl_samples=6, rewardbench=str(bench), out=str(tmp_path / "out"))
+    html = (tmp_path / "out" / "report.html").read_text()
+    page = Page(html)
+    assert page.danger == []
+    assert "default-src 'none'" in html
+    assert html == evaluation_page.render(json.loads((tmp_path / "out" / "report.json").read_text()))
+    (one,) = found.report["sets"].values()
+    words = " ".join(page.text.replace("\u00a0", " ").split())
+    shares = [one["figures"]["rewards/accuracies"], one["displacement"]["less_likely"], *(part["rewards/accuracies"] for part in one["by"]["kind"].values())]
+    shares += [found.report["rewardbench"]["rewards"]["overall"], *found.report["rewardbench"]["raw"]["subsets"].values()]
+    for figure in shares:
+        assert f"{percent(figure['value'], 1)}" in words
+        assert f"{percent(figure['low'], 1)} to {percent(figure['high'], 1)}" in words
+    for figure in (one["figures"]["loss"], one["kl"]["kl"], one["calibration"]["sureness"]["brier"]):
+        assert f"{number(figure['value'], 4)}{number(figure['low'], 4)} to {number(figure['high'], 4)}{figure['count']}" in words
+    for hash in (one["files"][0]["sha256"], *found.report["weights"].values()):
+        assert hash in words
+    for sign in found.report["warnings"]:
+        assert " ".join(sign["message"].split()) in words
+    assert "95 % interval" in words.partition("policy")[2][:400]
+
+
+def test_the_page_of_a_reward_model_and_of_answers_nobody_compared(scorer, world, tmp_path):
+    api.evaluate(model=str(scorer), data=[str(world / "held.jsonl")], device=CPU, out=str(tmp_path / "a"))
+    assert "by its reward" in Page((tmp_path / "a" / "report.html").read_text()).text
+    demonstrations = tiny.write(tmp_path / "shown.jsonl", [{"prompt": f"{i}?", "completion": " yes"} for i in range(4)])
+    api.evaluate(model=str(world / "model"), data=[str(demonstrations)], device=CPU, out=str(tmp_path / "b"))
+    assert "nats per token" in Page((tmp_path / "b" / "report.html").read_text()).text
+
+
+def test_a_calibration_plot_stands_where_its_numbers_say():
+    bins = [{"claimed": 0.5, "agreed": 0.4, "low": 0.25, "high": 0.6}, {"claimed": 1.0, "agreed": 1.0, "low": 0.8, "high": 1.0}]
+    svg = evaluation_page.reliability(bins)
+    left, top, wide, high = evaluation_page.LEFT, evaluation_page.TOP, evaluation_page.WIDE, evaluation_page.HIGH
+    assert f'cx="{left:.1f}" cy="{top + high * 0.6 / 0.8:.1f}"' in svg  # the axis begins at 20 %
+    assert f'cx="{left + wide:.1f}" cy="{top:.1f}"' in svg
+    assert f"M{left:.1f} {top + high * 0.75 / 0.8:.1f}V{top + high * 0.4 / 0.8:.1f}" in svg

@@ -162,7 +162,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "headline", "plots", "report", "rounds")  # for plots
+WAITING = ("collection_page", "evaluation_page", "headline", "plots", "report", "rounds")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

@@ -83,7 +83,8 @@ def _sure(where: str, found: Mapping[str, Any]) -> Iterator[Sign]:
 def _of_bench(bench: Mapping[str, Any]) -> Iterator[Sign]:
     scores = bench.get("rewards") or bench["raw"]
     if bench["unscored"]:
-        text = f"RewardBench: {bench['unscored']:,} rows were left out (same answers, or none that can be scored) and count as wrong, as a tie does."
+        many = f"{bench['unscored']:,} row{'' if bench['unscored'] == 1 else 's'}"
+        text = f"RewardBench: left out and counted as wrong, as a tie is: {many} whose answers are the same, or cannot be scored."
         yield Sign("unscored", text, "Look at what was left out in report.json.")
     if scores["other"]:
         yield Sign("other", f"RewardBench: not the benchmark's subsets, so in no section: {', '.join(scores['other'])}.", "", "note")

@@ -76,16 +76,21 @@ def page(given: Sequence[str | Path], out: str | Path) -> Path:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report. Equal reports give equal bytes."""
-    loader = jinja2.FileSystemLoader(HERE)
-    world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    world.filters |= {"number": number, "plain": plain}
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
-    constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
     top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])} if report["runs"] else {}
     top |= collection_page.top(report, alone=not report["runs"])
     went = report["rounds"]
     turns = {"rounds": {"table": rounds.table(went), "drawings": rounds.draw(went)}} if went else {}
-    return world.get_template("report.html.jinja").render({"report": report, "groups": groups, **top, **turns, **constants})
+    return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
+
+
+def from_template(name: str, values: Mapping[str, Any]) -> str:
+    """A page from a template of this folder: whatever it prints is made visible and escaped."""
+    loader = jinja2.FileSystemLoader(HERE)
+    world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    world.filters |= {"number": number, "plain": plain}
+    constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
+    return world.get_template(name).render({**values, **constants})
 
 
 def _shown(value: Any) -> Any:
