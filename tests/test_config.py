@@ -26,7 +26,7 @@ READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["recipes/dpo.py", *TRAINING],
     RewardSettings: ["recipes/reward.py", *TRAINING],
-    EvalSettings: ["recipes/evaluation.py", "recipes/rendering.py", "data/dataset.py"],
+    EvalSettings: ["recipes/evaluation.py", "recipes/heldsets.py", "recipes/saying.py", "recipes/rendering.py", "data/dataset.py"],
     GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
     OnlineSettings: ["recipes/online.py", "recipes/dpo.py", "recipes/sampling.py", "recipes/judging.py", "recipes/asking.py", *TRAINING],
     WinrateSettings: ["recipes/winrate.py", "recipes/players.py", "recipes/sampling.py", "recipes/asking.py", "recipes/judging.py"],

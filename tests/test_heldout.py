@@ -61,6 +61,7 @@ def test_rows_name_both_sides_and_swap_them_below_one_half():
     first, swapped, tie = heldout.rows([group], policy, reference, 0.5)
     assert first == {
         "where": "made:1",
+        "prompt": 0,
         "chosen": 0,
         "rejected": 1,
         "probability": 1.0,
@@ -69,6 +70,8 @@ def test_rows_name_both_sides_and_swap_them_below_one_half():
         "length/chosen": 2,
         "length/rejected": 1,
         "raw_correct": False,
+        "moved/chosen": 1.0,
+        "moved/rejected": -1.0,
         "rewards/chosen": 0.5,
         "rewards/rejected": -0.5,
         "rewards/margins": 1.0,
@@ -94,12 +97,15 @@ def test_an_equal_score_is_not_a_win():
 
 def test_a_summary_by_hand():
     group = made(Comparison(0, 1), Comparison(0, 2), Comparison(1, 2, probability=0.5))
-    found = heldout.summary(heldout.rows([group], [[-3.0, -2.0, -5.0]], [[-4.0, -1.0, -8.0]], 0.5))
-    low, high = wilson(0.5, 2)
-    assert found == pytest.approx(
+    other = RenderedGroup(tuple(TokenSequence((5, *([1] * n)), 1) for n in (2, 1, 3)), group.comparisons, (None,) * 3, "made:2")
+    assert heldout.prompts([group, other, group]) == [0, 1, 0]
+    policy, reference = [[-3.0, -2.0, -5.0], [-3.0, -2.0, -5.0]], [[-4.0, -1.0, -8.0], [-4.0, -1.0, -8.0]]
+    found = heldout.summary(heldout.rows([group, other], policy, reference, 0.5))
+    low, high = wilson(0.5, 2)  # two prompts of one share: as sure as two looks
+    assert {name: value for name, value in found.items() if name.rpartition("_")[2] not in ("low", "high") or "accuracies" in name} == pytest.approx(
         {
-            "comparisons": 3,
-            "ties": 1,
+            "comparisons": 6,
+            "ties": 2,
             "logps/chosen": -3.0,
             "logps/rejected": -3.5,
             "rewards/chosen": 0.5,
@@ -107,6 +113,8 @@ def test_a_summary_by_hand():
             "rewards/margins": 0.0,
             "length/chosen": 2.0,
             "length/rejected": 2.0,
+            "logratio/chosen": 0.5,
+            "logratio/rejected": 0.5,
             "rewards/accuracies": 0.5,
             "rewards/accuracies_low": low,
             "rewards/accuracies_high": high,
@@ -136,9 +144,8 @@ def test_an_evaluation_equals_what_training_logs_for_the_same_rows():
     policy, reference = (heldout.by_completion(value, groups) for value in (logp_N, ref_N))
     evaluated = heldout.summary(heldout.rows(groups, policy, reference, 0.3))
     logged = divide(sums(logp_N, ref_N, whole))
-    shared = [name for name in logged if not name.startswith("logratio/")]  # per token: the rows have sums
-    assert len(shared) == 8
-    assert {name: evaluated[name] for name in shared} == pytest.approx({name: logged[name] for name in shared}, rel=1e-12)
+    assert len(logged) == 10
+    assert {name: evaluated[name] for name in logged} == pytest.approx(logged, rel=1e-12)
     cut, at = {}, 0
     for group in groups:
         batch = collate([group])

@@ -62,7 +62,7 @@ def test_an_evaluation_is_no_finished_run(world, tmp_path, call):
     for _ in range(2):  # again into its own folder: that is no harm
         assert call(*words)[0] == 0
     code, said = call(*runs.line("dpo", world, tmp_path / "eval"))
-    assert (code, "it holds report.json, rows.jsonl" in said) == (2, True)
+    assert (code, "it holds report.html, report.json, rows.jsonl" in said) == (2, True)
 
 
 def test_a_run_refused_by_a_typo_can_be_begun_with_the_typo_mended(world, tmp_path, call):

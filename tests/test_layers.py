@@ -85,7 +85,11 @@ FLOORS = [
         "vllm",
         "score",
         "rewards",
+        "measures.clustered",
         "measures.heldout",
+        "measures.slices",
+        "measures.displacement",
+        "measures.rewardbench",
         "measures.noise",
         "measures.calibration",
         "measures.winrate",
@@ -117,11 +121,13 @@ FLOORS = [
         "symptoms",
         "matches",
         "doubts",
+        "evaluation_signs",
         "headline",
         "collection",
         "collection_page",
         "report",
         "winrate_page",
+        "evaluation_page",
     ],
     [
         "recipes.world",
@@ -138,6 +144,11 @@ FLOORS = [
         "recipes.catalogue",
         "recipes.check",
         "recipes.flips",
+        "recipes.heldsets",
+        "recipes.distance",
+        "recipes.saying",
+        "recipes.heldloss",
+        "recipes.evaluation_tables",
         "recipes.evaluation",
         "recipes.asking",
         "recipes.growing",
@@ -164,7 +175,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
+WAITING = ("collection_page", "evaluation_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

@@ -109,7 +109,7 @@ def test_planted_flips_are_named(trained, tmp_path, capsys):
     for row in suspects:
         assert row["where"] in said
         assert f"margin {row['rewards/margins']:+.2f} nats" in said
-    report = read_json(tmp_path / "audit" / "report.json")["label_noise"]
+    (report,) = (one["label_noise"] for one in read_json(tmp_path / "audit" / "report.json")["sets"].values())
     assert report["low"] <= 0.1 <= report["high"]
     assert sum(one["count"] for one in report["calibration"]) == 40
     written = read_jsonl(tmp_path / "audit" / "rows.jsonl")

@@ -236,9 +236,11 @@ class CheckSettings(DPOSettings):
 
 
 class EvalSettings(FrozenSettings, DataSettings):
-    """winnow eval: held-out loss, accuracy with interval, margins, raw ranking accuracy."""
+    """winnow eval: a policy or a reward model against held-out preferences."""
 
-    data: tuple[str, ...] = setting(..., "a held-out set; may be repeated", "data", min_length=1)
+    data: tuple[str, ...] = setting((), "a held-out set, or NAME=SET; may be repeated: each is evaluated by itself", "data")
+    rewardbench: str | None = setting(None, "a file of RewardBench's rows: scores per subset, per section and overall, a tie counts as wrong", "data")
+    by: tuple[str, ...] = setting((), "a column of the data: the same figures for each of its values; may be repeated", "data")
     reference: str | None = setting(None, "the reference of the implicit rewards; default for a run: what it was trained against", "model")
     objective: str | None = setting(None, "which loss to report, listed by `winnow objectives`; default for a run: its own, else dpo", "objective")
     beta: float | None = setting(None, "scales the implicit rewards; default for a run: its own, else the objective's", "objective", gt=0, le=1e6)
@@ -253,7 +255,17 @@ class EvalSettings(FrozenSettings, DataSettings):
         "rank comparisons by how likely their label is wrong, estimate the share of flipped ones, say whether margins are probabilities",
         "objective",
     )
-    out: Path | None = setting(None, "a folder for report.json and rows.jsonl", "run")
+    kl_samples: int = setting(0, "answers sampled to the held-out prompts, to measure kl to the reference; 0: none", "run", ge=0, le=1_000_000)
+    seed: int = setting(0, "of the answers that are sampled", "run", ge=0, lt=2**63)
+    out: Path | None = setting(None, "a folder for report.html, report.json and rows.jsonl", "run")
+
+    @model_validator(mode="after")
+    def _has_something_to_look_at(self) -> Self:
+        if not self.data and self.rewardbench is None:
+            raise ValueError("data and rewardbench: neither is given, and there is nothing to evaluate on: give data")
+        if self.by and not self.data:
+            raise ValueError("by: splits the held-out sets, and only rewardbench is given, which has subsets of its own: give data")
+        return self
 
 
 class ExportSettings(ModelSettings):

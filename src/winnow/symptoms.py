@@ -222,7 +222,7 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
     signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
     signs += [
-        Sign(str(finding.get("code", "data")), _where(finding), str(finding.get("remedy", "")), str(finding.get("level")))
+        Sign(str(finding.get("code", "data")), in_words(finding), str(finding.get("remedy", "")), str(finding.get("level")))
         for finding in _findings(run)
         if finding.get("level") in ("warning", "error")  # what the doctor only notes stands beside the data
     ]
@@ -237,7 +237,8 @@ def _findings(run: Run) -> list[Mapping[str, Any]]:
     return [finding for account in accounts for finding in account.get("findings") or ()]
 
 
-def _where(finding: Mapping[str, Any]) -> str:
+def in_words(finding: Mapping[str, Any]) -> str:
+    """A finding of the doctor's with the first rows it is about."""
     rows = [str(row) for row in finding.get("rows") or ()]
     more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
     return str(finding.get("message", "")) + (f" ({', '.join(rows[:3])}{more})" if rows else "")

@@ -230,4 +230,4 @@ def render(report: Figures) -> str:
     drawn = drawing(report)
     inner = {"report": report, "tables": tables(report), "drawings": [drawn] if drawn else [], "baseline": report["comparisons"][0]["against"]}
     top = {"verdict": report["headline"], "subline": subline(report), "cards": cards(report), "kind": "evaluation", "winrate": inner}
-    return pages.world().get_template("report.html.jinja").render({"report": {"title": report["title"], "runs": []}, **top, **pages.CONSTANTS})
+    return pages.from_template("report.html.jinja", {"report": {"title": report["title"], "runs": []}, **top})

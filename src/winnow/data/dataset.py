@@ -101,10 +101,11 @@ def held_out_alone(
 
 
 def _evaluations(specs: Sequence[str], settings: DataSettings, wanted: Wanted) -> dict[str, list[_Part]]:
-    each = [[_read(spec, settings, wanted, mixed=False)] for spec in specs]
-    evaluations = {_prefix(part[0].loaded.name, len(each)): part for part in each}
+    named = [sources.named(spec) for spec in specs]
+    each = [[_read(spec, settings, wanted, mixed=False)] for _, spec in named]
+    evaluations = {_prefix(name or part[0].loaded.name, len(each)): part for (name, _), part in zip(named, each)}
     if len(evaluations) != len(each):
-        raise DataError("two evaluation sets have the same name", remedy="rename one file: its name is the metric's name")
+        raise DataError("two evaluation sets have the same name", remedy="give one a name of its own: NAME=FILE")
     return evaluations
 
 

@@ -77,6 +77,37 @@ def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
     return collect(title, layout, rows, as_, where.weight)
 
 
+def named(spec: str) -> tuple[str, str]:
+    """The name a held-out set is given by `NAME=SET`, empty where it has none, and the set. A file that has such a sign in its name is found first."""
+    name, sign, rest = spec.partition("=")
+    if not sign or not re.fullmatch(r"\w[\w.-]*", name) or not rest or Path(spec).exists():
+        return "", spec
+    return name, rest
+
+
+def column(spec: str, name: str, limit: int | None = None) -> dict[str, Any]:
+    """What a column says of each row, by where the row stands; None where a row has no such cell. The data set is read again for it.
+
+    Raises SettingsError where no row has the column, with the columns there are.
+    """
+    title, rows = _open(_parse(spec))
+    read = [row for row in islice(rows, limit) if isinstance(row, Row)]
+    columns = sorted({key for row in read for key in row.values})
+    if name not in columns:
+        near = difflib.get_close_matches(name, columns, 1)
+        raise SettingsError(f"{title}: there is no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), remedy=f"it has {', '.join(columns)}")
+    return {row.where: row.values.get(name) for row in read}
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files a data set is read from; none of one on the hub."""
+    where = _parse(spec)
+    path = Path(where.name).expanduser()
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    return sorted(file for file in path.rglob("*") if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
 def open_rows(spec: str) -> tuple[str, Iterator[Row | Problem]]:
     """A data set's title and its rows, read as they are asked for; of a hub data set no more is fetched. Raises DataError, SettingsError."""
     where = _parse(spec)

@@ -1,19 +1,20 @@
 """Is s(margin) a probability? Reliability in bins, calibration error and what of it is chance, Brier score with its parts, log loss.
 
 A margin (nats) is the labelled winner's reward minus the loser's; s(|margin|) is what the model claims for the side it prefers, and the label agrees with
-that side or not. Comparisons of one prompt are counted as if they were independent.
+that side or not. Bins count comparisons of one prompt as if they were independent; the intervals of `excess`, Brier score and log loss are over prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
 from winnow.measures import noise
+from winnow.measures.clustered import Figure, mean
 from winnow.measures.noise import Bin, Margins
 
 
@@ -59,6 +60,24 @@ def calibration(margin_M: Margins) -> Calibration:
     bins = noise.calibration(margin_M)
     log_loss = float(np.logaddexp(0, -margin_M).mean())
     return Calibration(len(margin_M), tuple(bins), noise.calibration_error(bins), chance(bins), brier(margin_M, bins), log_loss)
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """Means over decided comparisons with intervals over prompts. excess: claimed minus agreed, above 0 for a model that is too sure of itself;
+    brier: (claimed - agreed)^2; log_loss: -log s(margin), nats.
+    """
+
+    excess: Figure
+    brier: Figure
+    log_loss: Figure
+
+
+def sureness(margin_M: Margins, prompts: Sequence[Hashable]) -> Sureness:
+    """prompts: what each comparison's prompt is called. Raises ZeroDivisionError where there are no comparisons."""
+    claimed_M, agreed_M = expit(np.abs(margin_M)), (margin_M > 0).astype(float)
+    excess_M = claimed_M - agreed_M
+    return Sureness(*(mean(list(value_M), prompts) for value_M in (excess_M, excess_M**2, np.logaddexp(0, -margin_M))))
 
 
 def chance(bins: Sequence[Bin]) -> float:

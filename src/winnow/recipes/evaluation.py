@@ -1,78 +1,85 @@
-"""`winnow eval`: a model against held-out preferences."""
+"""`winnow eval`: a policy or a reward model against held-out preferences."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.table import Table
-from torch import Tensor
+import numpy as np
 
-from winnow import models
-from winnow.batch import Batch, joined
+from winnow import evaluation_page, evaluation_signs, rewards
 from winnow.config import EvalSettings
-from winnow.console import Steps, console, safe, say
-from winnow.data.dataset import Dataset, prepare
+from winnow.console import safe, say
 from winnow.data.pack import budget
-from winnow.device import DTYPES, keep_memory
-from winnow.engine import rows
-from winnow.errors import ModelError, RunError, SettingsError
-from winnow.files import RunFolder, read_json, write_json, write_jsonl
-from winnow.measures import heldout
-from winnow.objectives.terms import FLAGS, Known, Objective, objective
-from winnow.recipes import flips
-from winnow.recipes.engines import engine_for
+from winnow.device import keep_memory
+from winnow.errors import RunError, SettingsError
+from winnow.files import RunFolder, read_json, versions, write_atomic, write_json, write_jsonl
+from winnow.measures import heldout, rewardbench, slices
+from winnow.measures.calibration import calibration, sureness
+from winnow.measures.clustered import Figure, told
+from winnow.measures.displacement import displacement
+from winnow.objectives.terms import FLAGS, Objective, objective
+from winnow.recipes import evaluation_tables, flips, heldsets, saying
+from winnow.recipes.heldloss import loss
+from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
+from winnow.recipes.saying import Said
 from winnow.resolved import Resolved, validated
-from winnow.train.feed import Data
-from winnow.train.reference import Reference, compute, offsets
-from winnow.train.start import fingerprint, same_model
+
+SCHEMA = 2
+WRITTEN = ("report.html", "report.json", "rows.jsonl")
+INHERITED = ("as", "max_length", "cut_budget", "quantize")  # what a run's data looked like to it, and its frozen weights
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by metric name, and one row per comparison or labelled answer."""
+    """Figures by metric name (of several sets NAME_metric), one row per comparison or labelled answer, and all that report.json holds."""
 
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
+    report: dict[str, Any]
 
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
-    """Loss, accuracies with intervals, margins; `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, made, trained, began = _with_run_defaults(resolved.settings)
+    """Every figure with its interval; `report.html`, `report.json` and `rows.jsonl` where a folder was asked for."""
+    settings, scorer = resolved.settings, rewards.is_reward_model(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
     keep_memory()
+    made, trained, began = objective("dpo"), None, dict[str, Any]()
+    if scorer:
+        _refuse_unread(settings)
+    else:
+        settings, made, trained, began = _with_run_defaults(settings)
+    _prepare(settings, made, scorer)
+    rendered, seed = renderer(settings), began.get("settings", {}).get("seed", 0)
+    what = replace(wanted(made, settings.pairs), kind="any", mismatched=False) if scorer else replace(wanted(made, settings.pairs), kind="any")
+    sets, bench = heldsets.read(settings, rendered, what, seed), heldsets.bench(settings, rendered, seed)
+    everything = [*sets, *([bench] if bench else [])]
+    said = saying.by_reward_model(settings, rendered, everything) if scorer else saying.by_policy(settings, rendered, everything, trained)
+    report: dict[str, Any] = _head(settings, made, scorer, said, command) | {"sets": {}, "rewardbench": None}
+    rows: list[dict[str, Any]] = []
+    for i, one in enumerate(everything):
+        found = _rows(one, made, said, i)
+        if one is bench:
+            report["rewardbench"] = _bench(one, found)
+        else:
+            report["sets"][one.name or one.title] = _figures(settings, made, one, found, said, i, began.get("known", {})) | {"name": one.name}
+        rows += [({"set": one.name} if one.name else {}) | row for row in found]
+    report["summary"] = {f"eval_{name}": value for name, value in evaluation_tables.plain(report).items()}
+    report["warnings"] = [asdict(sign) for sign in evaluation_signs.examine(report)]
+    evaluation_tables.say_all(report)
+    for one in sets if settings.label_noise else ():
+        own = [row for row in rows if row.get("set", "") == one.name and "rejected" in row]
+        report["sets"][one.name or one.title] |= flips.say_all(own, _trained_on(settings, one))
     if settings.out is not None:
-        _may_write(settings.out)
-    if settings.label_noise and settings.reference is None:
-        raise SettingsError("label_noise: looks at implicit rewards, and there is no reference", remedy="--reference MODEL, the one training began with")
-    if settings.label_noise and any(term.mean or not term.entry.reference for term in made.terms if term.entry.unit != "token"):
-        raise SettingsError(f"label_noise: margins of {made.name} are no sums of log-ratios", remedy="--objective dpo --beta 0.1, to audit with summed ones")
-    rendered = renderer(settings)
-    what = wanted(made, settings.pairs)
-    data, _ = prepare(settings.data, rendered, settings, replace(what, kind="any"), seed=began.get("settings", {}).get("seed", 0))
-    tokens = budget(data.groups, settings.max_tokens)
-    if settings.reference is not None:
-        models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
-    policy = _token_logps(settings.model, settings, data, tokens, "policy")
-    reference = _token_logps(settings.reference, settings, data, tokens, "reference", trained) if settings.reference else None
-    ours, theirs = (None if value is None else heldout.by_completion(value, data.groups) for value in (policy, reference))
-    assert ours is not None
-    found, thumbs = heldout.rows(data.groups, ours, theirs, made.beta), heldout.thumbs(data.groups, ours, theirs, made.beta)
-    summary = {"nll": heldout.nll(policy, data.groups), **heldout.summary(found), **heldout.thumbs_summary(thumbs)}
-    if reference is not None or not made.reference:
-        loss = _loss(made, _batches(data, policy, reference, tokens), began.get("known", {}))
-        summary |= {} if loss is None else {"loss": loss}
-    _say(settings, made, summary, bool(found or thumbs))
-    told = flips.say_all(found, _trained_on(settings, data)) if settings.label_noise else {}
-    if settings.out is not None:
-        _write(settings.out, settings, made, summary, found + thumbs, data, command, told)
-    return Evaluation(summary, found + thumbs)
+        _write(settings.out, report, rows)
+    return Evaluation(evaluation_tables.plain(report), rows, report)
 
 
-INHERITED = ("as", "max_length", "cut_budget", "quantize")  # what a run's data looked like to it, and its frozen weights
+# --- what is asked for --------------------------------------------------------------------------------------------------
 
 
 def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective, dict[str, Any] | None, dict[str, Any]]:
@@ -94,97 +101,155 @@ def _with_run_defaults(settings: EvalSettings) -> tuple[EvalSettings, Objective,
     trained = environment.get("reference") if settings.reference is None and made.reference else None
     if trained is not None:
         taken["reference"] = trained["model"]
-    told = {key: value for key, value in taken.items() if (key, value) != ("pairs", "all")}
-    if told:
-        say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in told.items()))}")
+    from_run = {key: value for key, value in taken.items() if (key, value) != ("pairs", "all")}
+    if from_run:
+        say(f"from the run: {safe(', '.join(f'{key}={value}' for key, value in from_run.items()))}")
     if own.get("moving_reference") and trained is not None:
         say("[yellow]the run's reference moved:[/] this compares with the policy at step 0")
     return validated(EvalSettings, {**asked, **taken}), made, trained, environment if own else {}
 
 
-def _token_logps(name: str, settings: EvalSettings, data: Dataset, tokens: int, label: str, trained: dict[str, Any] | None = None) -> Tensor:
-    """Log-probs of all scored tokens under one model, which is let go of before the next is loaded.
-
-    trained: what a run recorded of its reference; a model of that name that says something else by now is refused.
-    """
-    loaded = models.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
-    if trained is not None:
-        now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
-        if not same_model(now, then, [next(loaded.model.parameters()).dtype, DTYPES[trained["dtype"]]]):
-            raise ModelError(f"{name}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
-    engine = engine_for(loaded, settings.engine, data.account["tokens"]["longest"], train=False)
-    with Steps(label, len(data.groups)) as steps:
-        return compute(engine, loaded.model, data.groups, tokens, loaded.device, steps.advance)
+UNREAD = {
+    "reference": None,
+    "objective": None,
+    "beta": None,
+    "quantize": None,
+    "max_length": None,
+    "cut_budget": None,
+    "max_tokens": None,
+    "engine": "auto",
+    "kl_samples": 0,
+}
 
 
-def _batches(data: Dataset, policy: Tensor, reference: Tensor | None, tokens: int) -> list[tuple[Tensor, Batch]]:
-    """All data as batches, with the policy's log-probs of each and the reference's in it."""
-    start = offsets(data.groups)
-    ours = Reference("", policy, start)
-    theirs = None if reference is None else Reference("", reference, start)
-    return [(ours.of(batch), batch) for batch in Data(data.groups, data.shares, theirs).everything(tokens)]
+def _refuse_unread(settings: EvalSettings) -> None:
+    """What a reward model has no use for: it has no log-probs, no reference, and its answers are scored whole."""
+    given = [name for name, default in UNREAD.items() if getattr(settings, name) != default]
+    if settings.as_ == "text":
+        given.append("as")
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise SettingsError(
+            f"{given[0]}: {settings.model} is a reward model, which scores whole answers and has nothing to do with it", remedy=f"without {flag}"
+        )
 
 
-def _loss(made: Objective, batches: list[tuple[Tensor, Batch]], before: Known) -> float | None:
-    """The objective's loss from stored log-probs; None where nothing in the data counts for it, or where they are not enough for it.
-
-    before: what the training had come to know.
-    """
-    if made.want != ("entropy",) or not any(made.counts([batch for _, batch in batches])):
-        return None
-    columns, batch = {"logp": torch.cat([logp_N for logp_N, _ in batches])}, joined([batch for _, batch in batches])
-    known = made.known(columns, batch, before, train=False)
-    return made.losses([float(total) for total in made.totals(columns, batch, known)], made.counts([batch])).get("loss")
-
-
-def _say(settings: EvalSettings, made: Objective, summary: dict[str, Any], compared: bool) -> None:
-    table = Table(title=safe(f"{settings.model} on {', '.join(settings.data)}"), title_justify="left", box=None)
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval")
-    for name, value in summary.items():
-        if not name.endswith(("_low", "_high")):
-            low, high = summary.get(f"{name}_low"), summary.get(f"{name}_high")
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.5g}", f"{low:.4f} to {high:.4f}" if low is not None else "")
-    console.print(table)
-    if compared and made.reference and settings.reference is None:
-        say("no reference: give --reference for loss, implicit rewards and their accuracy")
-    elif "loss" in summary:
-        say(f"loss: {made.name} at beta {made.beta:g}" + (f", reference {safe(settings.reference)}" if settings.reference else ", which has no reference"))
-    elif compared:
-        why = "it looks at more than log-probs of tokens" if made.want != ("entropy",) else "nothing in the data counts for it"
-        say(f"no loss of {made.name}: {why}; rewards are at beta {made.beta:g}")
+def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
+    """Raises SettingsError, RunError for what cannot be done, before anything is loaded."""
+    if settings.out is not None:
+        if RunFolder(settings.out).started:
+            raise RunError(f"{settings.out} is a run folder", remedy="give the evaluation a folder of its own")
+        RunFolder(settings.out).refuse_foreign(WRITTEN)
+        RunFolder(settings.out).promise()
+    if scorer:
+        return
+    for name, asked in (("label_noise: looks at implicit rewards", settings.label_noise), ("kl_samples: compares with the reference", settings.kl_samples)):
+        if asked and settings.reference is None:
+            raise SettingsError(f"{name}, and there is no reference", remedy="--reference MODEL, the one training began with")
+    if settings.label_noise and not _summed(made):
+        raise SettingsError(f"label_noise: margins of {made.name} are no sums of log-ratios", remedy="--objective dpo --beta 0.1, to audit with summed ones")
 
 
-def _trained_on(settings: EvalSettings, data: Dataset) -> bool:
-    """Whether these are the rows the run was trained on."""
-    run = RunFolder(settings.model)
-    return run.started and bool(read_json(run.root / "data.json")["train"]["fingerprint"] == data.account["fingerprint"])
+def _summed(made: Objective) -> bool:
+    """Whether the objective's own margins are beta times a difference of summed log-ratios."""
+    return not any(term.mean or not term.entry.reference for term in made.terms if term.entry.unit != "token")
 
 
-def _may_write(out: Path) -> None:
-    if RunFolder(out).started:
-        raise RunError(f"{out} is a run folder", remedy="give the evaluation a folder of its own")
-    RunFolder(out).refuse_foreign(WRITTEN)
-    RunFolder(out).promise()
+# --- figures ------------------------------------------------------------------------------------------------------------
 
 
-WRITTEN = ("report.json", "rows.jsonl")
+def _rows(one: HeldOut, made: Objective, said: Said, i: int) -> list[dict[str, Any]]:
+    """A row per comparison, then per labelled answer, of the set numbered i; with its values of the columns it is split by."""
+    groups = one.data.groups
+    if said.scores is not None:
+        found = heldout.scored(groups, said.scores[i]) + heldout.scored_thumbs(groups, said.scores[i])
+    else:
+        ours, theirs = heldout.by_completion(said.policy[i], groups), None if said.reference is None else heldout.by_completion(said.reference[i], groups)
+        found = heldout.rows(groups, ours, theirs, made.beta) + heldout.thumbs(groups, ours, theirs, made.beta)
+    return [row | {"by": {name: values[row["where"]] for name, values in one.columns.items()}} for row in found] if one.columns else found
 
 
-def _write(
-    out: Path, settings: EvalSettings, made: Objective, summary: dict[str, Any], found: list[dict[str, Any]], data: Dataset, command: str, told: dict[str, Any]
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "rows.jsonl", found)
-    head = {
-        "schema": 1,
-        "command": command,
-        "model": settings.model,
-        "reference": settings.reference,
-        "objective": made.name,
-        "beta": made.beta,
-        "data": data.account,
+def _figures(settings: EvalSettings, made: Objective, one: HeldOut, found: list[dict[str, Any]], said: Said, i: int, before: dict[str, Any]) -> dict[str, Any]:
+    """Everything about one set."""
+    compared = [row for row in found if "rejected" in row]
+    figures: dict[str, Figure | int] = {}
+    if said.scores is None:
+        figures["nll"] = heldout.nll(said.policy[i], one.data.groups)
+    figures |= {**heldout.figures(compared), **heldout.thumbs_figures([row for row in found if "label" in row])}
+    if said.scores is None and (said.reference is not None or not made.reference):
+        tokens = budget(one.data.groups, settings.max_tokens)
+        value = loss(made, one.data, said.policy[i], None if said.reference is None else said.reference[i], tokens, before)
+        figures |= {} if value is None else {"loss": value}
+    moved, far = displacement(compared), said.distance[i] if said.distance else None
+    return {
+        "title": one.title,
+        "data": one.data.account,
+        "files": one.files,
+        "trained_on": _trained_on(settings, one),
+        "figures": told(figures),
+        "displacement": None if moved is None else asdict(moved),
+        "calibration": _calibration(made, compared, said.scores is not None),
+        "kl": None if far is None else asdict(far),
+        "by": {name: {value: told(part) for value, part in slices.sliced(found, values).items()} for name, values in one.columns.items()},
     }
-    write_json(out / "report.json", {**head, "summary": {f"eval_{name}": value for name, value in summary.items()}, **told})
-    say(f"written: {safe(out / 'report.json')} and {safe(out / 'rows.jsonl')}")
+
+
+def _calibration(made: Objective, compared: Sequence[dict[str, Any]], scorer: bool) -> dict[str, Any] | None:
+    """Is s(margin) a probability? None where there are no margins; of margins that are no log-odds, why not."""
+    decided = [row for row in compared if row["probability"] != 0.5 and "rewards/margins" in row]
+    if not decided:
+        return None
+    if not scorer and not _summed(made):
+        return {"why": f"margins of {made.name} are no differences of summed log-ratios, so s(margin) is no probability it claims"}
+    margin_M = np.array([row["rewards/margins"] for row in decided])
+    return asdict(calibration(margin_M)) | {"sureness": asdict(sureness(margin_M, [row["prompt"] for row in decided]))}
+
+
+def _bench(one: HeldOut, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """RewardBench's scores, by rewards (of a policy without a reference there are none) and by log-probs. A row that was left out, because its answers
+    are the same or cannot be scored, is a tie: it counts as wrong, and is counted.
+    """
+    subsets = one.columns[heldsets.SUBSET]
+    made: dict[str, Any] = {"title": one.title, "files": one.files, "data": one.data.account, "unscored": len(subsets) - len({row["where"] for row in found})}
+    for name, key in (("rewards", "correct"), ("raw", "raw_correct")):
+        if any(key in row for row in found):
+            won = {row["where"]: bool(row[key]) for row in found}
+            scores = rewardbench.scores(list(subsets.values()), [won.get(where, False) for where in subsets])
+            made[name] = asdict(scores) | {"section_of": {subset: rewardbench.section_of(subset) for subset in scores.subsets}}
+    return made
+
+
+def _trained_on(settings: EvalSettings, one: HeldOut) -> bool:
+    """Whether these are the rows the run was trained on."""
+    data = RunFolder(settings.model).root / "data.json"
+    return RunFolder(settings.model).started and data.exists() and bool(read_json(data)["train"]["fingerprint"] == one.data.account["fingerprint"])
+
+
+# --- what is written ----------------------------------------------------------------------------------------------------
+
+
+def _head(settings: EvalSettings, made: Objective, scorer: bool, said: Said, command: str) -> dict[str, Any]:
+    """What every figure depends on."""
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "model": settings.model,
+        "kind": "reward model" if scorer else "policy",
+        "reference": settings.reference,
+        "weights": said.weights,
+        "objective": None if scorer else made.name,
+        "beta": None if scorer else made.beta,
+        "needs_reference": not scorer and made.reference and settings.reference is None,
+        "loss_needs": "" if scorer or made.want == ("entropy",) else "more than log-probs of tokens",
+    }
+
+
+def _write(out: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(out / "rows.jsonl", rows)
+    write_atomic(out / "report.html", evaluation_page.render(report))
+    write_json(out / "report.json", report)
+    say(f"written: {', '.join(safe(out / name) for name in WRITTEN)}")

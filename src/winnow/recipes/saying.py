@@ -1,0 +1,103 @@
+"""What the models of an evaluation say of held-out answers: log-probs of a policy and its reference, or the scores of a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from winnow import models, rewards
+from winnow.config import EvalSettings
+from winnow.console import Steps
+from winnow.data.pack import budget
+from winnow.data.render import Renderer
+from winnow.device import DTYPES
+from winnow.engine import rows
+from winnow.engine.api import Engine
+from winnow.errors import ModelError
+from winnow.models import LoadedModel
+from winnow.recipes import distance
+from winnow.recipes.distance import Distance
+from winnow.recipes.engines import engine_for
+from winnow.recipes.heldsets import HeldOut
+from winnow.rewards import Dialogue
+from winnow.train.reference import compute
+from winnow.train.start import fingerprint, same_model
+
+
+@dataclass(frozen=True)
+class Said:
+    """For each set, in their order. policy, reference: log-probs of all its scored tokens; scores: a reward model's, by group and completion.
+
+    weights: SHA-256 of each model's weights, by what the model is here.
+    """
+
+    policy: list[Tensor] = field(default_factory=list)
+    reference: list[Tensor] | None = None
+    scores: list[list[list[float]]] | None = None
+    distance: list[Distance | None] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
+
+
+def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:
+    """A score for every completion of every set."""
+    loaded = models.load_scorer(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded.tokenizer.chat_template = rendered.tokenizer.chat_template
+    found = []
+    for one in sets:
+        asked = [Dialogue(text.prompt, completion.text, text.tools, text.where) for text in one.texts for completion in text.completions]
+        scores = iter(rewards.scores(loaded, asked))
+        found.append([[next(scores) for _ in text.completions] for text in one.texts])
+    return Said(scores=found, weights={"model": models.weights_hash(loaded.model)})
+
+
+def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut], trained: dict[str, Any] | None) -> Said:
+    """Log-probs of policy and reference, each loaded once, and the policy's distance from the reference where answers are to be sampled.
+
+    trained: what a run recorded of its reference; a model of that name that says something else by now is refused. The policy is let go of before the
+    reference is loaded, but where whole distributions are to be compared and both have room.
+    """
+    if settings.reference is not None:
+        models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
+    policy = _load(settings.model, settings)
+    ours = _engine(policy, settings, sets)
+    said = [_logps(policy, ours, one, settings, "policy") for one in sets]
+    weights = {"model": models.weights_hash(policy.model)}
+    if settings.reference is None:
+        return Said(said, weights=weights)
+    drawn = [distance.draw(one, policy, ours, rendered, settings.kl_samples, settings.seed) for one in sets] if settings.kl_samples else []
+    why = distance.fits(policy) if drawn else "nothing is to be compared"
+    kept = None if why else policy
+    del policy
+    reference = _load(settings.reference, settings)
+    if trained is not None:
+        _refuse_another(reference, settings, trained)
+    theirs = _engine(reference, settings, sets)
+    other = [_logps(reference, theirs, one, settings, "reference") for one in sets]
+    weights["reference"] = models.weights_hash(reference.model)
+    far = [distance.measure(one, kept, reference, ours, theirs, why) for one in drawn]
+    return Said(said, other, None, far, weights)
+
+
+def _load(name: str, settings: EvalSettings) -> LoadedModel:
+    return models.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
+
+
+def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]) -> Engine:
+    return engine_for(loaded, settings.engine, max(one.data.account["tokens"]["longest"] for one in sets), train=False)
+
+
+def _logps(loaded: LoadedModel, engine: Engine, one: HeldOut, settings: EvalSettings, label: str) -> Tensor:
+    groups = one.data.groups
+    with Steps(f"{label}, {one.name}" if one.name else label, len(groups)) as steps:
+        return compute(engine, loaded.model, groups, budget(groups, settings.max_tokens), loaded.device, steps.advance)
+
+
+def _refuse_another(loaded: LoadedModel, settings: EvalSettings, trained: dict[str, Any]) -> None:
+    """Raises ModelError where the reference is no longer what the run was trained against."""
+    now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
+    if not same_model(now, then, [next(loaded.model.parameters()).dtype, DTYPES[trained["dtype"]]]):
+        raise ModelError(f"{settings.reference}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
