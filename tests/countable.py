@@ -50,7 +50,14 @@ def write_world(root: Path, seed: int = 0) -> Path:
     inner.add_special_tokens([END])
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END)
-    shape: dict[str, Any] = {"vocab_size": 4, "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape: dict[str, Any] = {
+        "vocab_size": 4,
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(seed)
     config = LlamaConfig(**shape, max_position_embeddings=16, bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.2)
     LlamaForCausalLM(config).save_pretrained(root / "model")

@@ -30,7 +30,7 @@ READERS: dict[type[Settings], list[str]] = {
     GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
     OnlineSettings: ["recipes/online.py", "recipes/dpo.py", "recipes/sampling.py", "recipes/judging.py", "recipes/asking.py", *TRAINING],
     WinrateSettings: ["recipes/winrate.py", "recipes/players.py", "recipes/sampling.py", "recipes/asking.py", "recipes/judging.py"],
-    PPOSettings: ["recipes/ppo.py", "recipes/rollouts.py", "recipes/rewarding.py"],
+    PPOSettings: ["recipes/ppo.py", "recipes/ppo_job.py", "recipes/rollouts.py", "recipes/rewarding.py"],
     SampleSettings: ["recipes/sampling.py", "recipes/asking.py"],
     JudgeSettings: ["recipes/judging.py"],
     LabelSettings: ["recipes/label.py"],

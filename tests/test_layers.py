@@ -164,6 +164,7 @@ FLOORS = [
         "recipes.rewarding",
         "recipes.rollouts",
         "recipes.reviewing",
+        "recipes.ppo_job",
         "recipes.ppo",
         "recipes.export",
         "recipes.verify",
