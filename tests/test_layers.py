@@ -89,6 +89,7 @@ FLOORS = [
         "measures.winrate",
         "measures.lengths",
         "measures.drift",
+        "measures.frontier",
     ],
     [
         "collect.items",
@@ -120,6 +121,7 @@ FLOORS = [
     ],
     [
         "recipes.world",
+        "recipes.small_world",
         "recipes.record",
         "recipes.engines",
         "recipes.references",

@@ -1,0 +1,230 @@
+"""The frontier: its limit in closed form, best-of-N against brute force, what is estimated against what is exact, and a world that can be counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+
+import tiny
+from closed import F64, World
+from winnow import models
+from winnow.batch import collate
+from winnow.engine import rows
+from winnow.measures import frontier
+from winnow.measures.frontier import Table
+from winnow.objectives.scores import per_completion
+from winnow.recipes import small_world
+from winnow.sample import Sampling, sample
+
+WORLD = World()
+TABLE = Table(WORLD.reference_XA, 3 * WORLD.reward_XA)
+BETAS = (0.05, 0.3, 1.0, 5.0)
+
+
+def near(found, wanted, within=1e-10):
+    assert float(found) == pytest.approx(float(wanted), abs=within)
+
+
+# ---------------------------------------------------------------- the limit
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_optimum_is_what_its_formula_says(beta):
+    """Term by term, in plain Python; and E*[r] / beta - log Z = KL."""
+    logp_XA = frontier.optimum(TABLE, beta)
+    for x in range(3):
+        terms = [math.exp(p + r / beta) for p, r in zip(TABLE.reference_XA[x].tolist(), TABLE.reward_XA[x].tolist())]
+        z = math.fsum(terms)
+        torch.testing.assert_close(logp_XA[x].exp(), torch.tensor([term / z for term in terms], dtype=F64), rtol=1e-12, atol=0)
+        near(frontier.kl(TABLE, logp_XA)[x], frontier.reward(TABLE, logp_XA)[x] / beta - math.log(z))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_along_the_limit_a_nat_buys_beta(beta):
+    """d reward / d KL = beta."""
+    one, other = (frontier.place(TABLE, frontier.optimum(TABLE, beta * (1 + step))) for step in (1e-4, -1e-4))
+    assert (one.reward - other.reward) / (one.kl - other.kl) == pytest.approx(beta, rel=1e-3)
+
+
+def test_no_policy_has_more_reward_at_its_kl():
+    """Random ones, the limit's own neighbours among them; the limit is reached by the optimum, and by nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    start = float(TABLE.start_X.mean())
+    for trial in range(60):
+        push = torch.randn(TABLE.reference_XA.shape, dtype=F64, generator=generator) * (0.1, 1.0, 3.0)[trial % 3]
+        base = TABLE.reference_XA if trial % 2 else frontier.optimum(TABLE, 0.7)
+        here = frontier.place(TABLE, (base + push).log_softmax(-1))
+        assert here.reward < frontier.limit(TABLE, here.kl).reward - 1e-6
+        share = frontier.share(TABLE, here.kl, here.reward - start)
+        assert share is not None
+        assert share < 1
+    best = frontier.place(TABLE, frontier.optimum(TABLE, 0.7))
+    found = frontier.limit(TABLE, best.kl)
+    assert (found.beta, found.reward) == (pytest.approx(0.7, rel=1e-9), pytest.approx(best.reward, abs=1e-9))
+    near(frontier.share(TABLE, best.kl, best.reward - start), 1.0, 1e-9)
+
+
+def test_one_beta_for_all_prompts_is_the_best_use_of_the_kl():
+    """Prompts with a beta each, of the same mean KL, have less reward."""
+    together = frontier.place(TABLE, frontier.optimum(TABLE, 0.5))
+    rows_ = [frontier.optimum(TABLE, beta)[x] for x, beta in enumerate((0.2, 0.6, 1.2))]
+    apart = frontier.place(TABLE, torch.stack(rows_))
+    assert apart.reward < frontier.limit(TABLE, apart.kl).reward - 1e-3
+    assert together.reward == pytest.approx(frontier.limit(TABLE, together.kl).reward)
+
+
+def test_the_ends_of_the_limit():
+    nothing, all_ = frontier.limit(TABLE, 0.0), frontier.limit(TABLE, 1e3)
+    near(nothing.reward, TABLE.start_X.mean())
+    near(all_.reward, TABLE.reward_XA.max(-1).values.mean(), 1e-4)
+    assert frontier.share(TABLE, 0.0, 0.0) is None
+    points = frontier.curve(TABLE, 2.0, 5)
+    assert [point.kl for point in points] == [pytest.approx(x, abs=1e-6) for x in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    assert all(a.reward < b.reward for a, b in itertools.pairwise(points))
+
+
+def test_a_table_must_hold_all_answers():
+    with pytest.raises(ValueError, match="sum to 1"):
+        Table(TABLE.reference_XA[:, :-1], TABLE.reward_XA[:, :-1])
+    with pytest.raises(ValueError, match="float64"):
+        Table(TABLE.reference_XA.float(), TABLE.reward_XA.float())
+
+
+# ---------------------------------------------------------------- best of N, wins
+
+
+TIED = Table(
+    torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], dtype=F64).log(), torch.tensor([[1.0, 0.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0]], dtype=F64)
+)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_best_of_n_by_brute_force(n):
+    """All draws of n answers, one by one, each tie shared by those who tie."""
+    logp_XA = frontier.best_of(TIED, n)
+    for x in range(2):
+        chance = [0.0] * 4
+        for draw in itertools.product(range(4), repeat=n):
+            own = math.prod(math.exp(TIED.reference_XA[x, a]) for a in draw)
+            best = [a for a in draw if TIED.reward_XA[x, a] == max(TIED.reward_XA[x, a] for a in draw)]
+            for a in best:
+                chance[a] += own / len(best)
+        torch.testing.assert_close(logp_XA[x].exp(), torch.tensor(chance, dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_best_of_n_keeps_its_bound_and_one_draw_is_the_reference():
+    near((frontier.best_of(TABLE, 1) - TABLE.reference_XA).abs().max(), 0)
+    for n in (2, 4, 64):
+        far = float(frontier.kl(TABLE, frontier.best_of(TABLE, n)).max())
+        assert 0.5 * frontier.bound(n) < far <= frontier.bound(n)
+    near(frontier.kl(TIED, frontier.best_of(TIED, 64))[1], 0.0)  # where all answers are worth the same, the best of them is any
+    assert frontier.bound(1) == 0
+
+
+def test_best_of_n_from_samples_has_no_bias():
+    """Over all subsets of n of the samples, brute force."""
+    rewards = [0.3, 2.0, -1.0, 2.0, 0.7, 0.1]
+    for n in (1, 2, 4, 6):
+        weights = frontier.best_drawn(rewards, n)
+        subsets = list(itertools.combinations(rewards, n))
+        near(sum(weights), 1)
+        near(sum(w * r for w, r in zip(weights, rewards)), math.fsum(map(max, subsets)) / len(subsets))
+
+
+def test_wins_over_the_reference():
+    logp_XA = frontier.optimum(TIED, 0.5)
+    for x in range(2):
+        ours, theirs, worth = logp_XA[x].exp().tolist(), TIED.reference_XA[x].exp().tolist(), TIED.reward_XA[x].tolist()
+        wanted = sum(p * q * ((r > s) + 0.5 * (r == s)) for p, r in zip(ours, worth) for q, s in zip(theirs, worth))
+        near(frontier.wins(TIED, logp_XA)[x], wanted)
+    near(frontier.wins(TABLE, TABLE.reference_XA).mean(), 0.5)
+
+
+# ---------------------------------------------------------------- the limit from samples
+
+
+def test_the_limit_from_samples():
+    """Samples of three prompts, thrown together, estimate the limit of who may also choose prompts, which is no lower; each prompt's own estimate its own."""
+    generator = torch.Generator().manual_seed(1)
+    drawn_XA = torch.multinomial(TABLE.reference_XA.exp(), 40_000, replacement=True, generator=generator)
+    reward_XA = TABLE.reward_XA.gather(1, drawn_XA)
+    together, apart = frontier.drawn(reward_XA.reshape(1, -1)), frontier.drawn(reward_XA)
+    any_ = Table((TABLE.reference_XA - math.log(3)).reshape(1, -1), TABLE.reward_XA.reshape(1, -1))
+    for distance in (0.1, 0.3, 0.6):
+        truth, above = (frontier.limit(table, distance).reward for table in (TABLE, any_))
+        assert truth < above
+        assert frontier.limit(apart, distance).reward == pytest.approx(truth, abs=0.03)
+        assert frontier.limit(together, distance).reward == pytest.approx(above, abs=0.03)
+
+
+def test_how_many_samples_are_left():
+    assert frontier.effective(frontier.drawn(torch.zeros(2, 50, dtype=F64)).reference_XA) == pytest.approx(50)
+    one = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], dtype=F64).log()
+    assert frontier.effective(one) == pytest.approx(1 / (0.81 + 0.01))
+
+
+# ---------------------------------------------------------------- the world that can be counted
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    root = tmp_path_factory.mktemp("small")
+    small_world.write_tokenizer(root / "tokenizer")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    models.create(root / "world", models.load_tokenizer(str(root / "tokenizer")), seed=3, max_position_embeddings=8, **shape)
+    return models.load(str(root / "world"), device="cpu")
+
+
+def test_all_that_can_be_said_is_counted(model):
+    """1 + 7 + 49 + 343 answers with an end, 2,401 without; a model's probabilities of them sum to 1, and are what the plain engine says."""
+    answers = small_world.answers()
+    assert (len(answers), len(set(answers))) == (2801, 2801)
+    assert sum(map(small_world.finished, answers)) == 400
+    logp_XA = small_world.logps(model.model)
+    assert float((logp_XA.exp().sum(-1) - 1).abs().max()) < 1e-5
+    chosen = random.Random(0).sample(range(2801), 5)
+    for x, prompt in ((0, small_world.prompts()[0]), (7, small_world.prompts()[7])):
+        ids = model.tokenizer(prompt)["input_ids"]
+        for a in chosen:
+            said = model.tokenizer.convert_tokens_to_ids(list(answers[a])) + [model.tokenizer.eos_token_id] * small_world.finished(answers[a])
+            group = tiny.RenderedGroup((tiny.TokenSequence((*ids, *said), len(ids)),), (), (None,), "one")
+            batch = collate([group])
+            with torch.no_grad():
+                near(logp_XA[x, a], per_completion(rows.logps(model.model, batch)["logp"].double(), batch)[0], 1e-5)
+
+
+def test_what_a_model_says_is_counted_as_often(model):
+    """Sampled answers have the frequencies of the table."""
+    logp_XA = small_world.logps(model.model)
+    number = {answer: a for a, answer in enumerate(small_world.answers())}
+    ids = tuple(model.tokenizer(small_world.prompts()[2])["input_ids"])
+    (drawn,) = sample(model, [ids], Sampling(model.tokenizer.eos_token_id, max_new_tokens=small_world.LENGTH, seed=1), k=3000)
+    said = [number[tuple(model.tokenizer.convert_ids_to_tokens(list(one.ids)))] for one in drawn]
+    assert all(one.finished == small_world.finished(small_world.answers()[a]) for one, a in zip(drawn, said))
+    length = torch.tensor([float(len(answer)) for answer in small_world.answers()], dtype=F64)
+    for value_A in (length, small_world.rewards()[2], logp_XA[2]):
+        mean = float((logp_XA[2].exp() * value_A).sum())
+        spread = math.sqrt(float((logp_XA[2].exp() * (value_A - mean) ** 2).sum()) / len(said))
+        near(value_A[said].mean(), mean, 4 * spread)
+
+
+def test_the_rule_is_a_distribution_and_writes_what_it_says():
+    prompt = small_world.prompts()[0]
+    assert math.fsum(small_world.rule(prompt, answer) for answer in small_world.answers()) == pytest.approx(1)
+    written = small_world.demonstrations(24, 0)
+    assert written == small_world.demonstrations(24, 0) != small_world.demonstrations(24, 1)
+    assert {row["prompt"] for row in written} == set(small_world.prompts())
+    assert all(small_world.grammatical(row["prompt"], tuple(row["completion"].split())) for row in written)
+    assert not any(small_world.grammatical(prompt, answer) for answer in ((), small_world.WORDS[:4]))
+
+
+def test_the_true_reward_by_hand():
+    worth = small_world._worth
+    assert small_world.true_reward("ba de", ("fi", "de", "go")) == worth("fi") + worth("go") + worth("de", "fi") + worth("fi", "de") + worth("de", "go")
+    assert small_world.true_reward("ba de", ()) == 0
+    assert small_world.true_reward("ba de", ("fi",) * 4) == small_world.WORST == small_world.rewarded("ba de", " fi fi fi fi")
+    assert small_world.rewarded("ba de", " fi de go") == small_world.true_reward("ba de", ("fi", "de", "go"))
