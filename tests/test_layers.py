@@ -113,6 +113,7 @@ FLOORS = [
         "collect.rulings",
         "plots",
         "rounds",
+        "frontier_page",
         "symptoms",
         "headline",
         "collection",
@@ -147,6 +148,10 @@ FLOORS = [
         "recipes.verify",
         "recipes.votes",
         "recipes.demo",
+        "recipes.frontier_worlds",
+        "recipes.frontier_methods",
+        "recipes.frontier_claims",
+        "recipes.frontier",
     ],
     ["api", "options", "cli", "", "__main__"],
 ]

@@ -1,0 +1,5 @@
+LEDGER = "frontier.json"
+
+
+def sentences(x):
+    return []
