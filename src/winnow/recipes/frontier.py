@@ -129,7 +129,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
             for one in todo:
                 steps.name(f"{name}: {one.name}")
                 with as_part():
-                    points.append(_point(world, one, worlds[name]["start"]["reward"]["mean"]))
+                    points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
                 steps.advance(1)
     found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
     found |= frontier_claims.claims(worlds, points)
@@ -155,17 +155,19 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
 def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
     """Every value of every knob at the method's own rate, with all seeds, and at the other rates with the first seed."""
     own = range(seed, seed + min(seeds, plan.seeds))
-    found = [Try(world, name, value, plan.rates[name][0], s) for s in own for name, values in plan.values.items() for value in values]
-    return found + [Try(world, name, value, lr, seed) for name, values in plan.values.items() for lr in plan.rates[name][1:] for value in values]
+    found = [Try(world, name, value, plan.rates[name][0], s, own=True) for s in own for name, values in plan.values.items() for value in values]
+    return found + [Try(world, name, value, lr, seed, own=False) for name, values in plan.values.items() for lr in plan.rates[name][1:] for value in values]
 
 
 def _facts(world: World) -> Figures:
-    """What is known of a world before any training, once."""
+    """What is known of a world before any training; computed once."""
     path = world.root / "facts.json"
     if not path.exists():
         write_json(path, world.facts())
     found: Figures = read_json(path, "start", "limit", "best_of")
-    return found
+    start = found["start"]["reward"]["mean"]
+    best = [{**one, "share": world.share(one["kl"]["mean"], one["reward"]["mean"] - start)} for one in found["best_of"]]
+    return {**found, "best_of": best}
 
 
 def _point(world: World, one: Try, start: float) -> Figures:

@@ -18,8 +18,12 @@ FAR = 0.1  # nats: a share of the limit nearer to the reference says nothing
 
 
 def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str, Any]:
-    """`claims`, and `ppo`: how near to the exact limit PPO on exact rewards came, and whether it may be shown."""
-    near = closest([p for p in points if p["world"] == "small" and p["method"] == "ppo_true"])
+    """`rows`: points by setting, over seeds, the best of n among them; `closest`: of each method the row nearest to the limit; `claims`; and `ppo`: how
+    near to the exact limit PPO on exact rewards came, and whether it may be shown.
+    """
+    rows = settings(points) + [best_row(world, one, facts) for world, facts in worlds.items() for one in facts["best_of"]]
+    near = closest(rows, "small", "ppo_true")
+    nearest = [closest(rows, world, method) for world in worlds for method in dict.fromkeys(row["method"] for row in rows)]
     ppo = {"tried": near is not None, "share": None if near is None else near["share"], "needed": NEEDED}
     ppo["shown"] = near is not None and near["share"]["mean"] >= NEEDED
     found = []
@@ -28,13 +32,12 @@ def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str
         if ppo["shown"]:
             found += [{"name": "above", "world": world, "against": name, **above(own, "dpo", name, facts)} for name in ("ppo", "ppo_true") if of(own, name)]
         found += [{"name": "order", "world": world, "method": name, **order(of(own, name))} for name in ("dpo", "dpo+sft") if of(own, name)]
-    return {"claims": found, "ppo": ppo}
+    return {"claims": found, "ppo": ppo, "rows": rows, "closest": [row for row in nearest if row]}
 
 
 def of(points: Sequence[Figures], method: str) -> list[Figures]:
-    """A method's points at its own rate, which is the first."""
-    mine = [p for p in points if p["method"] == method]
-    return [p for p in mine if p["lr"] == mine[0]["lr"]]
+    """A method's points at its own rate."""
+    return [p for p in points if p["method"] == method and p["own_rate"]]
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
         together.setdefault((point["world"], point["method"], point["value"], point["lr"]), []).append(point)
     found = []
     for (world, method, value, lr), same in together.items():
-        row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr, "seeds": len(same)}
+        row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
+        row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
         row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("kl", "reward", "fluency", "win")}
         shares = [p["share"] for p in same if p["share"] is not None]
         row["share"] = over_seeds(shares) if len(shares) == len(same) else None
@@ -59,9 +63,16 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["world"], row["method"], row["value"] or 0.0))
 
 
-def closest(points: Sequence[Figures]) -> dict[str, Any] | None:
-    """Of a method's settings the one whose share of the limit is the largest, means over seeds; None where none has gone FAR enough to have one."""
-    known = [row for row in settings(points) if row["share"] is not None and row["kl"]["mean"] >= FAR]
+def best_row(world: str, one: Figures, facts: Figures) -> dict[str, Any]:
+    """The best of n as a row: no training, so no seeds; its intervals are over prompts."""
+    row = {"world": world, "method": "best_of", "knob": "n", "value": one["n"], "lr": None, "own_rate": True, "seeds": 0}
+    return row | {name: one[name] for name in ("kl", "reward", "fluency", "win")} | {"share": {"mean": one["share"], "low": None, "high": None}}
+
+
+def closest(rows: Sequence[Figures], world: str, method: str) -> Figures | None:
+    """Of a method's settings the one with the largest share of the limit; None where none has gone FAR enough to have one."""
+    mine = [row for row in rows if row["world"] == world and row["method"] == method]
+    known = [row for row in mine if row["share"] is not None and row["share"]["mean"] is not None and row["kl"]["mean"] >= FAR]
     return max(known, key=lambda row: row["share"]["mean"], default=None)
 
 

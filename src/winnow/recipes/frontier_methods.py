@@ -15,13 +15,16 @@ from winnow.resolved import resolve
 
 @dataclass(frozen=True)
 class Try:
-    """One training: a method with one value of its knob (None: it has none), a rate and a seed, which draws labels and the order of the data."""
+    """One training: a method with one value of its knob (None: it has none), a rate, and a seed, which draws labels and the order of the data.
+    own: the rate is the one the method is judged by.
+    """
 
     world: str
     method: str
     value: float | None
     lr: float
     seed: int
+    own: bool
 
     @property
     def name(self) -> str:
@@ -32,9 +35,8 @@ class Try:
 
 @dataclass(frozen=True)
 class Method:
-    """title: as the report calls it; knob: the setting that makes a frontier of it; train: how it is done."""
+    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost."""
 
-    title: str
     knob: str | None
     train: Callable[[World, Try, Path], Mapping[str, Any]]
 
@@ -64,8 +66,8 @@ def _preferred(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 
 METHODS: dict[str, Method] = {
-    "dpo": Method("DPO", "beta", _pure),
-    "dpo+sft": Method("DPO + a fixed NLL term", "beta", _mixed),
-    "unlikelihood": Method("Unlikelihood", "alpha", _unlikelihood),
-    "preferred_ft": Method("Preferred-FT", None, _preferred),
+    "dpo": Method("beta", _pure),
+    "dpo+sft": Method("beta", _mixed),
+    "unlikelihood": Method("alpha", _unlikelihood),
+    "preferred_ft": Method(None, _preferred),
 }
