@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, Settings, SFTSettings, parse_lora
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, Lora, Settings, SFTSettings, parse_lora
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
 from winnow.errors import SettingsError
 from winnow.resolved import PRESETS, resolve
@@ -32,7 +32,8 @@ READERS: dict[type[Settings], list[str]] = {
     LabelSettings: ["recipes/label.py"],
     ExportSettings: ["recipes/export.py"],
     VotesExportSettings: ["recipes/votes.py"],
-    DemoSettings: ["recipes/demo.py"],
+    DemoSettings: ["recipes/demo.py", "cli.py"],
+    FrontierSettings: ["recipes/frontier.py"],
 }
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
+import shutil
 
 import pytest
 import torch
 
+import runs
 import tiny
 from closed import F64, World
-from winnow import models
+from winnow import frontier_page, models
 from winnow.batch import collate
 from winnow.engine import rows
+from winnow.files import read_json
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.objectives.scores import per_completion
-from winnow.recipes import small_world
+from winnow.recipes import demo, small_world
+from winnow.recipes import frontier as recipe
+from winnow.recipes import frontier_claims as claims
 from winnow.sample import Sampling, sample
 
 WORLD = World()
@@ -228,3 +234,150 @@ def test_the_true_reward_by_hand():
     assert small_world.true_reward("ba de", ()) == 0
     assert small_world.true_reward("ba de", ("fi",) * 4) == small_world.WORST == small_world.rewarded("ba de", " fi fi fi fi")
     assert small_world.rewarded("ba de", " fi de go") == small_world.true_reward("ba de", ("fi", "de", "go"))
+
+
+# ---------------------------------------------------------------- claims
+
+
+def made(method, value, seed, kl, reward, **more):
+    figures = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in (("kl", kl), ("reward", reward), ("fluency", 1.0), ("win", 0.5))}
+    head = {"world": "small", "method": method, "knob": "beta", "value": value, "lr": 1e-3, "seed": seed, "own_rate": True, "share": None}
+    return {**head, **figures, "prompts": 12, "answers": None, "path": [], "seconds": 1.0, **more}
+
+
+FACTS = {"start": {"reward": {"mean": 0.0}, "fluency": {"mean": 0.9}, "win": {"mean": 0.5}, "prompts": 12}, "limit": [{"kl": 0.0, "reward": 0.0}, {"kl": 2.0, "reward": 2.0}], "best_of": [], "exact": True}
+
+
+def test_the_hull_of_what_was_reached():
+    """Points below a chord are passed over, and those that cost more and give less."""
+    places = [(2.0, 2.5), (0.0, 0.0), (1.0, 2.0), (0.5, 0.5), (3.0, 2.4), (1.0, 1.0)]
+    assert claims.upper(places) == [(0.0, 0.0), (1.0, 2.0), (2.0, 2.5)]
+    for kl, wanted in ((0.0, 0.0), (0.25, 0.5), (1.0, 2.0), (1.5, 2.25), (2.0, 2.5), (9.0, 2.5)):
+        assert claims.height(places, kl) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"), [((0.1, 0.12, 0.11), "yes"), ((-0.1, -0.12, -0.11), "no"), ((0.5, -0.5, 0.1), "undecided"), ((0.1,), "undecided"), ((0.0, 0.0), "yes")]
+)
+def test_one_frontier_above_another(gaps, verdict):
+    """A reward that is higher by `gap` times the KL, seed by seed: the mean over KLs from 0.1 to 2 in twenty steps is 1.05 times the gap."""
+    points = [made("dpo", 1.0, seed, 2.0, 2.0 + 2 * gap) for seed, gap in enumerate(gaps)] + [made("ppo", 1.0, seed, 2.0, 2.0) for seed in range(len(gaps))]
+    found = claims.above(points, "dpo", "ppo", FACTS)
+    assert found["verdict"] == verdict
+    assert found["difference"]["mean"] == pytest.approx(1.05 * sum(gaps) / len(gaps))
+    assert (found["seeds"], found["reach"]) == (len(gaps), 2.0)
+    none = claims.above([made("dpo", 1.0, 0, 1.0, 1.0), made("ppo", 1.0, 1, 1.0, 1.0)], "dpo", "ppo", FACTS)
+    assert (none["verdict"], none["difference"]) == ("undecided", None)
+
+
+@pytest.mark.parametrize(
+    ("kls", "verdict"),
+    [
+        ([(3.0, 2.0, 1.0), (3.1, 2.0, 0.9), (3.0, 2.1, 1.0)], "yes"),
+        ([(1.0, 2.0, 0.5), (1.1, 2.1, 0.5), (0.9, 1.9, 0.6)], "no"),
+        ([(3.0, 2.0, 1.0), (1.0, 2.0, 1.0), (3.0, 2.1, 1.0)], "undecided"),
+        ([(3.0, 2.0, 1.0)], "undecided"),
+    ],
+)
+def test_the_order_of_beta(kls, verdict):
+    points = [made("dpo", beta, seed, kl, 1.0) for seed, row in enumerate(kls) for beta, kl in zip((0.1, 1.0, 3.0), row)]
+    found = claims.order(points)
+    assert (found["verdict"], found["seeds"], len(found["changes"])) == (verdict, len(kls), 2)
+    assert found["changes"][0]["change"]["mean"] == pytest.approx(sum(row[1] - row[0] for row in kls) / len(kls))
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.96, True), (0.94, False), (None, False)])
+def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
+    points = [made("dpo", 1.0, 0, 1.0, 1.0, share=0.8), made("dpo", 1.0, 1, 1.0, 1.0, share=0.9), made("ppo", 1.0, 0, 1.0, 1.0, share=0.8)]
+    points += [made("ppo_true", 0.5, 0, 1.0, 1.0, share=share), made("ppo_true", 9.0, 0, 0.05, 1.0, share=0.99)]  # too near to say anything
+    found = claims.claims({"small": FACTS}, points)
+    assert found["ppo"]["shown"] is told
+    assert next(row for row in found["closest"] if row["method"] == "dpo")["share"]["mean"] == pytest.approx(0.85)
+    ledger = {**found, "points": points, "worlds": {"small": FACTS}, "seeds": 2, "settings": {}}
+    page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
+    assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
+    assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
+    assert any("PPO" in sentence for sentence in page["sentences"]) is not told
+    assert any("PPO" in claim["claim"] for claim in frontier_page.claims(ledger)) is told
+
+
+# ---------------------------------------------------------------- the command
+
+
+def shrunk(plan, **own):
+    """A plan that takes seconds."""
+    sft = {**plan.size.sft, "steps": 6, "batch_size": 8, "warmup": 1, "save_every": 6}
+    training = {**plan.size.training, "steps": 2, "batch_size": 4, "warmup": 1, "save_every": 1}
+    size = dataclasses.replace(plan.size, sft=sft, rows=12, held_out=3, drawn=8, training=training)
+    return dataclasses.replace(plan, size=size, **own)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "SFT_STEPS", 6)
+    monkeypatch.setattr(demo, "SFT_BATCH", 8)
+    monkeypatch.setattr(demo, "PROMPTS", 12)
+    monkeypatch.setattr(demo, "HELD_OUT", 4)
+    monkeypatch.setattr(demo, "SFT", {**demo.SFT, "steps": 6, "batch_size": 8, "warmup": 1, "eval_every": 6})
+    monkeypatch.setattr(demo, "DPO", {**demo.DPO, "steps": 2, "batch_size": 4, "warmup": 1, "eval_every": 2, "kl_samples": 4})
+    few = {"values": {"dpo": (0.1, 3.0), "preferred_ft": (None,)}, "rates": {"dpo": (1e-3, 1e-2), "preferred_ft": (1e-3,)}}
+    monkeypatch.setattr(recipe, "QUICK_SMALL", shrunk(recipe.QUICK_SMALL, **few))
+    monkeypatch.setattr(recipe, "QUICK_REVIEWS", shrunk(recipe.QUICK_REVIEWS, values={"dpo": (0.1,)}, rates={"dpo": (1e-3,)}))
+
+
+def figures(root):
+    """The ledger without what a clock said."""
+    ledger = read_json(root / "frontier.json")
+    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0} for point in ledger["points"]]}
+
+
+def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "f"
+    assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick") == 0
+    said = capsys.readouterr().out
+    assert "11/11" in said
+    assert "means less KL, for DPO alone" in said
+    assert "micro-batches" not in said  # the runs themselves say nothing
+    first = figures(out)
+    assert [(p["world"], p["method"], p["value"], p["lr"], p["seed"]) for p in first["points"]] == [
+        *(("small", method, value, 1e-3, seed) for seed in (0, 1) for method, value in (("dpo", 0.1), ("dpo", 3.0), ("preferred_ft", None))),
+        *(("small", "dpo", value, 1e-2, 0) for value in (0.1, 3.0)),
+        ("reviews", "dpo", 0.1, 1e-3, 0),
+    ]
+    assert read_json(out / "report.json")["frontier"]["points"] == read_json(out / "frontier.json")["points"]
+    assert "DPO along its training" in (out / "report.html").read_text()
+
+    # a point is what its run says, computed again from its model
+    point = first["points"][0]
+    table = small_world.table(models.load(str(out / "small" / "sft"), device="cpu").model)
+    logp_XA = small_world.logps(models.load(str(out / point["run"]), device="cpu").model)
+    here = frontier.place(table, logp_XA)
+    assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
+    assert point["path"][-1] == {"step": 2, "kl": pytest.approx(here.kl, abs=1e-6), "reward": pytest.approx(here.reward, abs=1e-6)}
+    assert [at["step"] for at in point["path"]] == [1, 2]
+
+    kept = runs.tree(out / "small" / "runs")
+    last = out / "small" / "points" / "dpo-beta=3-lr=0.001-seed=1.json"
+    last.unlink()
+    shutil.rmtree(out / "reviews")  # as if it had been killed before
+    assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick") == 0
+    assert figures(out) == first
+    assert runs.tree(out / "small" / "runs") == kept  # its run was there
+
+    assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick", "--seeds", 3) == 0
+    assert {p["seed"] for p in figures(out)["points"] if p["method"] == "preferred_ft"} == {0, 1, 2}
+    assert runs.winnow(monkeypatch, "frontier", "--out", out) == 2
+    assert "quick: True -> False" in capsys.readouterr().err
+
+
+def test_behind_the_demo(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    assert runs.winnow(monkeypatch, "demo", "--out", out) == 0
+    assert "Reward against KL" not in (out / "report.html").read_text()
+    model = runs.tree(out / "sft")
+    assert runs.winnow(monkeypatch, "demo", "--out", out, "--frontier") == 0
+    page = (out / "report.html").read_text()
+    assert page.index("Reward against KL") < page.index("Preference training")
+    assert read_json(out / "report.json")["summary"]["win_rate"] is not None
+    assert runs.tree(out / "sft") == model
+    assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken

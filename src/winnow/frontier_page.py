@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,7 @@ STYLES = {  # method -> its name, colour, dash, marker
     "dpo+sft": ("DPO + a fixed NLL term", "muted", "dashed", "o"),
 }
 TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
+ENOUGH = 3  # seeds from which intervals are drawn
 NEEDED = ("claims", "ppo", "points", "rows", "seeds", "settings", "worlds")
 
 
@@ -141,8 +142,9 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
 def _line(rows: Sequence[Figures], method: str, figure: str) -> Line:
     title, ink, dash, marker = STYLES[method]
     mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"])
-    spans = [(row[figure]["low"], row[figure]["high"]) for row in mine]
-    return Line([(row["kl"]["mean"], row[figure]["mean"]) for row in mine], "", title, ink, dash, marker, spans=() if (None, None) in spans else tuple(spans))
+    few = any(0 < row["seeds"] < ENOUGH for row in mine)  # two seeds have an interval that says nothing and hides everything
+    spans = () if few else tuple((row[figure]["low"], row[figure]["high"]) for row in mine)
+    return Line([(row["kl"]["mean"], row[figure]["mean"]) for row in mine], "", title, ink, dash, marker, spans=spans)
 
 
 def _ways(ledger: Figures, name: str) -> list[Drawing]:
@@ -171,15 +173,20 @@ def table(facts: Figures, rows: Sequence[Figures]) -> dict[str, Any]:
     names = ["The SFT model"]
     for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
         names.append(STYLES[row["method"]][0])
-        share = percent(row["share"]["mean"]) + _between(row["share"], percent) if row["share"] else "–"
-        figures = [number(row["kl"]["mean"]) + _between(row["kl"], number), number(row["reward"]["mean"]) + _between(row["reward"], number)]
-        figures += [percent(row[name]["mean"], 1) + _between(row[name], lambda v: percent(v, 1)) for name in ("fluency", "win")]
+        share = _shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
+        figures = [*(number(row[name]["mean"]) + _between(row[name]) for name in ("kl", "reward")), *(_shared(row[name], 1) for name in ("fluency", "win"))]
         cells.append([_setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
     return {"heads": heads, "rows": list(zip(names, cells))}
 
 
-def _between(mean: Figures, write: Any) -> str:
+def _between(mean: Figures, write: Callable[[float], str] = number) -> str:
     return "" if mean["low"] is None else f" ({write(mean['low'])} to {write(mean['high'])})"
+
+
+def _shared(mean: Figures, digits: int = 0) -> str:
+    """A share as percent, with its interval, which cannot leave 0 to 100."""
+    ends = [] if mean["low"] is None else [f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (mean["low"], mean["high"])]
+    return percent(mean["mean"], digits) + (f" ({'–'.join(ends)})" if ends else "")
 
 
 def _setting(row: Figures) -> str:
@@ -231,8 +238,7 @@ def runs(ledger: Figures) -> dict[str, Any]:
     heads = ("Setting", "Rate", "Seed", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Prompts", "Answers", "Seconds")
     rows = []
     for p in ledger["points"]:
-        figures = [number(p[name]["mean"]) + _between(p[name], number) for name in ("kl", "reward")]
-        figures += [percent(p[name]["mean"], 1) + _between(p[name], lambda v: percent(v, 1)) for name in ("fluency", "win")]
+        figures = [*(number(p[name]["mean"]) + _between(p[name]) for name in ("kl", "reward")), *(_shared(p[name], 1) for name in ("fluency", "win"))]
         cells = [_setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
         cells += [number(p["prompts"]), "all" if p["answers"] is None else number(p["answers"]), number(p["seconds"])]
         rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))

@@ -184,9 +184,10 @@ def _point(world: World, one: Try, start: float) -> Figures:
     head = {"world": one.world, "method": one.method, "knob": METHODS[one.method].knob, "value": one.value, "lr": one.lr, "seed": one.seed}
     found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), "seconds": seconds if fresh else None, **cost}
     found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
+    point = {**head, **found, "run": str(folder.relative_to(world.root.parent))}
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {**head, **found, "run": str(folder.relative_to(world.root.parent))})
-    return {**head, **found}
+    write_json(path, point)
+    return point
 
 
 def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figures]:
