@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "winnow"
 
 # Floors from the ground up. A file may import from floors below, and from files before it on its own floor.
 FLOORS = [
-    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "config_collect", "resolved", "files", "console", "hub"],
+    ["ranks", "errors", "signals", "secrets", "trl", "figures", "config", "config_collect", "config_rl", "resolved", "files", "console", "hub"],
     [
         "data.records",
         "data.ranking",
@@ -53,6 +53,7 @@ FLOORS = [
         "engine.masks",
         "engine.single",
         "engine.tiled",
+        "engine.scalar",
         "engine.probe",
     ],
     [
@@ -63,6 +64,7 @@ FLOORS = [
         "objectives.table",
         "objectives.choices",
         "objectives.terms",
+        "objectives.rollout",
     ],
     [
         "train.metrics",
@@ -115,10 +117,13 @@ FLOORS = [
         "rounds",
         "frontier_page",
         "symptoms",
+        "matches",
+        "doubts",
         "headline",
         "collection",
         "collection_page",
         "report",
+        "winrate_page",
     ],
     [
         "recipes.world",
@@ -132,6 +137,7 @@ FLOORS = [
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",
+        "recipes.reward",
         "recipes.catalogue",
         "recipes.check",
         "recipes.flips",
@@ -141,9 +147,16 @@ FLOORS = [
         "recipes.generation",
         "recipes.sampling",
         "recipes.judging",
+        "recipes.referee",
         "recipes.against",
         "recipes.online",
+        "recipes.players",
+        "recipes.winrate",
         "recipes.label",
+        "recipes.rewarding",
+        "recipes.rollouts",
+        "recipes.reviewing",
+        "recipes.ppo",
         "recipes.export",
         "recipes.verify",
         "recipes.votes",
@@ -158,7 +171,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "headline", "plots", "report", "rounds")  # for plots
+WAITING = ("collection_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

@@ -13,14 +13,15 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, SFTSettings
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
+from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config_rl import PPOSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
 from winnow.resolved import Resolved
 
-TOGETHER = ("sft", "dpo")  # what several processes can do together
+TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
 
 def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
@@ -33,6 +34,18 @@ def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
     from winnow.recipes import dpo
 
     dpo.run(resolved, line)
+
+
+def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
+    from winnow.recipes import reward
+
+    reward.run(resolved, line)
+
+
+def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
+    from winnow.recipes import ppo
+
+    ppo.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -76,6 +89,12 @@ def _online(resolved: Resolved[OnlineSettings], line: str) -> None:
     from winnow.recipes import online
 
     online.run(resolved, line)
+
+
+def _winrate(resolved: Resolved[WinrateSettings], line: str) -> None:
+    from winnow.recipes import winrate
+
+    winrate.run(resolved, line)
 
 
 def _export(resolved: Resolved[ExportSettings], line: str) -> None:
@@ -216,6 +235,20 @@ for made in (
         example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
     ),
     command(
+        RewardSettings,
+        _reward,
+        name="reward",
+        help="A reward model from comparisons: a number for each answer, for winnow judge, for PPO, or to be looked at.",
+        example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
+    ),
+    command(
+        PPOSettings,
+        _ppo,
+        name="ppo",
+        help="PPO: the policy answers prompts, a reward model or a function scores the answers, and what scored well is made likelier.",
+        example="winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out runs/ppo",
+    ),
+    command(
         EvalSettings,
         _eval,
         name="eval",
@@ -265,6 +298,14 @@ for made in (
         name="frontier",
         help="Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the most there can be. Half an hour; --quick takes minutes.",
         example="winnow frontier --out runs/frontier --quick",
+    ),
+    command(
+        WinrateSettings,
+        _winrate,
+        name="winrate",
+        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
+        positional="models",
     ),
     command(
         ExportSettings,

@@ -44,6 +44,15 @@ class Settings(BaseModel):
         return value
 
 
+def unknown_change(kind: type[Settings], names: tuple[str, ...], besides: tuple[str, ...]) -> None:
+    """Raises ValueError for a name to be changed that is no setting of its kind, nor what can change besides."""
+    changeable = {*FREE, *besides, *(field.alias or name for name, field in kind.model_fields.items())}
+    for name in names:
+        if name not in changeable:
+            near = difflib.get_close_matches(name, changeable, 1)
+            raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
 class ModelSettings(Settings):
     """Which model, in which precision, on which device."""
 
@@ -146,11 +155,7 @@ class TrainSettings(FrozenSettings, DataSettings):
             raise ValueError(f"stream reads one data set, and data names {len(self.data)}")
         if self.stream is not None and self.eval_fraction:
             raise ValueError("eval_fraction sets prompts of the whole data aside, and a stream is never seen whole: give eval_data")
-        changeable = {*FREE, *BESIDES, *(field.alias or name for name, field in type(self).model_fields.items())}
-        for name in self.allow_change:
-            if name not in changeable:
-                near = difflib.get_close_matches(name, changeable, 1)
-                raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
+        unknown_change(type(self), self.allow_change, BESIDES)
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing: a compiled layer decides itself what it keeps: choose one")
         if self.compile and self.quantize:
@@ -203,11 +208,31 @@ class DPOSettings(TrainSettings):
         return self
 
 
+class RewardSettings(TrainSettings):
+    """winnow reward: a reward model, which gives each answer a number."""
+
+    lr: float | None = setting(None, "peak learning rate; default: 1e-5, for an adapter 1e-4", "optimizer", gt=0)
+    pairs: Literal["all", "adjacent", "best", "listwise"] = setting(
+        "all", "of several answers compare all, neighbours in the ranking, the best with the rest, or take the ranking whole (Plackett-Luce)", "objective"
+    )
+    label_smoothing: float = setting(0.0, "the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
+    offset: float = setting(0.0, "by how many nats a winner must be ahead, per unit of the data's margin (or score gap)", "objective", ge=0)
+
+    @model_validator(mode="after")
+    def _scores(self) -> Self:
+        if self.quantize is not None:
+            raise ValueError("quantize: a reward model's weights are not held in 4 bits: leave quantize away; lora alone trains an adapter")
+        if self.pairs == "listwise" and (self.label_smoothing or self.offset):
+            name = "label_smoothing" if self.label_smoothing else "offset"
+            raise ValueError(f"{name} is about two answers, and pairs listwise takes the ranking as a whole: choose one")
+        return self
+
+
 class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
     out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
-    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
+    recipe: Literal["dpo", "sft", "reward"] = setting("dpo", "which training to check for", "objective")
 
 
 class EvalSettings(FrozenSettings, DataSettings):
@@ -253,6 +278,11 @@ class FrontierSettings(Settings):
     quick: bool = setting(False, "fewer, shorter runs: minutes instead of half an hour", "amount")
     seeds: int | None = setting(None, "trainings of each setting, each with labels of its own (default 3, quick 2); more of them go on", "amount", ge=1, le=100)
     seed: int = setting(0, "of the worlds, and the first one of the trainings", "run", ge=0, lt=2**62)
+
+
+def scores(settings: Settings) -> bool:
+    """Whether the model that is trained, or checked for training, gives answers numbers: a reward model."""
+    return isinstance(settings, RewardSettings) or (isinstance(settings, CheckSettings) and settings.recipe == "reward")
 
 
 @dataclass(frozen=True, slots=True)

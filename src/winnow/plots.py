@@ -233,6 +233,8 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], level: float | None)
     if min(steps) < max(steps):
         beside = 0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))  # few points: their markers are seen whole
         axes.set_xlim(min(steps) - beside, max(steps) + beside)
+    if not all(float(step).is_integer() for step in steps):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(y=0.08)
     if panel.bottom is not None:
         axes.set_ylim(bottom=panel.bottom)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from winnow.data.cells import spoken
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
@@ -35,8 +34,8 @@ def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:
     Where the tokenizer has a chat template, text is one turn of the user and one of the assistant. Raises DataError for what is too long, and where
     a score is no number. What is scored together is padded to one length, which moves a score by rounding: the same dialogues, the same scores.
     """
-    renderer = Renderer(loaded.tokenizer)
-    ids = [_ids(renderer, one) for one in dialogues]
+    renderer = Renderer(loaded.tokenizer, whole=True)
+    ids = [renderer.whole_ids(one.prompt, one.answer, one.tools, one.where) for one in dialogues]
     _refuse_long(loaded, dialogues, ids)
     config: Any = loaded.model.config.get_text_config()
     padded = config.pad_token_id is not None and config.pad_token_id >= 0
@@ -49,12 +48,6 @@ def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:
     if bad:
         raise DataError(f"{loaded.source}: answers without a score: {len(bad):,}", bad, remedy="--dtype float32, or another reward model")
     return [known[row] for row in ids]
-
-
-def _ids(renderer: Renderer, one: Dialogue) -> tuple[int, ...]:
-    chat = bool(renderer.template)
-    prompt, answer = (spoken(one.prompt, "user"), spoken(one.answer, "assistant")) if chat else (one.prompt, one.answer)
-    return renderer.whole_ids(prompt, answer, one.tools, one.where)
 
 
 def _batches(rows: Sequence[tuple[int, ...]], slack: float) -> Iterator[list[tuple[int, ...]]]:

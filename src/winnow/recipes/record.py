@@ -106,36 +106,45 @@ def write_head(
     held out by prefix; differ: what is another one now, of a run that goes on.
     """
     train_set, held_out = sets
-    changes = _changes(run, differ) if differ else []
+    accounts = {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}, "rendered_by": rendered_by(renderer)}
+    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
+    more = {"groups": len(train_set.groups), "comparisons_per_step": per_step, "tokens_per_micro_batch": plan.tokens}
+    begin(run, resolved, begun, recipe, plan, accounts, more, command, changed(run, differ) if differ else [])
+
+
+def begin(
+    run: RunFolder,
+    resolved: Resolved[Any],
+    begun: dict[str, Any],
+    recipe: str,
+    plan: Plan,
+    accounts: dict[str, Any],
+    more: dict[str, Any],
+    command: str,
+    changes: list[dict[str, Any]],
+) -> None:
+    """The same of any data. accounts: what data.json holds; more: of the plan."""
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
-    accounts = {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}, "rendered_by": rendered_by(renderer)}
     write_json(run.root / "data.json", accounts)
-    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
     head = {
         "schema": 1,
         "recipe": recipe,
         "command": command,
         "started": _now(),
-        "versions": versions(*(["bitsandbytes"] if settings["quantize"] else [])),
+        "versions": versions(*(["bitsandbytes"] if settings.get("quantize") else [])),
         "device": _device(),
         "processes": count(),
         "settings": settings,
         "asked": begun,
         "origins": dict(resolved.origins),
-        "plan": {
-            "steps": plan.steps,
-            "warmup": plan.warmup,
-            "groups": len(train_set.groups),
-            "comparisons_per_step": per_step,
-            "tokens_per_micro_batch": plan.tokens,
-        },
+        "plan": {"steps": plan.steps, "warmup": plan.warmup, **more},
         "changes": changes,
     }
     write_json(run.environment, head)
 
 
-def _changes(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
+def changed(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
     """What was changed so far on the way, and what is changed now."""
     head = read_json(run.environment)
     now = {"at": _now(), "changed": {name: list(pair) for name, pair in differ.items()}, "before": settings_hash(head["settings"])}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from winnow import models
-from winnow.config import EvalSettings, TrainSettings
+from winnow.config import EvalSettings, TrainSettings, scores
 from winnow.data.render import Renderer
-from winnow.errors import DataError
+from winnow.errors import DataError, SettingsError
 from winnow.resolved import read_text
 
 
@@ -17,4 +17,7 @@ def renderer(settings: TrainSettings | EvalSettings) -> Renderer:
     longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.max_length is not None and longest is not None and settings.max_length > longest:
         raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens", remedy=f"--max-length {longest}")
-    return Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None)
+    whole = scores(settings)
+    if whole and settings.as_ == "text" and tokenizer.chat_template:
+        raise SettingsError("as: text, and a reward model reads text as the chat template writes it, as whoever asks it will", remedy="leave --as away")
+    return Renderer(tokenizer, limit=settings.max_length or longest, may_cut=settings.max_length is not None, whole=whole)
