@@ -42,7 +42,8 @@ class Plan:
     seeds: int
 
 
-BETAS, ALPHAS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5)
+BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
+CONSTANT = {"schedule": "constant", "warmup": 0.0}  # of PPO: the controller of the KL is moved for as long as the policy is
 SMALL = Plan(
     Size(
         sft={"steps": 400, "batch_size": 64, "lr": 5e-3, "schedule": "cosine", "warmup": 20, "max_tokens": 2048, "save_every": 400},
@@ -50,9 +51,11 @@ SMALL = Plan(
         held_out=0,
         drawn=0,
         training={"steps": 150, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 20, "save_every": 50, "keep": 9},
+        reward={"lr": 1e-3},
+        ppo={"steps": 40, "batch_size": 96, "minibatches": 2, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, **CONSTANT},
     ),
-    values={"dpo": BETAS, "dpo+sft": BETAS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
-    rates={"dpo": (1e-3, 3e-4, 3e-3), "dpo+sft": (1e-3,), "unlikelihood": (1e-3,), "preferred_ft": (1e-3,)},
+    values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
+    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (1e-3, 3e-4, 3e-3), **dict.fromkeys(("dpo+sft", "ppo_true", "unlikelihood", "preferred_ft"), (1e-3,))},
     seeds=99,
 )
 REVIEWS = Plan(
@@ -62,15 +65,22 @@ REVIEWS = Plan(
         held_out=demo.HELD_OUT,
         drawn=64,
         training={"steps": 100, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 30, "save_every": 50},
+        reward={"lr": 5e-4, "steps": 60, "warmup": 10},
+        ppo={"steps": 40, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, **CONSTANT},
     ),
-    values={"dpo": BETAS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
-    rates={"dpo": (5e-4,), "unlikelihood": (5e-4,), "preferred_ft": (5e-4,)},
-    seeds=2,
+    values={"dpo": BETAS, "ppo": TARGETS, "ppo_true": (1.0, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    rates=dict.fromkeys(("dpo", "ppo", "ppo_true", "unlikelihood", "preferred_ft"), (5e-4,)),
+    seeds=1,
 )
 QUICK_SMALL = replace(
     SMALL,
-    size=replace(SMALL.size, rows=480, training={**SMALL.size.training, "steps": 80, "save_every": 40}),
-    values={"dpo": (0.1, 0.35, 3.0), "dpo+sft": (0.1, 0.35, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    size=replace(
+        SMALL.size,
+        rows=480,
+        training={**SMALL.size.training, "steps": 80, "save_every": 40},
+        ppo={**SMALL.size.ppo, "steps": 25, "batch_size": 64},
+    ),
+    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (1.0,), "ppo_true": (1.0,), "unlikelihood": (0.1,), "preferred_ft": (None,)},
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
 )
 QUICK_REVIEWS = replace(
@@ -153,10 +163,11 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
 
 
 def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
-    """Every value of every knob at the method's own rate, with all seeds, and at the other rates with the first seed."""
+    """Every value of every knob at the method's own rate, with all seeds; one in the middle at the other rates, with the first seed."""
     own = range(seed, seed + min(seeds, plan.seeds))
     found = [Try(world, name, value, plan.rates[name][0], s, own=True) for s in own for name, values in plan.values.items() for value in values]
-    return found + [Try(world, name, value, lr, seed, own=False) for name, values in plan.values.items() for lr in plan.rates[name][1:] for value in values]
+    middle = {name: values[(len(values) - 1) // 2] for name, values in plan.values.items()}
+    return found + [Try(world, name, middle[name], lr, seed, own=False) for name in plan.values for lr in plan.rates[name][1:]]
 
 
 def _facts(world: World) -> Figures:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.config import DPOSettings, SFTSettings
-from winnow.recipes import dpo, sft
+from winnow.config import DPOSettings, RewardSettings, SFTSettings
+from winnow.config_rl import PPOSettings
+from winnow.files import read_jsonl
+from winnow.recipes import dpo, ppo, reward, sft
 from winnow.recipes.frontier_worlds import World
 from winnow.resolved import resolve
 
@@ -65,9 +67,36 @@ def _preferred(world: World, one: Try, out: Path) -> Mapping[str, Any]:
     return {}
 
 
+def _reward_model(world: World, seed: int) -> Path:
+    """A reward model of the same comparisons, begun from the SFT model."""
+    out = world.root / "runs" / f"reward-seed={seed}"
+    given = {"model": str(world.sft), "data": [str(world.labels(seed))], "out": out, "seed": seed, "device": "cpu"}
+    reward.run(resolve(RewardSettings, {**world.size.training, **given, **world.size.reward}, origin="frontier"))
+    return out
+
+
+def _ppo(world: World, one: Try, out: Path) -> Mapping[str, Any]:
+    """On the learned reward: its training is a part of what this costs."""
+    return _on(world, one, out, str(_reward_model(world, one.seed)))
+
+
+def _ppo_true(world: World, one: Try, out: Path) -> Mapping[str, Any]:
+    return _on(world, one, out, world.judge)
+
+
+def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
+    given = {"model": str(world.sft), "prompts": str(world.prompts), "reward": judge, "max_new_tokens": world.room, "out": out, "device": "cpu"}
+    given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": 3 * one.lr, "seed": one.seed}
+    ppo.run(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
+    rows = read_jsonl(out / "metrics.jsonl")
+    return {"generated": round(sum(row["answers"] * row["length/sampled"] for row in rows if "answers" in row))}
+
+
 METHODS: dict[str, Method] = {
     "dpo": Method("beta", _pure),
     "dpo+sft": Method("beta", _mixed),
+    "ppo": Method("target_kl", _ppo),
+    "ppo_true": Method("target_kl", _ppo_true),
     "unlikelihood": Method("alpha", _unlikelihood),
     "preferred_ft": Method(None, _preferred),
 }

@@ -36,7 +36,7 @@ Figures = dict[str, Any]
 @dataclass(frozen=True)
 class Size:
     """How much is done in a world. rows: prompts whose answers are compared; held_out: prompts a policy is judged on; drawn: answers to each of them
-    that the limit is made of; training: settings of every method.
+    that the limit is made of; training: settings of every training on comparisons; reward, ppo: of those two besides.
     """
 
     sft: Mapping[str, Any]
@@ -44,6 +44,8 @@ class Size:
     held_out: int
     drawn: int
     training: Mapping[str, Any]
+    reward: Mapping[str, Any]
+    ppo: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
