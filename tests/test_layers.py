@@ -95,6 +95,7 @@ FLOORS = [
         "measures.winrate",
         "measures.lengths",
         "measures.drift",
+        "measures.frontier",
     ],
     [
         "collect.items",
@@ -118,6 +119,7 @@ FLOORS = [
         "collect.rulings",
         "plots",
         "rounds",
+        "frontier_page",
         "symptoms",
         "matches",
         "doubts",
@@ -131,6 +133,7 @@ FLOORS = [
     ],
     [
         "recipes.world",
+        "recipes.small_world",
         "recipes.record",
         "recipes.engines",
         "recipes.references",
@@ -169,6 +172,10 @@ FLOORS = [
         "recipes.verify",
         "recipes.votes",
         "recipes.demo",
+        "recipes.frontier_worlds",
+        "recipes.frontier_methods",
+        "recipes.frontier_claims",
+        "recipes.frontier",
     ],
     ["api", "options", "cli", "", "__main__"],
 ]

@@ -27,6 +27,8 @@ SMOOTH_FROM = 40  # logged steps from which a running mean is drawn over the sin
 STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}  # whatever matplotlibrc the machine has
 STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "winnow", "font.size": 12.0, "axes.unicode_minus": True, "path.simplify": True}
 
+Curve = Sequence[tuple[int | float, float]]
+
 INK = {name: f"#a1b2{i:02x}" for i, name in enumerate(("ink", "muted", "rule", "c1", "c2", "r1", "r2", "r3", "r4", "r5", "r6"), 1)}  # stand-ins
 RUN_INKS = ("r1", "r2", "r3", "r4", "r5", "r6")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -51,10 +53,10 @@ class Panel:
 @dataclass(frozen=True, slots=True)
 class Line:
     """One curve with everything that tells it apart: colour, dash, marker. `smooth`: a running mean is drawn; `faint`: the single steps behind it;
-    `spans`: the interval of each point (low, high), where there are any.
+    `spans`: the interval of each point (low, high), where there are any. Points of a curve over steps are counted, others have any place on the axis.
     """
 
-    points: Points
+    points: Curve
     run: str
     label: str
     ink: str
@@ -155,19 +157,19 @@ def _clip(runs: Sequence[Mapping[str, Any]]) -> float | None:
     return float(clip) if isinstance(clip, int | float) else None
 
 
-def thin(series: Points, most: int = MOST) -> Points:
+def thin(series: Curve, most: int = MOST) -> Curve:
     """At most `most` points that keep the outline: the lowest and the highest of each stretch."""
     if len(series) <= most:
         return series
     size = -(-len(series) // (most // 2))
-    kept: Points = []
+    kept: list[tuple[int | float, float]] = []
     for start in range(0, len(series), size):
         stretch = series[start : start + size]
         kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
     return kept
 
 
-def smooth(series: Points) -> Points:
+def smooth(series: Curve) -> Curve:
     """A running mean centred on each point, over a fifteenth of the run."""
     half, total = max(1, len(series) // 30), [0.0]
     for _, value in series:
@@ -180,7 +182,7 @@ def _svg(panel: Panel, lines: Sequence[Line], level: float | None) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((48 / WIDTH, 26 / HEIGHT, (WIDTH - 60) / WIDTH, (HEIGHT - 36) / HEIGHT))
-        _dress(axes)
+        _dress(axes, whole=all(isinstance(step, int) for line in lines for step, _ in line.points))
         for line in lines:
             _trace(axes, line)
         _scale(axes, panel, lines, level)
@@ -189,15 +191,15 @@ def _svg(panel: Panel, lines: Sequence[Line], level: float | None) -> Markup:
     return _page_svg(buffer.getvalue(), visible(_spoken(panel, lines)))
 
 
-def _dress(axes: Axes) -> None:
-    """No box: hairlines across, small grey numbers, nothing else."""
+def _dress(axes: Axes, whole: bool) -> None:
+    """No box: hairlines across, small grey numbers, nothing else. whole: the horizontal axis counts."""
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(axis="y", color=INK["rule"], linewidth=1)
     axes.tick_params(length=0, labelcolor=INK["muted"], labelsize=12, pad=6)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
@@ -248,8 +250,7 @@ def _spoken(panel: Panel, lines: Sequence[Line]) -> str:
     for line in lines:
         (first, start), (last, end) = line.points[0], line.points[-1]
         who = f"{line.run}, {line.label}" if several else line.label
-        began, ended = (f"{step:,}".removesuffix(".0") for step in (first, last))
-        parts.append(f"{who} from {number(start)} at {panel.axis} {began} to {number(end)} at {panel.axis} {ended}")
+        parts.append(f"{who} from {number(start)} at {panel.axis} {number(first)} to {number(end)} at {panel.axis} {number(last)}")
     return f"{panel.title} by {panel.axis}: {'; '.join(parts)}."
 
 
