@@ -139,6 +139,7 @@ FLOORS = [
         "recipes.references",
         "recipes.samples",
         "recipes.rendering",
+        "recipes.calibrating",
         "recipes.planning",
         "recipes.training",
         "recipes.sft",

@@ -47,6 +47,7 @@ class Panel:
     label: str = "training"
     smooth: bool = True
     unpaired: str = ""  # the caption where there are no pairs
+    scored: str = ""  # the caption of reward models
     axis: str = "step"
 
 
@@ -83,6 +84,7 @@ PANELS = (
         "It starts at the value the objective has where policy and reference agree; dpo has ln 2 = 0.693 there.",
         ("loss",),
         unpaired="Nats per token: how surprised the model is by the answers.",
+        scored="−log σ(margin), in nats per comparison; 0.693 is what a model has that cannot tell answers apart.",
     ),
     Panel("Accuracy", "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.", ("rewards/accuracies",), 0.5),
     Panel("Reward margin", "Chosen minus rejected reward: how far apart the answers have been pulled.", ("rewards/margins",), 0.0),
@@ -91,6 +93,7 @@ PANELS = (
         "β times the log-ratio to the reference; without one, β times the score. Best is chosen rising, rejected falling.",
         ("rewards/chosen", "rewards/rejected"),
         0.0,
+        scored="The model's own numbers. Only their differences mean something: all may move together.",
     ),
     Panel("Change per token", "Nats per token since step 0. Chosen well below zero is displacement.", ("logratio/chosen", "logratio/rejected"), 0.0),
     Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
@@ -108,11 +111,12 @@ PANELS = (
 def draw(runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """Every panel for which at least one of the runs has numbers, all runs in the same axes."""
     drawings, paired = [], any("rewards/margins" in run["final"] for run in runs)
+    scored = all(run["recipe"] == "reward" for run in runs)
     for panel in PANELS:
         lines = [line for index, run in enumerate(runs) for line in _lines(panel, run, index, alone=len(runs) == 1)]
         if lines:
             level = _clip(runs) if panel.metrics == ("grad_norm",) else panel.level
-            caption = panel.caption if paired or not panel.unpaired else panel.unpaired
+            caption = (scored and panel.scored) or (panel.caption if paired or not panel.unpaired else panel.unpaired)
             drawings.append(Drawing(panel.title, caption, _svg(panel, lines, level), tuple(lines)))
     return drawings
 

@@ -164,13 +164,13 @@ def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     signs, checked, _ = examine({"metrics": [], "data": None, "settings": {}, "summary": summary})
     flat = [{"run": "", **asdict(sign)} for sign in signs] + [{"run": run["name"], **sign} for run in runs for sign in run["warnings"]]
     titles = [symptom.title for symptom in SYMPTOMS.values()]
-    seen = {*checked, *(title for run in runs for title in run["checked"])}
-    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title not in seen]}
+    seen, unseen = {*checked, *(title for run in runs for title in run["checked"])}, {title for run in runs for title in run["unchecked"]}
+    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title in unseen - seen]}
 
 
 def _environment(root: Path) -> dict[str, Any]:
     path = RunFolder(root).environment
-    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict})
+    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict, "calibration": dict})
     if environment.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema: got {environment.get('schema')!r}, expected {SCHEMA}", remedy="use the Winnow that made this run")
     return environment
