@@ -469,7 +469,7 @@ def test_wordless_answers_are_no_games(world, tmp_path, call):
         (("new", "old"), {"judge": "http://localhost:1/v1"}, "judge_model: an endpoint must be told"),
         (("new", "old"), {"judge": "http://localhost:1/v1", "judge_model": "m", "labels": "soft"}, "labels: of no use to a language model"),
         (("new", "old"), {"judge": "https://h/v1?api-key=abcdef0123456789", "judge_model": "m"}, "is no endpoint's address"),
-        (("new", "old"), {"ties": "drop"}, "ties: a tie counts half"),
+        (("new", "old"), {"ties": "drop"}, "unknown setting 'ties'"),
         (("new", "old"), {"temperature": 0}, "k: at temperature 0"),
         (("new", "old"), {"temperatures": "0,0"}, "temperatures: expected different numbers"),
         (("new", "old"), {"temperatures": "0,warm"}, "temperatures"),
