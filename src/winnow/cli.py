@@ -303,7 +303,7 @@ for made in (
         WinrateSettings,
         _winrate,
         name="winrate",
-        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        help="How often are answers of MODELS preferred to the last one's, the baseline's, and how sure is that? Of several a ranking too.",
         example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
         positional="models",
     ),
