@@ -168,6 +168,7 @@ FLOORS = [
         "recipes.rewarding",
         "recipes.rollouts",
         "recipes.reviewing",
+        "recipes.ppo_job",
         "recipes.ppo",
         "recipes.export",
         "recipes.verify",

@@ -46,7 +46,7 @@ class PPOSettings(ModelSettings):
     target_kl: float | None = setting(None, "nats per answer: beta is moved until the KL is this; default: beta is fixed", "objective", gt=0)
     horizon: float = setting(10_000, "answers in which beta is moved by a factor e where the KL is far off (with target_kl)", "objective", gt=0)
     clip_range: float = setting(0.2, "how far a token's probability ratio may move in one iteration", "objective", gt=0)
-    value_clip: float = setting(0.2, "how far a value may move in one iteration, in units of the reward", "objective", gt=0)
+    value_clip: float | None = setting(None, "how far a value may move in one iteration, in units of the reward; default: any way", "objective", gt=0)
     gamma: float = setting(1.0, "discount per token", "objective", ge=0, le=1)
     lam: float = setting(0.95, "of generalised advantage estimation: 1 trusts what was sampled, 0 the critic", "objective", ge=0, le=1)
     whiten_rewards: bool = setting(False, "divide rewards by their deviation over the iteration, with a critic", "objective")

@@ -85,9 +85,9 @@ class Steps:
             self.bar.stop()
 
     def show(self, row: Mapping[str, float]) -> None:
-        """Take over the figures of a metrics row; a row with a training loss is one step done."""
+        """Take over the figures of a metrics row; a row with a training loss, or the policy's, is one step done."""
         self.figures |= {SHORT[name]: value for name, value in row.items() if name in SHORT}
-        if "loss" in row:
+        if "loss" in row or "loss/policy" in row:
             self.advance(1)
 
     def name(self, label: str) -> None:
@@ -108,5 +108,13 @@ class Steps:
 
 
 QUIET = 10.0  # seconds between lines where there is no terminal
-SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "kl": "kl", "tokens_per_second": "tok/s"}
-FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "kl": "{:.2f}", "tok/s": "{:,.0f}"}
+SHORT = {
+    "loss": "loss",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "eval_loss": "held-out",
+    "score": "score",
+    "kl": "kl",
+    "tokens_per_second": "tok/s",
+}
+FORMATS = {"loss": "{:.4f}", "score": "{:.2f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "kl": "{:.2f}", "tok/s": "{:,.0f}"}

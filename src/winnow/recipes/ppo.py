@@ -3,68 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from winnow import files, models, report, signals
+from winnow import models, report, signals
 from winnow.config import parse_lora
-from winnow.config_collect import SamplingSettings
 from winnow.config_rl import PPOSettings
 from winnow.console import Steps, safe, say
-from winnow.data.prompts import Prompt, prompts
-from winnow.data.records import PreferenceGroup
-from winnow.data.render import Renderer
-from winnow.data.split import split_by_prompt
 from winnow.data.stream import Cursor, Share, batches
-from winnow.device import keep_memory, pick_device
+from winnow.device import keep_memory
 from winnow.engine.scalar import scalar_head
-from winnow.errors import DataError, ModelError, RunError
-from winnow.files import RunFolder, sha256_json, tidy
+from winnow.errors import RunError
+from winnow.files import RunFolder
 from winnow.models import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.rollout import TokenLoss, surrogate, value_error
-from winnow.recipes import record, rewarding, samples
-from winnow.recipes.asking import Asked, ask
+from winnow.recipes import ppo_job, record, rewarding, samples
 from winnow.recipes.engines import engine_for
+from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out
 from winnow.recipes.rewarding import Reward
 from winnow.recipes.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
-from winnow.resolved import Resolved, read_text
-from winnow.train import checkpoint
+from winnow.resolved import Resolved
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.feed import Data
-from winnow.train.loop import Plan, State, to_the_end
-from winnow.train.metrics import MetricsFile, Row, require
+from winnow.train.loop import State, to_the_end
+from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate
 from winnow.train.reference import Frozen
 from winnow.train.saver import Saver
 from winnow.train.step import take_step
-
-RATE, ADAPTER_RATE, CRITIC_RATE = 3e-6, 3e-5, 9e-6
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training before its models are loaded: prompts and where they stand, and the numbers of those trained on and of those held out."""
-
-    run: RunFolder
-    settings: PPOSettings
-    plan: Plan
-    tokenizer: Any
-    asked: Asked
-    places: list[str]
-    train: list[int]
-    held_out: list[int]
-    differ: record.Differences
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its longest answer."""
-        return max(map(len, self.asked.ids)) + self.asked.how.max_new_tokens
 
 
 def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
@@ -73,153 +45,10 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
     keep_memory()
     folder.create()
     with folder.lock():
-        job = _job(_filled(resolved), folder, command)
+        job = ppo_job.begun(ppo_job.filled(resolved), folder, command)
         if job is not None:
             _train(job)
     return folder
-
-
-# ---------------------------------------------------------------- before anything is loaded
-
-
-def _filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
-    """Defaults that hang on other settings."""
-    settings = resolved.settings
-    if settings.lr is None:
-        light = settings.lora is not None or models.is_adapter_folder(settings.model)
-        resolved = resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=ADAPTER_RATE if light else RATE)
-    if settings.advantage == "gae" and settings.critic_lr is None:
-        resolved = resolved.fill("default", critic_lr=CRITIC_RATE)
-    return resolved
-
-
-def _job(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> Job | None:
-    """Everything up to the models; None where the run is finished."""
-    settings = resolved.settings
-    begun = checkpoint.saved(folder.checkpoints)
-    differ = record.other_settings(folder, resolved) if begun or folder.metrics.exists() else {}
-    record.refuse(folder, differ, [name for name in differ if name not in settings.allow_change])
-    if folder.finished and not differ:
-        say(f"{safe(folder.root)}: already finished (report: {safe(folder.report_html)}); nothing to do")
-        return None
-    _possible(resolved)
-    said = prompts(settings.prompts, settings.limit)
-    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
-    if settings.chat_template is not None:
-        tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
-    asked = ask(settings.model, LoadedModel(None, tokenizer, settings.model, pick_device(settings.device)), said, _sampling(settings))
-    train, held = _split(said, asked, settings)
-    plan = _plan(settings, asked, train)
-    account = {"train": _account(settings, asked, train), "eval": {"eval_": _account(settings, asked, held)} if held else {}}
-    if begun:
-        other = _other_prompts(folder, account)
-        record.refuse(folder, differ | other, [name for name in other if name not in settings.allow_change])
-        differ |= other
-    tidy(folder.root)
-    tidy(folder.checkpoints)
-    if not begun or differ:
-        changes = record.changed(folder, differ) if differ else []
-        more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
-        account["rendered_by"] = record.rendered_by(Renderer(tokenizer))
-        record.begin(folder, resolved, record.asked(resolved), "ppo", plan, account, more, command, changes)
-        folder.unfinish()
-    return Job(folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ)
-
-
-def _possible(resolved: Resolved[PPOSettings]) -> None:
-    """Raises for what models, reward and device will not do, without loading a weight."""
-    settings = resolved.settings
-    if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
-        raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
-    require(settings.trackers)
-    rewarding.refuse(resolved)
-    models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    lora = parse_lora(settings.lora)
-    if lora is not None:
-        models.refuse_second_adapter(settings.model)
-        config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        models.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
-    if settings.advantage == "gae":
-        name = _critic_name(settings)
-        if models.is_adapter_folder(name):
-            raise ModelError(f"{name} is an adapter, and a critic begins with a whole model", remedy="--critic MODEL, or merge it: winnow export --merge")
-        if name != settings.model:
-            ours, theirs = (models.load_tokenizer(one, trust_remote_code=settings.trust_remote_code) for one in (settings.model, name))
-            models.same_tokens(ours, theirs, name, "critic")
-
-
-def _critic_name(settings: PPOSettings) -> str:
-    return settings.critic or (settings.model if rewarding.is_code(settings.reward) else settings.reward)
-
-
-def _sampling(settings: PPOSettings) -> SamplingSettings:
-    """At temperature 1, over the whole vocabulary: the policy that is trained is the one that is sampled."""
-    own: dict[str, Any] = {"model": settings.model, "as": settings.as_, "chat_template": settings.chat_template, "max_new_tokens": settings.max_new_tokens}
-    return SamplingSettings(**own, trust_remote_code=settings.trust_remote_code)
-
-
-def _split(said: Sequence[Prompt], asked: Asked, settings: PPOSettings) -> tuple[list[int], list[int]]:
-    """Numbers of the prompts to train on, and of those held out. Raises DataError for fewer than an iteration asks."""
-    groups = [PreferenceGroup(text, (), where=str(i)) for i, text in enumerate(asked.texts)]
-    train, held = ([int(group.where) for group in side] for side in split_by_prompt([groups], settings.eval_fraction, settings.seed)[0])
-    if len(train) < settings.batch_size:
-        raise DataError(
-            f"{settings.prompts}: {len(train):,} prompts to train on, fewer than batch_size {settings.batch_size:,}",
-            remedy=f"--batch-size {len(train)} or less, and a larger --k",
-        )
-    if len(held) == 1:
-        raise DataError(f"{settings.prompts}: one held-out prompt has no interval", remedy="a larger --eval-fraction")
-    return train, held
-
-
-def _plan(settings: PPOSettings, asked: Asked, train: Sequence[int]) -> Plan:
-    """Raises DataError where a prompt with its answers may not fit a micro-batch."""
-    most = max(len(asked.ids[i]) for i in train) + settings.k * asked.how.max_new_tokens
-    if settings.max_tokens is not None and settings.max_tokens < most:
-        raise DataError(
-            f"max_tokens {settings.max_tokens:,}: a prompt with {settings.k} answers may have {most:,}", remedy=f"--max-tokens {most}, or a smaller --k"
-        )
-    warmup = round(settings.warmup * settings.steps) if settings.warmup < 1 else round(settings.warmup)
-    assert settings.lr is not None
-    return Plan(
-        steps=settings.steps,
-        warmup=warmup,
-        lr=settings.lr,
-        schedule=settings.schedule,
-        batch_size=settings.batch_size,
-        tokens=settings.max_tokens or 0,
-        seed=settings.seed,
-        eval_every=settings.eval_every or max(1, settings.steps // 10),
-        save_every=settings.save_every,
-        keep=settings.keep,
-        save_best=False,
-        passes="epoch",
-    )
-
-
-def _account(settings: PPOSettings, asked: Asked, items: Sequence[int]) -> dict[str, Any]:
-    """What became of the prompts, as data.json tells it of any data."""
-    ids = [asked.ids[i] for i in items]
-    source = {"name": settings.prompts, "layout": "prompts", "rows": len(asked.ids), "used": len(ids), "weight": 1.0, "ignored": []}
-    tokens = {"prompt": sum(map(len, ids)), "scored": 0, "cut": 0, "longest": max(map(len, ids))}
-    return {
-        "sources": [source],
-        "read": len(asked.ids),
-        "dropped": {},
-        "used": len(ids),
-        "prompts": len(set(ids)),
-        "tokens": tokens,
-        "findings": [],
-        "fingerprint": sha256_json(ids),
-    }
-
-
-def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> record.Differences:
-    """What the prompts are now, where they are not those the run was begun with."""
-    begun = files.read_json(folder.root / "data.json", "train", "eval")
-    sides = [(begun["train"], account["train"]), *((begun["eval"].get(name, {}), one) for name, one in account["eval"].items())]
-    changed = [(then.get("used"), now["used"]) for then, now in sides if then.get("fingerprint") != now["fingerprint"]]
-    return {"prompts": (f"{changed[0][0]} prompts", f"{changed[0][1]} prompts, or as many others")} if changed else {}
 
 
 # ---------------------------------------------------------------- with models
@@ -231,7 +60,7 @@ def _train(job: Job) -> None:
     players = _players(job, reward)
     policy = players.policy
     identity = _identity(job, players)
-    kept = _newest(job, identity)
+    kept = record.newest(job.run, identity, settings.allow_change, ("weights", "critic", "reward"))
     progress = _restore(job, players, kept)
     counts = models.parameter_counts(policy.loaded.model)
     record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
@@ -269,7 +98,7 @@ def _players(job: Job, reward: Reward) -> Players:
     critic = None
     if settings.advantage == "gae":
         assert settings.critic_lr is not None
-        critic = _actor(job, models.load_scorer(_critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
+        critic = _actor(job, models.load_scorer(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
         with torch.no_grad():  # not before its engine is proved: of a head of zeros everything is right
             for weight in scalar_head(critic.loaded.model).parameters():
                 weight.zero_()
@@ -284,8 +113,8 @@ def _actor(job: Job, loaded: LoadedModel, lr: float) -> Actor:
 def _bytes(players: Players) -> dict[str, int]:
     """Weights that are held at the same time, by whose they are."""
     found = {"policy": _size(players.policy.loaded.model), "reference": sum(t.nbytes for t in players.reference.weights.values())}
-    others: dict[str, Any] = {"critic": players.critic and players.critic.loaded.model, "reward": players.reward.model and players.reward.model.model}
-    return found | {name: _size(model) for name, model in others.items() if model is not None}
+    others = {"critic": players.critic.loaded if players.critic else None, "reward": players.reward.model}
+    return found | {name: _size(loaded.model) for name, loaded in others.items() if loaded is not None}
 
 
 def _size(model: torch.nn.Module) -> int:
@@ -320,7 +149,7 @@ def _iterate(job: Job, players: Players, progress: Progress, order: Iterator[tup
     reference = rollout.per_token(rollout.answers.reference_N) if settings.advantage == "grpo" else None
     losses = {"policy": surrogate(old, advantage, settings.clip_range, reference, beta if reference else 0.0)}
     if returns is not None and rollout.answers.value_N is not None:
-        losses["critic"] = value_error(rollout.per_token(rollout.answers.value_N), returns, settings.value_clip)
+        losses["critic"] = value_error(rollout.per_token(rollout.answers.value_N), returns, math.inf if settings.value_clip is None else settings.value_clip)
     row |= _trained(job, players, rollout, losses, step)
     clock.passed("training")
     seconds = rollout.seconds | clock.seconds
@@ -387,25 +216,6 @@ def _identity(job: Job, players: Players) -> dict[str, Any]:
     weights = models.weights_hash(players.policy.loaded.model)
     critic = models.weights_hash(players.critic.loaded.model) if players.critic else None
     return {"settings": known, "weights": weights, "critic": critic, "reward": players.reward.identity}
-
-
-def _newest(job: Job, identity: dict[str, Any]) -> Checkpoint | None:
-    """The newest intact checkpoint, None where there is none. Raises RunError when it is of other weights, or another reward."""
-    kept, complaints = checkpoint.latest(job.run.checkpoints)
-    for complaint in complaints:
-        say(f"[yellow]passed over:[/] {safe(complaint)}")
-    if kept is None:
-        return None
-    accepted = {"settings": record.accepted_settings(job.run)}
-    changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
-    refused = [name for name in changed if name not in job.settings.allow_change]
-    if refused:
-        flags = " ".join(f"--allow-change {name}" for name in refused if name in ("weights", "critic", "reward"))
-        more = f"; to go on with the change: {flags}" if flags else ""
-        raise RunError(f"{job.run.root}: cannot be resumed: {', '.join(refused)} changed since the checkpoint", remedy=f"choose another --out{more}")
-    for name in changed:
-        say(f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as allowed")
-    return kept
 
 
 def _restore(job: Job, players: Players, kept: Checkpoint | None) -> Progress:

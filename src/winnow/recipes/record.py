@@ -20,6 +20,8 @@ from winnow.files import RunFolder, read_json, sha256_json, versions, write_atom
 from winnow.models import LoadedModel
 from winnow.ranks import count, leads
 from winnow.resolved import Resolved
+from winnow.train import checkpoint
+from winnow.train.checkpoint import Checkpoint
 from winnow.train.loop import Plan
 
 # What else is another one when a setting is: whoever allows the setting allows that. First which settings decide what the training tokens are.
@@ -83,6 +85,27 @@ def accepted_settings(run: RunFolder) -> list[str]:
     """Hashes of settings a checkpoint of this run may have been made with: those of now, and those before each allowed change."""
     head = read_json(run.environment)
     return [settings_hash(head["settings"]), sha256_json(head["settings"]), *(one["before"] for one in head.get("changes", []))]
+
+
+def newest(run: RunFolder, identity: dict[str, Any], allowed: Sequence[str], besides: Sequence[str]) -> Checkpoint | None:
+    """The newest intact checkpoint, None where there is none. besides: what can change though it is no setting. Raises RunError when it is of another
+    identity (weights, data, reference ...) than allowed.
+    """
+    kept, complaints = checkpoint.latest(run.checkpoints)
+    for complaint in complaints:
+        say(f"[yellow]passed over:[/] {safe(complaint)}")
+    if kept is None:
+        return None
+    accepted = {"settings": accepted_settings(run)}
+    changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
+    refused = [name for name in changed if not may_differ(name, allowed)]
+    if refused:
+        flags = " ".join(f"--allow-change {name}" for name in refused if name in besides)
+        more = f"; to go on with the change: {flags}" if flags else ""
+        raise RunError(f"{run.root}: cannot be resumed: {', '.join(refused)} changed since the checkpoint", remedy=f"choose another --out{more}")
+    for name in changed:
+        say(f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as allowed")
+    return kept
 
 
 def asked(resolved: Resolved[Any]) -> dict[str, Any]:
