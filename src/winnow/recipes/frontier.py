@@ -185,13 +185,14 @@ def _point(world: World, one: Try, start: float) -> Figures:
     if path.exists():
         known: Figures = read_json(path, "kl", "reward")
         return known
-    fresh, began = not folder.exists(), time.perf_counter()
+    METHODS[one.method].prepare(world, one.seed)
+    fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
     cost = METHODS[one.method].train(world, one, folder)
-    seconds = time.perf_counter() - began
+    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
     loaded = models.load(str(folder), device="cpu")
     found = world.measure(loaded)
     head = {"world": one.world, "method": one.method, "knob": METHODS[one.method].knob, "value": one.value, "lr": one.lr, "seed": one.seed}
-    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), "seconds": seconds if fresh else None, **cost}
+    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), **took, **cost}
     found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
     point = {**head, **found, "run": str(folder.relative_to(world.root.parent))}
     path.parent.mkdir(exist_ok=True)
