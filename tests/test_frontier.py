@@ -294,7 +294,7 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     found = claims.claims({"small": FACTS}, points)
     assert found["ppo"]["shown"] is told
     assert next(row for row in found["closest"] if row["method"] == "dpo")["share"]["mean"] == pytest.approx(0.85)
-    ledger = {**found, "points": points, "worlds": {"small": FACTS}, "seeds": 2, "settings": {}}
+    ledger = {**found, "costs": [], "points": points, "worlds": {"small": FACTS}, "seeds": 2, "settings": {}}
     page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
     assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told

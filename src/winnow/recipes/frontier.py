@@ -20,7 +20,7 @@ from winnow.config import DemoSettings, FrontierSettings
 from winnow.console import Steps, as_part, safe, say
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_json
-from winnow.recipes import demo, frontier_claims
+from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
 from winnow.resolved import Resolved
@@ -141,6 +141,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
                 steps.advance(1)
     found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
     found |= frontier_claims.claims(worlds, points)
+    found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
     write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})
 
 
