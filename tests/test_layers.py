@@ -177,6 +177,7 @@ FLOORS = [
         "recipes.frontier_worlds",
         "recipes.frontier_methods",
         "recipes.frontier_claims",
+        "recipes.frontier_costs",
         "recipes.frontier",
     ],
     ["api", "options", "cli", "", "__main__"],

@@ -27,7 +27,7 @@ STYLES = {  # method -> its name, colour, dash, marker
 }
 TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
 ENOUGH = 3  # seeds from which intervals are drawn
-NEEDED = ("claims", "ppo", "points", "rows", "seeds", "settings", "worlds")
+NEEDED = ("claims", "closest", "costs", "ppo", "points", "rows", "seeds", "settings", "worlds")
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
     """What the template needs; alone: nothing else is on the page, so its head is the frontier's."""
     if not ledger:
         return {}
-    page = {"worlds": [world(ledger, name) for name in ledger["worlds"]], "claims": claims(ledger), "rlhf": None, "runs": runs(ledger)}
+    page = {"worlds": [world(ledger, name) for name in ledger["worlds"]], "claims": claims(ledger), "rlhf": rlhf(ledger), "runs": runs(ledger)}
     return {"frontier": page} | ({"verdict": verdict(ledger), "subline": subline(ledger), "cards": cards(ledger)} if alone else {})
 
 
@@ -228,6 +228,60 @@ def _seeds(count: int) -> str:
 def sentences(ledger: Figures) -> list[str]:
     """The claims for a terminal."""
     return [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)] if ledger["points"] else []
+
+
+# ---------------------------------------------------------------- RLHF beside DPO
+
+
+def rlhf(ledger: Figures) -> list[dict[str, Any]]:
+    """For each world the two beside each other, and how much each minds its rate."""
+    found = []
+    for cost in ledger["costs"]:
+        columns = [_cost(cost[name]) for name in ("dpo", "ppo")]
+        rows = [(name, [column[name] for column in columns]) for name in columns[0]]
+        about = "Medians over runs. Comparisons and answers are the same ones for both. Seconds of the processor are of one thread, and mind no other work."
+        found.append({"title": TITLES[cost["world"]], "sentences": [about], "heads": ("DPO", "PPO, learned reward"), "rows": rows})
+        rates = [(STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]]
+        if rates:
+            heads = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
+            told = "The same setting and seed at three rates; the one in the middle is its own."
+            found.append({"title": f"{TITLES[cost['world']]}: how much it minds the rate", "sentences": [told], "heads": heads, "rows": rates})
+    return found
+
+
+def _cost(one: Figures) -> dict[str, str]:
+    best, models = one["best"], one["models"]
+    held = ", ".join(f"{name} {_bytes(size)}" for name, size in models.items())
+    spread = ", ".join(f"{name} {number(one[key])}" for name, key in (("reward", "spread_reward"), ("KL", "spread_kl")) if one[key] is not None)
+    return {
+        "Trainings": f"{len(one['trainings'])}: {', '.join(one['trainings'])}",
+        "Models in memory while it trains": f"{len(models)}: {held}",
+        "Weights, gradients, moments of what is trained": _bytes(one["trained"]),
+        "Comparisons": number(one["labels"]),
+        "Tokens sampled before": number(one["sampled"]),
+        "Tokens sampled while it trains": number(round(one["generated"])),
+        "Seconds of the processor, a run": _both(one, "cpu"),
+        "Seconds of the clock, a run": _both(one, "seconds"),
+        "Runs": number(one["runs"]),
+        "Nearest to the limit": "–" if best is None else f"{_shared(best['share'])}, {_setting(best)}",
+        "True reward there": "–" if best is None else number(best["reward"]["mean"]) + _between(best["reward"]),
+        "KL there": "–" if best is None else number(best["kl"]["mean"]) + _between(best["kl"]),
+        "Deviation over seeds": spread or "one seed",
+    }
+
+
+def _both(one: Figures, name: str) -> str:
+    before = one[f"{name}_before"]
+    return number(one[name]) + ("" if before is None else f", and {number(before)} for the reward model")
+
+
+def _bytes(size: float) -> str:
+    return f"{number(size / 2**20)} MiB"
+
+
+def _rate(row: Figures) -> list[str]:
+    share = "–" if row["share"] is None else percent(row["share"])
+    return [_setting(row), number(row["lr"]), number(row["kl"]["mean"]), number(row["reward"]["mean"]), percent(row["fluency"]["mean"], 1), share]
 
 
 # ---------------------------------------------------------------- every run

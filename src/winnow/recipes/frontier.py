@@ -20,7 +20,7 @@ from winnow.config import DemoSettings, FrontierSettings
 from winnow.console import Steps, as_part, safe, say
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_json
-from winnow.recipes import demo, frontier_claims
+from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
 from winnow.resolved import Resolved
@@ -43,7 +43,6 @@ class Plan:
 
 
 BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
-CONSTANT = {"schedule": "constant", "warmup": 0.0}  # of PPO: the controller of the KL is moved for as long as the policy is
 SMALL = Plan(
     Size(
         sft={"steps": 400, "batch_size": 64, "lr": 5e-3, "schedule": "cosine", "warmup": 20, "max_tokens": 2048, "save_every": 400},
@@ -52,10 +51,10 @@ SMALL = Plan(
         drawn=0,
         training={"steps": 150, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 20, "save_every": 50, "keep": 9},
         reward={"lr": 1e-3},
-        ppo={"steps": 40, "batch_size": 96, "minibatches": 2, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, **CONSTANT},
+        ppo={"steps": 30, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 10, "keep": 9, "schedule": "linear"},
     ),
     values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
-    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (1e-3, 3e-4, 3e-3), **dict.fromkeys(("dpo+sft", "ppo_true", "unlikelihood", "preferred_ft"), (1e-3,))},
+    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (2e-3, 6e-4, 6e-3), "ppo_true": (2e-3,), **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,))},
     seeds=99,
 )
 REVIEWS = Plan(
@@ -66,7 +65,7 @@ REVIEWS = Plan(
         drawn=64,
         training={"steps": 100, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 30, "save_every": 50},
         reward={"lr": 5e-4, "steps": 60, "warmup": 10},
-        ppo={"steps": 40, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, **CONSTANT},
+        ppo={"steps": 40, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, "schedule": "linear"},
     ),
     values={"dpo": BETAS, "ppo": TARGETS, "ppo_true": (1.0, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
     rates=dict.fromkeys(("dpo", "ppo", "ppo_true", "unlikelihood", "preferred_ft"), (5e-4,)),
@@ -78,7 +77,6 @@ QUICK_SMALL = replace(
         SMALL.size,
         rows=480,
         training={**SMALL.size.training, "steps": 80, "save_every": 40},
-        ppo={**SMALL.size.ppo, "steps": 25, "batch_size": 64},
     ),
     values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (1.0,), "ppo_true": (1.0,), "unlikelihood": (0.1,), "preferred_ft": (None,)},
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
@@ -143,6 +141,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
                 steps.advance(1)
     found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
     found |= frontier_claims.claims(worlds, points)
+    found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
     write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})
 
 
@@ -187,13 +186,14 @@ def _point(world: World, one: Try, start: float) -> Figures:
     if path.exists():
         known: Figures = read_json(path, "kl", "reward")
         return known
-    fresh, began = not folder.exists(), time.perf_counter()
+    METHODS[one.method].prepare(world, one.seed)
+    fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
     cost = METHODS[one.method].train(world, one, folder)
-    seconds = time.perf_counter() - began
+    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
     loaded = models.load(str(folder), device="cpu")
     found = world.measure(loaded)
     head = {"world": one.world, "method": one.method, "knob": METHODS[one.method].knob, "value": one.value, "lr": one.lr, "seed": one.seed}
-    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), "seconds": seconds if fresh else None, **cost}
+    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), **took, **cost}
     found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
     point = {**head, **found, "run": str(folder.relative_to(world.root.parent))}
     path.parent.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figure
     """Where the policy was at each checkpoint. The model's weights are exchanged: it is of no use afterwards."""
     found = []
     for saved in checkpoint.saved(RunFolder(folder).checkpoints):
-        weights = checkpoint.load(saved).weights
+        weights = {name.removeprefix("policy:"): tensor for name, tensor in checkpoint.load(saved).weights.items()}  # ppo saves its critic beside it
         with torch.no_grad():
             for name, parameter in loaded.model.named_parameters():
                 parameter.copy_(weights[name])

@@ -85,7 +85,7 @@ def order(points: Sequence[Figures]) -> dict[str, Any]:
     ends = [(c["change"]["low"], c["change"]["high"]) for c in changes]
     known = [end for end in ends if end[0] is not None]
     verdict = "undecided"
-    if len(known) == len(ends):
+    if ends and len(known) == len(ends):
         verdict = "no" if any(low > 0 for low, _ in known) else "yes" if all(high < 0 for _, high in known) else "undecided"
     return {"verdict": verdict, "seeds": len(seeds), "changes": changes}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from winnow.config import DPOSettings, RewardSettings, SFTSettings
 from winnow.config_rl import PPOSettings
-from winnow.files import read_jsonl
+from winnow.files import read_jsonl, write_json
 from winnow.recipes import dpo, ppo, reward, sft
 from winnow.recipes.frontier_worlds import World
 from winnow.resolved import resolve
@@ -37,10 +38,11 @@ class Try:
 
 @dataclass(frozen=True)
 class Method:
-    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost."""
+    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost; prepare: what all runs of a seed share."""
 
     knob: str | None
     train: Callable[[World, Try, Path], Mapping[str, Any]]
+    prepare: Callable[[World, int], Path] = World.labels
 
 
 def _dpo(world: World, one: Try, out: Path, **own: Any) -> Mapping[str, Any]:
@@ -68,15 +70,18 @@ def _preferred(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 
 def _reward_model(world: World, seed: int) -> Path:
-    """A reward model of the same comparisons, begun from the SFT model."""
+    """A reward model of the same comparisons, begun from the SFT model. What it took stands beside it, once."""
     out = world.root / "runs" / f"reward-seed={seed}"
+    fresh, began, busy = not out.exists(), time.perf_counter(), time.process_time()
     given = {"model": str(world.sft), "data": [str(world.labels(seed))], "out": out, "seed": seed, "device": "cpu"}
     reward.run(resolve(RewardSettings, {**world.size.training, **given, **world.size.reward}, origin="frontier"))
+    if fresh:
+        write_json(world.root / f"reward-seed={seed}.json", {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy})
     return out
 
 
 def _ppo(world: World, one: Try, out: Path) -> Mapping[str, Any]:
-    """On the learned reward: its training is a part of what this costs."""
+    """On the learned reward."""
     return _on(world, one, out, str(_reward_model(world, one.seed)))
 
 
@@ -95,7 +100,7 @@ def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
 METHODS: dict[str, Method] = {
     "dpo": Method("beta", _pure),
     "dpo+sft": Method("beta", _mixed),
-    "ppo": Method("target_kl", _ppo),
+    "ppo": Method("target_kl", _ppo, _reward_model),
     "ppo_true": Method("target_kl", _ppo_true),
     "unlikelihood": Method("alpha", _unlikelihood),
     "preferred_ft": Method(None, _preferred),
