@@ -10,7 +10,19 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, RewardSettings, Settings, SFTSettings, parse_lora
+from winnow.config import (
+    CheckSettings,
+    DemoSettings,
+    DPOSettings,
+    EvalSettings,
+    ExportSettings,
+    FrontierSettings,
+    Lora,
+    RewardSettings,
+    Settings,
+    SFTSettings,
+    parse_lora,
+)
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.config_rl import PPOSettings
 from winnow.errors import SettingsError
@@ -36,7 +48,8 @@ READERS: dict[type[Settings], list[str]] = {
     LabelSettings: ["recipes/label.py"],
     ExportSettings: ["recipes/export.py"],
     VotesExportSettings: ["recipes/votes.py"],
-    DemoSettings: ["recipes/demo.py"],
+    DemoSettings: ["recipes/demo.py", "cli.py"],
+    FrontierSettings: ["recipes/frontier.py"],
 }
 
 

@@ -13,7 +13,7 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, RewardSettings, SFTSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.config_rl import PPOSettings
 from winnow.console import complain, safe, say
@@ -107,6 +107,16 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
     from winnow.recipes import demo
 
     demo.run(resolved, line)
+    if resolved.settings.frontier:
+        from winnow.recipes import frontier
+
+        frontier.behind_demo(resolved.settings, line)
+
+
+def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
+    from winnow.recipes import frontier
+
+    frontier.run(resolved, line)
 
 
 @click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
@@ -283,10 +293,17 @@ for made in (
         example="winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out runs/online",
     ),
     command(
+        FrontierSettings,
+        _frontier,
+        name="frontier",
+        help="Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the most there can be. Half an hour; --quick takes minutes.",
+        example="winnow frontier --out runs/frontier --quick",
+    ),
+    command(
         WinrateSettings,
         _winrate,
         name="winrate",
-        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        help="How often are answers of MODELS preferred to the last one's, the baseline's, and how sure is that? Of several a ranking too.",
         example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
         positional="models",
     ),

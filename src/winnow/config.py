@@ -280,6 +280,16 @@ class DemoSettings(Settings):
 
     out: Path = setting(Path("runs/demo"), "a folder for the runs and the report", "run")
     seed: int = setting(0, "of everything in it", "run", ge=0, lt=2**62)
+    frontier: bool = setting(False, "then reward against KL for several methods, as winnow frontier --quick does: some minutes more", "amount")
+
+
+class FrontierSettings(Settings):
+    """winnow frontier: reward against KL for every method, beside the most there can be."""
+
+    out: Path = setting(..., "a folder for the runs and the report; the same command again goes on where it stopped", "run")
+    quick: bool = setting(False, "fewer, shorter runs: minutes instead of half an hour", "amount")
+    seeds: int | None = setting(None, "trainings of each setting, each with labels of its own (default 3, quick 2); more of them go on", "amount", ge=1, le=100)
+    seed: int = setting(0, "of the worlds, and the first one of the trainings", "run", ge=0, lt=2**62)
 
 
 def scores(settings: Settings) -> bool:

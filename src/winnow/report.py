@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from winnow import collection, collection_page, rounds
+from winnow import collection, collection_page, frontier_page, rounds
 from winnow.errors import RunError
 from winnow.figures import held_out, number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
@@ -42,7 +42,8 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
         raise RunError("no run folder was given", remedy="winnow report RUN ... --out report.html")
     roots, files = [path for path in paths if not path.is_file()], [path for path in paths if path.is_file()]
     collected = collection.build(files, _names(files)) if files else {"collections": [], "judges": []}
-    inside = [_runs_in(root) for root in roots]
+    frontier = frontier_page.read(roots[0]) if len(roots) == 1 else {}
+    inside = [[] if (root / frontier_page.LEDGER).exists() else _runs_in(root) for root in roots]  # of a frontier no run is shown alone: there are dozens
     found = list(dict.fromkeys(run for runs in inside for run in runs))
     names = _names(found) if found else []
     runs = [_run(root, name) for root, name in zip(found, names, strict=True)]
@@ -50,7 +51,7 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
     title = paths[0].name if len(paths) == 1 else " · ".join([*names, *(one["name"] for one in collected["collections"])])
     signs = _signs(runs, summary if found != roots else {})
     went = rounds.read(roots[0]) if len(roots) == 1 else []
-    return {"schema": SCHEMA, "title": title, "summary": summary, **signs, "rounds": went, "runs": runs, **collected}
+    return {"schema": SCHEMA, "title": title, "summary": summary, **signs, "rounds": went, "frontier": frontier, "runs": runs, **collected}
 
 
 def write(folder: str | Path) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def render(report: Mapping[str, Any]) -> str:
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
     top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])} if report["runs"] else {}
     top |= collection_page.top(report, alone=not report["runs"])
+    top |= frontier_page.top(report["frontier"], alone=not report["runs"])
     went = report["rounds"]
     turns = {"rounds": {"table": rounds.table(went), "drawings": rounds.draw(went)}} if went else {}
     return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
@@ -162,13 +164,13 @@ def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     signs, checked, _ = examine({"metrics": [], "data": None, "settings": {}, "summary": summary})
     flat = [{"run": "", **asdict(sign)} for sign in signs] + [{"run": run["name"], **sign} for run in runs for sign in run["warnings"]]
     titles = [symptom.title for symptom in SYMPTOMS.values()]
-    seen = {*checked, *(title for run in runs for title in run["checked"])}
-    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title not in seen]}
+    seen, unseen = {*checked, *(title for run in runs for title in run["checked"])}, {title for run in runs for title in run["unchecked"]}
+    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title in unseen - seen]}
 
 
 def _environment(root: Path) -> dict[str, Any]:
     path = RunFolder(root).environment
-    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict})
+    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict, "calibration": dict})
     if environment.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema: got {environment.get('schema')!r}, expected {SCHEMA}", remedy="use the Winnow that made this run")
     return environment

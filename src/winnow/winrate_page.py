@@ -179,7 +179,7 @@ def drawing(report: Figures) -> Drawing | None:
         return None
     panel = Panel(
         f"Win rate over {points[0]['against']}",
-        "By sampling temperature; its own answers stay as they are. Bars: 95 % intervals over prompts. The line across: 50 %.",
+        f"By sampling temperature; the answers of {points[0]['against']} stay as they are. Bars: 95 % intervals over prompts. The line across: 50 %.",
         (),
         0.5,
         axis="temperature",

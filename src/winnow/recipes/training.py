@@ -26,6 +26,7 @@ from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.ranks import count, leads
 from winnow.recipes import record, references, samples
+from winnow.recipes.calibrating import calibrated
 from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
@@ -241,6 +242,9 @@ def _run(job: Job) -> None:
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     if probe.prompts:
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
+    if job.objective.rewards:
+        found = calibrated(loaded.net, dict(zip(job.held_out, scored.sets[1:])), engine, job.plan.tokens, loaded.device)
+        record.note(job.run, calibration=found)
     record.note(job.run, known=learnt, sealed=True)
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
