@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, Settings, SFTSettings, parse_lora
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, RewardSettings, Settings, SFTSettings, parse_lora
+from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.errors import SettingsError
 from winnow.resolved import PRESETS, resolve
 
@@ -24,9 +24,11 @@ TRAINING = ["recipes/training.py", "recipes/references.py", "recipes/planning.py
 READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["recipes/dpo.py", *TRAINING],
+    RewardSettings: ["recipes/reward.py", *TRAINING],
     EvalSettings: ["recipes/evaluation.py", "recipes/heldsets.py", "recipes/saying.py", "recipes/rendering.py", "data/dataset.py"],
     GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
     OnlineSettings: ["recipes/online.py", "recipes/dpo.py", "recipes/sampling.py", "recipes/judging.py", "recipes/asking.py", *TRAINING],
+    WinrateSettings: ["recipes/winrate.py", "recipes/players.py", "recipes/sampling.py", "recipes/asking.py", "recipes/judging.py"],
     SampleSettings: ["recipes/sampling.py", "recipes/asking.py"],
     JudgeSettings: ["recipes/judging.py"],
     LabelSettings: ["recipes/label.py"],
@@ -221,6 +223,7 @@ def test_the_public_surface():
         "evaluate",
         "losses",
         "preference_loss",
+        "reward",
         "sft",
     ]
     for name in winnow.__all__:

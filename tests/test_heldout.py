@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -165,15 +164,15 @@ def test_sums_are_added_by_name_and_divided_once():
 
 
 def test_a_win_rate_by_hand():
-    """Prompts' rates 1, 1/2 and 3/4; the tie counts half; Student's t with two degrees of freedom is 4.302653."""
+    """Prompts' rates 1, 1/2 and 3/4; the tie counts half. s = 1/4, so n = (3/16) / (1/48) = 9; Student's t with two degrees of freedom is 4.302653."""
     found = win_rate([[2.0], [1.0], [3.0, 1.0]], [[1.0, 0.0], [1.0], [0.0, 2.0]])
-    assert (found.rate, found.ties) == (pytest.approx(0.75), pytest.approx(1 / 7))
-    half = 4.302653 * 0.25 / math.sqrt(3)
-    assert (found.low, found.high) == (pytest.approx(0.75 - half, abs=1e-6), 1.0)  # clipped
+    assert (found.rate, found.ties, found.prompts, found.games) == (pytest.approx(0.75), pytest.approx(1 / 7), 3, 7)
+    for end in (found.low, found.high):
+        assert (end - 0.75) ** 2 == pytest.approx(4.302653**2 * end * (1 - end) / 9, rel=1e-6)
     reverse = win_rate([[1.0, 0.0], [1.0], [0.0, 2.0]], [[2.0], [1.0], [3.0, 1.0]])
-    assert (reverse.rate, reverse.low, reverse.ties) == (pytest.approx(0.25), 0.0, pytest.approx(1 / 7))
-    with pytest.raises(ValueError, match="two or more prompts"):
-        win_rate([[1.0]], [[0.0]])
+    assert (reverse.rate, reverse.low, reverse.high, reverse.ties) == pytest.approx((0.25, 1 - found.high, 1 - found.low, 1 / 7))
+    with pytest.raises(ValueError, match="the same prompts on both sides"):
+        win_rate([[1.0]], [])
 
 
 def test_labelled_answers_have_rows_and_an_area():

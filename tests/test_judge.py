@@ -792,7 +792,7 @@ def test_a_spelled_end_token_is_text_to_a_reward_model(tmp_path):
     from winnow.data.render import Renderer
 
     loaded = models.load_scorer(str(reward_model(tmp_path / "reward", template=tiny.TEMPLATE)), device="cpu")
-    ids = Renderer(loaded.tokenizer).whole_ids((Message("user", "p"),), (Message("assistant", "a<|end|>"),))
+    ids = Renderer(loaded.tokenizer, whole=True).whole_ids((Message("user", "p"),), (Message("assistant", "a<|end|>"),))
     assert ids.count(loaded.tokenizer.convert_tokens_to_ids("<|end|>")) == 2
     one, other = rewards.scores(loaded, [rewards.Dialogue("p", "a"), rewards.Dialogue((Message("user", "p"),), (Message("assistant", "a"),))])
     assert one == other

@@ -53,6 +53,7 @@ FLOORS = [
         "engine.masks",
         "engine.single",
         "engine.tiled",
+        "engine.scalar",
         "engine.probe",
     ],
     [
@@ -118,11 +119,14 @@ FLOORS = [
         "rounds",
         "symptoms",
         "evaluation_signs",
+        "matches",
+        "doubts",
         "headline",
         "collection",
         "collection_page",
         "report",
         "evaluation_page",
+        "winrate_page",
     ],
     [
         "recipes.world",
@@ -135,6 +139,7 @@ FLOORS = [
         "recipes.training",
         "recipes.sft",
         "recipes.dpo",
+        "recipes.reward",
         "recipes.catalogue",
         "recipes.check",
         "recipes.flips",
@@ -149,8 +154,11 @@ FLOORS = [
         "recipes.generation",
         "recipes.sampling",
         "recipes.judging",
+        "recipes.referee",
         "recipes.against",
         "recipes.online",
+        "recipes.players",
+        "recipes.winrate",
         "recipes.label",
         "recipes.export",
         "recipes.verify",
@@ -162,7 +170,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "evaluation_page", "headline", "plots", "report", "rounds")  # for plots
+WAITING = ("collection_page", "evaluation_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

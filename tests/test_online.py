@@ -19,6 +19,7 @@ from winnow.errors import RunError
 from winnow.files import read_json, read_jsonl, sha256_file
 from winnow.measures.winrate import interval
 from winnow.recipes import online
+from winnow.recipes.asking import name_of
 from winnow.resolved import resolve
 
 PER_ROUND, HELD = 6, 4
@@ -114,7 +115,7 @@ def test_held_out_prompts_are_never_trained_on_and_no_prompt_is_asked_twice(whol
 
 def test_prompts_are_asked_again_only_when_all_were():
     asked = [(f"f:{i}", f"prompt {i}") for i in range(11)]
-    known = {online._name(text) for _, text in asked[:2]}
+    known = {name_of(text) for _, text in asked[:2]}
     shares = [online._share(asked, known, 3, 5, number, seed=4) for number in range(5)]
     held = {text for _, text in shares[0]}
     drawn = [text for share in shares[1:] for _, text in share]

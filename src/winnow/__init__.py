@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from winnow.api import dpo, evaluate, sft
+    from winnow.api import dpo, evaluate, reward, sft
     from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
     from winnow.data.render import Renderer
     from winnow.errors import DataError, ModelError, RunError, SettingsError, TrainingError, WinnowError
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _HOME = {
     "sft": "winnow.api",
     "dpo": "winnow.api",
+    "reward": "winnow.api",
     "evaluate": "winnow.api",
     "Comparison": "winnow.data.records",
     "Completion": "winnow.data.records",
@@ -59,6 +60,7 @@ __all__ = [
     "evaluate",
     "losses",
     "preference_loss",
+    "reward",
     "sft",
 ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.config import DPOSettings, EvalSettings, SFTSettings
+from winnow.config import DPOSettings, EvalSettings, RewardSettings, SFTSettings
 from winnow.files import RunFolder
 from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
+from winnow.recipes import reward as reward_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
 from winnow.resolved import resolve
@@ -21,6 +22,11 @@ def sft(**settings: Any) -> RunFolder:
 def dpo(**settings: Any) -> RunFolder:
     """Preference training; settings as in `winnow dpo --help`, e.g. dpo(model="RUN", data=["p.jsonl"], out="RUN2", beta=0.1)."""
     return dpo_recipe.run(resolve(DPOSettings, settings, origin="argument"), "winnow.dpo(...)")
+
+
+def reward(**settings: Any) -> RunFolder:
+    """A reward model; settings as in `winnow reward --help`, e.g. reward(model="RUN", data=["p.jsonl"], out="RUN2")."""
+    return reward_recipe.run(resolve(RewardSettings, settings, origin="argument"), "winnow.reward(...)")
 
 
 def evaluate(**settings: Any) -> Evaluation:

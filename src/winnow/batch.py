@@ -118,8 +118,12 @@ class Batch:
         )
 
 
-def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None) -> Batch:
-    """Groups as one Batch; `items` are their numbers in the data set (default 0, 1, ...)."""
+def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None, *, whole: bool = False) -> Batch:
+    """Groups as one Batch; `items` are their numbers in the data set (default 0, 1, ...).
+
+    whole: for a scalar head that judges whole answers. Each completion's one scored token is its last, and the state that has a number for it is that
+    token's own, not the one before it.
+    """
     tree = grow([group.sequences for group in groups])
     tokens: list[int] = []
     positions: list[int] = []
@@ -146,13 +150,14 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None)
             at: list[int] = []  # packed index of each token of the sequence
             for s in tree.chain(tree.leaves[len(lengths)]):
                 at += range(runs[s].start, runs[s].start + runs[s].length)
-            for source in at[sequence.start - 1 : -1]:
+            sources = at[-1:] if whole else at[sequence.start - 1 : -1]
+            for source in sources:
                 if source not in known:
                     known[source] = len(states)
                     states.append(source)
                 state.append(known[source])
-            targets += sequence.ids[sequence.start :]
-            lengths.append(len(sequence.ids) - sequence.start)
+            targets += sequence.ids[len(sequence.ids) - len(sources) :]
+            lengths.append(len(sources))
         labels += _labels(group)
         own = len(group.sequences) - group.mismatched
         rank += [*ranks(group.comparisons, own), *[-1] * group.mismatched]

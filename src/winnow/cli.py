@@ -13,14 +13,14 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, SFTSettings
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, RewardSettings, SFTSettings
+from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
 from winnow.resolved import Resolved
 
-TOGETHER = ("sft", "dpo")  # what several processes can do together
+TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
 
 def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
@@ -33,6 +33,12 @@ def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
     from winnow.recipes import dpo
 
     dpo.run(resolved, line)
+
+
+def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
+    from winnow.recipes import reward
+
+    reward.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -76,6 +82,12 @@ def _online(resolved: Resolved[OnlineSettings], line: str) -> None:
     from winnow.recipes import online
 
     online.run(resolved, line)
+
+
+def _winrate(resolved: Resolved[WinrateSettings], line: str) -> None:
+    from winnow.recipes import winrate
+
+    winrate.run(resolved, line)
 
 
 def _export(resolved: Resolved[ExportSettings], line: str) -> None:
@@ -206,6 +218,13 @@ for made in (
         example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
     ),
     command(
+        RewardSettings,
+        _reward,
+        name="reward",
+        help="A reward model from comparisons: a number for each answer, for winnow judge, for PPO, or to be looked at.",
+        example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
+    ),
+    command(
         EvalSettings,
         _eval,
         name="eval",
@@ -248,6 +267,14 @@ for made in (
         name="online",
         help="Rounds of sample, judge and train, each from the policy of the one before; every round judged on held-out prompts. Goes on where it stopped.",
         example="winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out runs/online",
+    ),
+    command(
+        WinrateSettings,
+        _winrate,
+        name="winrate",
+        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
+        positional="models",
     ),
     command(
         ExportSettings,

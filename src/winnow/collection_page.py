@@ -36,12 +36,12 @@ def verdict(ones: Sequence[Figures]) -> str:
         where = f"{one['name']}: " if len(ones) > 1 else ""
         return f"{where}{best['model']} wins {percent(best['share'])} of comparisons with {best['against']}{close}."
     votes, many = sum(one["votes"] for one in ones), len({row["name"] for one in ones for row in one["voters"]})
-    return f"{_several(votes, 'vote')} by {_several(many, 'voter')}." if votes else "Nobody has voted yet."
+    return f"{several(votes, 'vote')} by {several(many, 'voter')}." if votes else "Nobody has voted yet."
 
 
 def subline(ones: Sequence[Figures]) -> str:
     """How much was collected, file by file."""
-    return " · ".join(f"{one['name']}: {_several(one['votes'], 'vote')} on {_several(one['pairs']['asked'], 'pair')}" for one in ones)
+    return " · ".join(f"{one['name']}: {several(one['votes'], 'vote')} on {several(one['pairs']['asked'], 'pair')}" for one in ones)
 
 
 def page(one: Figures) -> dict[str, Any]:
@@ -57,13 +57,13 @@ def cards(one: Figures) -> list[Card]:
     besides = [f"{number(outcomes[name])} {words.lower()}" for name, words in list(OUTCOMES.items())[2:] if outcomes[name]]
     asked = pairs["asked"] / pairs["of"] if pairs["of"] else 0.0
     found = [Card("Votes", number(one["votes"]), ", ".join(besides) or "all for one of two answers")]
-    found.append(Card("Pairs asked", percent(asked), f"{number(pairs['asked'])} of {number(pairs['of'])}, of {_several(one['items'], 'prompt')}"))
+    found.append(Card("Pairs asked", percent(asked), f"{number(pairs['asked'])} of {number(pairs['of'])}, of {several(one['items'], 'prompt')}"))
     found.append(_share_card("Two voters agree", one["agreement"]["raw"], "times two saw a pair"))
-    found.append(_share_card("Left answer preferred", one["left"], f"looks; {_p(one['left']['p'])} if sides are no matter"))
+    found.append(_share_card("Left answer preferred", one["left"], f"looks; {chance(one['left']['p'])} if sides are no matter"))
     if len(one["voters"]) == 1 and (steady := one["voters"][0]["swapped"])["value"] is not None:
         found.append(_share_card("Same verdict in both orders", steady, "pairs"))
     if one["seconds"] is not None:
-        found.append(Card("Time per vote", f"{number(one['seconds'])} s", f"median of {_several(one['votes'], 'vote')}"))
+        found.append(Card("Time per vote", f"{number(one['seconds'])} s", f"median of {several(one['votes'], 'vote')}"))
     return found
 
 
@@ -82,7 +82,7 @@ def drawings(one: Figures) -> list[Drawing]:
     names = [row["name"] for row in one["voters"]]
     shown = {name: seen["so_far"][name] for name in (names if len(names) <= DRAWN else names[: DRAWN - 1])}
     if rest := [seen["so_far"][name] for name in names if name not in shown]:
-        shown[f"{len(rest)} others"] = [sum(several) for several in zip(*rest, strict=True)]
+        shown[f"{len(rest)} others"] = [sum(counts) for counts in zip(*rest, strict=True)]
     panel = Panel("Votes so far", f"At the end of each {seen['unit']} since {seen['began']} UTC.", (), None, 0.0, axis=seen["unit"])
     return [draw_one(panel, [_line(name, i, values) for i, (name, values) in enumerate(shown.items())])]
 
@@ -112,7 +112,7 @@ def _trust(voters: Sequence[Figures]) -> dict[str, Any]:
     for name in shown:
         heads += [TRUST[name], *(["If sides are no matter"] if name == "left" else [])]
         for made, row in zip(rows, voters, strict=True):
-            made["cells"] += [share(row[name]), *([_p(row["p_left"])] if name == "left" else [])]
+            made["cells"] += [share(row[name]), *([chance(row["p_left"])] if name == "left" else [])]
     note = ["Shares with 95 % intervals; p is the exact binomial one, of both sides."] if shown else []
     return {"title": "Sides, repeats, known answers", "sentences": note + said, "heads": heads, "rows": rows if shown else []}
 
@@ -141,7 +141,7 @@ def _judge(one: Figures) -> dict[str, Any]:
     return {
         "judge": one["judge"],
         "file": one["file"],
-        "people": _several(one["people"], "person", "people"),
+        "people": several(one["people"], "person", "people"),
         "heads": [*LABELS.values()],
         "rows": rows,
         "said": said,
@@ -153,7 +153,7 @@ def _models(models: Figures) -> dict[str, Any]:
     if "undefined" in models:
         said = [f"Undefined: {models['undefined']}."]
     else:
-        said = [f"Bradley-Terry over {_several(models['votes'], 'vote')} on {_several(models['prompts'], 'prompt')}; ties and both bad are half a win."]
+        said = [f"Bradley-Terry over {several(models['votes'], 'vote')} on {several(models['prompts'], 'prompt')}; ties and both bad are half a win."]
     groups = models.get("groups", ())
     if len(groups) > 1:
         names = [", ".join(row["model"] for row in group["strengths"]) for group in groups]
@@ -165,13 +165,13 @@ def _models(models: Figures) -> dict[str, Any]:
 
 def _strength(row: Figures) -> dict[str, Any]:
     """A model's row: its strength, and the chance to win against one of mean strength, also as a bar."""
-    nats = [row[name] for name in ("strength", "low", "high")]
-    at, low, high = (1 / (1 + math.exp(-value)) for value in nats)
-    cells = [number(row["votes"]), f"{_nats(nats[0])} ({_nats(nats[1])} to {_nats(nats[2])})", f"{percent(at)} ({_from_to({'low': low, 'high': high})})"]
+    values = [row[name] for name in ("strength", "low", "high")]
+    at, low, high = (1 / (1 + math.exp(-value)) for value in values)
+    cells = [number(row["votes"]), f"{nats(values[0])} ({nats(values[1])} to {nats(values[2])})", f"{percent(at)} ({_from_to({'low': low, 'high': high})})"]
     return {"name": row["model"], "cells": cells, "at": at, "interval": (low, high)}
 
 
-def _nats(value: float) -> str:
+def nats(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−").replace("+0.00", "0.00")
 
 
@@ -205,7 +205,7 @@ def _plain(figure: Figures, of: str) -> str:
     return f"{figure['value']:.2f} (n = {number(figure['count'])} {of})".replace("-", "−")
 
 
-def _p(value: float | None) -> str:
+def chance(value: float | None) -> str:
     return "–" if value is None else "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
@@ -220,5 +220,5 @@ def _vote(vote: Figures) -> dict[str, Any]:
     return {"prompt": vote["prompt"], "sides": sides, "sentence": f"{said}.", "reason": vote["reason"]}
 
 
-def _several(count: int, noun: str, many: str = "") -> str:
+def several(count: int, noun: str, many: str = "") -> str:
     return f"{number(count)} {noun if count == 1 else many or noun + 's'}"

@@ -203,11 +203,31 @@ class DPOSettings(TrainSettings):
         return self
 
 
+class RewardSettings(TrainSettings):
+    """winnow reward: a reward model, which gives each answer a number."""
+
+    lr: float | None = setting(None, "peak learning rate; default: 1e-5, for an adapter 1e-4", "optimizer", gt=0)
+    pairs: Literal["all", "adjacent", "best", "listwise"] = setting(
+        "all", "of several answers compare all, neighbours in the ranking, the best with the rest, or take the ranking whole (Plackett-Luce)", "objective"
+    )
+    label_smoothing: float = setting(0.0, "the share of labels believed to be flipped", "objective", ge=0, lt=0.5)
+    offset: float = setting(0.0, "by how many nats a winner must be ahead, per unit of the data's margin (or score gap)", "objective", ge=0)
+
+    @model_validator(mode="after")
+    def _scores(self) -> Self:
+        if self.quantize is not None:
+            raise ValueError("quantize: a reward model's weights are not held in 4 bits: leave quantize away; lora alone trains an adapter")
+        if self.pairs == "listwise" and (self.label_smoothing or self.offset):
+            name = "label_smoothing" if self.label_smoothing else "offset"
+            raise ValueError(f"{name} is about two answers, and pairs listwise takes the ranking as a whole: choose one")
+        return self
+
+
 class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
     out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
-    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
+    recipe: Literal["dpo", "sft", "reward"] = setting("dpo", "which training to check for", "objective")
 
 
 class EvalSettings(FrozenSettings, DataSettings):
@@ -255,6 +275,11 @@ class DemoSettings(Settings):
 
     out: Path = setting(Path("runs/demo"), "a folder for the runs and the report", "run")
     seed: int = setting(0, "of everything in it", "run", ge=0, lt=2**62)
+
+
+def scores(settings: Settings) -> bool:
+    """Whether the model that is trained, or checked for training, gives answers numbers: a reward model."""
+    return isinstance(settings, RewardSettings) or (isinstance(settings, CheckSettings) and settings.recipe == "reward")
 
 
 @dataclass(frozen=True, slots=True)

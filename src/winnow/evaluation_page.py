@@ -10,7 +10,7 @@ from markupsafe import Markup
 from winnow.evaluation_signs import counted, shown, span
 from winnow.figures import number, percent
 from winnow.headline import Card
-from winnow.report import from_template, plain
+from winnow.report import CONSTANTS, plain, world
 
 Report = Mapping[str, Any]
 Figure = Mapping[str, Any]
@@ -56,8 +56,9 @@ def render(report: Report) -> str:
     """The page. Equal reports give equal bytes."""
     sets = [_set(one) for one in report["sets"].values()]
     bench = _bench(report["rewardbench"]) if report["rewardbench"] else None
-    values = {"report": report, "verdict": verdict(report), "subline": subline(report), "cards": cards(report), "sets": sets, "bench": bench}
-    return from_template("evaluation.html.jinja", values | {"sources": _sources(report), "settings": _settings(report)})
+    values: dict[str, Any] = {"report": report, "verdict": verdict(report), "subline": subline(report), "cards": cards(report), "sets": sets, "bench": bench}
+    values |= {"sources": _sources(report), "settings": _settings(report), **CONSTANTS}
+    return world().get_template("evaluation.html.jinja").render(values)
 
 
 def verdict(report: Report) -> str:

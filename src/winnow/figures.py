@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-Points = list[tuple[int, float]]
+Points = list[tuple[float, float]]  # of a curve, a step mostly
 
 RECENT = 10  # logged steps averaged where "now" is meant: one batch alone is noise
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
     """(step, value) of one metric, in order of the step; rows without it are passed over."""
-    found = {int(row["step"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)}
+    found: dict[float, float] = {int(row["step"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)}
     return sorted(found.items())
 
 

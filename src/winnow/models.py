@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from winnow import hub, quantized
@@ -21,6 +23,7 @@ from winnow.files import RunFolder, folder_atomic, read_json, sha256_json
 from winnow.shards import dtype_of
 
 ADAPTER = "adapter_config.json"
+HEAD = "score"  # what transformers' decoders call the layer that scores
 SAFE = "only safetensors are loaded (pickled weights can run code)"
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 
@@ -122,17 +125,43 @@ def load(
     return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
-def load_scorer(name: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """A reward model by name: a sequence classifier with one label, which was trained. Raises ModelError as `load` does."""
-    if is_adapter_folder(name):
-        raise ModelError(f"{name} is an adapter, and a reward model is a whole one", remedy="merge it into its model with peft")
+def load_scorer(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora | None = None,
+    seed: int = 0,
+    train: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """A reward model by name: a sequence classifier with one label, or an adapter on a model with the head that was trained beside it.
+
+    train: to be trained, and then a language model will do: it gets a new head (`new_head`). With `lora` an adapter is laid on it, beside which the
+    head trains. Raises ModelError as `load` does, and for what was not trained to score.
+    """
     source = locate(name)
     place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _load_weights(name, source, pick_dtype(dtype, place), False, trust_remote_code, {}, scorer=True)
+    model = _load_scorer(name, source, kind, seed, train, trust_remote_code)
     if model.config.num_labels != 1:
         raise ModelError(f"{name}: has {model.config.num_labels} labels, a reward model has one", remedy="give a sequence classifier with num_labels 1")
+    if lora is not None:
+        refuse_second_adapter(name)
+        model = with_lora(model, lora, seed)
     return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+
+
+def new_head(layer: nn.Linear, seed: int) -> None:
+    """Weights of a head that is to score, from N(0, 1 / (d + 1)), d its input's size (arXiv 2009.01325, app. B), so that scores begin at about 1.
+
+    They are not 0, for then all scores would be, whatever an engine computes, and no engine could be told from a wrong one.
+    """
+    made = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(layer.weight.shape, generator=made, dtype=torch.float32) / (layer.weight.shape[1] + 1) ** 0.5
+    with torch.no_grad():
+        layer.weight.copy_(drawn)
 
 
 def _ready(name: str, loaded: LoadedModel) -> LoadedModel:
@@ -200,6 +229,13 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def pad_with(model: Any, token: int | None) -> None:
+    """Which token fills up rows of a model that scores. transformers takes the score at the last token that is another one, so no answer may end
+    with it; None: it scores one row at a time.
+    """
+    model.config.get_text_config().pad_token_id = token
 
 
 def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
@@ -289,19 +325,36 @@ def refuse_second_adapter(name: str) -> None:
         )
 
 
-def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The model with random weights: cheap where tensors have no content."""
-    from transformers import AutoModelForCausalLM
+def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False, *, scorer: bool = False) -> Any:
+    """The model with random weights: cheap where tensors have no content. scorer: with a head that scores, instead of its own."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).eval()
+    if not scorer:
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).eval()
+    one = copy.deepcopy(config)
+    one.num_labels = 1
+    try:
+        model = AutoModelForSequenceClassification.from_config(one, trust_remote_code=trust_remote_code, dtype=dtype).eval()
+    except ValueError as error:
+        raise _no_scorer(config) from error
+    if not isinstance(getattr(model, HEAD, None), nn.Linear):
+        raise _no_scorer(config)
+    return model
 
 
-def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | None, trust_remote_code: bool = False) -> Any:
+def _no_scorer(config: Any) -> ModelError:
+    return ModelError(
+        f"transformers has no sequence classifier with a linear head called {HEAD} for models of type {config.model_type}, so a reward model cannot be one",
+        remedy="begin with a model of another family: llama, qwen3, mistral, gpt2 ...",
+    )
+
+
+def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | None, trust_remote_code: bool = False, *, scorer: bool = False) -> Any:
     """What a training of the model `name` would train, on no device: with the new adapter, or the one that `name` is."""
     from peft import PeftConfig, get_peft_model
 
     with torch.device("meta"):
-        model = outline(config, dtype, trust_remote_code)
+        model = outline(config, dtype, trust_remote_code, scorer=scorer)
         if lora is not None:
             return with_lora(model, lora, 0)
         if is_adapter_folder(name):
@@ -311,10 +364,41 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
         return model
 
 
-def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any], *, scorer: bool = False) -> Any:
-    """The weights of a language model, or of one that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any]) -> Any:
+    """The weights of a language model."""
+    from transformers import AutoModelForCausalLM
+
+    model, _ = _read_weights(name, source, AutoModelForCausalLM, {"dtype": dtype, "trust_remote_code": trust_remote_code, **how})
+    return _with_adapter(name, source, model, train)
+
+
+def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: bool, trust_remote_code: bool) -> Any:
+    """The weights of a model that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
+    from transformers import AutoModelForSequenceClassification
+
+    config, base = load_config(name, trust_remote_code=trust_remote_code), _base(source)
+    classifies = any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
+    of_one = {} if classifies else {"num_labels": 1}
+    model, missing = _read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
+    if is_adapter_folder(name):
+        missing -= {f"{HEAD}.weight"} if _adapter_scores(source) else set()
+    if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
+        raise ModelError(
+            f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
+        )
+    if missing:
+        new_head(model.score, seed)
+    return _with_adapter(name, source, model, train)
+
+
+def _adapter_scores(source: str) -> bool:
+    """Whether an adapter's file holds a head that was trained beside it."""
+    with safe_open(Path(source) / "adapter_model.safetensors", framework="pt") as file:
+        return any(name.endswith(f".{HEAD}.weight") for name in file.keys())  # noqa: SIM118
+
+
+def _read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The model of a folder, of an adapter its base model; and what is not in its file."""
     from transformers.utils import find_adapter_config_file
 
     base = _base(source)
@@ -322,18 +406,23 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     try:
         if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
             raise ModelError(f"{name}: {base} is an adapter", remedy="give a folder that holds it (hf download), or merge it first")
-        kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
-        loading = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code, "output_loading_info": True, **how}
-        made: Any = kind.from_pretrained(base, **loading)
-        model, found = made
-        if scorer and found["missing_keys"]:
-            gone = ", ".join(sorted(found["missing_keys"]))
-            raise ModelError(f"{name}: is no reward model: there is no {gone} in its file", remedy="give a model that was trained to score answers")
-        if base == source:
-            return model
-        model = PeftModel.from_pretrained(model, source, is_trainable=train)
+        model, found = kind.from_pretrained(base, use_safetensors=True, output_loading_info=True, **how)
     except ModelError:
         raise
+    except Exception as error:
+        raise _not_loaded("model", name, base, error) from error
+    return model, set(found["missing_keys"])
+
+
+def _with_adapter(name: str, source: str, model: Any, train: bool) -> Any:
+    """The model with the adapter that `source` is, if it is one."""
+    from peft import PeftModel
+
+    base = _base(source)
+    if base == source:
+        return model
+    try:
+        model = PeftModel.from_pretrained(model, source, is_trainable=train)
     except Exception as error:
         raise _not_loaded("model", name, base, error) from error
     for module in model.modules():  # an adapter's own dropout would make log-probs random
@@ -343,13 +432,16 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
 
 
 def with_lora(model: Any, lora: Lora, seed: int) -> Any:
+    """A new adapter on a model; on one that scores, its head trains whole."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
     targets = None if lora.targets == ("auto",) else list(lora.targets)
     kinds = {getattr(module, "source_cls", type(module)) for module in model.modules()}  # of a layer in 4 bits, what it was before
     turned = any(issubclass(kind, Conv1D) for kind in kinds)  # GPT-2 keeps its matrices the other way round
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", task_type="CAUSAL_LM", fan_in_fan_out=turned)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets or "all-linear", fan_in_fan_out=turned)
+    scores = model.get_output_embeddings() is None
+    config.task_type, config.modules_to_save = ("SEQ_CLS", [HEAD]) if scores else ("CAUSAL_LM", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

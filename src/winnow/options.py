@@ -60,7 +60,9 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
     file = "a YAML file of these settings, e.g. a run's config.yaml; options given here win"
     params.append(click.RichOption(["--config"], type=click.Path(path_type=Path), help=file, panel=PANELS["file"]))
     if positional:
-        params.append(click.RichArgument([positional], metavar="RUN" if positional == "model" else positional.upper()))
+        many = get_origin(kind.model_fields[positional].annotation) is tuple
+        metavar = "RUN" if positional == "model" else f"{positional.upper()}{'...' if many else ''}"
+        params.append(click.RichArgument([positional], metavar=metavar, nargs=-1 if many else 1))
     made = Command(name=name, callback=call, params=params, help=help, epilog=f"Example: {example}", no_args_is_help=kind is not DemoSettings)
     made.settings = kind
     return made

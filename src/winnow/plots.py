@@ -231,6 +231,8 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], level: float | None)
     if min(steps) < max(steps):
         beside = 0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))  # few points: their markers are seen whole
         axes.set_xlim(min(steps) - beside, max(steps) + beside)
+    if not all(float(step).is_integer() for step in steps):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(y=0.08)
     if panel.bottom is not None:
         axes.set_ylim(bottom=panel.bottom)
@@ -246,7 +248,8 @@ def _spoken(panel: Panel, lines: Sequence[Line]) -> str:
     for line in lines:
         (first, start), (last, end) = line.points[0], line.points[-1]
         who = f"{line.run}, {line.label}" if several else line.label
-        parts.append(f"{who} from {number(start)} at {panel.axis} {first:,} to {number(end)} at {panel.axis} {last:,}")
+        began, ended = (f"{step:,}".removesuffix(".0") for step in (first, last))
+        parts.append(f"{who} from {number(start)} at {panel.axis} {began} to {number(end)} at {panel.axis} {ended}")
     return f"{panel.title} by {panel.axis}: {'; '.join(parts)}."
 
 

@@ -30,6 +30,7 @@ WHOLE = 20_000  # characters of a sample held by the page; beyond, the page says
 SAMPLES = 6  # samples shown before the others are folded
 FIGURES = ("kl", "accuracy", "length_ratio", "finished", "seconds", *(f"win_rate{end}" for end in ("", "_low", "_high")))
 FIGURES += tuple(f"{name}_{when}" for name in ("true_reward", "grammatical") for when in ("before", "after"))  # of a summary, and numbers if present
+CONSTANTS = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}  # of the templates
 DAMAGED = "restore the file from a copy, or run the same command into another --out"
 
 HERE = Path(__file__).parent
@@ -81,16 +82,15 @@ def render(report: Mapping[str, Any]) -> str:
     top |= collection_page.top(report, alone=not report["runs"])
     went = report["rounds"]
     turns = {"rounds": {"table": rounds.table(went), "drawings": rounds.draw(went)}} if went else {}
-    return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
+    return world().get_template("report.html.jinja").render({"report": report, "groups": groups, **top, **turns, **CONSTANTS})
 
 
-def from_template(name: str, values: Mapping[str, Any]) -> str:
-    """A page from a template of this folder: whatever it prints is made visible and escaped."""
+def world() -> jinja2.Environment:
+    """Where templates lie, and how what they print is made harmless."""
     loader = jinja2.FileSystemLoader(HERE)
-    world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    world.filters |= {"number": number, "plain": plain}
-    constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
-    return world.get_template(name).render({**values, **constants})
+    made = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"number": number, "plain": plain}
+    return made
 
 
 def _shown(value: Any) -> Any:

@@ -100,6 +100,14 @@ def resolve(kind: type[S], overrides: Mapping[str, Any], *, file: Path | None = 
     return Resolved(settings, origins)
 
 
+def handed_on(kind: type[S], resolved: Resolved[Any], own: Mapping[str, Any]) -> Resolved[S]:
+    """Settings of a command that is a part of another: what was given to that one and `kind` has as well, and what is the part's own."""
+    names = {field.alias or name for name, field in kind.model_fields.items()}
+    given = resolved.settings.model_dump(by_alias=True)
+    told = {name: given[name] for name in names if resolved.origins.get(name, "default") != "default" and name not in own and name != "preset"}
+    return resolve(kind, {**told, **own}, origin="argument")
+
+
 def validated(kind: type[S], values: Mapping[str, Any]) -> S:
     """`kind(**values)` with pydantic's complaints told in our form."""
     try:

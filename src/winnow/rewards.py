@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from winnow import models
-from winnow.data.cells import spoken
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
+from winnow.files import read_json
 from winnow.models import LoadedModel
 
 ROWS, TOKENS = 64, 2**14  # most answers that are scored together, and most of their tokens
@@ -31,7 +32,9 @@ class Dialogue:
 
 
 def is_reward_model(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Whether a model's configuration says that it is a sequence classifier. Raises ModelError where there is none to be read."""
+    """Whether a model's configuration, or an adapter's own, says that it scores. Raises ModelError where there is none to be read."""
+    if models.is_adapter_folder(name):
+        return bool(read_json(Path(models.locate(name)) / models.ADAPTER).get("task_type") == "SEQ_CLS")
     made = models.load_config(name, trust_remote_code=trust_remote_code).architectures or ()
     return any(architecture.endswith("ForSequenceClassification") for architecture in made)
 
@@ -42,8 +45,8 @@ def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:
     Where the tokenizer has a chat template, text is one turn of the user and one of the assistant. Raises DataError for what is too long, and where
     a score is no number. What is scored together is padded to one length, which moves a score by rounding: the same dialogues, the same scores.
     """
-    renderer = Renderer(loaded.tokenizer)
-    ids = [_ids(renderer, one) for one in dialogues]
+    renderer = Renderer(loaded.tokenizer, whole=True)
+    ids = [renderer.whole_ids(one.prompt, one.answer, one.tools, one.where) for one in dialogues]
     _refuse_long(loaded, dialogues, ids)
     config: Any = loaded.model.config.get_text_config()
     padded = config.pad_token_id is not None and config.pad_token_id >= 0
@@ -56,12 +59,6 @@ def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:
     if bad:
         raise DataError(f"{loaded.source}: answers without a score: {len(bad):,}", bad, remedy="--dtype float32, or another reward model")
     return [known[row] for row in ids]
-
-
-def _ids(renderer: Renderer, one: Dialogue) -> tuple[int, ...]:
-    chat = bool(renderer.template)
-    prompt, answer = (spoken(one.prompt, "user"), spoken(one.answer, "assistant")) if chat else (one.prompt, one.answer)
-    return renderer.whole_ids(prompt, answer, one.tools, one.where)
 
 
 def _batches(rows: Sequence[tuple[int, ...]], slack: float) -> Iterator[list[tuple[int, ...]]]:

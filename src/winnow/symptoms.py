@@ -77,7 +77,7 @@ def overfit(run: Run) -> Sign | None:
 def rising(run: Run) -> Sign | None:
     """The held-out loss has passed its minimum; of several evaluation sets the one that rose most."""
     names = sorted({key for row in run["metrics"] for key in row if key.startswith("eval_") and key.endswith("loss")})
-    worst: tuple[float, str, tuple[int, float], tuple[int, float]] | None = None
+    worst: tuple[float, str, tuple[float, float], tuple[float, float]] | None = None
     for name in names:
         series = points(run["metrics"], name)
         if not series:

@@ -56,7 +56,7 @@ def fit(count: int, games: Sequence[Game], *, ridge: float = RIDGE, center: np.n
     sum of variances (a sandwich of few clusters, or of ten wins to none, is far too narrow). Raises ValueError without a ridge where games do not
     settle all strengths: where some part never lost to the rest.
     """
-    if not ridge and (loose := _parts(count, games, "strong")) and len(loose) > 1:
+    if not ridge and (loose := settled(count, games)) and len(loose) > 1:
         raise ValueError(f"the games settle no strengths between {' and '.join(map(str, loose))}: one never lost to the other, or they never met")
     first, second = np.array([game.first for game in games], int), np.array([game.second for game in games], int)
     score, middle = np.array([game.score for game in games], float), np.zeros(count) if center is None else center - center.mean()
@@ -73,6 +73,11 @@ def points(count: int, games: Sequence[Game]) -> np.ndarray:
         table[game.first, game.second] += game.score
         table[game.second, game.first] += 1 - game.score
     return table
+
+
+def settled(count: int, games: Sequence[Game]) -> tuple[tuple[int, ...], ...]:
+    """Who got points from whom in both directions, by however many steps; more than one such part: between them the ridge alone keeps strengths finite."""
+    return _parts(count, games, "strong")
 
 
 def _newton(middle: np.ndarray, first: np.ndarray, second: np.ndarray, score: np.ndarray, ridge: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from winnow.data.records import Comparison
 from winnow.figures import wilson
 
 Labels = Literal["hard", "soft", "drawn"]
+STEADY = 0.6  # of pairs with the same verdict in both orders; below it verdicts are about the order
 ALIKE = "identical answers"  # the reason of a vote on two answers that are the same
 
 

@@ -7,6 +7,7 @@ or EOS; it is scored, because it ends the answer. Text in the data that spells a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
+from winnow.data.cells import spoken
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
 from winnow.files import sha256_json
@@ -67,10 +69,12 @@ class Renderer:
     """Turns groups into token ids for one tokenizer, template and length limit.
 
     limit: most tokens of prompt and completion; may_cut: whether a longer completion is cut (and counted) or refused.
+    whole: for models that judge answers. Dialogues go to the last character the template writes, and where there is a template, text is one turn
+    of the user and one of the assistant: as everybody renders them who asks a reward model.
     Raises ModelError where the tokenizer lacks an end-of-sequence token.
     """
 
-    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, limit: int | None = None, may_cut: bool = False) -> None:
+    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, limit: int | None = None, may_cut: bool = False, whole: bool = False) -> None:
         if tokenizer.eos_token_id is None:
             what = f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so the model could never learn to stop"
             raise ModelError(what.removeprefix(": "), remedy="set eos_token in tokenizer_config.json")
@@ -78,6 +82,7 @@ class Renderer:
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
         self.may_cut = may_cut
+        self.whole = whole
         special = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         self._special = sorted(special, key=lambda token: (-len(token), token))  # the longest first, and no order of chance: it is hashed
         self._spelled = re.compile("|".join(map(re.escape, self._special))) if special else None
@@ -102,6 +107,7 @@ class Renderer:
     def _draft(self, group: PreferenceGroup) -> _Draft | DataError:
         """The group's strings, or why there are none."""
         try:
+            group = self._spoken(group)
             self._refuse_marks(group)
             head = self._text(group.prompt, (), group)
             return _Draft(head, tuple(self._text(group.prompt, completion.text, group) for completion in group.completions), not isinstance(group.prompt, str))
@@ -141,7 +147,8 @@ class Renderer:
             probe = str(error.problems)
         versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers")]
         backend = self.tokenizer.backend_tokenizer.to_str()
-        return sha256_json([f"{kind.__module__}.{kind.__qualname__}", backend, special, self.template, probe, self.limit, self.may_cut, versions])
+        how = [self.limit, self.may_cut, *(["whole"] if self.whole else [])]
+        return sha256_json([f"{kind.__module__}.{kind.__qualname__}", backend, special, self.template, probe, *how, versions])
 
     def prompt_ids(self, prompt: Text, tools: tuple[Any, ...] = ()) -> tuple[int, ...]:
         """The prompt alone, ready to be answered."""
@@ -150,13 +157,19 @@ class Renderer:
         return self._ids(self._text(prompt, (), group), chat=not isinstance(prompt, str))
 
     def whole_ids(self, prompt: Text, answer: Text, tools: tuple[Any, ...] = (), where: str = "") -> tuple[int, ...]:
-        """A prompt with its answer, as a model reads it that judges them: a dialogue to the last character the template writes, or text and EOS behind it."""
-        group = PreferenceGroup(prompt, (Completion(answer),), (), tools, where)
+        """A prompt with its answer, as a model reads it that judges them: the ids of `render` where this is a `whole` renderer, and nothing is cut."""
+        group = self._spoken(PreferenceGroup(prompt, (Completion(answer),), (), tools, where))
         self._refuse_marks(group)
-        if isinstance(prompt, str):
-            return (*self._ids(self._text(prompt, answer, group), chat=False), int(self.tokenizer.eos_token_id))
-        turns = tuple(self._marked(turn) for turn in (*prompt, *answer) if isinstance(turn, Message))
-        return self._ids(self._apply(turns, tuple(self._guard(tool) for tool in tools), False, where), chat=True)
+        chat = not isinstance(group.prompt, str)
+        ids = self._ids(self._text(group.prompt, group.completions[0].text, group), chat=chat)
+        return ids if chat else (*ids, self.end_id(chat))
+
+    def _spoken(self, group: PreferenceGroup) -> PreferenceGroup:
+        """The group as turns where its whole dialogues are read and there is a template to write them."""
+        if not self.whole or not self.template:
+            return group
+        said = tuple(dataclasses.replace(one, text=spoken(one.text, "assistant")) for one in group.completions)
+        return dataclasses.replace(group, prompt=spoken(group.prompt, "user"), completions=said)
 
     def end_id(self, chat: bool) -> int:
         """The token a completion ends with: the template's end of turn for messages, EOS for plain text."""
@@ -178,10 +191,11 @@ class Renderer:
         if start == 0:
             return "the prompt has no tokens, so nothing predicts the answer's first one -> give a prompt, or a tokenizer that writes BOS"
         end = self.end_id(chat)
-        if end in ids[start:]:
-            del ids[ids.index(end, start) + 1 :]  # what the template writes after its end token is not the answer
-        else:
-            ids.append(end)
+        if not (self.whole and chat):  # there the template has said all there is to say
+            if end in ids[start:]:
+                del ids[ids.index(end, start) + 1 :]  # what the template writes after its end token is not the answer
+            else:
+                ids.append(end)
         if len(ids) == start + 1 and not moved:
             return "has no tokens"
         cut = 0
@@ -214,7 +228,7 @@ class Renderer:
             return prompt + (completion if isinstance(completion, str) else "")
         turns = tuple(self._marked(m) for m in (*prompt, *completion) if isinstance(m, Message))
         text = self._apply(turns, tuple(self._guard(tool) for tool in group.tools), not completion, group.where)
-        if completion:
+        if completion and not self.whole:
             self.end_id(chat=True)
             if not self._template_ends:  # a template without end token: the answer ends where its content ends
                 text = text[: _end_of(turns[-1].content, text, group.where)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,12 @@ from torch import Tensor
 
 from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import rows
+from winnow.engine import rows, scalar
 from winnow.engine.api import Engine
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
 from winnow.layers import as_written
 from winnow.models import has_experts
-
-LADDER: tuple[Engine, ...] = (VARLEN, SEGMENTS, MASKS, SINGLE)  # the quickest first; the first needs a GPU
 
 # What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of
 # gradients. Between them four times the difference of padded and unpadded rows decides, which is what rounding does on this model.
@@ -49,47 +47,71 @@ class _Seen:
     gradients: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Engines:
+    """Engines of one kind: the fast ones, the quickest first (it needs a GPU), the last of them computing rows one by one; and the oracle."""
+
+    ladder: tuple[Engine, ...]
+    oracle: Engine
+
+    def named(self, name: str) -> Engine:
+        """The engine of this kind that is called so."""
+        return next(engine for engine in (*self.ladder, self.oracle) if name == engine.NAME)
+
+
+LOGPS = Engines((VARLEN, SEGMENTS, MASKS, SINGLE), rows)
+SCALARS = Engines(tuple(scalar.Scalar(way) for way in (VARLEN, SEGMENTS, MASKS, SINGLE)), scalar.ORACLE)
+
+
+def kind_of(model: Any) -> Engines:
+    """The engines for a model: by its head, which gives log-probs of a vocabulary or one number."""
+    return SCALARS if scalar.is_scalar(model) else LOGPS
+
+
 def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] | None = None, *, train: bool = True) -> Choice:
-    """The first engine of the ladder that equals `rows` on this model; `rows` itself where none does.
+    """The first engine of the ladder that equals the oracle on this model; the oracle itself where none does.
 
     vocabulary: tokens that may occur; longest: the data's longest sequence, so that windows it exceeds are looked at too;
     train: whether gradients are compared as well. Leaves none behind.
     """
     passed: list[str] = []
+    kind = kind_of(model)
+    alone = kind.ladder[-1]
     on_gpu = next(model.parameters()).device.type == "cuda"
-    for engine in ladder or (LADDER if on_gpu else LADDER[1:]):
+    for engine in ladder or kind.ladder[0 if on_gpu else 1 :]:
         try:
-            wrong = _wrong(engine, model, trees(vocabulary, longest), rows, train)
+            wrong = _wrong(engine, model, trees(vocabulary, longest), kind, train)
             reach = _reach(model, longest)
-            if wrong is None and reach and engine is not SINGLE:  # padded rows would form the logits of every position of a long row
-                wrong = _wrong(engine, model, [long_tree(vocabulary, reach)], SINGLE, train)
+            if wrong is None and reach and engine is not alone:  # padded rows would form the logits of every position of a long row
+                wrong = _wrong(engine, model, [long_tree(vocabulary, reach)], replace(kind, oracle=alone), train)
         except Exception as error:  # whatever a model's own code raises when it is asked for something new
             wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
         if wrong is None:
             return Choice(engine, tuple(passed))
         passed.append(f"{engine.NAME}: {wrong}")
-    return Choice(rows, tuple(passed))
+    return Choice(kind.oracle, tuple(passed))
 
 
-def _wrong(engine: Engine, model: Any, groups: Sequence[RenderedGroup], oracle: Engine, train: bool) -> str | None:
-    """What is wrong with an engine on these groups; None where it equals the oracle up to rounding."""
+def _wrong(engine: Engine, model: Any, groups: Sequence[RenderedGroup], kind: Engines, train: bool) -> str | None:
+    """What is wrong with an engine on these groups; None where it equals its kind's oracle up to rounding."""
     batch = collate(groups).to(next(model.parameters()).device)
     dtype = next(model.parameters()).dtype
     routed = has_experts(model.config)
     with as_written(model):  # where layers are compiled, the oracle is what they were before
-        truth = _look(oracle, model, batch, train)
+        truth = _look(kind.oracle, model, batch, train)
     seen = _look(engine, model, batch, train)
     far, allowed = distance(truth, seen, routed), LEAST[dtype]
-    if far > allowed and engine is not SINGLE:
+    alone = kind.ladder[-1]
+    if far > allowed and engine is not alone:
         with as_written(model):
-            rounding = distance(_look(rows, model, batch, train), _look(SINGLE, model, batch, train), routed)
+            rounding = distance(_look(kind_of(model).oracle, model, batch, train), _look(alone, model, batch, train), routed)
         allowed = min(MOST[dtype], max(allowed, 4 * rounding))
-    return None if far <= allowed else f"differs from {oracle.NAME} by {far:.1e} (allowed {allowed:.0e})"
+    return None if far <= allowed else f"differs from {kind.oracle.NAME} by {far:.1e} (allowed {allowed:.0e})"
 
 
 def prove(engine: Engine, model: Any, vocabulary: int, longest: int, *, train: bool = True) -> None:
     """Raises ModelError unless this engine, asked for by name, is right for the model."""
-    if engine is rows:
+    if engine is kind_of(model).oracle:
         return
     choice = choose(model, vocabulary, longest, [engine], train=train)
     if choice.engine is not engine:

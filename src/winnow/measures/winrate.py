@@ -137,29 +137,11 @@ def _quantiles(power: float) -> float:
     return float(norm.ppf(0.975) + norm.ppf(power))
 
 
-@dataclass(frozen=True, slots=True)
-class WinRate:
-    """Share of games won (ties count half), its 95 % interval over prompts, and the share of ties."""
-
-    rate: float
-    low: float
-    high: float
-    ties: float
-
-
-def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> WinRate:
-    """Every answer of ours against every answer of theirs to the same prompt, by reward.
-
-    ours[i], theirs[i]: rewards of the answers to prompt i. Interval: Student's t over the prompts' own rates, clipped to
-    [0, 1]. Raises ValueError with fewer than two prompts.
-    """
-    if len(ours) != len(theirs) or len(ours) < 2:
-        raise ValueError(f"need the same two or more prompts on both sides, got {len(ours)} and {len(theirs)}")
-    games = [[(a > b) + 0.5 * (a == b) for a in left for b in right] for left, right in zip(ours, theirs)]
-    rates = [sum(prompt) / len(prompt) for prompt in games]
-    found = over_prompts(rates)
-    ties = sum(score == 0.5 for prompt in games for score in prompt) / sum(map(len, games))
-    return WinRate(found.mean, max(0.0, found.low), min(1.0, found.high), ties)
+def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Share:
+    """Every answer of ours against every answer of theirs to the same prompt, by reward: ours[i], theirs[i] are the rewards of the answers to prompt i."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"need the same prompts on both sides, got {len(ours)} and {len(theirs)}")
+    return share([Game(i, ((a > b) + 0.5 * (a == b),)) for i, (left, right) in enumerate(zip(ours, theirs)) for a in left for b in right])
 
 
 @dataclass(frozen=True, slots=True)

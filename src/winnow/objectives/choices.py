@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import SettingsError
-from winnow.objectives.table import TABLE, Entry, Value
+from winnow.objectives.table import ENTRIES, TABLE, Entry, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class Choice:
 
     def spelled(self, *, without: Collection[str]) -> str:
         """As it could be given again: the name, and its settings but for those in `without` and the neutral modifiers."""
-        usual = modifiers(TABLE[self.name])  # what composes and does nothing need not be said
+        usual = modifiers(ENTRIES[self.name])  # what composes and does nothing need not be said
         kept = {key: value for key, value in self.settings.items() if key not in without and (key not in MODIFIERS or usual.get(key) != value)}
-        kept |= {key: value for key, value in self.settings.items() if key in TABLE[self.name].defaults and key not in without}
+        kept |= {key: value for key, value in self.settings.items() if key in ENTRIES[self.name].defaults and key not in without}
         return ":".join([self.name, *([shown(self.weight)] if self.weight != 1 else []), *(f"{key}={shown(value)}" for key, value in kept.items())])
 
 

@@ -38,6 +38,7 @@ class Entry:
     tuning: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, Value] = field(default_factory=dict)
     positive_margins: bool = False  # each comparison must say by how much the winner is better
+    rewards: bool = False  # of a scalar head's numbers, one per answer, and not of log-probs
 
     @property
     def certain_labels(self) -> bool:
@@ -310,3 +311,29 @@ TABLE: dict[str, Entry] = {
         reference=False,
     ),
 }
+
+# What `winnow reward` trains. r_w, r_l: the head's numbers for winner and loser. Policies cannot be trained with these, so `objective` knows no such names.
+REWARDS: dict[str, Entry] = {
+    "bradley_terry": Entry(
+        losses.logistic,
+        ("margin",),
+        {"beta": 1.0},
+        "-log s(r_w - r_l)",
+        "arXiv 2305.18290 eq. 2; with an offset arXiv 2307.09288 eq. 2",
+        "A reward model: comparisons are won with probability s(r_w - r_l).",
+        reference=False,
+        rewards=True,
+    ),
+    "bradley_terry_listwise": Entry(
+        losses.plackett_luce,
+        ("score",),
+        {"beta": 1.0},
+        "-sum_k log( e^(r_k) / sum_{j>=k} e^(r_j) ), best first",
+        "arXiv 2305.18290 app. A.3",
+        "A reward model from rankings, each as one observation.",
+        unit="group",
+        reference=False,
+        rewards=True,
+    ),
+}
+ENTRIES: dict[str, Entry] = {**TABLE, **REWARDS}

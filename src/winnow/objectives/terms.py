@@ -20,7 +20,7 @@ from winnow.batch import MISMATCHED, Batch
 from winnow.objectives import batchwise, losses, scores
 from winnow.objectives.choices import Choice, choices
 from winnow.objectives.scores import Sums
-from winnow.objectives.table import TABLE, Entry, Value
+from winnow.objectives.table import ENTRIES, Entry, Value
 
 Columns = dict[str, Float[Tensor, " N"]]  # of an engine
 Known = Mapping[str, float]  # what a step knows of its whole batch, and what the step before it knew
@@ -35,7 +35,7 @@ class Term:
     @property
     def entry(self) -> Entry:
         """Its row of the table."""
-        return TABLE[self.choice.name]
+        return ENTRIES[self.choice.name]
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -266,6 +266,11 @@ class Objective:
         return any("kl_win" in term.entry.takes for term in self.terms)
 
     @property
+    def rewards(self) -> bool:
+        """Whether it is about a scalar head's numbers, one per answer (`collate(whole=True)`), and not about log-probs."""
+        return any(term.entry.rewards for term in self.terms)
+
+    @property
     def margins(self) -> bool:
         """Whether any member looks at how far ahead the data says a winner is."""
         return any("gap" in term.entry.takes or term.settings.get("offset") for term in self.terms)
@@ -317,6 +322,8 @@ class Objective:
         if imitates and not len(batch.pair_M2):
             return {}
         found = scores.sums(logp_N, batch, beta=self.beta, reference=self.reference, mean=self.terms[0].mean)
+        if self.rewards:  # the head's numbers are the rewards, and there are no log-probs or tokens to show
+            return {name: value for name, value in found.items() if name.startswith("rewards/")}
         return {name: value for name, value in found.items() if not imitates or not name.startswith("rewards/")}
 
 
@@ -331,6 +338,16 @@ def _own(term: Term, known: Known) -> dict[str, float]:
 def objective(text: str, **given: Value) -> Objective:
     """The objective `text` names, with its own defaults where nothing is given. Raises SettingsError."""
     return Objective(tuple(Term(one) for one in choices(text, given)))
+
+
+def reward(*, listwise: bool = False, label_smoothing: float = 0.0, offset: float = 0.0) -> Objective:
+    """What a reward model is trained on: Bradley-Terry's comparisons (arXiv 2305.18290 eq. 2), or whole rankings, which take neither setting.
+
+    offset: by how much winners must be ahead, in nats per unit of the data's margin.
+    """
+    if listwise:
+        return Objective((Term(Choice("bradley_terry_listwise", 1.0, {"beta": 1.0})),))
+    return Objective((Term(Choice("bradley_terry", 1.0, {"beta": 1.0, "label_smoothing": label_smoothing, "offset": offset})),))
 
 
 DEMONSTRATION = objective("sft")

@@ -1,16 +1,18 @@
-"""A model and the prompts it is to answer: loaded, told as tokens, with room for an answer. What `winnow generate` and `winnow sample` share."""
+"""A model and the prompts it is to answer: loaded, told as tokens, with room for an answer. What the commands that sample share"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from winnow import models
+from winnow.collect.items import as_json
 from winnow.config_collect import SamplingSettings
 from winnow.console import safe, say
 from winnow.data.prompts import Prompt, as_turns
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
+from winnow.files import sha256_json
 from winnow.models import LoadedModel
 from winnow.resolved import read_text
 from winnow.sample import Sampling
@@ -23,6 +25,19 @@ class Asked:
     texts: list[Text]
     ids: list[tuple[int, ...]]
     how: Sampling
+
+
+def name_of(prompt: Text) -> str:
+    """The same for the same question, as text or as the user's turn."""
+    return sha256_json(as_json(as_turns(prompt)))[:16]
+
+
+def distinct(asked: list[Prompt]) -> list[Prompt]:
+    """Each prompt once: the same one is never trained on and held out, nor counted twice."""
+    found = {name_of(text): (where, text) for where, text in reversed(asked)}
+    if len(found) < len(asked):
+        say(f"{len(asked) - len(found):,} prompts stand there more than once: taken once")
+    return list(reversed(found.values()))
 
 
 def load(name: str, settings: SamplingSettings) -> LoadedModel:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from winnow.console import safe, say
-from winnow.engine import rows
 from winnow.engine.api import Engine
-from winnow.engine.probe import LADDER, choose, prove
+from winnow.engine.probe import choose, kind_of, prove
 from winnow.engine.tiled import VARLEN
 from winnow.errors import ModelError
 from winnow.models import LoadedModel
-
-ENGINES: dict[str, Engine] = {engine.NAME: engine for engine in (*LADDER, rows)}
 
 
 def engine_for(loaded: LoadedModel, asked: str, longest: int, *, train: bool) -> Engine:
@@ -19,8 +16,9 @@ def engine_for(loaded: LoadedModel, asked: str, longest: int, *, train: bool) ->
     if asked == VARLEN.NAME and loaded.device.type != "cuda":
         raise ModelError(f"engine {asked} is made of flash kernels, which need a GPU", remedy="--engine auto")
     if asked != "auto":
-        prove(ENGINES[asked], loaded.model, vocabulary, longest, train=train)
-        return ENGINES[asked]
+        engine = kind_of(loaded.model).named(asked)
+        prove(engine, loaded.model, vocabulary, longest, train=train)
+        return engine
     choice = choose(loaded.model, vocabulary, longest, train=train)
     for line in choice.passed_over:
         say(f"[yellow]engine passed over:[/] {safe(line)}")

@@ -26,7 +26,6 @@ from winnow.resolved import Resolved
 ON_SCORES = ("labels", "scale")
 ON_ENDPOINT = ("judge_model", "question", "verdict", "orders", "key_env", "judge_temperature", "reply_tokens", "timeout", "concurrency", "budget")
 ON_MODEL = ("dtype", "device", "trust_remote_code")
-STEADY = 0.6  # of pairs with the same verdict in both orders; below it verdicts are about the order
 IN_VAIN = 10  # rows one after the other that could not be asked about: the server is down
 TOGETHER = 256  # rows whose answers a reward model scores together
 
@@ -272,7 +271,7 @@ def _told_position(found: rulings.Position) -> None:
         say(
             f"position consistency: the same verdict in both orders of {found.alike:,} of {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
             f"({percent(low, 1)} to {percent(high, 1)})"
-            f"{'' if found.alike / found.both >= STEADY else ': it mostly looks at the place, so take a stronger judge'}"
+            f"{'' if found.alike / found.both >= rulings.STEADY else ': it mostly looks at the place, so take a stronger judge'}"
         )
     if found.decided:
         likely = "" if found.chance is None else f"; were order of no account, a lean like this would be seen with p = {number(found.chance, 2)}"

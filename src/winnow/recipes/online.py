@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ from typing import Any
 from rich.table import Table
 
 from winnow import report, rounds
-from winnow.collect import rulings
 from winnow.collect.items import as_json
-from winnow.config import FREE, DPOSettings, ModelSettings
-from winnow.config_collect import JudgeSettings, JudgingSettings, OnlineSettings, SampleSettings
+from winnow.config import FREE, DPOSettings
+from winnow.config_collect import OnlineSettings, SampleSettings
 from winnow.console import console, safe, say
-from winnow.data.prompts import Prompt, as_turns, prompts
-from winnow.data.records import Text
-from winnow.errors import DataError, JudgeError, RunError, SettingsError
+from winnow.data.prompts import Prompt, prompts
+from winnow.errors import DataError, RunError, SettingsError
 from winnow.files import RunFolder, make_writable, read_json, read_jsonl, sha256_json, write_json, write_jsonl
-from winnow.recipes import against, dpo, judging, sampling
-from winnow.resolved import Resolved, resolve
+from winnow.recipes import against, dpo, sampling
+from winnow.recipes.asking import distinct, name_of
+from winnow.recipes.referee import Referee
+from winnow.resolved import Resolved, handed_on
 from winnow.rounds import LEDGER
 
 
@@ -57,14 +56,14 @@ class Round:
 
 @dataclass
 class Loop:
-    """What all rounds have in common. `sent`: requests to an endpoint since the command began."""
+    """What all rounds have in common."""
 
     resolved: Resolved[OnlineSettings]
     command: str
     asked: list[Prompt]
+    referee: Referee
     known: set[str]  # prompts of `data`, which are never held out
     ledger: dict[str, Any]
-    sent: int = 0
 
     @property
     def settings(self) -> OnlineSettings:
@@ -80,15 +79,16 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     settings = resolved.settings
     root = settings.out
     _training(resolved, Round(1, root, settings.model))  # what is wrong with its settings is told now
-    judging.refuse(_judging(resolved, Round(1, root, settings.model).file("answers"), root / "none"))
-    asked = _distinct(prompts(settings.prompts, settings.limit))
-    known = {_name(text) for spec in settings.data for _, text in prompts(spec)}
+    referee = Referee(resolved)
+    referee.refuse()
+    asked = distinct(prompts(settings.prompts, settings.limit))
+    known = {name_of(text) for spec in settings.data for _, text in prompts(spec)}
     out = RunFolder(root)
     if not (root / LEDGER).exists():
         out.create(ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl"))  # what a start that ended before the ledger left
     make_writable(root, "choose another --out")
     with out.lock():
-        loop = Loop(resolved, command, asked, known, _ledger(resolved, root, asked, known, command))
+        loop = Loop(resolved, command, asked, referee, known, _ledger(resolved, root, asked, known, command))
         done = loop.ledger["rounds"]
         if len(done) > settings.rounds:
             say(f"{safe(root)}: {len(done) - 1} rounds are done; nothing to do")
@@ -106,19 +106,6 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     return root
 
 
-def _name(text: Text) -> str:
-    """The same for the same question, as text or as the user's turn."""
-    return sha256_json(as_json(as_turns(text)))[:16]
-
-
-def _distinct(asked: list[Prompt]) -> list[Prompt]:
-    """Each prompt once: the same one is never trained on and held out."""
-    found = {_name(text): (where, text) for where, text in reversed(asked)}
-    if len(found) < len(asked):
-        say(f"{len(asked) - len(found):,} prompts stand there more than once: taken once")
-    return list(reversed(found.values()))
-
-
 def _ledger(resolved: Resolved[OnlineSettings], root: Path, asked: list[Prompt], known: set[str], command: str) -> dict[str, Any]:
     """What was done here so far. Raises RunError where it was done with other settings or prompts."""
     settings = resolved.settings
@@ -134,7 +121,7 @@ def _ledger(resolved: Resolved[OnlineSettings], root: Path, asked: list[Prompt],
             raise RunError(f"{root}: its rounds were made with other settings:\n  " + "\n  ".join(other), remedy="choose another --out, or give the same again")
         return before
     each = settings.per_round or (len(asked) - settings.held_out) // settings.rounds
-    fresh = sum(_name(text) not in known for _, text in asked)
+    fresh = sum(name_of(text) not in known for _, text in asked)
     if fresh < settings.held_out:
         raise DataError(
             f"data: holds all but {fresh:,} of the prompts, and {settings.held_out:,} are to be held out", remedy="a smaller --held-out, or other prompts"
@@ -151,7 +138,7 @@ def _share(asked: list[Prompt], known: set[str], held_out: int, each: int, numbe
     """The prompts of round `number` (from 1): in a shuffled order, none again before all were asked; of round 0 the held-out ones, none of `known`."""
     order = list(range(len(asked)))
     random.Random(f"online {seed}").shuffle(order)
-    held = [i for i in order if _name(asked[i][1]) not in known][:held_out]
+    held = [i for i in order if name_of(asked[i][1]) not in known][:held_out]
     rest = [i for i in order if i not in set(held)]
     if number == 0:
         return [asked[i] for i in held]
@@ -201,31 +188,8 @@ def _gather(loop: Loop, one: Round) -> None:
     """What a round is trained on: answers of the policy it begins with, judged."""
     _write_prompts(one, loop.share(one.number))
     names = {"prompts": str(one.file("prompts")), "out": one.file("answers"), "model": one.before.policy, "seed": loop.settings.seed + one.number}
-    sampling.run(_resolve(SampleSettings, loop.resolved, names))
-    judge(loop, one.file("answers"), one.file("judged"))
-
-
-def judge(loop: Loop, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
-    """Compare answers as these settings say; the judged rows. Raises JudgeError where questions got no reply at all: the next start asks them again."""
-    if loop.settings.budget is not None:
-        if loop.sent >= loop.settings.budget:
-            raise JudgeError(f"budget: {loop.sent:,} requests are sent", remedy="the same command goes on")
-        own["budget"] = loop.settings.budget - loop.sent
-    loop.sent += judging.run(_judging(loop.resolved, answers, out, **own))
-    rows = read_jsonl(out)
-    lost = sum(judging.unreached(vote) for row in rows for vote in rulings.votes_of(row))
-    if lost:
-        raise JudgeError(f"{loop.settings.judge}: {lost:,} questions got no reply", remedy="the same command goes on")
-    return rows
-
-
-def _judging(resolved: Resolved[OnlineSettings], answers: Path, out: Path, **own: Any) -> Resolved[JudgeSettings]:
-    """Settings of `winnow judge`. A reward model is computed where and how the policy is."""
-    settings = resolved.settings
-    names = {*JudgingSettings.model_fields, "seed"} | ({*ModelSettings.model_fields} - {"model"} if settings.judge.startswith("reward:") else set())
-    given = {name: getattr(settings, name) for name in names if resolved.origins[name] != "default"}
-    made = resolve(JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument")  # who may ask for code was seen to by `resolve`
-    return Resolved(made.settings, {**made.origins, "judge": resolved.origins["judge"]})  # a file may not name code
+    sampling.run(handed_on(SampleSettings, loop.resolved, names))
+    loop.referee.judge(one.file("answers"), one.file("judged"))
 
 
 def _training(resolved: Resolved[OnlineSettings], one: Round) -> Resolved[DPOSettings]:
@@ -235,7 +199,7 @@ def _training(resolved: Resolved[OnlineSettings], one: Round) -> Resolved[DPOSet
     own |= {"lora": settings.lora if one.number == 1 else None}  # what a later round begins with is that adapter
     if settings.data and settings.as_ is None and one.file("judged").exists() and not isinstance(read_jsonl(one.file("judged"))[0]["prompt"], str):
         own |= {"as": "chat"}  # as the prompts were taken
-    made = _resolve(DPOSettings, resolved, {**own, "reference": None})
+    made = handed_on(DPOSettings, resolved, {**own, "reference": None})
     objective, _ = dpo.chosen(made)
     if settings.reference is None and (not objective.reference or objective.live or settings.moving_reference):
         return made  # there is none, or it is the policy at step 0 by definition
@@ -243,17 +207,9 @@ def _training(resolved: Resolved[OnlineSettings], one: Round) -> Resolved[DPOSet
         raise SettingsError(f"reference: {objective.name} compares with no reference", remedy="leave reference away")
     asked = settings.reference or "first"
     wanted = None if asked == "previous" or (asked, one.number) == ("first", 1) else one.first if asked == "first" else asked
-    made = _resolve(DPOSettings, resolved, {**own, "reference": wanted})
+    made = handed_on(DPOSettings, resolved, {**own, "reference": wanted})
     dpo.chosen(made)
     return made
-
-
-def _resolve(kind: type[Any], resolved: Resolved[OnlineSettings], own: Mapping[str, Any]) -> Resolved[Any]:
-    """What was given here and `kind` has as well, and what is the round's own."""
-    names = {field.alias or name for name, field in kind.model_fields.items()}
-    given = resolved.settings.model_dump(by_alias=True)
-    told = {name: given[name] for name in names if resolved.origins.get(name, "default") != "default" and name not in own and name != "preset"}
-    return resolve(kind, {**told, **own}, origin="argument")
 
 
 def _write_prompts(one: Round, asked: list[Prompt]) -> None:
@@ -272,7 +228,7 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
     for name, other in (("over_first", start), ("over_previous", one.before))[: one.number]:
         said = (f"round {one.number}", f"round {other.number}")
         out = one.file(f"against-{other.number}")
-        found[name] = against.compared(one.file("held-out"), other.file("held-out"), out, said, lambda file, out: judge(loop, file, out, ties="keep"))
+        found[name] = against.compared(one.file("held-out"), other.file("held-out"), out, said, lambda file, out: loop.referee.judge(file, out, ties="keep"))
     if one.number == 1:
         found["over_previous"] = found["over_first"]
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from winnow import models, quantized
 from winnow.batch import collate
-from winnow.config import DPOSettings, TrainSettings
+from winnow.config import DPOSettings, TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget, largest, most_expensive
 from winnow.data.ranking import Pairs
@@ -17,11 +17,11 @@ from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.windows import Windows
 from winnow.device import pick_device, pick_dtype
+from winnow.engine.probe import LOGPS, SCALARS
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
 from winnow.objectives.terms import Objective, objective
 from winnow.ranks import count
-from winnow.recipes.engines import ENGINES
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
@@ -135,11 +135,13 @@ ROOM = 0.8  # of the free memory that may be planned for
 
 def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memory:
     """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
-    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)])
+    whole = scores(settings)
+    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)], whole=whole)
     config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    engine = ENGINES.get(settings.engine, SEGMENTS)  # auto: as a rule
+    engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)  # auto: as a rule
     device = pick_device(settings.device)
     engine = SEGMENTS if engine is VARLEN else engine
+    engine = SCALARS.named(engine.NAME) if whole else engine
     dtype = pick_dtype(settings.dtype, device)
     return estimate(config, batch, dtype, settings, engine, device=device, live=_asks_live(settings), processes=count())
 

@@ -11,7 +11,7 @@ import torch
 
 from winnow import dist, models, report, signals
 from winnow.batch import collate
-from winnow.config import BESIDES, Follow, TrainSettings, parse_lora
+from winnow.config import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.pack import most_expensive, pack
@@ -185,8 +185,9 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
     lora = parse_lora(settings.lora)
     if lora is not None:
         models.refuse_second_adapter(settings.model)
+    if lora is not None or scores(settings):
         config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        models.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
+        models.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scores(settings))
     if reference_model is not None:
         models.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
         theirs = models.load_tokenizer(reference_model, trust_remote_code=settings.trust_remote_code)
@@ -194,7 +195,7 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
 
 
 def _run(job: Job) -> None:
-    loaded = _policy(job.settings)
+    loaded = _scored_by(job) if job.objective.rewards else _policy(job.settings)
     counts = models.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
     dist.same("the engine that is right for the model", engine.NAME)
@@ -202,7 +203,7 @@ def _run(job: Job) -> None:
     loaded = replace(loaded, shards=shard(loaded.model))
     live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
     optimizer = _rehearsed(job, loaded, engine, live)
-    probe = samples.probe(job.held_out, job.train_set, job.renderer)
+    probe = samples.Probe([], 0, 0) if job.objective.rewards else samples.probe(job.held_out, job.train_set, job.renderer)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
     again = job.settings.stream is not None and job.stored  # the next window's reference is asked later
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)
@@ -213,11 +214,12 @@ def _run(job: Job) -> None:
         job.change()
     record.note(job.run, engine=engine.NAME, parameters=counts, **scored.told)
     record.say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
-    if not probe.prompts:
+    if not probe.prompts and not job.objective.rewards:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
     if progress.step == 0:
         _check_start(job, loaded, scored.sets[0], engine, live)
-        samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
+        if probe.prompts:
+            samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
             Training(loaded.net, optimizer, job.plan, job.objective, engine, limit, live),
@@ -237,7 +239,8 @@ def _run(job: Job) -> None:
         optimizer.load_weights(best.weights)
         learnt = best.progress.known
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
-    samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
+    if probe.prompts:
+        samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
     record.note(job.run, known=learnt, sealed=True)
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
@@ -262,13 +265,30 @@ def _policy(settings: TrainSettings) -> LoadedModel:
     )
 
 
+def _scored_by(job: Job) -> LoadedModel:
+    """The reward model that is trained."""
+    settings = job.settings
+    loaded = models.load_scorer(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        lora=parse_lora(settings.lora),
+        seed=settings.seed,
+        train=True,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    pad, last = job.renderer.tokenizer.pad_token_id, job.renderer.whole_ids("a", "b")[-1]
+    models.pad_with(loaded.model, None if pad == last else pad)
+    return loaded
+
+
 def _engine(job: Job, loaded: LoadedModel) -> Engine:
     """How the policy is computed: its layers compiled or recomputed as asked, and the engine that is right for them."""
     keep_memory(LITTLE if job.settings.checkpointing else MUCH)
     if job.settings.compile:
         compile_layers(loaded.model)
     engine = engine_for(loaded, job.settings.engine, job.longest, train=True)
-    if job.settings.engine == "auto" and engine not in (SEGMENTS, VARLEN):
+    if job.settings.engine == "auto" and engine.NAME not in (SEGMENTS.NAME, VARLEN.NAME):
         say(f"memory: engine {engine.NAME} holds more than was told above, which is for {SEGMENTS.NAME}")
     if job.settings.checkpointing:
         enable_checkpointing(loaded.model)
@@ -281,7 +301,9 @@ def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine, live: Live | None)
     optimizer = Optimizer(loaded.net, kind=settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip)
     groups = job.train_set.groups
     largest = most_expensive(groups, job.plan.tokens, job.plan.batch_size)
-    rehearse(loaded.net, collate([groups[i] for i in largest], largest).to(loaded.device), engine, optimizer, job.objective.want, live)
+    rehearse(
+        loaded.net, collate([groups[i] for i in largest], largest, whole=job.objective.rewards).to(loaded.device), engine, optimizer, job.objective.want, live
+    )
     return optimizer
 
 
@@ -318,7 +340,8 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
         dist.same("the plan", asdict(job.plan))
         kept = _newest(job, identity)
         told = {"weights_hash": weights, "reference": shown}
-        sets = [Data(one.groups, one.shares, scorer.score(source, one, name) if scorer and name else None) for one, name in zip(job.sets, names)]
+        asked = [scorer.score(source, one, name) if scorer and name else None for one, name in zip(job.sets, names)]
+        sets = [Data(one.groups, one.shares, known, whole=job.objective.rewards) for one, known in zip(job.sets, asked)]
         return Scored(scorer, kept, identity, sets, told)
 
 
@@ -345,7 +368,7 @@ def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer 
             return Data([], [], None)
         record.window(job.run, number, one, job.plan.tokens)
         if scorer is None:
-            return Data(one.groups, one.shares, None)
+            return Data(one.groups, one.shares, None, whole=job.objective.rewards)
         with source_model() as source:
             with whole(source.net):
                 name = scorer.identity(source, one)

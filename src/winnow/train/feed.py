@@ -40,6 +40,7 @@ class Data:
     groups: Sequence[RenderedGroup]
     shares: Sequence[Share]
     reference: Reference | None
+    whole: bool = False  # a number per answer, and not per scored token (`collate`)
 
     def micro_batches(self, items: Sequence[int], tokens: int, work: Work | None = None, *, whole: bool = False) -> Micro:
         """The groups numbered `items`, packed under the token budget, on the CPU. whole: with those of the other processes."""
@@ -64,7 +65,7 @@ class Data:
 
     def batch(self, part: Sequence[int]) -> Batch:
         """The groups numbered `part` as they are, on the CPU."""
-        batch = collate([self.groups[i] for i in part], part)
+        batch = collate([self.groups[i] for i in part], part, whole=self.whole)
         return batch if self.reference is None else self.reference.into(batch)
 
     def _batch(self, part: Sequence[int], instead: int) -> Batch:

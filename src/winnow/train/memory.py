@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from winnow import models, quantized, ranks
 from winnow.batch import Batch
-from winnow.config import TrainSettings, parse_lora
+from winnow.config import TrainSettings, parse_lora, scores
 from winnow.engine import head
 from winnow.engine.api import Engine
+from winnow.engine.scalar import is_scalar
 from winnow.engine.tiled import SEGMENTS, bare
 from winnow.layers import enable_checkpointing, layers_of
 
@@ -186,7 +187,7 @@ def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) ->
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
         _put_on_cpu(model)
-        layer = head.head_of(bare(model))
+        layer = None if is_scalar(model) else head.head_of(bare(model))
         if settings.checkpointing:
             enable_checkpointing(model)
         for p in model.parameters():
@@ -196,13 +197,15 @@ def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) ->
         part = _faked(batch, mode)
         with _Alive(known) as alive:
             engine.backward(model, part, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
+    if layer is None:
+        return alive.most, 0
     states = max(len(part.state_U) for _, part in batch.parts(layer.states(head.TILE)))
     states = states if states <= layer.states(head.LARGEST) else layer.states(head.TILE)
     return alive.most, min(alive.most, states * len(layer.weight) * max(4, layer.weight.dtype.itemsize))
 
 
 def _outline(config: Any, dtype: torch.dtype, settings: TrainSettings) -> Any:
-    return models.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code)
+    return models.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code, scorer=scores(settings))
 
 
 def _put_on_cpu(model: Any) -> None:

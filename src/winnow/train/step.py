@@ -205,8 +205,9 @@ def _together(kept: Sequence[Kept], everyones: Iterable[Batch]) -> Kept:
 
 def _measure(sums: Sums, columns: Columns, batch: Batch, objective: Objective) -> None:
     """What dashboards show of a batch, added up on the CPU."""
-    entropy_N = columns["entropy"].cpu()
-    add(sums, {"entropy": (float(entropy_N.double().sum()), float(len(entropy_N)))})
+    if "entropy" in columns:  # a scalar head has none
+        entropy_N = columns["entropy"].cpu()
+        add(sums, {"entropy": (float(entropy_N.double().sum()), float(len(entropy_N)))})
     add(sums, objective.sums(columns["logp"].cpu(), batch.to(CPU)))
 
 

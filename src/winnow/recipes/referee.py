@@ -1,0 +1,52 @@
+"""A judge that a command of rounds or of win rates asks again and again: what `winnow judge` does, under one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from winnow.collect import rulings
+from winnow.config import ModelSettings
+from winnow.config_collect import JudgeSettings, JudgingSettings
+from winnow.errors import JudgeError
+from winnow.files import read_jsonl
+from winnow.recipes import judging
+from winnow.resolved import Resolved, resolve
+
+
+@dataclass
+class Referee:
+    """Judges as a command's settings say. resolved: of a command that has JudgingSettings; `sent`: requests to an endpoint since it began."""
+
+    resolved: Resolved[Any]
+    sent: int = 0
+
+    def refuse(self) -> None:
+        """Raises what judging would raise before it asks anybody."""
+        judging.refuse(self._settings(Path("answers.jsonl"), Path("judged.jsonl")))
+
+    def judge(self, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
+        """Compare the answers of a file; the judged rows. own: settings that are not the command's.
+
+        Raises JudgeError where the budget is used up, and where questions got no reply at all: the next start asks them again.
+        """
+        settings = self.resolved.settings
+        if settings.budget is not None:
+            if self.sent >= settings.budget:
+                raise JudgeError(f"budget: {self.sent:,} requests are sent", remedy="the same command goes on")
+            own["budget"] = settings.budget - self.sent
+        self.sent += judging.run(self._settings(answers, out, **own))
+        rows = read_jsonl(out)
+        lost = sum(judging.unreached(vote) for row in rows for vote in rulings.votes_of(row))
+        if lost:
+            raise JudgeError(f"{settings.judge}: {lost:,} questions got no reply", remedy="the same command goes on")
+        return rows
+
+    def _settings(self, answers: Path, out: Path, **own: Any) -> Resolved[JudgeSettings]:
+        """Settings of `winnow judge`. A reward model is computed where and how the policy is."""
+        settings, origins = self.resolved.settings, self.resolved.origins
+        names = {*JudgingSettings.model_fields, "seed"} | ({*ModelSettings.model_fields} - {"model"} if settings.judge.startswith("reward:") else set())
+        given = {name: getattr(settings, name) for name in names if origins[name] != "default"}
+        made = resolve(JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument")  # who may ask for code was seen to by `resolve`
+        return Resolved(made.settings, {**made.origins, "judge": origins["judge"]})  # a file may not name code
