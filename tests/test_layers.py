@@ -119,6 +119,7 @@ FLOORS = [
         "rounds",
         "symptoms",
         "evaluation_signs",
+        "run_figures",
         "matches",
         "doubts",
         "headline",
