@@ -151,7 +151,7 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     page = Page((root / "report.html").read_text())
     low, high = wilson(0.75, 100)
     text = re.sub(r"\s+", " ", page.text)
-    for words in ("Prefers the chosen answer in 75 % of held-out", f"95 % interval {100 * low:.0f}–{100 * high:.0f} %", "Nothing to warn of."):
+    for words in ("Prefers the chosen answer in 75 % of 100 held-out", f"95 % interval {100 * low:.0f}–{100 * high:.0f} %", "Nothing to warn of."):
         assert words in text
     for words in ("900 read", "−6 identical completions", "894 used", "cd" * 32):
         assert words in text
