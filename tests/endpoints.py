@@ -81,7 +81,12 @@ def served(answer: Script) -> Iterator[Stub]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            size = int(self.headers["Content-Length"])
+            sent = self.rfile.read(size)
+            if len(sent) < size:  # who asked was killed in the midst of it
+                self.close_connection = True
+                return
+            body = json.loads(sent)
             asked = Asked(time.monotonic(), self.path, dict(self.headers), body)
             stub.asked.append(asked)
             reply = stub.answer(asked)

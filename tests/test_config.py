@@ -10,8 +10,21 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, Lora, RewardSettings, Settings, SFTSettings, parse_lora
+from winnow.config import (
+    CheckSettings,
+    DemoSettings,
+    DPOSettings,
+    EvalSettings,
+    ExportSettings,
+    FrontierSettings,
+    Lora,
+    RewardSettings,
+    Settings,
+    SFTSettings,
+    parse_lora,
+)
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config_rl import PPOSettings
 from winnow.errors import SettingsError
 from winnow.resolved import PRESETS, resolve
 
@@ -29,12 +42,14 @@ READERS: dict[type[Settings], list[str]] = {
     GenerateSettings: ["recipes/generation.py", "recipes/asking.py"],
     OnlineSettings: ["recipes/online.py", "recipes/dpo.py", "recipes/sampling.py", "recipes/judging.py", "recipes/asking.py", *TRAINING],
     WinrateSettings: ["recipes/winrate.py", "recipes/players.py", "recipes/sampling.py", "recipes/asking.py", "recipes/judging.py"],
+    PPOSettings: ["recipes/ppo.py", "recipes/ppo_job.py", "recipes/rollouts.py", "recipes/rewarding.py"],
     SampleSettings: ["recipes/sampling.py", "recipes/asking.py"],
     JudgeSettings: ["recipes/judging.py"],
     LabelSettings: ["recipes/label.py"],
     ExportSettings: ["recipes/export.py"],
     VotesExportSettings: ["recipes/votes.py"],
-    DemoSettings: ["recipes/demo.py"],
+    DemoSettings: ["recipes/demo.py", "cli.py"],
+    FrontierSettings: ["recipes/frontier.py"],
 }
 
 
@@ -222,6 +237,7 @@ def test_the_public_surface():
         "dpo_loss",
         "evaluate",
         "losses",
+        "ppo",
         "preference_loss",
         "reward",
         "sft",
@@ -230,5 +246,5 @@ def test_the_public_surface():
         found = getattr(winnow, name)
         assert isinstance(found, types.ModuleType) if name == "losses" else callable(found), name
         assert found.__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'ppo'"):
-        winnow.ppo  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'orpo'"):
+        winnow.orpo  # noqa: B018

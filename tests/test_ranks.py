@@ -76,8 +76,10 @@ def same(one, other, near=NEAR):
         ("dpo", {"objective": "tdpo", "checkpointing": True}),
         ("dpo", {"batch_size": 3, "steps": 4, "save_best": True, "async_save": True}),  # three groups for two processes: one has less
         ("dpo", {"stream": 10, "engine": "rows"}),
+        ("reward", {}),
+        ("reward", {"lora": "r=4,alpha=8", "batch_size": 3, "steps": 4}),
     ],
-    ids=["sft", "lora", "mixture", "aot", "moving", "tdpo", "uneven", "stream"],
+    ids=["sft", "lora", "mixture", "aot", "moving", "tdpo", "uneven", "stream", "reward", "reward-lora"],
 )
 def test_two_processes_are_one(farm, world, tmp_path, command, more):
     same(trained(farm, world, tmp_path / "one", 1, command, **more), trained(farm, world, tmp_path / "two", 2, command, **more))

@@ -184,6 +184,56 @@ def test_identical_models_are_even_though_the_judge_likes_a_side():
     assert share([Game(i, (float(a),)) for i, (a, _) in enumerate(left.tolist())]).low > 0.6
 
 
+@pytest.mark.parametrize(("rate", "prompts"), [(0.5, 60), (0.7, 100), (0.9, 150)])
+def test_the_interval_of_one_game_a_prompt_covers_what_it_promises(rate, prompts):
+    rng = np.random.default_rng(11)
+    held = [low <= rate <= high for won in rng.random((2000, prompts)) < rate for low, high in [interval(won.astype(float).tolist())]]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_ties_and_uneven_numbers_of_games_are_covered_too():
+    """Win, tie or loss, from one to five games on a prompt; the rate is the mean of prompts' own, so a prompt that is asked more often weighs no more."""
+    rng, cases, held = np.random.default_rng(13), 1200, 0
+    for _ in range(cases):
+        own = rng.beta(3, 2, 80)
+        games = []
+        for i, p in enumerate(own):
+            for _ in range(1 + i % 5):
+                games.append(Game(i, (0.5 if rng.random() < 0.25 else float(rng.random() < p),)))
+        found = share(games)
+        held += found.low <= 0.125 + 0.75 * 0.6 <= found.high
+    assert 0.93 <= held / cases <= 0.97
+
+
+def test_the_sign_test_finds_nothing_where_there_is_nothing_and_a_difference_as_often_as_told():
+    rng, cases = np.random.default_rng(17), 2000
+    even = [sign_test(one_each(*won)).p for won in (rng.random((cases, 60)) < 0.5).astype(float).tolist()]
+    assert 0.02 <= np.mean(np.array(even) < 0.05) <= 0.05  # exact, so below 5 %
+    prompts, effect = 200, detectable(200)
+    won = rng.random((cases, prompts)) < 0.5 + effect
+    seen = [not low <= 0.5 <= high for row in won for low, high in [interval(row.astype(float).tolist())]]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.03)  # what "would have been seen" says
+
+
+@pytest.mark.parametrize("alike", [0.0, 1.2])
+def test_strengths_over_prompts_that_differ_are_covered(alike):
+    """The marginal strengths of models that are on each prompt stronger or weaker: their true values from a hundred thousand prompts. `alike` 0: the
+    curvature serves; 1.2: games on a prompt go together, and the sandwich does.
+    """
+    rng, cases, strengths = np.random.default_rng(19), 150, np.array([0.6, 0.1, -0.7])
+    own = strengths + alike * rng.standard_normal((100_000, 3))
+    truth = fit(3, [Met(i, j, float(expit(own[:, i] - own[:, j]).mean())) for i, j in itertools.combinations(range(3), 2)], ridge=0.0).strengths
+    held = []
+    for _ in range(cases):
+        games = []
+        for prompt in range(60):
+            mine = strengths + alike * rng.standard_normal(3)
+            games += [Met(i, j, float(rng.random() < expit(mine[i] - mine[j])), prompt) for i, j in itertools.combinations(range(3), 2) for _ in range(3)]
+        found = fit(3, games)
+        held += [low <= true <= high for i, true in enumerate(truth) for low, high in [found.interval(i)]]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
 def met(rng, strengths, prompts, alike):
     """Every two models once per prompt; on each prompt strengths are others (`alike`: their standard deviation)."""
     games = []

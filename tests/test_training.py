@@ -367,6 +367,9 @@ def test_nothing_on_the_way_reads_a_pickle(world, tmp_path, monkeypatch):
     run = dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
     run.report_json.unlink()  # unfinished: it resumes from the last checkpoint
     dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
+    for model, more in ((sft.root, {"lora": "r=2"}), (tmp_path / "reward", {})):  # an adapter with its head, and on from there
+        scores = api.reward(**runs.settings(world, tmp_path / ("reward" if more else "reward-again"), model=str(model), steps=2, **more))
+        assert verify.run(str(scores.root)) == []
     dpo(world, tmp_path / "aside", model=str(sft.root), steps=2, async_save=True, save_every=1, stream=24, moving_reference="mix=0.5")
     assert verify.run(str(run.root)) == []
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], out=str(tmp_path / "eval"))

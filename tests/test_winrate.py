@@ -360,6 +360,21 @@ def test_questions_without_a_verdict_are_in_no_figure_and_counted(world, tmp_pat
     assert one["win_rate"]["prompts"] == PROMPTS - 1 - silent
 
 
+def test_where_nothing_can_be_said_it_is_said(world, tmp_path, call):
+    """No verdict at all, of three; and one prompt alone."""
+    with endpoints.served(lambda one: endpoints.says("hm")) as stub:
+        code, told, _ = call(*line(world, tmp_path / "w", "old", "new", "people.jsonl", limit=4, **judge(stub)))
+    assert (code, "Nothing can be said of" in told) == (0, True)
+    report = read_json(tmp_path / "w" / "report.json")
+    assert report["comparisons"][0]["win_rate"]["why"] == "no game has a verdict"
+    assert (report["comparisons"][0]["invalid"]["rate"], report["comparisons"][0]["length_controlled"]["rate"]) == (1.0, None)
+    assert "no verdict joins these groups: old; new; people.jsonl" in " ".join(warning["message"] for warning in report["warnings"])
+    code, told, _ = call(*line(world, tmp_path / "one", "old", "people.jsonl", limit=1, temperatures="0,1"))
+    assert (code, "one prompt has no spread to make an interval of" in told) == (0, True)
+    assert read_json(tmp_path / "one" / "report.json")["comparisons"][0]["win_rate"]["low"] is None
+    assert '<svg class="plot"' not in (tmp_path / "one" / "report.html").read_text()
+
+
 def test_killed_while_it_asks_it_asks_for_the_rest_alone(world, tmp_path, monkeypatch):
     from dataclasses import replace
 
@@ -454,7 +469,7 @@ def test_wordless_answers_are_no_games(world, tmp_path, call):
         (("new", "old"), {"judge": "http://localhost:1/v1"}, "judge_model: an endpoint must be told"),
         (("new", "old"), {"judge": "http://localhost:1/v1", "judge_model": "m", "labels": "soft"}, "labels: of no use to a language model"),
         (("new", "old"), {"judge": "https://h/v1?api-key=abcdef0123456789", "judge_model": "m"}, "is no endpoint's address"),
-        (("new", "old"), {"ties": "drop"}, "ties: a tie counts half"),
+        (("new", "old"), {"ties": "drop"}, "unknown setting 'ties'"),
         (("new", "old"), {"temperature": 0}, "k: at temperature 0"),
         (("new", "old"), {"temperatures": "0,0"}, "temperatures: expected different numbers"),
         (("new", "old"), {"temperatures": "0,warm"}, "temperatures"),
@@ -525,6 +540,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say():
             {"lengths": [(9 + i % 9, 5) for i in range(70)] + [(3 + i % 8, 5) for i in range(30)]},
             "verdicts go with length (the longer",
         ),
+        ([1.0, 0.0] * 50, {"lengths": [(5 + 9 * (i % 2 == 0) + i % 5, 7) for i in range(100)]}, "no win rate at equal lengths: length alone settles"),
         ([1.0] * 70, {"lengths": [(9 + i % 3, 5) for i in range(70)]}, "no win rate at equal lengths: one side won every game"),
     ],
 )

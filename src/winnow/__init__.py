@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from winnow.api import dpo, evaluate, reward, sft
+    from winnow.api import dpo, evaluate, ppo, reward, sft
     from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
     from winnow.data.render import Renderer
     from winnow.errors import DataError, ModelError, RunError, SettingsError, TrainingError, WinnowError
@@ -25,6 +25,7 @@ _HOME = {
     "dpo": "winnow.api",
     "reward": "winnow.api",
     "evaluate": "winnow.api",
+    "ppo": "winnow.api",
     "Comparison": "winnow.data.records",
     "Completion": "winnow.data.records",
     "Message": "winnow.data.records",
@@ -59,6 +60,7 @@ __all__ = [
     "dpo_loss",
     "evaluate",
     "losses",
+    "ppo",
     "preference_loss",
     "reward",
     "sft",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.config import DPOSettings, EvalSettings, RewardSettings, SFTSettings
+from winnow.config_rl import PPOSettings
 from winnow.files import RunFolder
 from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
+from winnow.recipes import ppo as ppo_recipe
 from winnow.recipes import reward as reward_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
@@ -27,6 +29,11 @@ def dpo(**settings: Any) -> RunFolder:
 def reward(**settings: Any) -> RunFolder:
     """A reward model; settings as in `winnow reward --help`, e.g. reward(model="RUN", data=["p.jsonl"], out="RUN2")."""
     return reward_recipe.run(resolve(RewardSettings, settings, origin="argument"), "winnow.reward(...)")
+
+
+def ppo(**settings: Any) -> RunFolder:
+    """Training on rewards; settings as in `winnow ppo --help`, e.g. ppo(model="RUN", prompts="p.txt", reward="RUN2", out="RUN3")."""
+    return ppo_recipe.run(resolve(PPOSettings, settings, origin="argument"), "winnow.ppo(...)")
 
 
 def evaluate(**settings: Any) -> Evaluation:

@@ -13,8 +13,9 @@ import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
 from winnow import ranks, signals
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, RewardSettings, SFTSettings
+from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config_rl import PPOSettings
 from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
@@ -39,6 +40,12 @@ def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
     from winnow.recipes import reward
 
     reward.run(resolved, line)
+
+
+def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
+    from winnow.recipes import ppo
+
+    ppo.run(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
@@ -100,6 +107,16 @@ def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
     from winnow.recipes import demo
 
     demo.run(resolved, line)
+    if resolved.settings.frontier:
+        from winnow.recipes import frontier
+
+        frontier.behind_demo(resolved.settings, line)
+
+
+def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
+    from winnow.recipes import frontier
+
+    frontier.run(resolved, line)
 
 
 @click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
@@ -225,6 +242,13 @@ for made in (
         example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
     ),
     command(
+        PPOSettings,
+        _ppo,
+        name="ppo",
+        help="PPO: the policy answers prompts, a reward model or a function scores the answers, and what scored well is made likelier.",
+        example="winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out runs/ppo",
+    ),
+    command(
         EvalSettings,
         _eval,
         name="eval",
@@ -269,10 +293,17 @@ for made in (
         example="winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out runs/online",
     ),
     command(
+        FrontierSettings,
+        _frontier,
+        name="frontier",
+        help="Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the most there can be. Half an hour; --quick takes minutes.",
+        example="winnow frontier --out runs/frontier --quick",
+    ),
+    command(
         WinrateSettings,
         _winrate,
         name="winrate",
-        help="How often are a model's answers preferred to a baseline's, and how sure is that? With several models a ranking too. Goes on where it stopped.",
+        help="How often are answers of MODELS preferred to the last one's, the baseline's, and how sure is that? Of several a ranking too.",
         example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
         positional="models",
     ),

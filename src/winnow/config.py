@@ -44,6 +44,15 @@ class Settings(BaseModel):
         return value
 
 
+def unknown_change(kind: type[Settings], names: tuple[str, ...], besides: tuple[str, ...]) -> None:
+    """Raises ValueError for a name to be changed that is no setting of its kind, nor what can change besides."""
+    changeable = {*FREE, *besides, *(field.alias or name for name, field in kind.model_fields.items())}
+    for name in names:
+        if name not in changeable:
+            near = difflib.get_close_matches(name, changeable, 1)
+            raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
 class ModelSettings(Settings):
     """Which model, in which precision, on which device."""
 
@@ -146,11 +155,7 @@ class TrainSettings(FrozenSettings, DataSettings):
             raise ValueError(f"stream reads one data set, and data names {len(self.data)}")
         if self.stream is not None and self.eval_fraction:
             raise ValueError("eval_fraction sets prompts of the whole data aside, and a stream is never seen whole: give eval_data")
-        changeable = {*FREE, *BESIDES, *(field.alias or name for name, field in type(self).model_fields.items())}
-        for name in self.allow_change:
-            if name not in changeable:
-                near = difflib.get_close_matches(name, changeable, 1)
-                raise ValueError(f"allow_change: there is no {name!r} to change" + (f"; did you mean {near[0]!r}?" if near else ""))
+        unknown_change(type(self), self.allow_change, BESIDES)
         if self.compile and self.checkpointing:
             raise ValueError("compile and checkpointing: a compiled layer decides itself what it keeps: choose one")
         if self.compile and self.quantize:
@@ -275,6 +280,16 @@ class DemoSettings(Settings):
 
     out: Path = setting(Path("runs/demo"), "a folder for the runs and the report", "run")
     seed: int = setting(0, "of everything in it", "run", ge=0, lt=2**62)
+    frontier: bool = setting(False, "then reward against KL for several methods, as winnow frontier --quick does: some minutes more", "amount")
+
+
+class FrontierSettings(Settings):
+    """winnow frontier: reward against KL for every method, beside the most there can be."""
+
+    out: Path = setting(..., "a folder for the runs and the report; the same command again goes on where it stopped", "run")
+    quick: bool = setting(False, "fewer, shorter runs: minutes instead of half an hour", "amount")
+    seeds: int | None = setting(None, "trainings of each setting, each with labels of its own (default 3, quick 2); more of them go on", "amount", ge=1, le=100)
+    seed: int = setting(0, "of the worlds, and the first one of the trainings", "run", ge=0, lt=2**62)
 
 
 def scores(settings: Settings) -> bool:

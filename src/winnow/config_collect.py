@@ -85,7 +85,6 @@ class JudgingSettings(Settings):
         "http(s)://HOST/v1: a language model; reward:MODEL; or a rule: length, shorter, regex:PATTERN, exact:TEXT, column:NAME, module:function",
         "judge",
     )
-    ties: Literal["keep", "drop"] = setting("keep", "a tie is a comparison with probability 0.5, or none", "judge")
     labels: Literal["hard", "soft", "drawn"] = setting(
         "hard",
         "scores: the higher wins; a Bradley-Terry probability sigmoid(scale x difference); or one label drawn from it, as from somebody who errs",
@@ -112,7 +111,13 @@ class JudgingSettings(Settings):
         return self
 
 
-class JudgeSettings(JudgingSettings):
+class ComparingSettings(JudgingSettings):
+    """A judge whose comparisons are trained on."""
+
+    ties: Literal["keep", "drop"] = setting("keep", "a tie is a comparison with probability 0.5, or none", "judge")
+
+
+class JudgeSettings(ComparingSettings):
     """winnow judge: answers compared by a language model, a reward model or a rule."""
 
     answers: str = setting(..., "rows with two answers or more to a prompt, as winnow sample writes them, or any rows that have several", "data")
@@ -125,7 +130,7 @@ class JudgeSettings(JudgingSettings):
     trust_remote_code: bool = setting(False, "reward model: run code that comes with it (only from the command line)", "model")
 
 
-class OnlineSettings(DPOSettings, SamplingSettings, JudgingSettings):
+class OnlineSettings(DPOSettings, SamplingSettings, ComparingSettings):
     """winnow online: rounds of sample, judge and train. What the three commands are told is told here by the same names."""
 
     data: tuple[str, ...] = setting((), "comparisons you have: trained on in every round beside the round's own; may be repeated", "data")
@@ -188,8 +193,6 @@ class WinrateSettings(AnswerSettings, JudgingSettings):
     def _comparable(self) -> Self:
         if len(self.models) < 2:
             raise ValueError("models: give two or more, the baseline last")
-        if self.ties != "keep":
-            raise ValueError("ties: a tie counts half in a win rate, so none is dropped: leave ties away")
         if self.judge.startswith("column:"):
             raise ValueError("judge: answers have no column beside them: a function module:function can look up what is right for a prompt")
         if any(value < 0 for value in self.temperatures) or len(set(self.temperatures)) < len(self.temperatures):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +19,24 @@ from winnow.ranks import leads
 from winnow.secrets import blanked
 
 console = Console(highlight=False)
+
+_part: ContextVar[bool] = ContextVar("winnow_part", default=False)
+
+
+@contextmanager
+def as_part() -> Iterator[None]:
+    """What is done inside is a part of something with a progress line of its own, and says nothing itself."""
+    token = _part.set(True)
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def _speaks() -> bool:
+    """Of several processes one speaks, and of a whole and its parts the whole."""
+    return leads() and not _part.get()
+
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -34,10 +54,8 @@ def visible(foreign: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole. Of several
-    processes one speaks.
-    """
-    if leads():
+    """A line of text with rich's markup, never broken: what does not fit is wrapped by the terminal, and a log keeps it whole."""
+    if _speaks():
         console.print(blanked(text), soft_wrap=True)
 
 
@@ -58,25 +76,31 @@ class Steps:
         self.task = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
-        if console.is_terminal and leads():
+        if console.is_terminal and _speaks():
             self.bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if console.is_terminal:
+        if console.is_terminal and _speaks():
             self.bar.stop()
 
     def show(self, row: Mapping[str, float]) -> None:
-        """Take over the figures of a metrics row; a row with a training loss is one step done."""
+        """Take over the figures of a metrics row; a row with a training loss, or the policy's, is one step done."""
         self.figures |= {SHORT[name]: value for name, value in row.items() if name in SHORT}
-        if "loss" in row:
+        if "loss" in row or "loss/policy" in row:
             self.advance(1)
+
+    def name(self, label: str) -> None:
+        """What is done now."""
+        self.label = label
+        if console.is_terminal and _speaks():
+            self.bar.update(self.task, description=label)
 
     def advance(self, n: int) -> None:
         """`n` more done."""
         self.done += n
         text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
-        if console.is_terminal and leads():
+        if console.is_terminal and _speaks():
             self.bar.update(self.task, completed=self.done, figures=text)
         elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
             self.spoken = time.monotonic()
@@ -84,5 +108,13 @@ class Steps:
 
 
 QUIET = 10.0  # seconds between lines where there is no terminal
-SHORT = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "eval_loss": "held-out", "kl": "kl", "tokens_per_second": "tok/s"}
-FORMATS = {"loss": "{:.4f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "kl": "{:.2f}", "tok/s": "{:,.0f}"}
+SHORT = {
+    "loss": "loss",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "eval_loss": "held-out",
+    "score": "score",
+    "kl": "kl",
+    "tokens_per_second": "tok/s",
+}
+FORMATS = {"loss": "{:.4f}", "score": "{:.2f}", "held-out": "{:.4f}", "accuracy": "{:.2f}", "kl": "{:.2f}", "tok/s": "{:,.0f}"}

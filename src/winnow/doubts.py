@@ -14,6 +14,7 @@ Figures = Mapping[str, Any]
 FEW = 50  # prompts, below which an interval is wide whatever comes out
 TIED, INVALID, CUT = 0.3, 0.05, 0.1  # shares of games, games and answers
 LEAN = 0.05  # p of the first-read answer's wins, below which the judge minds the place
+MOVED = 0.02  # of the win rate by lengths: above, it is a warning
 SEVERAL = 3  # comparisons, from which one that is due to chance is to be expected now and then
 
 
@@ -107,7 +108,8 @@ def _of_lengths(name: str, one: Figures) -> Iterator[Doubt]:
         ours = "longer" if longer["mean"] > 0 else "shorter"
         message = f"{name}: verdicts go with length (the {likes} answer is preferred), and these answers are {ours} on average. "
         message += f"At equal lengths the rate would be {percent(found['rate'], 1)}, not {percent(won['rate'], 1)}."
-        yield Doubt("warning", message, "Believe the rate at equal lengths only if length is no merit here.")
+        moved = abs(found["rate"] - won["rate"]) > MOVED or (found["rate"] > 0.5) != (won["rate"] > 0.5)
+        yield Doubt("warning" if moved else "note", message, "Believe the rate at equal lengths only if length is no merit here.")
 
 
 def _of_models(models: Sequence[Figures]) -> Iterator[Doubt]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from winnow.evaluation_signs import counted, shown, span
 from winnow.figures import number, percent
 from winnow.headline import Card
-from winnow.report import CONSTANTS, plain, world
+from winnow.report import from_template, plain
 
 Report = Mapping[str, Any]
 Figure = Mapping[str, Any]
@@ -57,8 +57,8 @@ def render(report: Report) -> str:
     sets = [_set(one) for one in report["sets"].values()]
     bench = _bench(report["rewardbench"]) if report["rewardbench"] else None
     values: dict[str, Any] = {"report": report, "verdict": verdict(report), "subline": subline(report), "cards": cards(report), "sets": sets, "bench": bench}
-    values |= {"sources": _sources(report), "settings": _settings(report), **CONSTANTS}
-    return world().get_template("evaluation.html.jinja").render(values)
+    values |= {"sources": _sources(report), "settings": _settings(report)}
+    return from_template("evaluation.html.jinja", values)
 
 
 def verdict(report: Report) -> str:

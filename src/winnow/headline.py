@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow import rounds
-from winnow.figures import RECENT, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
+from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]
 
@@ -38,6 +38,8 @@ def verdict(report: Mapping[str, Any]) -> str:
         return f"{len(runs)} runs, side by side."
     run = runs[0]
     held, trained = held_out(run["metrics"], "rewards/accuracies"), points(run["metrics"], "rewards/accuracies")
+    if scores := held_out(run["metrics"], "score") or points(run["metrics"], "score"):
+        return _score_sentence(run, scores)
     if held and held[-1][0] > 0:
         count, many = decided(run), looks(first_set(run))
         of, span = f"{number(count)} " if count else "", f" ({_interval(wilson(held[-1][1], many))})" if many else ""
@@ -45,6 +47,15 @@ def verdict(report: Mapping[str, Any]) -> str:
     if trained:
         return f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs; nothing was held out to check it on."
     return _loss_sentence(run)
+
+
+def _score_sentence(run: Run, scores: Points) -> str:
+    looked = bool(held_out(run["metrics"], "score"))
+    now = scores[-1][1] if looked else recent(scores)
+    kl = points(run["metrics"], "eval_kl" if looked else "kl")
+    far = f", {number(kl[-1][1])} nats per answer from where it began" if kl else ""
+    beside = "" if looked else "; nothing was held out to check it on"
+    return f"The mean score of its answers went from {number(scores[0][1])} to {number(now)}{far}{beside}."
 
 
 def _loss_sentence(run: Run) -> str:
@@ -120,6 +131,7 @@ def _run_cards(run: Run) -> list[Card]:
             now = recent(series[-last:])
             of = f"{number(decided(run))} comparisons" if last == 1 and decided(run) else "" if last == 1 else f"last {min(last, len(series))} logged steps"
             found.append(Card(label, number(now), ", ".join([f"{number(series[0][1])} at step {series[0][0]:,}", *([of] if of else [])])))
+    found += _score_cards(rows)
     for side in ("chosen", "rejected"):
         if series := points(rows, f"logratio/{side}"):
             found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
@@ -137,6 +149,21 @@ def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
     return between + (f", n = {number(last['kl_samples'])}" if last.get("kl_samples") else "")
 
 
+def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """Of a training on rewards: the scores of its answers."""
+    found = []
+    if series := points(rows, "eval_score"):
+        low, high, count = (points(rows, f"eval_{name}")[-1][1] for name in ("score_low", "score_high", "answers"))
+        found.append(Card("Held-out score", number(series[-1][1]), f"95 % interval {number(low)} to {number(high)}, {number(int(count))} prompts"))
+    for label, name, detail in (("Score", "score", "own answers"), ("Finished", "finished", "own answers that end by themselves")):
+        if series := points(rows, name):
+            now = recent(series)
+            found.append(Card(label, percent(now) if name == "finished" else number(now), detail))
+    if series := points(rows, "num_answers"):
+        found.append(Card("Answers scored", number(int(series[-1][1])), f"{number(int(points(rows, 'num_tokens')[-1][1]))} tokens"))
+    return found
+
+
 def _two(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
@@ -152,6 +179,8 @@ def _duration(seconds: float) -> str:
 
 COLUMNS = (
     ("Loss", "loss"),
+    ("Score", "score"),
+    ("Held-out score", "eval_score"),
     ("Held-out loss", "eval_loss"),
     ("Accuracy", "rewards/accuracies"),
     ("Held-out accuracy", "eval_rewards/accuracies"),

@@ -249,14 +249,14 @@ def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
     save(model, tokenizer, folder)
 
 
-def same_tokens(tokenizer: Any, reference: Any, name: str) -> None:
-    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's."""
+def same_tokens(tokenizer: Any, reference: Any, name: str, who: str = "reference") -> None:
+    """Raises ModelError unless each token id of the policy's tokenizer means the same token to the reference's, or whoever reads the policy's tokens."""
     mine, theirs = tokenizer.get_vocab(), reference.get_vocab()
     other = [token for token, number in mine.items() if theirs.get(token) != number]
     if other:
         raise ModelError(
-            f"reference {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
-            remedy="a reference must read the policy's tokens: give a model of the same family",
+            f"{who} {name}: its tokenizer is another one: {len(other):,} of {len(mine):,} tokens have another id or none, {other[0]!r} for one",
+            remedy=f"a {who} must read the policy's tokens: give a model of the same family",
         )
 
 
@@ -381,7 +381,7 @@ def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: b
     of_one = {} if classifies else {"num_labels": 1}
     model, missing = _read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
     if is_adapter_folder(name):
-        missing -= {f"{HEAD}.weight"} if _adapter_scores(source) else set()
+        missing -= {f"{HEAD}.weight"} if adapter_scores(source) else set()
     if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
         raise ModelError(
             f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
@@ -391,7 +391,7 @@ def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: b
     return _with_adapter(name, source, model, train)
 
 
-def _adapter_scores(source: str) -> bool:
+def adapter_scores(source: str) -> bool:
     """Whether an adapter's file holds a head that was trained beside it."""
     with safe_open(Path(source) / "adapter_model.safetensors", framework="pt") as file:
         return any(name.endswith(f".{HEAD}.weight") for name in file.keys())  # noqa: SIM118

@@ -27,6 +27,8 @@ SMOOTH_FROM = 40  # logged steps from which a running mean is drawn over the sin
 STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}  # whatever matplotlibrc the machine has
 STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "winnow", "font.size": 12.0, "axes.unicode_minus": True, "path.simplify": True}
 
+Curve = Sequence[tuple[int | float, float]]
+
 INK = {name: f"#a1b2{i:02x}" for i, name in enumerate(("ink", "muted", "rule", "c1", "c2", "r1", "r2", "r3", "r4", "r5", "r6"), 1)}  # stand-ins
 RUN_INKS = ("r1", "r2", "r3", "r4", "r5", "r6")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -45,16 +47,17 @@ class Panel:
     label: str = "training"
     smooth: bool = True
     unpaired: str = ""  # the caption where there are no pairs
+    scored: str = ""  # the caption of reward models
     axis: str = "step"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One curve with everything that tells it apart: colour, dash, marker. `smooth`: a running mean is drawn; `faint`: the single steps behind it;
-    `spans`: the interval of each point (low, high), where there are any.
+    `spans`: the interval of each point (low, high), where there are any. Points of a curve over steps are counted, others have any place on the axis.
     """
 
-    points: Points
+    points: Curve
     run: str
     label: str
     ink: str
@@ -81,18 +84,26 @@ PANELS = (
         "It starts at the value the objective has where policy and reference agree; dpo has ln 2 = 0.693 there.",
         ("loss",),
         unpaired="Nats per token: how surprised the model is by the answers.",
+        scored="−log σ(margin), in nats per comparison; 0.693 is what a model has that cannot tell answers apart.",
     ),
     Panel("Accuracy", "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.", ("rewards/accuracies",), 0.5),
+    Panel("Score", "Mean score of the policy's own answers, before the KL penalty.", ("score",), None),
     Panel("Reward margin", "Chosen minus rejected reward: how far apart the answers have been pulled.", ("rewards/margins",), 0.0),
     Panel(
         "Rewards",
         "β times the log-ratio to the reference; without one, β times the score. Best is chosen rising, rejected falling.",
         ("rewards/chosen", "rewards/rejected"),
         0.0,
+        scored="The model's own numbers. Only their differences mean something: all may move together.",
     ),
     Panel("Change per token", "Nats per token since step 0. Chosen well below zero is displacement.", ("logratio/chosen", "logratio/rejected"), 0.0),
     Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
     Panel("KL to the reference", "Nats per answer, on some of the policy's own samples: an estimate.", ("kl",), None, 0.0, "own samples"),
+    Panel("KL coefficient", "What a nat of KL costs, in units of the score.", ("beta",), None, 0.0, "beta", smooth=False),
+    Panel("Clip fraction", "Share of tokens that had moved far enough in an iteration to have no slope any more.", ("clip_fraction",), None, 0.0),
+    Panel("Value loss", "The critic's squared error, half of it: it rises where the policy finds what the critic has not seen.", ("loss/value",), None, 0.0),
+    Panel("Explained variance", "Of the returns, by the critic: 1 is perfect, 0 says no more than their mean.", ("explained_variance",), 0.0),
+    Panel("Finished", "Share of own answers that came to their end by themselves.", ("finished",), 1.0, 0.0, "own samples"),
     Panel("Length", "Tokens per answer in the batches.", ("length/chosen", "length/rejected")),
     Panel("Length of own answers", "Tokens the policy writes, at most 128. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
     Panel("Entropy", "Nats per token: how open the next word still is.", ("entropy",)),
@@ -106,11 +117,12 @@ PANELS = (
 def draw(runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """Every panel for which at least one of the runs has numbers, all runs in the same axes."""
     drawings, paired = [], any("rewards/margins" in run["final"] for run in runs)
+    scored = all(run["recipe"] == "reward" for run in runs)
     for panel in PANELS:
         lines = [line for index, run in enumerate(runs) for line in _lines(panel, run, index, alone=len(runs) == 1)]
         if lines:
             level = _clip(runs) if panel.metrics == ("grad_norm",) else panel.level
-            caption = panel.caption if paired or not panel.unpaired else panel.unpaired
+            caption = (scored and panel.scored) or (panel.caption if paired or not panel.unpaired else panel.unpaired)
             drawings.append(Drawing(panel.title, caption, _svg(panel, lines, level), tuple(lines)))
     return drawings
 
@@ -155,19 +167,19 @@ def _clip(runs: Sequence[Mapping[str, Any]]) -> float | None:
     return float(clip) if isinstance(clip, int | float) else None
 
 
-def thin(series: Points, most: int = MOST) -> Points:
+def thin(series: Curve, most: int = MOST) -> Curve:
     """At most `most` points that keep the outline: the lowest and the highest of each stretch."""
     if len(series) <= most:
         return series
     size = -(-len(series) // (most // 2))
-    kept: Points = []
+    kept: list[tuple[int | float, float]] = []
     for start in range(0, len(series), size):
         stretch = series[start : start + size]
         kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
     return kept
 
 
-def smooth(series: Points) -> Points:
+def smooth(series: Curve) -> Curve:
     """A running mean centred on each point, over a fifteenth of the run."""
     half, total = max(1, len(series) // 30), [0.0]
     for _, value in series:
@@ -180,7 +192,7 @@ def _svg(panel: Panel, lines: Sequence[Line], level: float | None) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes((48 / WIDTH, 26 / HEIGHT, (WIDTH - 60) / WIDTH, (HEIGHT - 36) / HEIGHT))
-        _dress(axes)
+        _dress(axes, whole=all(isinstance(step, int) for line in lines for step, _ in line.points))
         for line in lines:
             _trace(axes, line)
         _scale(axes, panel, lines, level)
@@ -189,15 +201,15 @@ def _svg(panel: Panel, lines: Sequence[Line], level: float | None) -> Markup:
     return _page_svg(buffer.getvalue(), visible(_spoken(panel, lines)))
 
 
-def _dress(axes: Axes) -> None:
-    """No box: hairlines across, small grey numbers, nothing else."""
+def _dress(axes: Axes, whole: bool) -> None:
+    """No box: hairlines across, small grey numbers, nothing else. whole: the horizontal axis counts."""
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(axis="y", color=INK["rule"], linewidth=1)
     axes.tick_params(length=0, labelcolor=INK["muted"], labelsize=12, pad=6)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
@@ -248,8 +260,7 @@ def _spoken(panel: Panel, lines: Sequence[Line]) -> str:
     for line in lines:
         (first, start), (last, end) = line.points[0], line.points[-1]
         who = f"{line.run}, {line.label}" if several else line.label
-        began, ended = (f"{step:,}".removesuffix(".0") for step in (first, last))
-        parts.append(f"{who} from {number(start)} at {panel.axis} {began} to {number(end)} at {panel.axis} {ended}")
+        parts.append(f"{who} from {number(start)} at {panel.axis} {number(first)} to {number(end)} at {panel.axis} {number(last)}")
     return f"{panel.title} by {panel.axis}: {'; '.join(parts)}."
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from winnow import collection, collection_page, rounds
+from winnow import collection, collection_page, frontier_page, rounds
 from winnow.errors import RunError
 from winnow.figures import held_out, number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
@@ -31,7 +31,6 @@ WHOLE = 20_000  # characters of a sample held by the page; beyond, the page says
 SAMPLES = 6  # samples shown before the others are folded
 FIGURES = ("kl", "accuracy", "length_ratio", "finished", "seconds", *(f"win_rate{end}" for end in ("", "_low", "_high")))
 FIGURES += tuple(f"{name}_{when}" for name in ("true_reward", "grammatical") for when in ("before", "after"))  # of a summary, and numbers if present
-CONSTANTS = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}  # of the templates
 DAMAGED = "restore the file from a copy, or run the same command into another --out"
 
 HERE = Path(__file__).parent
@@ -44,7 +43,8 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
         raise RunError("no run folder was given", remedy="winnow report RUN ... --out report.html")
     roots, files = [path for path in paths if not path.is_file()], [path for path in paths if path.is_file()]
     collected = collection.build(files, _names(files)) if files else {"collections": [], "judges": []}
-    inside = [_runs_in(root) for root in roots]
+    frontier = frontier_page.read(roots[0]) if len(roots) == 1 else {}
+    inside = [[] if (root / frontier_page.LEDGER).exists() else _runs_in(root) for root in roots]  # of a frontier no run is shown alone: there are dozens
     found = list(dict.fromkeys(run for runs in inside for run in runs))
     names = _names(found) if found else []
     runs = [_run(root, name) for root, name in zip(found, names, strict=True)]
@@ -52,7 +52,7 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
     title = paths[0].name if len(paths) == 1 else " · ".join([*names, *(one["name"] for one in collected["collections"])])
     signs = _signs(runs, summary if found != roots else {})
     went = rounds.read(roots[0]) if len(roots) == 1 else []
-    return {"schema": SCHEMA, "title": title, "summary": summary, **signs, "rounds": went, "runs": runs, **collected}
+    return {"schema": SCHEMA, "title": title, "summary": summary, **signs, "rounds": went, "frontier": frontier, "runs": runs, **collected}
 
 
 def write(folder: str | Path) -> dict[str, Any]:
@@ -81,17 +81,19 @@ def render(report: Mapping[str, Any]) -> str:
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
     top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])} if report["runs"] else {}
     top |= collection_page.top(report, alone=not report["runs"])
+    top |= frontier_page.top(report["frontier"], alone=not report["runs"])
     went = report["rounds"]
     turns = {"rounds": {"table": rounds.table(went), "drawings": rounds.draw(went)}} if went else {}
-    return world().get_template("report.html.jinja").render({"report": report, "groups": groups, **top, **turns, **CONSTANTS})
+    return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
 
 
-def world() -> jinja2.Environment:
-    """Where templates lie, and how what they print is made harmless."""
+def from_template(name: str, values: Mapping[str, Any]) -> str:
+    """A page from a template of this folder: whatever it prints is made visible and escaped."""
     loader = jinja2.FileSystemLoader(HERE)
-    made = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"number": number, "plain": plain}
-    return made
+    world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    world.filters |= {"number": number, "plain": plain}
+    constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}
+    return world.get_template(name).render({**values, **constants})
 
 
 def _shown(value: Any) -> Any:
@@ -164,13 +166,13 @@ def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     signs, checked, _ = examine({"metrics": [], "data": None, "settings": {}, "summary": summary})
     flat = [{"run": "", **asdict(sign)} for sign in signs] + [{"run": run["name"], **sign} for run in runs for sign in run["warnings"]]
     titles = [symptom.title for symptom in SYMPTOMS.values()]
-    seen = {*checked, *(title for run in runs for title in run["checked"])}
-    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title not in seen]}
+    seen, unseen = {*checked, *(title for run in runs for title in run["checked"])}, {title for run in runs for title in run["unchecked"]}
+    return {"warnings": flat, "checked": [title for title in titles if title in seen], "unchecked": [title for title in titles if title in unseen - seen]}
 
 
 def _environment(root: Path) -> dict[str, Any]:
     path = RunFolder(root).environment
-    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict})
+    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict, "calibration": dict})
     if environment.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema: got {environment.get('schema')!r}, expected {SCHEMA}", remedy="use the Winnow that made this run")
     return environment

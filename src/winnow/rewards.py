@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from winnow import models
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
-from winnow.files import read_json
 from winnow.models import LoadedModel
 
 ROWS, TOKENS = 64, 2**14  # most answers that are scored together, and most of their tokens
@@ -32,9 +30,9 @@ class Dialogue:
 
 
 def is_reward_model(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Whether a model's configuration, or an adapter's own, says that it scores. Raises ModelError where there is none to be read."""
+    """Whether a model says that it scores: by its configuration, an adapter by the head it brings. Raises ModelError where neither can be read."""
     if models.is_adapter_folder(name):
-        return bool(read_json(Path(models.locate(name)) / models.ADAPTER).get("task_type") == "SEQ_CLS")
+        return models.adapter_scores(models.locate(name))
     made = models.load_config(name, trust_remote_code=trust_remote_code).architectures or ()
     return any(architecture.endswith("ForSequenceClassification") for architecture in made)
 

@@ -29,7 +29,16 @@ def figures(run: Run) -> list[dict[str, Any]]:
         last = next(row for row in reversed(rows) if row.get("kl") is not None)
         of, source = {"n": _several(last.get("kl_samples"), "answer"), "step": series[-1][0]}, "metrics.jsonl: kl"
         ends = {"low": last.get("kl_low"), "high": last.get("kl_high")}
-        found.append({"title": "KL to the reference, nats per answer", "value": last["kl"], **ends, **of, "source": source, "why": "" if ends["low"] is not None else UNKEPT})
+        found.append(
+            {
+                "title": "KL to the reference, nats per answer",
+                "value": last["kl"],
+                **ends,
+                **of,
+                "source": source,
+                "why": "" if ends["low"] is not None else UNKEPT,
+            }
+        )
         if "length/sampled" in last:
             length = {"title": "Length of own answers, tokens", "value": last["length/sampled"], "low": None, "high": None, **of}
             found.append({**length, "source": "metrics.jsonl: length/sampled", "why": UNKEPT})

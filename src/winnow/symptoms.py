@@ -46,6 +46,7 @@ class Symptom:
     title: str
     needs: tuple[str, ...]
     find: Callable[[Run], Sign | None]
+    of_writers: bool = False  # nothing to look for in a model that only judges
 
 
 def displacement(run: Run) -> Sign | None:
@@ -197,18 +198,18 @@ def unsound(run: Run) -> Sign | None:
 PAIRS = "rewards/margins"
 
 SYMPTOMS = {
-    "displacement": Symptom("displacement", ("logratio/chosen",), displacement),
+    "displacement": Symptom("displacement", ("logratio/chosen",), displacement, True),
     "overfit": Symptom("overfitting", ("rewards/accuracies", "eval_*rewards/accuracies"), overfit),
     "rising": Symptom("rising held-out loss", ("eval_*loss",), rising),
     "stuck": Symptom("a loss that never moves", (PAIRS, "loss"), stuck),
     "clipped": Symptom("clipping", ("grad_norm",), clipped),
-    "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias),
-    "longer": Symptom("answers growing longer", ("*length",), longer),
+    "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias, True),
+    "longer": Symptom("answers growing longer", ("*length",), longer, True),
     "chance": Symptom("accuracy at chance", ("eval_*rewards/accuracies",), chance),
-    "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse),
-    "far": Symptom("distance from the reference", ("*kl",), far),
+    "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse, True),
+    "far": Symptom("distance from the reference", ("*kl",), far, True),
     "cut": Symptom("truncation", ("data:train",), cut),
-    "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound),
+    "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound, True),
 }
 
 
@@ -228,7 +229,9 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     ]
     rank = {"error": 0, "warning": 1}
     signs.sort(key=lambda sign: rank.get(sign.level, 2))
-    return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], [s.title for code, s in SYMPTOMS.items() if not able[code]]
+    judges = run.get("recipe") == "reward"
+    unable = [s.title for code, s in SYMPTOMS.items() if not able[code] and not (judges and s.of_writers)]
+    return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], unable
 
 
 def _findings(run: Run) -> list[Mapping[str, Any]]:

@@ -179,7 +179,7 @@ def drawing(report: Figures) -> Drawing | None:
         return None
     panel = Panel(
         f"Win rate over {points[0]['against']}",
-        "By sampling temperature; its own answers stay as they are. Bars: 95 % intervals over prompts. The line across: 50 %.",
+        f"By sampling temperature; the answers of {points[0]['against']} stay as they are. Bars: 95 % intervals over prompts. The line across: 50 %.",
         (),
         0.5,
         axis="temperature",
@@ -230,4 +230,4 @@ def render(report: Figures) -> str:
     drawn = drawing(report)
     inner = {"report": report, "tables": tables(report), "drawings": [drawn] if drawn else [], "baseline": report["comparisons"][0]["against"]}
     top = {"verdict": report["headline"], "subline": subline(report), "cards": cards(report), "kind": "evaluation", "winrate": inner}
-    return pages.world().get_template("report.html.jinja").render({"report": {"title": report["title"], "runs": []}, **top, **pages.CONSTANTS})
+    return pages.from_template("report.html.jinja", {"report": {"title": report["title"], "runs": []}, **top})

@@ -91,7 +91,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     began = time.perf_counter()
     seed, root = settings.seed, out.root
     console.rule("1 of 4  SFT: learn to write film reviews of both sentiments", align="left")
-    _write_world(root, seed)
+    write_world(root, seed)
     shared = {"seed": seed}
     sft.run(
         resolve(
@@ -111,7 +111,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
     prompts = world.openings(PROMPTS + HELD_OUT, seed)
     loaded = models.load(str(root / "sft"), device="cpu")
-    train, held_out = (_sample(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
+    train, held_out = (sampled(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
     flipped = _write_preferences(root / "preferences.jsonl", prompts[:PROMPTS], train, seed)
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
     say(f"{flipped:.1%} of the labels contradict the true order, as people's would")
@@ -133,7 +133,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     )
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
     policy = models.load(str(root / "dpo"), device="cpu")
-    after = _sample(policy, prompts[PROMPTS:], seed + 3)
+    after = sampled(policy, prompts[PROMPTS:], seed + 3)
     summary = _summary(held_out, after, _kl(policy, loaded, prompts[PROMPTS:], after), _accuracy(root / "dpo"))
     summary |= {"flipped_labels": flipped, "seconds": time.perf_counter() - began}
     summary["notes"] = _notes(summary)
@@ -141,7 +141,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     report.write(root)
 
 
-def _write_world(root: Path, seed: int) -> None:
+def write_world(root: Path, seed: int) -> None:
     """Tokenizer, untrained model and reviews, once."""
     if (root / "reviews.jsonl").exists():
         return
@@ -153,12 +153,13 @@ def _write_world(root: Path, seed: int) -> None:
     write_jsonl(root / "reviews.jsonl", rows[:count])
 
 
-def _sample(loaded: LoadedModel, prompts: Sequence[str], seed: int) -> Sampled:
+def sampled(loaded: LoadedModel, prompts: Sequence[str], seed: int, k: int = K) -> Sampled:
+    """`k` answers to each prompt."""
     renderer = Renderer(loaded.tokenizer)
     how = Sampling(renderer.end_id(chat=False), max_new_tokens=LONGEST, seed=seed)
     with Steps("sampling", len(prompts)) as steps:
         asked = [renderer.prompt_ids(prompt) for prompt in prompts]
-        answers = sample(loaded, asked, how, k=K, tick=steps.advance)
+        answers = sample(loaded, asked, how, k=k, tick=steps.advance)
     texts = [[prompt + words(loaded.tokenizer, ids, answer) for answer in many] for prompt, ids, many in zip(prompts, asked, answers)]
     return Sampled(answers, texts, [[world.true_reward(text) for text in many] for many in texts])
 

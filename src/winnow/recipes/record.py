@@ -20,6 +20,8 @@ from winnow.files import RunFolder, read_json, sha256_json, versions, write_atom
 from winnow.models import LoadedModel
 from winnow.ranks import count, leads
 from winnow.resolved import Resolved
+from winnow.train import checkpoint
+from winnow.train.checkpoint import Checkpoint
 from winnow.train.loop import Plan
 
 # What else is another one when a setting is: whoever allows the setting allows that. First which settings decide what the training tokens are.
@@ -85,6 +87,27 @@ def accepted_settings(run: RunFolder) -> list[str]:
     return [settings_hash(head["settings"]), sha256_json(head["settings"]), *(one["before"] for one in head.get("changes", []))]
 
 
+def newest(run: RunFolder, identity: dict[str, Any], allowed: Sequence[str], besides: Sequence[str]) -> Checkpoint | None:
+    """The newest intact checkpoint, None where there is none. besides: what can change though it is no setting. Raises RunError when it is of another
+    identity (weights, data, reference ...) than allowed.
+    """
+    kept, complaints = checkpoint.latest(run.checkpoints)
+    for complaint in complaints:
+        say(f"[yellow]passed over:[/] {safe(complaint)}")
+    if kept is None:
+        return None
+    accepted = {"settings": accepted_settings(run)}
+    changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
+    refused = [name for name in changed if not may_differ(name, allowed)]
+    if refused:
+        flags = " ".join(f"--allow-change {name}" for name in refused if name in besides)
+        more = f"; to go on with the change: {flags}" if flags else ""
+        raise RunError(f"{run.root}: cannot be resumed: {', '.join(refused)} changed since the checkpoint", remedy=f"choose another --out{more}")
+    for name in changed:
+        say(f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as allowed")
+    return kept
+
+
 def asked(resolved: Resolved[Any]) -> dict[str, Any]:
     """The settings as they were asked for, before anything was filled in from the data."""
     values = resolved.settings.model_dump(by_alias=True, mode="json")
@@ -106,36 +129,45 @@ def write_head(
     held out by prefix; differ: what is another one now, of a run that goes on.
     """
     train_set, held_out = sets
-    changes = _changes(run, differ) if differ else []
+    accounts = {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}, "rendered_by": rendered_by(renderer)}
+    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
+    more = {"groups": len(train_set.groups), "comparisons_per_step": per_step, "tokens_per_micro_batch": plan.tokens}
+    begin(run, resolved, begun, recipe, plan, accounts, more, command, changed(run, differ) if differ else [])
+
+
+def begin(
+    run: RunFolder,
+    resolved: Resolved[Any],
+    begun: dict[str, Any],
+    recipe: str,
+    plan: Plan,
+    accounts: dict[str, Any],
+    more: dict[str, Any],
+    command: str,
+    changes: list[dict[str, Any]],
+) -> None:
+    """The same of any data. accounts: what data.json holds; more: of the plan."""
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
-    accounts = {"train": train_set.account, "eval": {prefix: one.account for prefix, one in held_out.items()}, "rendered_by": rendered_by(renderer)}
     write_json(run.root / "data.json", accounts)
-    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
     head = {
         "schema": 1,
         "recipe": recipe,
         "command": command,
         "started": _now(),
-        "versions": versions(*(["bitsandbytes"] if settings["quantize"] else [])),
+        "versions": versions(*(["bitsandbytes"] if settings.get("quantize") else [])),
         "device": _device(),
         "processes": count(),
         "settings": settings,
         "asked": begun,
         "origins": dict(resolved.origins),
-        "plan": {
-            "steps": plan.steps,
-            "warmup": plan.warmup,
-            "groups": len(train_set.groups),
-            "comparisons_per_step": per_step,
-            "tokens_per_micro_batch": plan.tokens,
-        },
+        "plan": {"steps": plan.steps, "warmup": plan.warmup, **more},
         "changes": changes,
     }
     write_json(run.environment, head)
 
 
-def _changes(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
+def changed(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
     """What was changed so far on the way, and what is changed now."""
     head = read_json(run.environment)
     now = {"at": _now(), "changed": {name: list(pair) for name, pair in differ.items()}, "before": settings_hash(head["settings"])}

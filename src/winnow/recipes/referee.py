@@ -8,7 +8,7 @@ from typing import Any
 
 from winnow.collect import rulings
 from winnow.config import ModelSettings
-from winnow.config_collect import JudgeSettings, JudgingSettings
+from winnow.config_collect import ComparingSettings, JudgeSettings
 from winnow.errors import JudgeError
 from winnow.files import read_jsonl
 from winnow.recipes import judging
@@ -17,7 +17,7 @@ from winnow.resolved import Resolved, resolve
 
 @dataclass
 class Referee:
-    """Judges as a command's settings say. resolved: of a command that has JudgingSettings; `sent`: requests to an endpoint since it began."""
+    """Judges as a command's settings say. resolved: of a command that has JudgingSettings, and a seed; `sent`: requests to an endpoint since it began."""
 
     resolved: Resolved[Any]
     sent: int = 0
@@ -46,7 +46,9 @@ class Referee:
     def _settings(self, answers: Path, out: Path, **own: Any) -> Resolved[JudgeSettings]:
         """Settings of `winnow judge`. A reward model is computed where and how the policy is."""
         settings, origins = self.resolved.settings, self.resolved.origins
-        names = {*JudgingSettings.model_fields, "seed"} | ({*ModelSettings.model_fields} - {"model"} if settings.judge.startswith("reward:") else set())
+        names = ({*ComparingSettings.model_fields, "seed"} & {*type(settings).model_fields}) | (
+            {*ModelSettings.model_fields} - {"model"} if settings.judge.startswith("reward:") else set()
+        )
         given = {name: getattr(settings, name) for name in names if origins[name] != "default"}
         made = resolve(JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument")  # who may ask for code was seen to by `resolve`
         return Resolved(made.settings, {**made.origins, "judge": origins["judge"]})  # a file may not name code

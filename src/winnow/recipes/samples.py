@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from winnow import dist
@@ -53,9 +53,14 @@ def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer, 
     numbers = range(count) if held_out else rng.sample(range(count), min(count, LOOKED))
     prompts = (first.ids[: first.start] for first in (source.groups[i].sequences[0] for i in numbers))
     fitting = list(_distinct(prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit))
-    rng.shuffle(fitting)
-    of = len(fitting) if held_out else count
-    return Probe(fitting if held_out else fitting[:SHOWN], room, renderer.end_id(train_set.chat), of, bool(held_out), seed)
+    asked = shuffled(fitting, room, renderer.end_id(train_set.chat), held_out=bool(held_out), seed=seed)
+    return asked if held_out else replace(asked, prompts=asked.prompts[:SHOWN], of=count)
+
+
+def shuffled(prompts: Sequence[tuple[int, ...]], room: int, end: int, *, held_out: bool, seed: int) -> Probe:
+    """These prompts in an order of chance."""
+    order = random.Random(f"prompts {seed}").sample(range(len(prompts)), len(prompts))
+    return Probe([prompts[i] for i in order], room, end, len(prompts), held_out, seed)
 
 
 def _distinct(prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:

@@ -26,6 +26,7 @@ from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.ranks import count, leads
 from winnow.recipes import record, references, samples
+from winnow.recipes.calibrating import calibrated
 from winnow.recipes.engines import engine_for
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
@@ -241,6 +242,9 @@ def _run(job: Job) -> None:
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     if probe.prompts:
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
+    if job.objective.rewards:
+        found = calibrated(loaded.net, dict(zip(job.held_out, scored.sets[1:])), engine, job.plan.tokens, loaded.device)
+        record.note(job.run, calibration=found)
     record.note(job.run, known=learnt, sealed=True)
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
@@ -338,7 +342,7 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
         }
         dist.same("settings, data, weights or reference", identity)
         dist.same("the plan", asdict(job.plan))
-        kept = _newest(job, identity)
+        kept = record.newest(job.run, identity, job.settings.allow_change, BESIDES)
         told = {"weights_hash": weights, "reference": shown}
         asked = [scorer.score(source, one, name) if scorer and name else None for one, name in zip(job.sets, names)]
         sets = [Data(one.groups, one.shares, known, whole=job.objective.rewards) for one, known in zip(job.sets, asked)]
@@ -411,25 +415,6 @@ def _check_start(job: Job, loaded: LoadedModel, data: Data, engine: Engine, live
         batch, other = live.ask(loaded.net, batch)
     seen = check_identity(loaded.net, batch, objective=job.objective, engine=engine, other=other)
     say(f"start: policy = reference within {seen['noise']:.1e} nats per token; loss {seen['loss']:.6f}, expected {seen['expected']:.6f}")
-
-
-def _newest(job: Job, identity: dict[str, Any]) -> Checkpoint | None:
-    """The newest intact checkpoint, None where there is none. Raises RunError when it is of other weights, data or reference."""
-    kept, complaints = checkpoint.latest(job.run.checkpoints)
-    for complaint in complaints:
-        say(f"[yellow]passed over:[/] {safe(complaint)}")
-    if kept is None:
-        return None
-    accepted = {"settings": record.accepted_settings(job.run)}
-    changed = [name for name, value in identity.items() if kept.identity.get(name) not in accepted.get(name, [value])]
-    refused = [name for name in changed if not record.may_differ(name, job.settings.allow_change)]
-    if refused:
-        flags = " ".join(f"--allow-change {name}" for name in refused if name in BESIDES)
-        more = f"; to go on with the change: {flags}" if flags else ""
-        raise RunError(f"{job.run.root}: cannot be resumed: {', '.join(refused)} changed since the checkpoint", remedy=f"choose another --out{more}")
-    for name in changed:
-        say(f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as allowed")
-    return kept
 
 
 def _restore(job: Job, optimizer: Optimizer, kept: Checkpoint | None, live: Live | None) -> Progress:

@@ -16,7 +16,7 @@ from winnow.batch import Batch
 from winnow.data.pack import Work
 from winnow.data.stream import Cursor, batches, epoch_size
 from winnow.engine.api import Engine
-from winnow.errors import DataError, Stopped, TrainingError
+from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.scores import undecided
 from winnow.objectives.terms import Objective
 from winnow.train.checkpoint import Progress
@@ -27,6 +27,8 @@ from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate
 from winnow.train.saver import Saver
 from winnow.train.step import held_out, take_step
+
+State = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # weights, moments, a moving reference's weights
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Training:
         """What packing goes by: FLOPs where several processes are to have equally much, else tokens."""
         return self.limit.work if self.limit and ranks.count() > 1 else None
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    def state(self) -> State:
         """Weights, moments, and the reference's weights where they move: all tensors a checkpoint holds."""
         return self.optimizer.weights(), self.optimizer.state(), self.live.state() if self.live else {}
 
@@ -90,15 +92,46 @@ def fit(
     Raises Stopped, with the state saved, when a signal asks to stop: after the step it came in, or in the midst of an evaluation, which is
     then made again.
     """
-    plan, saved = training.plan, progress.step
-    steps = draws(epochs, plan, progress.cursor)
-    best = False
+    steps = draws(epochs, training.plan, progress.cursor)
+
+    def look(at: Progress) -> tuple[Row, Progress]:
+        row, after = evaluate(training, at, evaluations)
+        return row | (besides(at.step) if besides else {}), after
+
+    return to_the_end(
+        progress,
+        training.plan,
+        lambda at: one_step(training, at, *next(steps)),
+        look if evaluations else None,
+        training.state,
+        saver=saver,
+        metrics=metrics,
+        show=show,
+    )
+
+
+def to_the_end(
+    progress: Progress,
+    plan: Plan,
+    advance: Callable[[Progress], tuple[Row, Progress]],
+    look: Callable[[Progress], tuple[Row, Progress]] | None,
+    state: Callable[[], State],
+    *,
+    saver: Saver,
+    metrics: MetricsFile,
+    show: Callable[[Row], None],
+) -> Progress:
+    """`advance` step by step, `look` where an evaluation is due, save: what any training does. state: all tensors a checkpoint holds.
+
+    Raises Stopped as `fit` does; what the data, or whoever judges answers, cannot be used for is raised when the state is saved.
+    """
+    saved, best = progress.step, False
 
     def save() -> None:
         nonlocal saved
         if progress.step > saved:
             metrics.sync()
-            saver.save(progress, *training.state())
+            saver.save(progress, *state())
             saved = progress.step
 
     def tell(row: Row) -> None:
@@ -107,9 +140,8 @@ def fit(
 
     try:
         while True:
-            if evaluations and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
-                row, after = evaluate(training, progress, evaluations)
-                row |= besides(progress.step) if besides else {}
+            if look and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
+                row, after = look(progress)
                 best, progress = plan.save_best and after.best_step != progress.best_step, after
                 tell(row)
             if best or due(progress.step, plan.save_every, plan.steps):
@@ -118,16 +150,16 @@ def fit(
             if progress.step >= plan.steps:
                 saver.wait()
                 return progress
-            row, progress = one_step(training, progress, *next(steps))
+            row, progress = advance(progress)
             best = False
             tell(row)
             dist.alive(progress.step)
             files.reached(f"step {progress.step}")
-    except (DataError, dist.Halt) as error:  # a stream's next window cannot be used, or a signal: nothing before it is lost
+    except (DataError, JudgeError, dist.Halt) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
         saver.wait()  # what went wrong with it is raised, and not that all is well
         save()
         saver.wait()
-        if isinstance(error, DataError):
+        if not isinstance(error, dist.Halt):
             raise
         raise Stopped(error.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
     finally:

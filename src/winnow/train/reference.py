@@ -31,6 +31,7 @@ from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
 from winnow.errors import RunError, TrainingError
 from winnow.files import sha256_json, write_atomic
+from winnow.objectives.rollout import PerToken
 from winnow.ranks import count, rank
 from winnow.shards import dtype_of, local
 
@@ -49,8 +50,7 @@ class Reference:
 
     def of(self, batch: Batch) -> Float[Tensor, " N"]:
         """The batch's N reference log-probs, in its order, on its device."""
-        parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
-        return torch.cat(parts).to(batch.target_N.device, non_blocking=True)
+        return PerToken(self.value, self.start).of(batch)
 
     def into(self, batch: Batch) -> Batch:
         """The batch with them in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,8 +28,43 @@ Kept = tuple[dict[str, Tensor], Batch]  # columns of a batch, kept until all are
 Part = tuple[Tensor, Tensor, Batch]  # each term's sum over a part of a batch, whether all of it is finite, the part
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """What a step asks of an objective. Of preferences it is `objectives.terms.Objective`, of sampled answers `objectives.rollout.TokenLoss`."""
+
+    @property
+    def want(self) -> tuple[str, ...]:
+        """The columns it asks an engine for beside log-probs."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether it must see the whole optimizer batch before a gradient."""
+        ...
+
+    def counts(self, batches: Sequence[Batch]) -> tuple[float, ...]:
+        """What each of its sums over these batches is divided by."""
+        ...
+
+    def slopes(self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known) -> tuple[Float[Tensor, " terms"], Columns]:
+        """Its sums over the batch, and d loss / d column, where the optimizer batch has `counts`."""
+        ...
+
+    def losses(self, totals: Sequence[float], counts: Sequence[float]) -> Row:
+        """What is logged of sums and counts of a whole batch."""
+        ...
+
+    def known(self, columns: Columns, batch: Batch, before: Known, *, train: bool) -> dict[str, float]:
+        """What it must know of the optimizer batch, where it must see all of it."""
+        ...
+
+    def sums(self, logp_N: Float[Tensor, " N"], batch: Batch) -> Sums:
+        """What dashboards show beside the loss."""
+        ...
+
+
 def take_step(
-    model: nn.Module, micro: Micro, *, objective: Objective, engine: Engine, optimizer: Optimizer, lr: float, before: Known, live: Live | None
+    model: nn.Module, micro: Micro, *, objective: Steps, engine: Engine, optimizer: Optimizer, lr: float, before: Known, live: Live | None
 ) -> tuple[Row, Known]:
     """Sum the loss over all micro-batches, of all processes, divided by the weight of the whole batch; clip; update. Also what is now
     known of the batch.
@@ -50,7 +86,7 @@ def take_step(
             continue
         slope = _given(*whole[i], parts) if whole else _taken(objective, counts, parts)
         seen.append((engine.backward(model, ready, slope, objective.want, other), batch if live is None else ready))
-    totals = _finite_totals(parts, objective, optimizer)
+    totals = _finite_totals(parts, len(counts), optimizer)
     norm = optimizer.clip_gradients()
     if not norm < float("inf"):
         optimizer.forget()
@@ -119,9 +155,9 @@ def _added_sums(sums: Sums) -> Sums:
     return found
 
 
-def _finite_totals(parts: Sequence[Part], objective: Objective, optimizer: Optimizer) -> tuple[float, ...]:
+def _finite_totals(parts: Sequence[Part], terms: int, optimizer: Optimizer) -> tuple[float, ...]:
     """Each term's sum over the whole step. Raises TrainingError, in all processes, where a part's is not finite in one of them."""
-    totals, bad = [0.0] * len(objective.terms), ""
+    totals, bad = [0.0] * terms, ""
     if parts:
         total, fine = (torch.stack(values).cpu() for values in list(zip(*parts))[:2])
         totals = total.double().sum(0).tolist()
@@ -139,7 +175,7 @@ def _asked(model: nn.Module, batch: Batch, live: Live | None) -> tuple[Batch, Sa
     return live.ask(model, ready) if live else (ready, None)
 
 
-def _taken(objective: Objective, counts: Sequence[float], parts: list[Part]) -> Slope:
+def _taken(objective: Steps, counts: Sequence[float], parts: list[Part]) -> Slope:
     """The slopes of each part of a batch, found as they are asked for."""
 
     def slope(columns: Columns, part: Batch) -> Columns:
@@ -165,7 +201,7 @@ def _given(totals: Float[Tensor, " terms"], slopes: Columns, parts: list[Part]) 
 
 
 def _whole(
-    model: nn.Module, micro: Micro, objective: Objective, counts: Sequence[float], engine: Engine, before: Known, live: Live | None
+    model: nn.Module, micro: Micro, objective: Steps, counts: Sequence[float], engine: Engine, before: Known, live: Live | None
 ) -> tuple[Known, list[tuple[Tensor, dict[str, Tensor]]]]:
     """What is known of the optimizer batch as a whole; for each of this process's micro-batches its share of the totals, which are all with
     the first one of all, and its slopes.
@@ -203,7 +239,7 @@ def _together(kept: Sequence[Kept], everyones: Iterable[Batch]) -> Kept:
     return {name: value_N.to(device) for name, value_N in found.items()}, batch
 
 
-def _measure(sums: Sums, columns: Columns, batch: Batch, objective: Objective) -> None:
+def _measure(sums: Sums, columns: Columns, batch: Batch, objective: Steps) -> None:
     """What dashboards show of a batch, added up on the CPU."""
     if "entropy" in columns:  # a scalar head has none
         entropy_N = columns["entropy"].cpu()

@@ -1,0 +1,299 @@
+"""How `winnow frontier` stands on a report's page: drawings, tables of cells, the paper's claims in words. No figure is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from winnow.errors import RunError
+from winnow.figures import number, percent, signed
+from winnow.files import read_json
+from winnow.headline import Card
+from winnow.plots import RUN_INKS, Drawing, Line, Panel, draw_one
+
+LEDGER = "frontier.json"
+Figures = Mapping[str, Any]
+
+STYLES = {  # method -> its name, colour, dash, marker
+    "dpo": ("DPO", "r1", "solid", "o"),
+    "ppo": ("PPO, learned reward", "r2", "solid", "s"),
+    "ppo_true": ("PPO, true reward", "r3", "solid", "^"),
+    "best_of": ("Best of n", "r4", "solid", "D"),
+    "preferred_ft": ("Preferred-FT", "r6", "solid", "P"),
+    "unlikelihood": ("Unlikelihood", "r5", "solid", "v"),
+    "dpo+sft": ("DPO + a fixed NLL term", "muted", "dashed", "o"),
+}
+TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
+ENOUGH = 3  # seeds from which intervals are drawn
+NEEDED = ("claims", "closest", "costs", "ppo", "points", "rows", "seeds", "settings", "worlds")
+
+
+def read(root: Path) -> dict[str, Any]:
+    """What `winnow frontier` left in a folder, or behind a demo; nothing where it left nothing, or is under way. Raises RunError for what is damaged."""
+    path = next((path for path in (root / LEDGER, root / "frontier" / LEDGER) if path.exists()), None)
+    if path is None:
+        return {}
+    found = read_json(path)
+    if isinstance(found, dict) and found.get("points") == []:
+        return {}
+    found = read_json(path, *NEEDED)
+    rows = found["rows"] if isinstance(found["rows"], list) and isinstance(found["points"], list) else [None]
+    if not all(isinstance(row, dict) and isinstance(row.get("kl"), dict) and row.get("method") in STYLES for row in [*rows, *found["points"]]):
+        raise RunError(f"{path}: damaged: its points are none", remedy="the same command again, into another --out")
+    return dict(found)
+
+
+def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
+    """What the template needs; alone: nothing else is on the page, so its head is the frontier's."""
+    if not ledger:
+        return {}
+    page = {"worlds": [world(ledger, name) for name in ledger["worlds"]], "claims": claims(ledger), "rlhf": rlhf(ledger), "runs": runs(ledger)}
+    return {"frontier": page} | ({"verdict": verdict(ledger), "subline": subline(ledger), "cards": cards(ledger)} if alone else {})
+
+
+def verdict(ledger: Figures) -> str:
+    """What it comes to, in a sentence."""
+    best = _closest(ledger, "small", "dpo")
+    if best is None:
+        return "Reward against KL."
+    ppo = _closest(ledger, "small", "ppo") if ledger["ppo"]["shown"] else None
+    beside = f", PPO on a learned reward {percent(ppo['share']['mean'])}" if ppo else ""
+    return f"Where all answers are counted, DPO comes to {percent(best['share']['mean'])} of the most reward there is at its KL{beside}."
+
+
+def subline(ledger: Figures) -> str:
+    """How much was done."""
+    parts = [f"{TITLES[name]}: {number(facts['start']['prompts'])} prompts" for name, facts in ledger["worlds"].items()]
+    minutes = [f"{number(ledger['seconds'] / 60, 2)} minutes"] if ledger.get("seconds") else []
+    return " · ".join([f"{number(len(ledger['points']))} trainings, up to {ledger['seeds']} seeds", *parts, *minutes])
+
+
+def cards(ledger: Figures) -> list[Card]:
+    """The nearest each method comes to the limit in the world that is counted."""
+    found = []
+    for method in STYLES:
+        best = _closest(ledger, "small", method)
+        if best is not None:
+            found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), f"of the limit, {_setting(best)}, KL {number(best['kl']['mean'])}"))
+    return found
+
+
+def _closest(ledger: Figures, world: str, method: str) -> Figures | None:
+    return next((row for row in ledger["closest"] if row["world"] == world and row["method"] == method), None)
+
+
+# ---------------------------------------------------------------- a world
+
+
+def shown(ledger: Figures, name: str) -> list[Figures]:
+    """A world's rows (settings, over seeds) at each method's own rate; PPO only where it has proved itself; the best of n among them."""
+    rows = [row for row in ledger["rows"] if row["world"] == name and row["own_rate"]]
+    return [row for row in rows if ledger["ppo"]["shown"] or not row["method"].startswith("ppo")]
+
+
+def world(ledger: Figures, name: str) -> dict[str, Any]:
+    """A world's drawings, the table below them, and what is to be known of it."""
+    facts, rows = ledger["worlds"][name], shown(ledger, name)
+    return {"title": TITLES[name], "sentences": _about(ledger, name), "drawings": drawings(ledger, name), "table": table(facts, rows)}
+
+
+def _about(ledger: Figures, name: str) -> list[str]:
+    facts = ledger["worlds"][name]
+    given = {"prompts": number(facts["start"]["prompts"]), "samples": number(facts.get("samples")), "far": number(facts.get("trusted"))}
+    found = [(COUNTED if facts["exact"] else DRAWN).format(**given)]
+    return found if ledger["ppo"]["shown"] else [*found, _without_ppo(ledger["ppo"])]
+
+
+COUNTED = """Everything here is computed, nothing is sampled: all answers to all {prompts} prompts, their probability under every policy, and their true \
+reward. The line is the most reward there can be at each KL: π* = π_ref exp(r/β)/Z for every β."""
+DRAWN = """Figures of {prompts} held-out prompts; the KL is exact at each token of what the policy itself says. The dotted line is made of {samples} samples \
+of the SFT model, weighted by exp(r/β), all prompts together. Since that may also choose among prompts, it is an upper bound of what a policy can do. It ends \
+at {far} nats, beyond which fewer than 100 samples carry it. The KL of the best of n is its bound, log n − (n − 1)/n."""
+
+
+def _without_ppo(ppo: Figures) -> str:
+    if not ppo["tried"]:
+        return "PPO is not among the methods here."
+    return WEAK.format(share=percent(ppo["share"]["mean"]), needed=percent(ppo["needed"]))
+
+
+WEAK = """PPO is missing: with the exact reward it came to {share} of the limit in the world that is counted, and {needed} are asked for before it may stand \
+beside the others. A weak PPO would prove nothing."""
+
+
+def drawings(ledger: Figures, name: str) -> list[Drawing]:
+    """Reward against KL with the limit; the share of fluent texts against KL; and the way there, where it was looked at."""
+    facts, rows = ledger["worlds"][name], shown(ledger, name)
+    far = max(row["kl"]["mean"] for row in rows) * 1.05
+    limit = [(p["kl"], p["reward"]) for p in facts["limit"] if p["kl"] <= far]
+    label = "the most there is" if facts["exact"] else "no more than this"
+    edge = Line(limit, "", label, "ink", "solid" if facts["exact"] else "dotted")
+    methods = [method for method in STYLES if any(row["method"] == method for row in rows)]
+    reward = Panel("Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds.", (), axis="KL")
+    fluent = Panel(
+        "Fluency against KL", "Share of texts that the language allows. The grey line is the SFT model's.", (), facts["start"]["fluency"]["mean"], axis="KL"
+    )
+    found = [draw_one(reward, [edge, *(_line(rows, method, "reward") for method in methods)]), draw_one(fluent, [_line(rows, m, "fluency") for m in methods])]
+    return found + _ways(ledger, name)
+
+
+def _line(rows: Sequence[Figures], method: str, figure: str) -> Line:
+    title, ink, dash, marker = STYLES[method]
+    mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"])
+    few = any(0 < row["seeds"] < ENOUGH for row in mine)  # two seeds have an interval that says nothing and hides everything
+    spans = () if few else tuple((row[figure]["low"], row[figure]["high"]) for row in mine)
+    return Line([(row["kl"]["mean"], row[figure]["mean"]) for row in mine], "", title, ink, dash, marker, spans=spans)
+
+
+def _ways(ledger: Figures, name: str) -> list[Drawing]:
+    """DPO's way through the plane, checkpoint by checkpoint."""
+    facts = ledger["worlds"][name]
+    points = [p for p in ledger["points"] if p["world"] == name and p["method"] == "dpo" and p["path"] and p["own_rate"]]
+    lines = []
+    for i, value in enumerate(sorted({p["value"] for p in points})):
+        same = [p["path"] for p in points if p["value"] == value]
+        start = (0.0, facts["start"]["reward"]["mean"])
+        way = [(fmean(at["kl"] for at in column), fmean(at["reward"] for at in column)) for column in zip(*same)]
+        lines.append(Line([start, *way], "", f"β {value:g}", RUN_INKS[i % len(RUN_INKS)], "solid", "o"))
+    if not lines:
+        return []
+    limit = Line(
+        [(p["kl"], p["reward"]) for p in facts["limit"] if p["kl"] <= max(x for line in lines for x, _ in line.points)], "", "the limit", "ink", "solid"
+    )
+    return [draw_one(Panel("DPO along its training", "From the SFT model, checkpoint by checkpoint; means over seeds.", (), axis="KL"), [limit, *lines])]
+
+
+def table(facts: Figures, rows: Sequence[Figures]) -> dict[str, Any]:
+    """A row for each method and setting."""
+    heads = ("Setting", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Seeds")
+    start = facts["start"]
+    cells = [["", "0", number(start["reward"]["mean"]), percent(start["fluency"]["mean"], 1), percent(start["win"]["mean"]), "", ""]]
+    names = ["The SFT model"]
+    for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
+        names.append(STYLES[row["method"]][0])
+        share = _shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
+        figures = [*(number(row[name]["mean"]) + _between(row[name]) for name in ("kl", "reward")), *(_shared(row[name], 1) for name in ("fluency", "win"))]
+        cells.append([_setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
+    return {"heads": heads, "rows": list(zip(names, cells))}
+
+
+def _between(mean: Figures, write: Callable[[float], str] = number) -> str:
+    return "" if mean["low"] is None else f" ({write(mean['low'])} to {write(mean['high'])})"
+
+
+def _shared(mean: Figures, digits: int = 0) -> str:
+    """A share as percent, with its interval, which cannot leave 0 to 100."""
+    ends = [] if mean["low"] is None else [f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (mean["low"], mean["high"])]
+    return percent(mean["mean"], digits) + (f" ({'–'.join(ends)})" if ends else "")
+
+
+def _setting(row: Figures) -> str:
+    knobs = {"beta": "β", "alpha": "α", "target_kl": "target", "n": "n"}
+    return "one setting" if row["value"] is None else f"{knobs.get(row['knob'], row['knob'])} {row['value']:g}"
+
+
+# ---------------------------------------------------------------- the paper's claims
+
+
+def claims(ledger: Figures) -> list[dict[str, str]]:
+    """Each claim with its answer and the numbers it rests on."""
+    return [_above(claim) if claim["name"] == "above" else _order(claim) for claim in ledger["claims"]]
+
+
+def _above(claim: Figures) -> dict[str, str]:
+    against, difference = STYLES[claim["against"]][0], claim["difference"]
+    head = f"{TITLES[claim['world']]}: DPO’s frontier is at or above that of {against}"
+    if difference is None:
+        return {"claim": head, "answer": "undecided", "why": "They have no seed in common."}
+    why = f"At equal KL, from 0 to {number(claim['reach'])} nats, DPO’s reward is {signed(difference['mean'])}{_between(difference, signed)} beside it"
+    return {"claim": head, "answer": claim["verdict"], "why": f"{why}, {_seeds(claim['seeds'])}."}
+
+
+def _order(claim: Figures) -> dict[str, str]:
+    changes = [f"from {c['low']:g} to {c['high']:g} by {signed(c['change']['mean'])}{_between(c['change'], signed)}" for c in claim["changes"]]
+    why = f"As β rises KL changes {', '.join(changes)} nats, {_seeds(claim['seeds'])}."
+    if claim["method"] == "dpo":
+        return {"claim": f"{TITLES[claim['world']]}: a higher β means less KL, for DPO alone", "answer": claim["verdict"], "why": why}
+    answer = {"yes": "no", "no": "yes"}.get(claim["verdict"], "undecided")
+    more = " DPO’s gradient grows with β and the NLL term’s does not: where β is small the NLL term decides where the policy goes."
+    return {"claim": f"{TITLES[claim['world']]}: a fixed NLL term beside DPO breaks that order", "answer": answer, "why": why + more}
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "one seed, so there is no interval"
+
+
+def sentences(ledger: Figures) -> list[str]:
+    """The claims for a terminal."""
+    return [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)] if ledger["points"] else []
+
+
+# ---------------------------------------------------------------- RLHF beside DPO
+
+
+def rlhf(ledger: Figures) -> list[dict[str, Any]]:
+    """For each world the two beside each other, and how much each minds its rate."""
+    found = []
+    for cost in ledger["costs"]:
+        columns = [_cost(cost[name]) for name in ("dpo", "ppo")]
+        rows = [(name, [column[name] for column in columns]) for name in columns[0]]
+        about = "Medians over runs. Comparisons and answers are the same ones for both. Seconds of the processor are of one thread, and mind no other work."
+        found.append({"title": TITLES[cost["world"]], "sentences": [about], "heads": ("DPO", "PPO, learned reward"), "rows": rows})
+        rates = [(STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]]
+        if rates:
+            heads = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
+            told = "The same setting and seed at three rates; the one in the middle is its own."
+            found.append({"title": f"{TITLES[cost['world']]}: how much it minds the rate", "sentences": [told], "heads": heads, "rows": rates})
+    return found
+
+
+def _cost(one: Figures) -> dict[str, str]:
+    best, models = one["best"], one["models"]
+    held = ", ".join(f"{name} {_bytes(size)}" for name, size in models.items())
+    spread = ", ".join(f"{name} {number(one[key])}" for name, key in (("reward", "spread_reward"), ("KL", "spread_kl")) if one[key] is not None)
+    return {
+        "Trainings": f"{len(one['trainings'])}: {', '.join(one['trainings'])}",
+        "Models in memory while it trains": f"{len(models)}: {held}",
+        "Weights, gradients, moments of what is trained": _bytes(one["trained"]),
+        "Comparisons": number(one["labels"]),
+        "Tokens sampled before": number(one["sampled"]),
+        "Tokens sampled while it trains": number(round(one["generated"])),
+        "Seconds of the processor, a run": _both(one, "cpu"),
+        "Seconds of the clock, a run": _both(one, "seconds"),
+        "Runs": number(one["runs"]),
+        "Nearest to the limit": "–" if best is None else f"{_shared(best['share'])}, {_setting(best)}",
+        "True reward there": "–" if best is None else number(best["reward"]["mean"]) + _between(best["reward"]),
+        "KL there": "–" if best is None else number(best["kl"]["mean"]) + _between(best["kl"]),
+        "Deviation over seeds": spread or "one seed",
+    }
+
+
+def _both(one: Figures, name: str) -> str:
+    before = one[f"{name}_before"]
+    return number(one[name]) + ("" if before is None else f", and {number(before)} for the reward model")
+
+
+def _bytes(size: float) -> str:
+    return f"{number(size / 2**20)} MiB"
+
+
+def _rate(row: Figures) -> list[str]:
+    share = "–" if row["share"] is None else percent(row["share"])
+    return [_setting(row), number(row["lr"]), number(row["kl"]["mean"]), number(row["reward"]["mean"]), percent(row["fluency"]["mean"], 1), share]
+
+
+# ---------------------------------------------------------------- every run
+
+
+def runs(ledger: Figures) -> dict[str, Any]:
+    """The whole grid: a row for each training, with intervals over its prompts."""
+    heads = ("Setting", "Rate", "Seed", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Prompts", "Answers", "Seconds")
+    rows = []
+    for p in ledger["points"]:
+        figures = [*(number(p[name]["mean"]) + _between(p[name]) for name in ("kl", "reward")), *(_shared(p[name], 1) for name in ("fluency", "win"))]
+        cells = [_setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
+        cells += [number(p["prompts"]), "all" if p["answers"] is None else number(p["answers"]), number(p["seconds"])]
+        rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))
+    return {"heads": heads, "rows": rows}

@@ -1,0 +1,220 @@
+"""`winnow frontier`: reward against KL for every method, beside the most there can be: exact in a world that is counted, and on the reviews of the demo.
+
+Every point is a run of the product, in OUT/WORLD/runs; its figures are in OUT/WORLD/points. What is there is not computed again, so the same command
+goes on where it stopped. `frontier.json` holds all of it, and the report is made of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from winnow import frontier_page, models, report
+from winnow.config import DemoSettings, FrontierSettings
+from winnow.console import Steps, as_part, safe, say
+from winnow.errors import RunError
+from winnow.files import RunFolder, read_json, write_json
+from winnow.recipes import demo, frontier_claims, frontier_costs
+from winnow.recipes.frontier_methods import METHODS, Try
+from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
+from winnow.resolved import Resolved
+from winnow.train import checkpoint
+
+LEDGER = frontier_page.LEDGER
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried in a world. values: of each method's knob; rates: the first is each method's own, the others show how much depends on it; seeds: at
+    most so many.
+    """
+
+    size: Size
+    values: Mapping[str, tuple[float | None, ...]]
+    rates: Mapping[str, tuple[float, ...]]
+    seeds: int
+
+
+BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
+SMALL = Plan(
+    Size(
+        sft={"steps": 400, "batch_size": 64, "lr": 5e-3, "schedule": "cosine", "warmup": 20, "max_tokens": 2048, "save_every": 400},
+        rows=960,
+        held_out=0,
+        drawn=0,
+        training={"steps": 150, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 20, "save_every": 50, "keep": 9},
+        reward={"lr": 1e-3},
+        ppo={"steps": 30, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 10, "keep": 9, "schedule": "linear"},
+    ),
+    values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
+    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (2e-3, 6e-4, 6e-3), "ppo_true": (2e-3,), **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,))},
+    seeds=99,
+)
+REVIEWS = Plan(
+    Size(
+        sft=demo.SFT,
+        rows=demo.PROMPTS,
+        held_out=demo.HELD_OUT,
+        drawn=64,
+        training={"steps": 100, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 30, "save_every": 50},
+        reward={"lr": 5e-4, "steps": 60, "warmup": 10},
+        ppo={"steps": 40, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, "schedule": "linear"},
+    ),
+    values={"dpo": BETAS, "ppo": TARGETS, "ppo_true": (1.0, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    rates=dict.fromkeys(("dpo", "ppo", "ppo_true", "unlikelihood", "preferred_ft"), (5e-4,)),
+    seeds=1,
+)
+QUICK_SMALL = replace(
+    SMALL,
+    size=replace(
+        SMALL.size,
+        rows=480,
+        training={**SMALL.size.training, "steps": 80, "save_every": 40},
+    ),
+    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (1.0,), "ppo_true": (1.0,), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    rates={name: rates[:1] for name, rates in SMALL.rates.items()},
+)
+QUICK_REVIEWS = replace(
+    REVIEWS,
+    size=replace(
+        REVIEWS.size,
+        sft={**demo.SFT, "steps": 320, "save_every": 320},
+        rows=640,
+        held_out=96,
+        drawn=48,
+        training={**REVIEWS.size.training, "steps": 30, "warmup": 6},
+    ),
+    values={"dpo": (0.1, 1.0), "preferred_ft": (None,)},
+    rates={"dpo": (1e-3,), "preferred_ft": (1e-3,)},
+    seeds=1,
+)
+
+
+def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
+    """Both worlds, or what is missing of them, and the report. Raises RunError where the folder's points were made with other settings."""
+    settings = resolved.settings
+    out = RunFolder(settings.out)
+    if not (settings.out / LEDGER).exists():
+        out.create(ours=("small", "reviews"))
+    with out.lock():
+        compute(settings.out, command, quick=settings.quick, seeds=settings.seeds or (2 if settings.quick else 3), seed=settings.seed)
+        report.write(settings.out)
+    _told(settings.out, out.report_html)
+    return settings.out
+
+
+def behind_demo(settings: DemoSettings, command: str = "") -> None:
+    """The quick form on the demo's own SFT model, and the demo's report once more, with the frontier in it."""
+    out = RunFolder(settings.out)
+    with out.lock():
+        compute(out.root / "frontier", command, quick=True, seeds=2, seed=settings.seed, trained=out.root / "sft")
+        report.write(out.root)
+    _told(out.root / "frontier", out.report_html)
+
+
+def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, trained: Path | None = None) -> None:
+    """Every point, and `frontier.json`. trained: an SFT model of the reviews that is there already."""
+    began, made = time.perf_counter(), {"quick": quick, "seed": seed, "sft": str(trained) if trained else None}
+    ledger = _begun(root, made)
+    plans = (("small", QUICK_SMALL, small), ("reviews", QUICK_REVIEWS, partial(reviews, trained=trained))) if quick else FULL
+    work = [(name, plan, make, tries(name, plan, seeds, seed)) for name, plan, make in plans]
+    with Steps("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
+        worlds: dict[str, Figures] = {}
+        points: list[Figures] = []
+        for name, plan, make, todo in work:
+            steps.name(f"{name}: a model that speaks its language")
+            with as_part():
+                world = make(root / name, plan.size, seed)
+                worlds[name] = _facts(world)
+            steps.advance(1)
+            for one in todo:
+                steps.name(f"{name}: {one.name}")
+                with as_part():
+                    points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
+                steps.advance(1)
+    found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
+    found |= frontier_claims.claims(worlds, points)
+    found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
+    write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})
+
+
+FULL: tuple[tuple[str, Plan, Callable[[Path, Size, int], World]], ...] = (("small", SMALL, small), ("reviews", REVIEWS, reviews))
+
+
+def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
+    """What was done here before. Raises RunError where that was done otherwise."""
+    path = root / LEDGER
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, "settings": made, "worlds": {}, "points": []})
+    before: Figures = read_json(path, "settings")
+    other = [f"{name}: {before['settings'].get(name)} -> {value}" for name, value in made.items() if before["settings"].get(name) != value]
+    if other:
+        raise RunError(f"{root}: its points were made with other settings: {', '.join(other)}", remedy="choose another --out, or give the same again")
+    return before
+
+
+def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
+    """Every value of every knob at the method's own rate, with all seeds; one in the middle at the other rates, with the first seed."""
+    own = range(seed, seed + min(seeds, plan.seeds))
+    found = [Try(world, name, value, plan.rates[name][0], s, own=True) for s in own for name, values in plan.values.items() for value in values]
+    middle = {name: values[(len(values) - 1) // 2] for name, values in plan.values.items()}
+    return found + [Try(world, name, middle[name], lr, seed, own=False) for name in plan.values for lr in plan.rates[name][1:]]
+
+
+def _facts(world: World) -> Figures:
+    """What is known of a world before any training; computed once."""
+    path = world.root / "facts.json"
+    if not path.exists():
+        write_json(path, world.facts())
+    found: Figures = read_json(path, "start", "limit", "best_of")
+    start = found["start"]["reward"]["mean"]
+    best = [{**one, "share": world.share(one["kl"]["mean"], one["reward"]["mean"] - start)} for one in found["best_of"]]
+    return {**found, "best_of": best}
+
+
+def _point(world: World, one: Try, start: float) -> Figures:
+    """A run and its figures, once."""
+    path, folder = world.root / "points" / f"{one.name}.json", world.root / "runs" / one.name
+    if path.exists():
+        known: Figures = read_json(path, "kl", "reward")
+        return known
+    METHODS[one.method].prepare(world, one.seed)
+    fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
+    cost = METHODS[one.method].train(world, one, folder)
+    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
+    loaded = models.load(str(folder), device="cpu")
+    found = world.measure(loaded)
+    head = {"world": one.world, "method": one.method, "knob": METHODS[one.method].knob, "value": one.value, "lr": one.lr, "seed": one.seed}
+    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), **took, **cost}
+    found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
+    point = {**head, **found, "run": str(folder.relative_to(world.root.parent))}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, point)
+    return point
+
+
+def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figures]:
+    """Where the policy was at each checkpoint. The model's weights are exchanged: it is of no use afterwards."""
+    found = []
+    for saved in checkpoint.saved(RunFolder(folder).checkpoints):
+        weights = {name.removeprefix("policy:"): tensor for name, tensor in checkpoint.load(saved).weights.items()}  # ppo saves its critic beside it
+        with torch.no_grad():
+            for name, parameter in loaded.model.named_parameters():
+                parameter.copy_(weights[name])
+        here = world.measure(loaded)
+        found.append({"step": int(saved.name.removeprefix("step_")), "kl": here["kl"]["mean"], "reward": here["reward"]["mean"]})
+    return found
+
+
+def _told(root: Path, page: Path) -> None:
+    for line in frontier_page.sentences(read_json(root / LEDGER)):
+        say(safe(line))
+    say(f"report: {safe(page)}")

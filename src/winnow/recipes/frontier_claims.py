@@ -1,0 +1,133 @@
+"""What the paper says of its frontier, as measured statements: each a difference with an interval over seeds, and yes, no or undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from winnow.measures.winrate import over_prompts
+
+Figures = Mapping[str, Any]
+Place = tuple[float, float]  # KL, reward
+
+NEEDED = 0.95  # share of the exact limit that PPO on exact rewards must reach before it may stand beside DPO
+FAR = 0.1  # nats: a share of the limit nearer to the reference says nothing
+
+
+def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str, Any]:
+    """`rows`: points by setting, over seeds, the best of n among them; `closest`: of each method the row nearest to the limit; `claims`; and `ppo`: how
+    near to the exact limit PPO on exact rewards came, and whether it may be shown.
+    """
+    rows = settings(points) + [best_row(world, one, facts) for world, facts in worlds.items() for one in facts["best_of"]]
+    near = closest(rows, "small", "ppo_true")
+    nearest = [closest(rows, world, method) for world in worlds for method in dict.fromkeys(row["method"] for row in rows)]
+    ppo = {"tried": near is not None, "share": None if near is None else near["share"], "needed": NEEDED}
+    ppo["shown"] = near is not None and near["share"]["mean"] >= NEEDED
+    found = []
+    for world, facts in worlds.items():
+        own = [p for p in points if p["world"] == world]
+        if ppo["shown"]:
+            found += [{"name": "above", "world": world, "against": name, **above(own, "dpo", name, facts)} for name in ("ppo", "ppo_true") if of(own, name)]
+        found += [{"name": "order", "world": world, "method": name, **order(of(own, name))} for name in ("dpo", "dpo+sft") if of(own, name)]
+    return {"claims": found, "ppo": ppo, "rows": rows, "closest": [row for row in nearest if row]}
+
+
+def of(points: Sequence[Figures], method: str) -> list[Figures]:
+    """A method's points at its own rate."""
+    return [p for p in points if p["method"] == method and p["own_rate"]]
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, and Student's t interval over seeds; one seed has none."""
+    if len(values) < 2:
+        return {"mean": values[0], "low": None, "high": None, "seeds": 1}
+    return {**asdict(over_prompts(values)), "seeds": len(values)}
+
+
+def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
+    """Points of one setting (knob and rate) together: means over seeds, in ascending order of the knob."""
+    together: dict[tuple[Any, ...], list[Figures]] = {}
+    for point in points:
+        together.setdefault((point["world"], point["method"], point["value"], point["lr"]), []).append(point)
+    found = []
+    for (world, method, value, lr), same in together.items():
+        row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
+        row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
+        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("kl", "reward", "fluency", "win")}
+        shares = [p["share"] for p in same if p["share"] is not None]
+        row["share"] = over_seeds(shares) if len(shares) == len(same) else None
+        found.append(row)
+    return sorted(found, key=lambda row: (row["world"], row["method"], row["value"] or 0.0))
+
+
+def best_row(world: str, one: Figures, facts: Figures) -> dict[str, Any]:
+    """The best of n as a row: no training, so no seeds; its intervals are over prompts."""
+    row = {"world": world, "method": "best_of", "knob": "n", "value": one["n"], "lr": None, "own_rate": True, "seeds": 0}
+    return row | {name: one[name] for name in ("kl", "reward", "fluency", "win")} | {"share": {"mean": one["share"], "low": None, "high": None}}
+
+
+def closest(rows: Sequence[Figures], world: str, method: str) -> Figures | None:
+    """Of a method's settings the one with the largest share of the limit; None where none has gone FAR enough to have one."""
+    mine = [row for row in rows if row["world"] == world and row["method"] == method]
+    known = [row for row in mine if row["share"] is not None and row["share"]["mean"] is not None and row["kl"]["mean"] >= FAR]
+    return max(known, key=lambda row: row["share"]["mean"], default=None)
+
+
+def order(points: Sequence[Figures]) -> dict[str, Any]:
+    """Does KL fall as beta rises? From each beta to the next the change of KL, over seeds. yes: each is below 0 beyond its interval; no: one is above."""
+    values = sorted({p["value"] for p in points})
+    at = {(p["value"], p["seed"]): p["kl"]["mean"] for p in points}
+    seeds = sorted({p["seed"] for p in points if all((value, p["seed"]) in at for value in values)})
+    changes = [{"low": low, "high": high, "change": over_seeds([at[high, s] - at[low, s] for s in seeds])} for low, high in pairwise(values)]
+    ends = [(c["change"]["low"], c["change"]["high"]) for c in changes]
+    known = [end for end in ends if end[0] is not None]
+    verdict = "undecided"
+    if ends and len(known) == len(ends):
+        verdict = "no" if any(low > 0 for low, _ in known) else "yes" if all(high < 0 for _, high in known) else "undecided"
+    return {"verdict": verdict, "seeds": len(seeds), "changes": changes}
+
+
+def above(points: Sequence[Figures], ours: str, theirs: str, facts: Figures) -> dict[str, Any]:
+    """Reward of our frontier less theirs at equal KL, the mean over the KLs both reach, seed by seed. yes: the interval is not below 0; no: it is."""
+    start = (0.0, facts["start"]["reward"]["mean"])
+    seeds = sorted({p["seed"] for p in of(points, ours)} & {p["seed"] for p in of(points, theirs)})
+    found, reach = [], []
+    for seed in seeds:
+        mine, other = ([(p["kl"]["mean"], p["reward"]["mean"]) for p in of(points, name) if p["seed"] == seed] for name in (ours, theirs))
+        reach.append(min(max(kl for kl, _ in mine), max(kl for kl, _ in other)))
+        grid = [reach[-1] * i / 20 for i in range(1, 21)]
+        found.append(fmean(height([start, *mine], kl) - height([start, *other], kl) for kl in grid))
+    if not found:
+        return {"verdict": "undecided", "difference": None, "seeds": 0, "reach": None}
+    difference = over_seeds(found)
+    low, high = difference["low"], difference["high"]
+    verdict = "undecided" if low is None else "yes" if low >= 0 else "no" if high < 0 else "undecided"
+    return {"verdict": verdict, "difference": difference, "seeds": len(seeds), "reach": min(reach)}
+
+
+def height(places: Sequence[Place], kl: float) -> float:
+    """Reward at this KL on the upper hull of what was reached: between two policies lies whoever tosses a coin, and takes one of them."""
+    hull = upper(places)
+    if kl >= hull[-1][0]:
+        return hull[-1][1]
+    for (a, r), (b, s) in pairwise(hull):
+        if kl <= b:
+            return r + (s - r) * (kl - a) / (b - a)
+    raise AssertionError("unreachable: the hull begins at 0")
+
+
+def upper(places: Sequence[Place]) -> list[Place]:
+    """The points that no chord of two others lies above, as KL rises, up to the highest reward."""
+    hull: list[Place] = []
+    for kl, reward in sorted(places, key=lambda place: (place[0], -place[1])):
+        if hull and reward <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (kl - hull[-2][0]) <= (reward - hull[-2][1]) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        if hull and kl == hull[-1][0]:
+            hull.pop()
+        hull.append((kl, reward))
+    return hull

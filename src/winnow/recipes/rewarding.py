@@ -1,0 +1,76 @@
+"""Who scores the answers a policy is trained on: a reward model, or somebody's Python function"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from winnow import models, rewards
+from winnow.collect import rules
+from winnow.collect.items import Item
+from winnow.config_rl import PPOSettings
+from winnow.data.records import Text
+from winnow.errors import JudgeError, SettingsError
+from winnow.models import LoadedModel
+from winnow.resolved import Resolved
+
+
+@dataclass(frozen=True)
+class Said:
+    """A prompt, where it stands, and the words of answers to it."""
+
+    prompt: Text
+    where: str
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Scores of answers, prompt by prompt. identity: of weights or code, None for a function that is built into Python; model: where it is one."""
+
+    name: str
+    identity: str | None
+    scores: Callable[[Sequence[Said]], list[list[float]]]
+    model: LoadedModel | None = None
+
+
+def is_code(name: str) -> bool:
+    """Whether a reward is the path of a Python function."""
+    return rules.is_function(name)
+
+
+def refuse(resolved: Resolved[PPOSettings]) -> None:
+    """Raises what a reward that cannot be asked raises, without loading a weight."""
+    settings = resolved.settings
+    if not rules.is_function(settings.reward):
+        models.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
+    elif resolved.origins["reward"] not in ("command line", "argument"):
+        raise SettingsError(f"reward: {settings.reward} runs code, so a file cannot ask for it", remedy="give --reward on the command line")
+    else:
+        rules.rule(settings.reward, "")
+
+
+def reward(settings: PPOSettings) -> Reward:
+    """The reward the settings name. Raises ModelError, JudgeError."""
+    if rules.is_function(settings.reward):
+        return _function(settings.reward)
+    loaded = models.load_scorer(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+
+    def scores(said: Sequence[Said]) -> list[list[float]]:
+        dialogues = [rewards.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}") for one in said for k, answer in enumerate(one.answers)]
+        found = iter(rewards.scores(loaded, dialogues))
+        return [[next(found) for _ in one.answers] for one in said]
+
+    return Reward(settings.reward, models.source_hash(loaded.model), scores, loaded)
+
+
+def _function(name: str) -> Reward:
+    made = rules.rule(name, "")
+
+    def scores(said: Sequence[Said]) -> list[list[float]]:
+        try:
+            return [rules.scores(made, Item("", one.prompt, tuple(one.answers), (), one.where)) for one in said]
+        except JudgeError as error:
+            raise JudgeError(error.what, remedy="mend it; the same command goes on from what was saved, with --allow-change reward") from error
+
+    return Reward(name, made.code, scores)

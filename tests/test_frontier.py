@@ -1,0 +1,382 @@
+"""The frontier: its limit in closed form, best-of-N against brute force, what is estimated against what is exact, and a world that can be counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+import shutil
+
+import pytest
+import torch
+
+import runs
+import tiny
+from closed import F64, World
+from winnow import frontier_page, models
+from winnow.batch import collate
+from winnow.engine import rows
+from winnow.files import read_json
+from winnow.measures import frontier
+from winnow.measures.frontier import Table
+from winnow.objectives.scores import per_completion
+from winnow.recipes import demo, small_world
+from winnow.recipes import frontier as recipe
+from winnow.recipes import frontier_claims as claims
+from winnow.sample import Sampling, sample
+
+WORLD = World()
+TABLE = Table(WORLD.reference_XA, 3 * WORLD.reward_XA)
+BETAS = (0.05, 0.3, 1.0, 5.0)
+
+
+def near(found, wanted, within=1e-10):
+    assert float(found) == pytest.approx(float(wanted), abs=within)
+
+
+# ---------------------------------------------------------------- the limit
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_optimum_is_what_its_formula_says(beta):
+    """Term by term, in plain Python; and E*[r] / beta - log Z = KL."""
+    logp_XA = frontier.optimum(TABLE, beta)
+    for x in range(3):
+        terms = [math.exp(p + r / beta) for p, r in zip(TABLE.reference_XA[x].tolist(), TABLE.reward_XA[x].tolist())]
+        z = math.fsum(terms)
+        torch.testing.assert_close(logp_XA[x].exp(), torch.tensor([term / z for term in terms], dtype=F64), rtol=1e-12, atol=0)
+        near(frontier.kl(TABLE, logp_XA)[x], frontier.reward(TABLE, logp_XA)[x] / beta - math.log(z))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_along_the_limit_a_nat_buys_beta(beta):
+    """d reward / d KL = beta."""
+    one, other = (frontier.place(TABLE, frontier.optimum(TABLE, beta * (1 + step))) for step in (1e-4, -1e-4))
+    assert (one.reward - other.reward) / (one.kl - other.kl) == pytest.approx(beta, rel=1e-3)
+
+
+def test_no_policy_has_more_reward_at_its_kl():
+    """Random ones, the limit's own neighbours among them; the limit is reached by the optimum, and by nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    start = float(TABLE.start_X.mean())
+    for trial in range(60):
+        push = torch.randn(TABLE.reference_XA.shape, dtype=F64, generator=generator) * (0.1, 1.0, 3.0)[trial % 3]
+        base = TABLE.reference_XA if trial % 2 else frontier.optimum(TABLE, 0.7)
+        here = frontier.place(TABLE, (base + push).log_softmax(-1))
+        assert here.reward < frontier.limit(TABLE, here.kl).reward - 1e-6
+        share = frontier.share(TABLE, here.kl, here.reward - start)
+        assert share is not None
+        assert share < 1
+    best = frontier.place(TABLE, frontier.optimum(TABLE, 0.7))
+    found = frontier.limit(TABLE, best.kl)
+    assert (found.beta, found.reward) == (pytest.approx(0.7, rel=1e-9), pytest.approx(best.reward, abs=1e-9))
+    near(frontier.share(TABLE, best.kl, best.reward - start), 1.0, 1e-9)
+
+
+def test_one_beta_for_all_prompts_is_the_best_use_of_the_kl():
+    """Prompts with a beta each, of the same mean KL, have less reward."""
+    together = frontier.place(TABLE, frontier.optimum(TABLE, 0.5))
+    rows_ = [frontier.optimum(TABLE, beta)[x] for x, beta in enumerate((0.2, 0.6, 1.2))]
+    apart = frontier.place(TABLE, torch.stack(rows_))
+    assert apart.reward < frontier.limit(TABLE, apart.kl).reward - 1e-3
+    assert together.reward == pytest.approx(frontier.limit(TABLE, together.kl).reward)
+
+
+def test_the_ends_of_the_limit():
+    nothing, all_ = frontier.limit(TABLE, 0.0), frontier.limit(TABLE, 1e3)
+    near(nothing.reward, TABLE.start_X.mean())
+    near(all_.reward, TABLE.reward_XA.max(-1).values.mean(), 1e-4)
+    assert frontier.share(TABLE, 0.0, 0.0) is None
+    points = frontier.curve(TABLE, 2.0, 5)
+    assert [point.kl for point in points] == [pytest.approx(x, abs=1e-6) for x in (0.0, 0.5, 1.0, 1.5, 2.0)]
+    assert all(a.reward < b.reward for a, b in itertools.pairwise(points))
+
+
+def test_a_table_must_hold_all_answers():
+    with pytest.raises(ValueError, match="sum to 1"):
+        Table(TABLE.reference_XA[:, :-1], TABLE.reward_XA[:, :-1])
+    with pytest.raises(ValueError, match="float64"):
+        Table(TABLE.reference_XA.float(), TABLE.reward_XA.float())
+
+
+# ---------------------------------------------------------------- best of N, wins
+
+
+TIED = Table(
+    torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], dtype=F64).log(), torch.tensor([[1.0, 0.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0]], dtype=F64)
+)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_best_of_n_by_brute_force(n):
+    """All draws of n answers, one by one, each tie shared by those who tie."""
+    logp_XA = frontier.best_of(TIED, n)
+    for x in range(2):
+        chance = [0.0] * 4
+        for draw in itertools.product(range(4), repeat=n):
+            own = math.prod(math.exp(TIED.reference_XA[x, a]) for a in draw)
+            best = [a for a in draw if TIED.reward_XA[x, a] == max(TIED.reward_XA[x, a] for a in draw)]
+            for a in best:
+                chance[a] += own / len(best)
+        torch.testing.assert_close(logp_XA[x].exp(), torch.tensor(chance, dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_best_of_n_keeps_its_bound_and_one_draw_is_the_reference():
+    near((frontier.best_of(TABLE, 1) - TABLE.reference_XA).abs().max(), 0)
+    for n in (2, 4, 64):
+        far = float(frontier.kl(TABLE, frontier.best_of(TABLE, n)).max())
+        assert 0.5 * frontier.bound(n) < far <= frontier.bound(n)
+    near(frontier.kl(TIED, frontier.best_of(TIED, 64))[1], 0.0)  # where all answers are worth the same, the best of them is any
+    assert frontier.bound(1) == 0
+
+
+def test_best_of_n_from_samples_has_no_bias():
+    """Over all subsets of n of the samples, brute force."""
+    rewards = [0.3, 2.0, -1.0, 2.0, 0.7, 0.1]
+    for n in (1, 2, 4, 6):
+        weights = frontier.best_drawn(rewards, n)
+        subsets = list(itertools.combinations(rewards, n))
+        near(sum(weights), 1)
+        near(sum(w * r for w, r in zip(weights, rewards)), math.fsum(map(max, subsets)) / len(subsets))
+
+
+def test_wins_over_the_reference():
+    logp_XA = frontier.optimum(TIED, 0.5)
+    for x in range(2):
+        ours, theirs, worth = logp_XA[x].exp().tolist(), TIED.reference_XA[x].exp().tolist(), TIED.reward_XA[x].tolist()
+        wanted = sum(p * q * ((r > s) + 0.5 * (r == s)) for p, r in zip(ours, worth) for q, s in zip(theirs, worth))
+        near(frontier.wins(TIED, logp_XA)[x], wanted)
+    near(frontier.wins(TABLE, TABLE.reference_XA).mean(), 0.5)
+
+
+# ---------------------------------------------------------------- the limit from samples
+
+
+def test_the_limit_from_samples():
+    """Samples of three prompts, thrown together, estimate the limit of who may also choose prompts, which is no lower; each prompt's own estimate its own."""
+    generator = torch.Generator().manual_seed(1)
+    drawn_XA = torch.multinomial(TABLE.reference_XA.exp(), 40_000, replacement=True, generator=generator)
+    reward_XA = TABLE.reward_XA.gather(1, drawn_XA)
+    together, apart = frontier.drawn(reward_XA.reshape(1, -1)), frontier.drawn(reward_XA)
+    any_ = Table((TABLE.reference_XA - math.log(3)).reshape(1, -1), TABLE.reward_XA.reshape(1, -1))
+    for distance in (0.1, 0.3, 0.6):
+        truth, above = (frontier.limit(table, distance).reward for table in (TABLE, any_))
+        assert truth < above
+        assert frontier.limit(apart, distance).reward == pytest.approx(truth, abs=0.03)
+        assert frontier.limit(together, distance).reward == pytest.approx(above, abs=0.03)
+
+
+def test_how_many_samples_are_left():
+    assert frontier.effective(frontier.drawn(torch.zeros(2, 50, dtype=F64)).reference_XA) == pytest.approx(50)
+    one = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], dtype=F64).log()
+    assert frontier.effective(one) == pytest.approx(1 / (0.81 + 0.01))
+
+
+# ---------------------------------------------------------------- the world that can be counted
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    root = tmp_path_factory.mktemp("small")
+    small_world.write_tokenizer(root / "tokenizer")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    models.create(root / "world", models.load_tokenizer(str(root / "tokenizer")), seed=3, max_position_embeddings=8, **shape)
+    return models.load(str(root / "world"), device="cpu")
+
+
+def test_all_that_can_be_said_is_counted(model):
+    """1 + 7 + 49 + 343 answers with an end, 2,401 without; a model's probabilities of them sum to 1, and are what the plain engine says."""
+    answers = small_world.answers()
+    assert (len(answers), len(set(answers))) == (2801, 2801)
+    assert sum(map(small_world.finished, answers)) == 400
+    logp_XA = small_world.logps(model.model)
+    assert float((logp_XA.exp().sum(-1) - 1).abs().max()) < 1e-5
+    chosen = random.Random(0).sample(range(2801), 5)
+    for x, prompt in ((0, small_world.prompts()[0]), (7, small_world.prompts()[7])):
+        ids = model.tokenizer(prompt)["input_ids"]
+        for a in chosen:
+            said = model.tokenizer.convert_tokens_to_ids(list(answers[a])) + [model.tokenizer.eos_token_id] * small_world.finished(answers[a])
+            group = tiny.RenderedGroup((tiny.TokenSequence((*ids, *said), len(ids)),), (), (None,), "one")
+            batch = collate([group])
+            with torch.no_grad():
+                near(logp_XA[x, a], per_completion(rows.logps(model.model, batch)["logp"].double(), batch)[0], 1e-5)
+
+
+def test_what_a_model_says_is_counted_as_often(model):
+    """Sampled answers have the frequencies of the table."""
+    logp_XA = small_world.logps(model.model)
+    number = {answer: a for a, answer in enumerate(small_world.answers())}
+    ids = tuple(model.tokenizer(small_world.prompts()[2])["input_ids"])
+    (drawn,) = sample(model, [ids], Sampling(model.tokenizer.eos_token_id, max_new_tokens=small_world.LENGTH, seed=1), k=3000)
+    said = [number[tuple(model.tokenizer.convert_ids_to_tokens(list(one.ids)))] for one in drawn]
+    assert all(one.finished == small_world.finished(small_world.answers()[a]) for one, a in zip(drawn, said))
+    length = torch.tensor([float(len(answer)) for answer in small_world.answers()], dtype=F64)
+    for value_A in (length, small_world.rewards()[2], logp_XA[2]):
+        mean = float((logp_XA[2].exp() * value_A).sum())
+        spread = math.sqrt(float((logp_XA[2].exp() * (value_A - mean) ** 2).sum()) / len(said))
+        near(value_A[said].mean(), mean, 4 * spread)
+
+
+def test_the_rule_is_a_distribution_and_writes_what_it_says():
+    prompt = small_world.prompts()[0]
+    assert math.fsum(small_world.rule(prompt, answer) for answer in small_world.answers()) == pytest.approx(1)
+    written = small_world.demonstrations(24, 0)
+    assert written == small_world.demonstrations(24, 0) != small_world.demonstrations(24, 1)
+    assert {row["prompt"] for row in written} == set(small_world.prompts())
+    assert all(small_world.grammatical(row["prompt"], tuple(row["completion"].split())) for row in written)
+    assert not any(small_world.grammatical(prompt, answer) for answer in ((), small_world.WORDS[:4]))
+
+
+def test_the_true_reward_by_hand():
+    worth = small_world._worth
+    assert small_world.true_reward("ba de", ("fi", "de", "go")) == worth("fi") + worth("go") + worth("de", "fi") + worth("fi", "de") + worth("de", "go")
+    assert small_world.true_reward("ba de", ()) == 0
+    assert small_world.true_reward("ba de", ("fi",) * 4) == small_world.WORST == small_world.rewarded("ba de", " fi fi fi fi")
+    assert small_world.rewarded("ba de", " fi de go") == small_world.true_reward("ba de", ("fi", "de", "go"))
+
+
+# ---------------------------------------------------------------- claims
+
+
+def made(method, value, seed, kl, reward, **more):
+    figures = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in (("kl", kl), ("reward", reward), ("fluency", 1.0), ("win", 0.5))}
+    head = {"world": "small", "method": method, "knob": "beta", "value": value, "lr": 1e-3, "seed": seed, "own_rate": True, "share": None}
+    return {**head, **figures, "prompts": 12, "answers": None, "path": [], "seconds": 1.0, **more}
+
+
+FACTS = {"start": {"reward": {"mean": 0.0}, "fluency": {"mean": 0.9}, "win": {"mean": 0.5}, "prompts": 12}, "best_of": [], "exact": True}
+FACTS |= {"limit": [{"kl": 0.0, "reward": 0.0}, {"kl": 2.0, "reward": 2.0}]}
+
+
+def test_the_hull_of_what_was_reached():
+    """Points below a chord are passed over, and those that cost more and give less."""
+    places = [(2.0, 2.5), (0.0, 0.0), (1.0, 2.0), (0.5, 0.5), (3.0, 2.4), (1.0, 1.0)]
+    assert claims.upper(places) == [(0.0, 0.0), (1.0, 2.0), (2.0, 2.5)]
+    for kl, wanted in ((0.0, 0.0), (0.25, 0.5), (1.0, 2.0), (1.5, 2.25), (2.0, 2.5), (9.0, 2.5)):
+        assert claims.height(places, kl) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"), [((0.1, 0.12, 0.11), "yes"), ((-0.1, -0.12, -0.11), "no"), ((0.5, -0.5, 0.1), "undecided"), ((0.1,), "undecided"), ((0.0, 0.0), "yes")]
+)
+def test_one_frontier_above_another(gaps, verdict):
+    """A reward that is higher by `gap` times the KL, seed by seed: the mean over KLs from 0.1 to 2 in twenty steps is 1.05 times the gap."""
+    points = [made("dpo", 1.0, seed, 2.0, 2.0 + 2 * gap) for seed, gap in enumerate(gaps)] + [made("ppo", 1.0, seed, 2.0, 2.0) for seed in range(len(gaps))]
+    found = claims.above(points, "dpo", "ppo", FACTS)
+    assert found["verdict"] == verdict
+    assert found["difference"]["mean"] == pytest.approx(1.05 * sum(gaps) / len(gaps))
+    assert (found["seeds"], found["reach"]) == (len(gaps), 2.0)
+    none = claims.above([made("dpo", 1.0, 0, 1.0, 1.0), made("ppo", 1.0, 1, 1.0, 1.0)], "dpo", "ppo", FACTS)
+    assert (none["verdict"], none["difference"]) == ("undecided", None)
+
+
+@pytest.mark.parametrize(
+    ("kls", "verdict"),
+    [
+        ([(3.0, 2.0, 1.0), (3.1, 2.0, 0.9), (3.0, 2.1, 1.0)], "yes"),
+        ([(1.0, 2.0, 0.5), (1.1, 2.1, 0.5), (0.9, 1.9, 0.6)], "no"),
+        ([(3.0, 2.0, 1.0), (1.0, 2.0, 1.0), (3.0, 2.1, 1.0)], "undecided"),
+        ([(3.0, 2.0, 1.0)], "undecided"),
+    ],
+)
+def test_the_order_of_beta(kls, verdict):
+    points = [made("dpo", beta, seed, kl, 1.0) for seed, row in enumerate(kls) for beta, kl in zip((0.1, 1.0, 3.0), row)]
+    found = claims.order(points)
+    assert (found["verdict"], found["seeds"], len(found["changes"])) == (verdict, len(kls), 2)
+    assert found["changes"][0]["change"]["mean"] == pytest.approx(sum(row[1] - row[0] for row in kls) / len(kls))
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.96, True), (0.94, False), (None, False)])
+def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
+    points = [made("dpo", 1.0, 0, 1.0, 1.0, share=0.8), made("dpo", 1.0, 1, 1.0, 1.0, share=0.9), made("ppo", 1.0, 0, 1.0, 1.0, share=0.8)]
+    points += [made("ppo_true", 0.5, 0, 1.0, 1.0, share=share), made("ppo_true", 9.0, 0, 0.05, 1.0, share=0.99)]  # too near to say anything
+    found = claims.claims({"small": FACTS}, points)
+    assert found["ppo"]["shown"] is told
+    assert next(row for row in found["closest"] if row["method"] == "dpo")["share"]["mean"] == pytest.approx(0.85)
+    ledger = {**found, "costs": [], "points": points, "worlds": {"small": FACTS}, "seeds": 2, "settings": {}}
+    page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
+    assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
+    assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
+    assert any("PPO" in sentence for sentence in page["sentences"]) is not told
+    assert any("PPO" in claim["claim"] for claim in frontier_page.claims(ledger)) is told
+
+
+# ---------------------------------------------------------------- the command
+
+
+def shrunk(plan, **own):
+    """A plan that takes seconds."""
+    sft = {**plan.size.sft, "steps": 6, "batch_size": 8, "warmup": 1, "save_every": 6}
+    training = {**plan.size.training, "steps": 2, "batch_size": 4, "warmup": 1, "save_every": 2}
+    size = dataclasses.replace(plan.size, sft=sft, rows=12, held_out=3, drawn=8, training=training)
+    return dataclasses.replace(plan, size=size, **own)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "SFT_STEPS", 6)
+    monkeypatch.setattr(demo, "SFT_BATCH", 8)
+    monkeypatch.setattr(demo, "PROMPTS", 12)
+    monkeypatch.setattr(demo, "HELD_OUT", 4)
+    monkeypatch.setattr(demo, "SFT", {**demo.SFT, "steps": 6, "batch_size": 8, "warmup": 1, "eval_every": 6})
+    monkeypatch.setattr(demo, "DPO", {**demo.DPO, "steps": 2, "batch_size": 4, "warmup": 1, "eval_every": 2, "kl_samples": 4})
+    few = {"values": {"dpo": (0.1,), "preferred_ft": (None,)}, "rates": {"dpo": (1e-3, 1e-2), "preferred_ft": (1e-3,)}}
+    monkeypatch.setattr(recipe, "QUICK_SMALL", shrunk(recipe.QUICK_SMALL, **few))
+    monkeypatch.setattr(recipe, "QUICK_REVIEWS", shrunk(recipe.QUICK_REVIEWS, values={"preferred_ft": (None,)}, rates={"preferred_ft": (1e-3,)}))
+
+
+def figures(root):
+    """The ledger without what a clock said."""
+    ledger = read_json(root / "frontier.json")
+    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0} for point in ledger["points"]]}
+
+
+def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "f"
+    assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick", "--seeds", 1) == 0
+    said = capsys.readouterr().out
+    assert "6/6" in said
+    assert "means less KL, for DPO alone" in said
+    assert "micro-batches" not in said  # the runs themselves say nothing
+    first = figures(out)
+    assert [(p["world"], p["method"], p["value"], p["lr"], p["seed"]) for p in first["points"]] == [
+        ("small", "dpo", 0.1, 1e-3, 0),
+        ("small", "preferred_ft", None, 1e-3, 0),
+        ("small", "dpo", 0.1, 1e-2, 0),
+        ("reviews", "preferred_ft", None, 1e-3, 0),
+    ]
+    assert read_json(out / "report.json")["frontier"]["points"] == read_json(out / "frontier.json")["points"]
+    assert "DPO along its training" in (out / "report.html").read_text()
+
+    # a point is what its run says, computed again from its model
+    point = first["points"][0]
+    table = small_world.table(models.load(str(out / "small" / "sft"), device="cpu").model)
+    logp_XA = small_world.logps(models.load(str(out / point["run"]), device="cpu").model)
+    here = frontier.place(table, logp_XA)
+    assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
+    assert point["path"] == [{"step": 2, "kl": pytest.approx(here.kl, abs=1e-6), "reward": pytest.approx(here.reward, abs=1e-6)}]
+
+    kept = runs.tree(out / "small" / "runs")
+    (out / "small" / "points" / "dpo-beta=0.1-lr=0.01-seed=0.json").unlink()
+    shutil.rmtree(out / "reviews")  # as if it had been killed before
+    assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick", "--seeds", 1) == 0
+    assert figures(out) == first
+    assert runs.tree(out / "small" / "runs") == kept  # its run was there
+
+    assert runs.winnow(monkeypatch, "frontier", "--out", out) == 2
+    assert "quick: True -> False" in capsys.readouterr().err
+
+
+def test_behind_the_demo(small, tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    monkeypatch.setattr(recipe, "QUICK_SMALL", dataclasses.replace(recipe.QUICK_SMALL, values={"preferred_ft": (None,)}, seeds=1))
+    assert runs.winnow(monkeypatch, "demo", "--out", out) == 0
+    assert "Reward against KL" not in (out / "report.html").read_text()
+    model = runs.tree(out / "sft")
+    assert runs.winnow(monkeypatch, "demo", "--out", out, "--frontier") == 0
+    page = (out / "report.html").read_text()
+    assert page.index("Reward against KL") < page.index("Preference training")
+    assert read_json(out / "report.json")["summary"]["win_rate"] is not None
+    assert runs.tree(out / "sft") == model
+    assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken

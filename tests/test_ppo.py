@@ -1,0 +1,423 @@
+"""`winnow ppo`: its gradients against enumeration and finite differences, its way through a countable world, its run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+
+import runs
+import tiny
+from countable import LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
+from winnow import models
+from winnow.batch import collate
+from winnow.config_rl import PPOSettings
+from winnow.engine.rows import logps
+from winnow.engine.scalar import ORACLE
+from winnow.engine.tiled import SEGMENTS
+from winnow.errors import SettingsError
+from winnow.files import RunFolder, read_json, read_jsonl
+from winnow.objectives.policy_gradient import moments, whitened
+from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group, surrogate, value_error
+from winnow.recipes import ppo
+from winnow.resolved import resolve
+from winnow.train.feed import Data, alone
+from winnow.train.optim import Optimizer
+from winnow.train.reference import offsets
+from winnow.train.step import Steps, take_step
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def _here(world, monkeypatch):
+    monkeypatch.chdir(world)
+
+
+SETTINGS = {"prompts": "prompts.txt", "reward": "judge_of_words:worth", "max_new_tokens": LONGEST, "batch_size": 4, "k": 8, "lr": 1e-3, "critic_lr": 1e-2}
+
+
+def given(world, out, **changes):
+    return {"model": str(world / "model"), "out": str(out), **SETTINGS, **changes}
+
+
+def train(world, out, **changes) -> RunFolder:
+    return ppo.run(resolve(PPOSettings, given(world, out, **changes), origin="argument"))
+
+
+def line(world, out, **changes):
+    words = ((f"--{name.replace('_', '-')}", value) for name, value in given(world, out, **changes).items())
+    return ["ppo", *(str(word) for name, value in words for word in ([name] if value is True else [name, value]))]
+
+
+def numbers(run):
+    return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in runs.numbers(run)]
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def gradient(model, groups, objective, engine, monkeypatch):
+    """What a step hands to its optimizer, by name."""
+    optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=None)
+    found = {}
+    monkeypatch.setattr(optimizer, "step", lambda lr: found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    micro = alone([collate([group], [i]) for i, group in enumerate(groups)])
+    assert isinstance(objective, Steps)
+    model.zero_grad()
+    row, _ = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=0.0, before={}, live=None)
+    return found, row
+
+
+def along(model, direction, value, by=1e-5):
+    """d value / d weights along a direction, by central differences: nobody's autograd."""
+    found = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.add_(sign * by * direction[name])
+            found.append(value())
+            for name, p in model.named_parameters():
+                p.sub_(sign * by * direction[name])
+    return (found[0] - found[1]) / (2 * by)
+
+
+def smooth(kind):
+    """A model that computes in float64 throughout, which Llama's norms do not: finite differences are good to nine digits."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 4, "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0}
+    return kind(GPT2Config(**shape, num_labels=1)).double().eval()
+
+
+def directions(model, count=3):
+    torch.manual_seed(1)
+    return [{name: torch.randn_like(p) for name, p in model.named_parameters()} for _ in range(count)]
+
+
+def test_one_pass_without_clipping_is_the_policy_gradient_by_enumeration(monkeypatch):
+    """All answers are there, each as often as the policy says it: the step's gradient is that of - E[r] of all prompts, over the number of tokens."""
+    model = smooth(GPT2LMHeadModel)
+    groups, reward_XA = everything(), rewards()
+    probability_XA = distribution(model).exp()
+    assert probability_XA.sum(1) == pytest.approx(torch.ones(len(PROMPTS)))
+    length_C = torch.tensor([len(s.ids) - s.start for group in groups for s in group.sequences])
+    old_N, start = torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups]), offsets(groups)
+    for baseline in (0.0, 0.7):  # it takes no part
+        advantage_N = (probability_XA * (reward_XA - baseline)).flatten().repeat_interleave(length_C)
+        objective = surrogate(PerToken(old_N, start), PerToken(advantage_N, start), math.inf)
+        found, row = gradient(model, groups, objective, SEGMENTS, monkeypatch)
+        assert row["clip_fraction"] == 0
+        assert row["kl/step"] == pytest.approx(0, abs=1e-12)
+        for direction in directions(model):
+            expected = along(model, direction, lambda: -float((distribution(model).exp() * reward_XA).sum()) / len(old_N))
+            assert float(sum((found[name] * part).sum() for name, part in direction.items())) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_ratio_one_and_no_advantage_is_no_gradient(world, monkeypatch):
+    model = models.load(str(world / "model"), dtype="float64").model
+    groups = everything()
+    start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
+    for clip in (0.2, math.inf):
+        found, row = gradient(model, groups, surrogate(PerToken(old_N, start), PerToken(torch.zeros_like(old_N), start), clip), SEGMENTS, monkeypatch)
+        assert row["grad_norm"] == 0
+        assert all(not grad.any() for grad in found.values())
+
+
+def test_the_critics_gradient_by_finite_differences(monkeypatch):
+    model = smooth(GPT2ForSequenceClassification)
+    groups = everything()
+    batch, start = collate(groups), offsets(groups)
+    old_N = ORACLE.logps(model, batch)["logp"].detach()
+    torch.manual_seed(0)
+    return_N = torch.randn_like(old_N)
+    found, row = gradient(model, groups, value_error(PerToken(old_N, start), PerToken(return_N, start), math.inf), ORACLE, monkeypatch)
+    assert row["loss/value"] == pytest.approx(float(0.5 * (old_N - return_N).square().mean()))
+    assert "entropy" not in row
+    for direction in directions(model):
+        expected = along(model, direction, lambda: float(0.5 * (ORACLE.logps(model, batch)["logp"] - return_N).square().mean()))
+        assert float(sum((found[name] * part).sum() for name, part in direction.items() if name in found)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    clipped = value_error(PerToken(old_N - 1, start), PerToken(old_N + 9, start), 0.5)  # all have moved towards their return by twice the clip
+    found, row = gradient(model, groups, clipped, ORACLE, monkeypatch)
+    assert (row["value_clip_fraction"], row["grad_norm"]) == (1, 0)
+
+
+def test_grpos_kl_pulls_back_to_the_reference(world, monkeypatch):
+    """Its slope is 1 - pi_ref / pi, whatever the advantage says; at the reference there is none."""
+    model = models.load(str(world / "model"), dtype="float64").model
+    groups = everything()
+    start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
+    none, old = PerToken(torch.zeros_like(old_N), start), PerToken(old_N, start)
+    assert gradient(model, groups, surrogate(old, none, 0.2, old, 0.5), SEGMENTS, monkeypatch)[1]["grad_norm"] < 1e-12
+    batch = collate(groups)
+    far = PerToken(old_N - 0.3, start)
+    _, slopes = surrogate(old, none, 0.2, far, 0.5).slopes({"logp": old_N}, batch, (1.0,), {})
+    assert slopes["logp"] == pytest.approx(torch.full_like(old_N, 0.5 * (1 - math.exp(-0.3))))
+
+
+# ---------------------------------------------------------------- advantages, by hand
+
+
+def two_answers(**changes):
+    """Answers of two tokens and one, to one prompt."""
+    known = {
+        "completion_N": torch.tensor([0, 0, 1]),
+        "group_C": torch.tensor([0, 0]),
+        "score_C": torch.tensor([2.0, -1.0]),
+        "logp_N": torch.tensor([-1.0, -2.0, -0.5]),
+        "reference_N": torch.tensor([-1.5, -1.0, -0.5]),
+        "value_N": torch.tensor([0.3, 0.1, -0.2]),
+    }
+    return Answers(**known | changes)
+
+
+def test_advantages_of_two_answers_by_hand():
+    answers = two_answers()
+    reward = [-0.1 * 0.5, -0.1 * -1.0 + 2, -1.0]
+    assert answers.reward_N(0.1) == pytest.approx(torch.tensor(reward))
+    last = reward[1] - 0.1
+    first = reward[0] + 0.9 * 0.1 - 0.3 + 0.9 * 0.8 * last
+    advantage_N, return_N = by_gae(answers, 0.1, 0.9, 0.8, whiten_rewards=False)
+    assert advantage_N == pytest.approx(torch.tensor([first, last, -1 + 0.2]))
+    assert return_N == pytest.approx(torch.tensor([first + 0.3, last + 0.1, -1.0]))
+    scaled = whitened(torch.tensor(reward), moments(torch.tensor(reward)), shift=False)
+    assert by_gae(answers, 0.1, 1.0, 1.0, whiten_rewards=True)[1] == pytest.approx(torch.stack([scaled[0] + scaled[1], scaled[1], scaled[2]]))
+    paid = [reward[0] + reward[1], reward[2]]
+    assert by_group(answers, "rloo", 0.1) == pytest.approx(torch.tensor([paid[0] - paid[1], paid[0] - paid[1], paid[1] - paid[0]]))
+    unit = 1.5 / (math.sqrt(4.5) + 1e-4)  # the KL is in the loss
+    assert by_group(answers, "grpo", 0.1) == pytest.approx(torch.tensor([unit, unit, -unit]))
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+LEARN = {"steps": 60, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "beta": 0.5, "lr": 3e-3, "save_every": 1000}
+
+
+@pytest.mark.parametrize("kind", [{"lam": 1.0}, {"advantage": "rloo", "critic_lr": None}], ids=["gae", "rloo"])
+def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
+    """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
+    run = train(world, tmp_path / "run", **LEARN, **kind)
+    start, now = (distribution(models.load(str(name)).model) for name in (world / "model", run.root))
+    start, now = (distance(logp, start, 0.5) for logp in (start, now))
+    assert start > 0.5
+    assert now < 0.05
+
+
+def test_a_run_says_what_it_did(world, tmp_path, call):
+    out = tmp_path / "run"
+    code, said, error = call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))
+    assert code == 0, error
+    assert "4 iterations of 2 prompts with 8 answers of at most 3 tokens, 8 optimizer steps each" in said
+    run = RunFolder(out)
+    rows = read_jsonl(run.metrics)
+    trained, looked = ([row for row in rows if name in row] for name in ("loss/policy", "eval_score"))
+    assert [row["step"] for row in trained] == [1, 2, 3, 4]
+    assert [row["step"] for row in looked] == [0, 2, 4]
+    assert trained[0]["kl"] == pytest.approx(0, abs=1e-6)  # policy and reference are one
+    assert trained[-1]["num_answers"] == 64
+    assert looked[0]["eval_kl"] == pytest.approx(0, abs=1e-5)
+    assert looked[-1]["eval_kl"] > 1e-4
+    assert all(row["eval_score_low"] <= row["eval_score"] <= row["eval_score_high"] for row in looked)
+    assert {path.name for path in run.checkpoints.iterdir()} == {"step_2", "step_4"}
+    head = read_json(run.environment)
+    assert head["models"] == dict.fromkeys(("policy", "reference"), head["models"]["policy"]) | {"critic": head["models"]["critic"]}
+    report = read_json(run.report_json)
+    assert report["runs"][0]["final"]["score"] == trained[-1]["score"]
+    assert "Clip fraction" in run.report_html.read_text()
+    assert call("verify", out)[0] == 0
+    assert call("generate", "--model", out, "--prompt", "ba de")[0] == 0
+    assert call("export", out, "--out", tmp_path / "plain")[0] == 0
+    pairs = tiny.write(tmp_path / "pairs.jsonl", [{"prompt": "ba de", "chosen": " ba", "rejected": " de"}] * 2)
+    assert call("eval", "--model", out, "--data", pairs)[0] == 0
+    assert "nothing to do" in call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))[1]
+
+
+def test_the_first_step_sees_ratios_of_one_and_what_the_function_said(world, tmp_path):
+    """One minibatch, one pass: nothing is clipped, and the policy has gone nowhere yet."""
+    run = train(world, tmp_path / "run", steps=2, epochs=1)
+    rows = read_jsonl(run.metrics)
+    assert [row["clip_fraction"] for row in rows] == [0, 0]
+    assert [row["kl/step"] for row in rows] == pytest.approx([0, 0], abs=1e-9)
+    assert rows[0]["reward"] == pytest.approx(rows[0]["score"], abs=1e-6)
+    assert rows[0]["value"] == 0  # a head of zeros
+
+
+def test_beta_moves_as_by_hand(world, tmp_path):
+    run = train(world, tmp_path / "run", steps=5, target_kl=0.5, horizon=100.0, beta=0.2)
+    rows = read_jsonl(run.metrics)
+    expected = 0.2
+    for row in rows:
+        assert row["beta"] == pytest.approx(expected, rel=1e-12)
+        expected *= 1 + min(max(row["kl"] / 0.5 - 1, -0.2), 0.2) * 32 / 100
+    assert rows[-1]["beta"] != 0.2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"advantage": "rloo", "critic_lr": None}, {"advantage": "grpo", "critic_lr": None}, {"reward": "scorer"}, {"lora": "r=2", "schedule": "constant"}],
+)
+def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_path, changes):
+    start = distribution(models.load(str(world / "model")).model)
+    made = [train(world, tmp_path / name, steps=3, **changes) for name in ("one", "other")]
+    assert numbers(made[0]) == numbers(made[1])
+    now = distribution(models.load(str(made[0].root)).model)
+    assert float((now - start).abs().max()) > 1e-3
+
+
+def test_an_unfinished_answer_is_worth_what_was_said(world, tmp_path):
+    rows = [read_jsonl(train(world, tmp_path / str(i), steps=1, unfinished=value).metrics)[0] for i, value in enumerate((None, -5.0, -6.0))]
+    share = 1 - rows[0]["finished"]
+    assert 0 < share < 1
+    assert rows[1]["score"] - rows[2]["score"] == pytest.approx(share)
+    assert rows[0]["score"] > rows[1]["score"]
+
+
+# ---------------------------------------------------------------- stopped and begun again
+
+
+SIX = {"steps": 6, "save_every": 2, "k": 4, "target_kl": 0.5, "horizon": 100.0, "minibatches": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        return train(world, tmp_path_factory.mktemp("undisturbed") / "run", **SIX)
+
+
+def same(run, other):
+    assert numbers(run) == numbers(other)
+    assert (run.model / "model.safetensors").read_bytes() == (other.model / "model.safetensors").read_bytes()
+    for name in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
+        assert (run.checkpoints / "step_6" / name).read_bytes() == (other.checkpoints / "step_6" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_it_goes_on_bit_for_bit_from_any_checkpoint(world, undisturbed, tmp_path, step):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed.root, out)
+    run = RunFolder(out)
+    run.unfinish()
+    for folder in run.checkpoints.iterdir():
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+    same(train(world, out, **SIX), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_goes_on_bit_for_bit_after_a_real_signal(world, undisturbed, tmp_path, number):
+    out = tmp_path / "run"
+    process = runs.started(*line(world, out, **SIX))
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert not RunFolder(out).finished
+    same(train(world, out, **SIX), undisturbed)
+
+
+def test_what_is_another_one_is_refused_by_name(world, undisturbed, tmp_path, call):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed.root, out)
+    RunFolder(out).unfinish()
+    shutil.rmtree(out / "checkpoints" / "step_6")
+    for changes, told in (({"lr": 2e-3}, "lr: 0.001 -> 0.002"), ({"beta": 0.1}, "beta: 0.05 -> 0.1"), ({"prompts": "others.txt"}, "prompts: ")):
+        (world / "others.txt").write_text("\n".join((*PROMPTS[:3], "fi de")) + "\n")
+        code, _, error = call(*line(world, out, **SIX | changes))
+        assert code == 2
+        assert told in error
+    code, said, _ = call(*line(world, out, **SIX | {"lr": 2e-3}, allow_change="lr"))
+    assert code == 0
+    assert "resumed at step 4" in said
+
+
+# ---------------------------------------------------------------- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("broken", r"prompts.txt:\d: answer 0: judge_of_words:broken raised KeyError: 'no such word'"),
+        ("odd", r"prompts.txt:3: answer 0: judge_of_words:odd gave nan, expected a finite number"),
+        ("none", r"prompts.txt:\d: answer 0: judge_of_words:none gave None, expected a number"),
+    ],
+)
+def test_a_reward_that_is_none_ends_the_run_with_the_row(world, tmp_path, call, name, told):
+    code, _, error = call(*line(world, tmp_path / "run", steps=2, reward=f"judge_of_words:{name}", batch_size=4))
+    assert code == 2
+    assert re.search(told, error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"advantage": "rloo"}, "critic_lr: of no use to rloo"),
+        ({"advantage": "rloo", "critic_lr": None, "k": 1}, "k: rloo compares answers to one prompt"),
+        ({"advantage": "grpo", "critic_lr": None, "target_kl": 1.0}, "target_kl moves beta by factors"),
+        ({"horizon": 10.0}, "horizon says how fast beta moves"),
+        ({"target_kl": 1.0, "horizon": 5.0}, "would turn beta below 0"),
+        ({"minibatches": 5}, "would be empty"),
+        ({"epochs": 1, "clip_range": 0.1}, "clip_range: with one pass"),
+        ({"eval_every": 2}, "there are no prompts to evaluate on"),
+        ({"warmup": 1000}, "warmup 1000 is more than"),
+        ({"allow_change": ("rte",)}, "there is no 'rte' to change"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(world, tmp_path, changes, told):
+    with pytest.raises(SettingsError, match=told):
+        train(world, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reward": "nowhere:at_all"}, "No module named 'nowhere'"),
+        ({"reward": "nowhere"}, "there is no such folder"),
+        ({"batch_size": 5, "minibatches": 1}, "4 prompts to train on, fewer than batch_size 5"),
+        ({"max_tokens": 10}, "a prompt with 8 answers may have 26"),
+        ({"critic": "bytes"}, "critic bytes: its tokenizer is another one"),
+        ({"eval_fraction": 0.25, "batch_size": 2}, "one held-out prompt has no interval"),
+        ({"prompts": "gone.txt"}, "gone.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(world, tmp_path, call, monkeypatch, changes, told):
+    if not (world / "bytes").exists():
+        tiny.folder(world / "bytes", hidden_size=16, intermediate_size=32)
+    monkeypatch.setattr(models, "load", None)
+    code, _, error = call(*line(world, tmp_path / "run", **changes))
+    assert code == 2
+    assert told in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_code_is_asked_for_on_the_command_line_alone(world, tmp_path, call):
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps({"reward": "judge_of_words:worth"}))
+    words = line(world, tmp_path / "run")
+    at = words.index("--reward")
+    code, _, error = call(*words[:at], *words[at + 2 :], "--config", file)
+    assert code == 2
+    assert "runs code, so a file cannot ask for it" in error
+
+
+def test_passes_over_the_data_take_each_prompt_once(world):
+    data = Data(everything(), [], None)
+    micro = data.micro_batches([3, 1], 10_000)
+    assert sorted(item for batch in micro.own for item in batch.items) == [1, 3]
