@@ -124,6 +124,7 @@ FLOORS = [
         "matches",
         "doubts",
         "evaluation_signs",
+        "run_figures",
         "headline",
         "collection",
         "collection_page",

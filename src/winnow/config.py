@@ -104,7 +104,7 @@ class TrainSettings(FrozenSettings, DataSettings):
     stream: int | None = setting(
         None, "read, examine, tokenise and shuffle so many rows at a time while training goes on; default: all of them first", "data", ge=1
     )
-    eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
+    eval_data: tuple[str, ...] = setting((), "a held-out set, or NAME=SET, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
     max_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] | None = setting(  # type: ignore[assignment]
