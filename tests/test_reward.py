@@ -149,7 +149,7 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
         said = [{"role": "user", "content": "how is it?"}, {"role": "assistant", "content": "it is good"}]
         ids = tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)["input_ids"]
     assert list(rendered.sequences[0].ids) == ids
-    assert float(theirs(input_ids=torch.tensor([ids])).logits[0, 0]) == pytest.approx(judged[0], abs=1e-5)
+    assert float(theirs(input_ids=torch.tensor([ids])).logits[0, 0].detach()) == pytest.approx(judged[0], abs=1e-5)
     assert len(set(judged)) == 2
 
 
@@ -255,9 +255,9 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     before = models.load_scorer(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
     said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
-    alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0]) for row in ids]
+    alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
     assert rewards.scores(loaded, said) == pytest.approx(alone, abs=1e-5)
-    fresh = [float(before(input_ids=torch.tensor([row])).logits[0, 0]) for row in ids]
+    fresh = [float(before(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
     assert alone != pytest.approx(fresh, abs=1e-2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)  # what goes on begins where that ended
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3)
