@@ -20,13 +20,13 @@ from winnow.figures import percent
 from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.recipes import world
 
-PROMPTS, ANSWERS, SEED = 12_800, 4, 777
-SETTINGS: dict[str, Any] = {"lr": 2e-3, "steps": 400, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 100}
+PROMPTS, ANSWERS, SEED, LABELS = 12_000, 4, 777, 5
+SETTINGS: dict[str, Any] = {"lr": 2e-3, "steps": 400, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 50}
 
 
 def labelled(count: int, seed: int) -> list[dict[str, Any]]:
     """Prompts with four reviews each, and every pair's label."""
-    rng = random.Random(f"labels {seed}")
+    rng = random.Random(LABELS)
     prompts, bodies = world.openings(count, seed), world.reviews(ANSWERS * count, seed + 1)
     rows = []
     for i, prompt in enumerate(prompts):

@@ -219,7 +219,7 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
     assert told["margin"] == pytest.approx(held[-1]["eval_rewards/margins"], rel=1e-4)
     assert told["log_loss"] == pytest.approx(held[-1]["eval_loss"], rel=1e-4)
     assert "Are margins probabilities?" in page
-    answers = [{"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"]]} for row in tiny.pairs(8, seed=1)]
+    answers = [{"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"]], "comparisons": []} for row in tiny.pairs(8, seed=1)]
     tiny.write(tmp_path / "answers.jsonl", answers)
     words = ["judge", tmp_path / "answers.jsonl", "--judge", f"reward:{run.root}", "--out", tmp_path / "judged.jsonl", "--device", "cpu"]
     assert runs.winnow(monkeypatch, *words) == 0
@@ -272,6 +272,15 @@ def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(RunError, match=r"lr: 1e-09 -> 0\.001"):
         trained(world, tmp_path / "again", model=str(run.root), steps=1)
+
+
+def test_a_reward_model_writes_nothing(world, tmp_path, monkeypatch, capsys):
+    """transformers would draw the output layer that is not in its file at random."""
+    for more in ({}, {"lora": "r=2"}):
+        run = trained(world, tmp_path / f"run{len(more)}", steps=1, **more)
+        for words in (["export", run.root, "--out", tmp_path / "out"], runs.line("dpo", world, tmp_path / "dpo", model=run.root)):
+            assert runs.winnow(monkeypatch, *words) == 2
+            assert "is a reward model: it scores answers and writes none" in " ".join(capsys.readouterr().err.split())
 
 
 def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path):
