@@ -139,7 +139,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
                 with as_part():
                     points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
                 steps.advance(1)
-    found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
+    found: Figures = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
     found |= frontier_claims.claims(worlds, points)
     found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
     write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})
