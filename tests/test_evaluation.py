@@ -319,8 +319,8 @@ def scorer(tmp_path_factory):
 
 
 def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
-    assert rewards.is_reward_model(str(scorer))
-    assert not rewards.is_reward_model(str(world / "model"))
+    assert models.is_scorer(str(scorer))
+    assert not models.is_scorer(str(world / "model"))
     ranked = [{"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]} for i in range(12)]
     file = tiny.write(tmp_path / "ranked.jsonl", ranked)
     found = api.evaluate(model=str(scorer), data=[str(file)], device=CPU, out=str(tmp_path / "out"), by=["prompt"])
@@ -425,7 +425,7 @@ def test_a_calibration_plot_stands_where_its_numbers_say():
 def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
     """A whole model and an adapter: their run folders are known as reward models, and evaluated by the scores training ended with."""
     run = api.reward(**runs.settings(world, tmp_path / "run", eval_data=[str(world / "held.jsonl")], lora=lora, lr=1e-2))
-    assert rewards.is_reward_model(str(run.root))
+    assert models.is_scorer(str(run.root))
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], device=CPU)
     last = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
     for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen"):

@@ -204,7 +204,7 @@ def test_advantages_of_two_answers_by_hand():
 # ---------------------------------------------------------------- the whole way
 
 
-LEARN = {"steps": 60, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "beta": 0.5, "lr": 3e-3, "save_every": 1000}
+LEARN = {"steps": 40, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "beta": 0.5, "lr": 3e-3, "save_every": 1000}
 
 
 @pytest.mark.parametrize("kind", [{"lam": 1.0}, {"advantage": "rloo", "critic_lr": None}], ids=["gae", "rloo"])

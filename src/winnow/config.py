@@ -232,7 +232,7 @@ class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
     out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
-    recipe: Literal["dpo", "sft", "reward"] = setting("dpo", "which training to check for", "objective")
+    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
 
 
 class EvalSettings(FrozenSettings, DataSettings):
@@ -293,8 +293,8 @@ class FrontierSettings(Settings):
 
 
 def scores(settings: Settings) -> bool:
-    """Whether the model that is trained, or checked for training, gives answers numbers: a reward model."""
-    return isinstance(settings, RewardSettings) or (isinstance(settings, CheckSettings) and settings.recipe == "reward")
+    """Whether the model that is trained gives answers numbers: a reward model."""
+    return isinstance(settings, RewardSettings)
 
 
 @dataclass(frozen=True, slots=True)

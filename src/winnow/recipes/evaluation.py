@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from winnow import evaluation_page, evaluation_signs, rewards
+from winnow import evaluation_page, evaluation_signs, models
 from winnow.config import EvalSettings
 from winnow.console import safe, say
 from winnow.data.pack import budget
@@ -46,7 +46,7 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Every figure with its interval; `report.html`, `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, scorer = resolved.settings, rewards.is_reward_model(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
+    settings, scorer = resolved.settings, models.is_scorer(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
     keep_memory()
     made, trained, began = objective("dpo"), None, dict[str, Any]()
     if scorer:
