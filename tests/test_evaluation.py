@@ -319,8 +319,8 @@ def scorer(tmp_path_factory):
 
 
 def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
-    assert rewards.is_reward_model(str(scorer))
-    assert not rewards.is_reward_model(str(world / "model"))
+    assert models.is_scorer(str(scorer))
+    assert not models.is_scorer(str(world / "model"))
     ranked = [{"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]} for i in range(12)]
     file = tiny.write(tmp_path / "ranked.jsonl", ranked)
     found = api.evaluate(model=str(scorer), data=[str(file)], device=CPU, out=str(tmp_path / "out"), by=["prompt"])
@@ -360,7 +360,15 @@ def test_labels_of_a_reward_model(scorer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [{"reference": "x"}, {"beta": 0.1}, {"objective": "dpo"}, {"kl_samples": 4}, {"max_length": 9}, {"engine": "rows"}, {"as": "text"}]
+    "given",
+    [
+        {"reference": "x"},
+        {"beta": 0.1},
+        {"objective": "dpo"},
+        {"kl_samples": 4},
+        {"max_length": 9},
+        {"engine": "rows"},
+    ],
 )
 def test_what_a_reward_model_has_no_use_for_is_refused(scorer, world, given):
     with pytest.raises(SettingsError, match="is a reward model, which scores whole answers"):
@@ -411,3 +419,16 @@ def test_a_calibration_plot_stands_where_its_numbers_say():
     assert f'cx="{left:.1f}" cy="{top + high * 0.6 / 0.8:.1f}"' in svg  # the axis begins at 20 %
     assert f'cx="{left + wide:.1f}" cy="{top:.1f}"' in svg
     assert f"M{left:.1f} {top + high * 0.75 / 0.8:.1f}V{top + high * 0.4 / 0.8:.1f}" in svg
+
+
+@pytest.mark.parametrize("lora", [None, "r=4,alpha=8"])
+def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
+    """A whole model and an adapter: their run folders are known as reward models, and evaluated by the scores training ended with."""
+    run = api.reward(**runs.settings(world, tmp_path / "run", eval_data=[str(world / "held.jsonl")], lora=lora, lr=1e-2))
+    assert models.is_scorer(str(run.root))
+    found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], device=CPU)
+    last = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
+    for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen"):
+        assert found.summary[name] == pytest.approx(last[f"eval_{name}"], rel=1e-4), name
+    (one,) = found.report["sets"].values()
+    assert one["calibration"]["log_loss"] == pytest.approx(last["eval_loss"], rel=1e-4)  # arXiv 2305.18290 eq. 2

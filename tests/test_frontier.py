@@ -17,13 +17,14 @@ from closed import F64, World
 from winnow import frontier_page, models
 from winnow.batch import collate
 from winnow.engine import rows
-from winnow.files import read_json
+from winnow.files import read_json, write_json, write_jsonl
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.objectives.scores import per_completion
 from winnow.recipes import demo, small_world
 from winnow.recipes import frontier as recipe
 from winnow.recipes import frontier_claims as claims
+from winnow.recipes.frontier_costs import costs
 from winnow.sample import Sampling, sample
 
 WORLD = World()
@@ -300,6 +301,37 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any("PPO" in sentence for sentence in page["sentences"]) is not told
     assert any("PPO" in claim["claim"] for claim in frontier_page.claims(ledger)) is told
+
+
+def test_what_each_took(tmp_path):
+    """Bytes, tokens and seconds from the files of runs, medians over runs; the spread over seeds; the rates in order."""
+    (tmp_path / "small").mkdir()
+    write_jsonl(tmp_path / "small" / "answers.jsonl", [{"tokens": [2, 3]}, {"tokens": [4]}])
+    write_jsonl(tmp_path / "small" / "labels-0.jsonl", [{"comparisons": [{}, {}]}, {"comparisons": [{}]}])
+    for seed, cpu in ((0, 5.0), (1, 7.0)):
+        write_json(tmp_path / "small" / f"reward-seed={seed}.json", {"seconds": 9.0, "cpu": cpu})
+    points = []
+    for method, held in (("dpo", {}), ("ppo", {"models": {"policy": 400, "reference": 400, "critic": 300, "reward": 300}})):
+        run = tmp_path / "small" / method
+        run.mkdir()
+        write_json(run / "environment.json", {"parameters": {"total": 100}, **held})
+        more = {"run": f"small/{method}", "share": 0.9, "generated": 50 if held else 0}
+        points += [made(method, 1.0, seed, 1.0 + seed, 2.0 + 2 * seed, cpu=3.0 + seed, **more) for seed in (0, 1)]
+        points.append(made(method, 1.0, 0, 1.0, 1.0, cpu=None, **more) | {"own_rate": False, "lr": 1e-4})
+    (found,) = costs(tmp_path, ["small"], points, claims.settings(points))
+    dpo, ppo = found["dpo"], found["ppo"]
+    assert (dpo["models"], dpo["trained"]) == ({"policy": 400}, 1600)
+    assert (len(ppo["models"]), ppo["trained"]) == (4, 4 * 700)
+    assert all(one["labels"] == 3 and one["sampled"] == 9 and one["cpu"] == 3.5 and one["runs"] == 2 for one in (dpo, ppo))
+    assert (dpo["generated"], ppo["generated"], dpo["cpu_before"], ppo["cpu_before"]) == (0, 50, None, 6.0)
+    assert (dpo["spread_reward"], dpo["spread_kl"]) == (pytest.approx(math.sqrt(2)), pytest.approx(math.sqrt(0.5)))
+    assert [row["lr"] for row in found["rates"]["ppo"]] == [1e-4, 1e-3]
+    ledger = {"costs": [found]}
+    first, second = frontier_page.rlhf(ledger)
+    assert dict(first["rows"])["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
+    assert dict(first["rows"])["Seconds of the processor, a run"] == ["3.50", "3.50, and 6.00 for the reward model"]
+    assert len(second["rows"]) == 4
+    assert costs(tmp_path, ["small"], [p for p in points if p["method"] == "dpo"], []) == []
 
 
 # ---------------------------------------------------------------- the command

@@ -119,12 +119,13 @@ FLOORS = [
         "collect.rulings",
         "plots",
         "rounds",
-        "frontier_page",
         "symptoms",
         "matches",
         "doubts",
         "evaluation_signs",
+        "run_figures",
         "headline",
+        "frontier_page",
         "collection",
         "collection_page",
         "report",
@@ -185,7 +186,7 @@ FLOORS = [
 ORDER = {name: i for i, name in enumerate(name for floor in FLOORS for name in floor)}
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 
-WAITING = ("collection_page", "evaluation_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
+WAITING = ("collection_page", "evaluation_page", "frontier_page", "headline", "plots", "report", "rounds", "winrate_page")  # for plots
 
 # Third parties that may stand only in some files.
 FENCES = {

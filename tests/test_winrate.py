@@ -406,6 +406,23 @@ def test_a_budget_is_of_the_whole_command_and_the_next_goes_on(world, tmp_path, 
         assert len(bodies) == len(set(bodies))
 
 
+def test_a_reward_model_is_the_judge(world, tmp_path, call):
+    """Its scores, taken here once more, answer by answer."""
+    import test_judge
+    from winnow import models, rewards
+
+    judge_model = test_judge.reward_model(tmp_path / "reward")
+    assert call(*line(world, tmp_path / "w", "new", "people.jsonl", judge=f"reward:{judge_model}", device="cpu"))[0] == 0
+    loaded = models.load_scorer(str(judge_model), device="cpu")
+    gains = []
+    for row, prompt, people in zip(read_jsonl(tmp_path / "w" / "model-1.answers.jsonl"), asked(world), read_jsonl(world / "people.jsonl"), strict=True):
+        scores = rewards.scores(loaded, [rewards.Dialogue(prompt["prompt"], text) for text in (*row["completions"], people["completion"])])
+        gains += [np.mean(scores[:-1]) - scores[-1]] if row["completions"] else []
+    (one,) = read_json(tmp_path / "w" / "report.json")["comparisons"]
+    assert one["score_gain"] == pytest.approx(students(np.array(gains)), rel=1e-4)
+    assert one["orders"] is None
+
+
 # ---------------------------------------------------------------- files of answers
 
 

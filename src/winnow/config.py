@@ -104,7 +104,7 @@ class TrainSettings(FrozenSettings, DataSettings):
     stream: int | None = setting(
         None, "read, examine, tokenise and shuffle so many rows at a time while training goes on; default: all of them first", "data", ge=1
     )
-    eval_data: tuple[str, ...] = setting((), "a held-out set, evaluated while training; may be repeated", "data")
+    eval_data: tuple[str, ...] = setting((), "a held-out set, or NAME=SET, evaluated while training; may be repeated", "data")
     eval_fraction: float = setting(0.0, "set this share of the prompts aside for evaluation", "data", ge=0, lt=1)
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
     max_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] | None = setting(  # type: ignore[assignment]
@@ -232,7 +232,7 @@ class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
     out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
-    recipe: Literal["dpo", "sft", "reward"] = setting("dpo", "which training to check for", "objective")
+    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
 
 
 class EvalSettings(FrozenSettings, DataSettings):
@@ -293,8 +293,8 @@ class FrontierSettings(Settings):
 
 
 def scores(settings: Settings) -> bool:
-    """Whether the model that is trained, or checked for training, gives answers numbers: a reward model."""
-    return isinstance(settings, RewardSettings) or (isinstance(settings, CheckSettings) and settings.recipe == "reward")
+    """Whether the model that is trained gives answers numbers: a reward model."""
+    return isinstance(settings, RewardSettings)
 
 
 @dataclass(frozen=True, slots=True)

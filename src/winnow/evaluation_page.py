@@ -56,8 +56,9 @@ def render(report: Report) -> str:
     """The page. Equal reports give equal bytes."""
     sets = [_set(one) for one in report["sets"].values()]
     bench = _bench(report["rewardbench"]) if report["rewardbench"] else None
-    values = {"report": report, "verdict": verdict(report), "subline": subline(report), "cards": cards(report), "sets": sets, "bench": bench}
-    return from_template("evaluation.html.jinja", values | {"sources": _sources(report), "settings": _settings(report)})
+    values: dict[str, Any] = {"report": report, "verdict": verdict(report), "subline": subline(report), "cards": cards(report), "sets": sets, "bench": bench}
+    values |= {"sources": _sources(report), "settings": _settings(report)}
+    return from_template("evaluation.html.jinja", values)
 
 
 def verdict(report: Report) -> str:

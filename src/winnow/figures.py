@@ -26,8 +26,19 @@ def held_out(rows: Sequence[Mapping[str, Any]], name: str) -> Points:
 
 def decided(run: Mapping[str, Any]) -> int | None:
     """How many comparisons the held-out accuracy was taken over: those of the first evaluation set that are no ties."""
+    return first_set(run).get("decided")
+
+
+def first_set(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What became of the rows of the first evaluation set; empty where there is none."""
     accounts = (run["data"] or {}).get("eval") or {}
-    return next((account.get("decided") for account in accounts.values()), None)
+    return next(iter(accounts.values()), {})
+
+
+def looks(account: Mapping[str, Any]) -> int | None:
+    """How many independent looks a held-out set's comparisons are worth, at the least: no more than it has prompts (`account`: of data.json)."""
+    count, prompts = account.get("decided"), account.get("used")
+    return min(count, prompts) if count and prompts else count
 
 
 def recent(series: Points) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow import rounds
-from winnow.figures import RECENT, Points, decided, held_out, number, percent, points, recent, signed, wilson
+from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]
 
@@ -41,7 +41,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     if scores := held_out(run["metrics"], "score") or points(run["metrics"], "score"):
         return _score_sentence(run, scores)
     if held and held[-1][0] > 0:
-        return f"Prefers the chosen answer in {percent(held[-1][1])} of held-out comparisons."
+        count, many = decided(run), looks(first_set(run))
+        of, span = f"{number(count)} " if count else "", f" ({_interval(wilson(held[-1][1], many))})" if many else ""
+        return f"Prefers the chosen answer in {percent(held[-1][1])} of {of}held-out comparisons{span}."
     if trained:
         return f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs; nothing was held out to check it on."
     return _loss_sentence(run)
@@ -113,9 +115,10 @@ def _run_cards(run: Run) -> list[Card]:
     rows, found = run["metrics"], []
     held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
-        count = decided(run)
-        span = wilson(held[-1][1], count) if count else None
-        found.append(Card("Held-out accuracy", percent(held[-1][1]), _interval(span), held[-1][1], span))
+        count, many = decided(run), looks(first_set(run))
+        span = wilson(held[-1][1], many) if many else None
+        detail = f"{_interval(span)}, n = {number(count)}" + (f" of {number(many)} prompts" if many != count else "") if span else ""
+        found.append(Card("Held-out accuracy", percent(held[-1][1]), detail, held[-1][1], span))
     elif trained := points(rows, "rewards/accuracies"):
         found.append(Card("Training accuracy", percent(recent(trained)), "nothing was held out", recent(trained)))
     shown = (
@@ -126,16 +129,24 @@ def _run_cards(run: Run) -> list[Card]:
     for label, series, last in shown:
         if series:
             now = recent(series[-last:])
-            found.append(Card(label, number(now), f"{number(series[0][1])} at step {series[0][0]:,}"))
+            of = f"{number(decided(run))} comparisons" if last == 1 and decided(run) else "" if last == 1 else f"last {min(last, len(series))} logged steps"
+            found.append(Card(label, number(now), ", ".join([f"{number(series[0][1])} at step {series[0][0]:,}", *([of] if of else [])])))
     found += _score_cards(rows)
     for side in ("chosen", "rejected"):
         if series := points(rows, f"logratio/{side}"):
             found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
     if series := points(rows, "kl"):
-        found.append(Card("KL", number(series[-1][1]), "nats per answer, to the reference"))
+        found.append(Card("KL", number(series[-1][1]), f"nats per answer, to the reference{_of_answers(rows)}"))
     if speed := points(rows, "tokens_per_second"):
         found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
     return found
+
+
+def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Interval and n of the last KL, where the run has them."""
+    last = next(row for row in reversed(rows) if row.get("kl") is not None)
+    between = f"; 95 % interval {number(last['kl_low'])} to {number(last['kl_high'])}" if last.get("kl_low") is not None else ""
+    return between + (f", n = {number(last['kl_samples'])}" if last.get("kl_samples") else "")
 
 
 def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from winnow import hub, quantized
@@ -365,9 +365,14 @@ def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | Non
 
 
 def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any]) -> Any:
-    """The weights of a language model."""
+    """The weights of a language model. Raises ModelError for a reward model, whose missing output layer transformers would draw at random."""
     from transformers import AutoModelForCausalLM
 
+    if is_scorer(name, trust_remote_code=trust_remote_code):
+        raise ModelError(
+            f"{name}: is a reward model: it scores answers and writes none",
+            remedy="winnow judge --judge reward:RUN asks it; a run's model/ is a plain transformers folder",
+        )
     model, _ = _read_weights(name, source, AutoModelForCausalLM, {"dtype": dtype, "trust_remote_code": trust_remote_code, **how})
     return _with_adapter(name, source, model, train)
 
@@ -377,11 +382,11 @@ def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: b
     from transformers import AutoModelForSequenceClassification
 
     config, base = load_config(name, trust_remote_code=trust_remote_code), _base(source)
-    classifies = any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
+    classifies = _classifies(config)
     of_one = {} if classifies else {"num_labels": 1}
     model, missing = _read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
     if is_adapter_folder(name):
-        missing -= {f"{HEAD}.weight"} if adapter_scores(source) else set()
+        missing -= {f"{HEAD}.weight"} if _adapter_scores(name, source) else set()
     if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
         raise ModelError(
             f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
@@ -391,10 +396,23 @@ def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: b
     return _with_adapter(name, source, model, train)
 
 
-def adapter_scores(source: str) -> bool:
+def is_scorer(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether a model scores answers: by its configuration, an adapter also by the head it brings. Raises ModelError where neither can be read."""
+    classifies = _classifies(load_config(name, trust_remote_code=trust_remote_code))
+    return classifies or (is_adapter_folder(name) and _adapter_scores(name, locate(name)))
+
+
+def _classifies(config: Any) -> bool:
+    return any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
+
+
+def _adapter_scores(name: str, source: str) -> bool:
     """Whether an adapter's file holds a head that was trained beside it."""
-    with safe_open(Path(source) / "adapter_model.safetensors", framework="pt") as file:
-        return any(name.endswith(f".{HEAD}.weight") for name in file.keys())  # noqa: SIM118
+    try:
+        with safe_open(Path(source) / "adapter_model.safetensors", framework="pt") as file:
+            return any(key.endswith(f".{HEAD}.weight") for key in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _not_loaded("model", name, source, error) from error
 
 
 def _read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tuple[Any, set[str]]:

@@ -22,6 +22,7 @@ from winnow.figures import held_out, number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
+from winnow.run_figures import figures
 from winnow.symptoms import SYMPTOMS, examine
 
 SCHEMA = 1
@@ -156,6 +157,7 @@ def _run(root: Path, name: str) -> dict[str, Any]:
     steps, done = run["plan"].get("steps"), max((row["step"] for row in metrics), default=0)
     run["status"] = {"step": done, "steps": steps, "state": "complete" if steps and done >= steps else "under way" if metrics else "no steps yet"}
     signs, checked, unchecked = examine(run)
+    run["figures"] = figures(run)
     return run | {"warnings": [asdict(sign) for sign in signs], "checked": checked, "unchecked": unchecked}
 
 
@@ -261,7 +263,8 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     pairs: dict[tuple[int, str], dict[str, Any]] = {}
     for _, row in rows:
         if row["step"] in (0, last):
-            pair = pairs.setdefault((row.get("index", 0), row["prompt"]), {"prompt": row["prompt"], "before": None, "after": None, "step": last})
+            of = {name: row[name] for name in ("of", "held_out") if isinstance(row.get(name), int)}
+            pair = pairs.setdefault((row.get("index", 0), row["prompt"]), {"prompt": row["prompt"], "before": None, "after": None, "step": last, **of})
             pair["before" if row["step"] == 0 else "after"] = row["completion"]
     return list(pairs.values())
 

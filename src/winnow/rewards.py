@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from winnow import models
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
@@ -27,14 +26,6 @@ class Dialogue:
     answer: Text
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     where: str = ""
-
-
-def is_reward_model(name: str, *, trust_remote_code: bool = False) -> bool:
-    """Whether a model says that it scores: by its configuration, an adapter by the head it brings. Raises ModelError where neither can be read."""
-    if models.is_adapter_folder(name):
-        return models.adapter_scores(models.locate(name))
-    made = models.load_config(name, trust_remote_code=trust_remote_code).architectures or ()
-    return any(architecture.endswith("ForSequenceClassification") for architecture in made)
 
 
 def scores(loaded: LoadedModel, dialogues: Sequence[Dialogue]) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.figures import RECENT, decided, held_out, median, number, percent, points, recent, wilson
+from winnow.figures import RECENT, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
 
 Run = Mapping[str, Any]
 
@@ -145,10 +145,10 @@ def longer(run: Run) -> Sign | None:
 def chance(run: Run) -> Sign | None:
     """Held-out accuracy that a coin could have reached, or worse."""
     step, share = held_out(run["metrics"], "rewards/accuracies")[-1]
-    count = decided(run)
-    if step == 0 or not count:
+    count, many = decided(run), looks(first_set(run))
+    if step == 0 or not count or not many:
         return None
-    low, high = wilson(share, count)
+    low, high = wilson(share, many)
     if low > 0.5:
         return None
     seen = f"Held-out accuracy is {share:.2f} over {count:,} comparisons (95 % interval {low:.2f} to {high:.2f}): "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +49,8 @@ class Distance:
 
 def draw(one: HeldOut, loaded: LoadedModel, engine: Engine, rendered: Renderer, count: int, seed: int) -> Drawn:
     """`count` answers, or a few more: to prompts of the set drawn at random, or equally many to each where there are fewer prompts than that."""
-    asked = samples.probe({"eval_": one.data}, one.data, rendered)
-    prompts = asked.prompts if len(asked.prompts) <= count else random.Random(seed).sample(asked.prompts, count)
+    asked = samples.probe({"eval_": one.data}, one.data, rendered, seed)
+    prompts = asked.prompts[:count]
     each = -(-count // len(prompts)) if prompts else 0
     with Steps("answers", len(prompts)) as steps:
         answers = sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, seed=seed), k=each, tick=steps.advance) if prompts else []

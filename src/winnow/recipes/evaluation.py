@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from winnow import evaluation_page, evaluation_signs, rewards
+from winnow import evaluation_page, evaluation_signs, models
 from winnow.config import EvalSettings
 from winnow.console import safe, say
 from winnow.data.pack import budget
@@ -46,7 +46,7 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Every figure with its interval; `report.html`, `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, scorer = resolved.settings, rewards.is_reward_model(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
+    settings, scorer = resolved.settings, models.is_scorer(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
     keep_memory()
     made, trained, began = objective("dpo"), None, dict[str, Any]()
     if scorer:
@@ -54,7 +54,7 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     else:
         settings, made, trained, began = _with_run_defaults(settings)
     _prepare(settings, made, scorer)
-    rendered, seed = renderer(settings), began.get("settings", {}).get("seed", 0)
+    rendered, seed = renderer(settings, scorer=scorer), began.get("settings", {}).get("seed", 0)
     what = replace(wanted(made, settings.pairs), kind="any", mismatched=False) if scorer else replace(wanted(made, settings.pairs), kind="any")
     sets, bench = heldsets.read(settings, rendered, what, seed), heldsets.bench(settings, rendered, seed)
     everything = [*sets, *([bench] if bench else [])]
@@ -125,8 +125,6 @@ UNREAD = {
 def _refuse_unread(settings: EvalSettings) -> None:
     """What a reward model has no use for: it has no log-probs, no reference, and its answers are scored whole."""
     given = [name for name, default in UNREAD.items() if getattr(settings, name) != default]
-    if settings.as_ == "text":
-        given.append("as")
     if given:
         flag = f"--{given[0].replace('_', '-')}"
         raise SettingsError(

@@ -65,7 +65,7 @@ REVIEWS = Plan(
         drawn=64,
         training={"steps": 100, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 30, "save_every": 50},
         reward={"lr": 5e-4, "steps": 60, "warmup": 10},
-        ppo={"steps": 40, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 20, "schedule": "linear"},
+        ppo={"steps": 25, "batch_size": 48, "epochs": 2, "max_tokens": 4096, "beta": 0.7, "horizon": 400, "save_every": 25, "schedule": "linear"},
     ),
     values={"dpo": BETAS, "ppo": TARGETS, "ppo_true": (1.0, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
     rates=dict.fromkeys(("dpo", "ppo", "ppo_true", "unlikelihood", "preferred_ft"), (5e-4,)),
@@ -139,7 +139,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
                 with as_part():
                     points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
                 steps.advance(1)
-    found = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
+    found: Figures = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
     found |= frontier_claims.claims(worlds, points)
     found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
     write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})

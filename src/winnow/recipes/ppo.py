@@ -65,7 +65,8 @@ def _train(job: Job) -> None:
     counts = models.parameter_counts(policy.loaded.model)
     record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
     _say_head(job, players, counts)
-    shown = samples.Probe([job.asked.ids[i] for i in job.held_out or job.train], job.asked.how.max_new_tokens, job.asked.how.end)
+    prompts = [job.asked.ids[i] for i in job.held_out or job.train]
+    shown = samples.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)
     if progress.step == 0:
         samples.write(job.run, policy.loaded, job.tokenizer, shown, 0)
     order = batches([Share(len(job.train))], settings.batch_size, settings.seed, progress.cursor)

@@ -204,7 +204,7 @@ def _run(job: Job) -> None:
     loaded = replace(loaded, shards=shard(loaded.model))
     live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
     optimizer = _rehearsed(job, loaded, engine, live)
-    probe = samples.Probe([], 0, 0) if job.objective.rewards else samples.probe(job.held_out, job.train_set, job.renderer)
+    probe = samples.Probe([], 0, 0) if job.objective.rewards else samples.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
     again = job.settings.stream is not None and job.stored  # the next window's reference is asked later
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)

@@ -1,0 +1,82 @@
+"""The figures of a run as numbers: intervals, n, steps and sources; and what stands beside before and after."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy import stats
+
+import runs
+import tiny
+from test_report import data, environment, healthy, make
+from winnow import report
+from winnow.config import EvalSettings
+from winnow.data.dataset import EVERYTHING, prepare
+from winnow.data.render import Renderer
+from winnow.figures import wilson
+from winnow.files import read_jsonl
+from winnow.recipes import samples
+from winnow.run_figures import figures
+
+
+def test_every_figure_names_its_n_step_and_source(tmp_path):
+    rows = healthy()
+    rows[-1] |= {"kl_low": 2.0, "kl_high": 3.0, "kl_samples": 32}
+    made = report.build([make(tmp_path / "run", rows=rows)])["runs"][0]
+    found = {one["title"]: one for one in made["figures"]}
+    assert all(one["source"].startswith("metrics.jsonl: ") and isinstance(one["step"], int) and one["n"] for one in found.values())
+    assert all((one["low"] is None) == bool(one["why"]) for one in found.values())
+    accuracy = found["Held-out accuracy"]
+    assert (accuracy["value"], accuracy["low"], accuracy["high"]) == pytest.approx((0.75, *wilson(0.75, 100)))
+    assert (accuracy["n"], accuracy["step"], accuracy["source"]) == ("100 comparisons", 40, "metrics.jsonl: eval_rewards/accuracies")
+    assert (found["KL to the reference, nats per answer"]["low"], found["KL to the reference, nats per answer"]["n"]) == (2.0, "32 answers")
+    last = [row["loss"] for row in rows if "loss" in row][-10:]
+    low, high = stats.t.interval(0.95, 9, sum(last) / 10, stats.sem(last))
+    loss = found["Training loss"]
+    assert (loss["value"], loss["low"], loss["high"]) == pytest.approx((sum(last) / 10, low, high))
+    assert loss["n"] == "10 logged steps"
+    assert "winnow eval" in found["Held-out loss"]["why"]
+
+
+def test_comparisons_of_one_prompt_are_no_more_looks_than_prompts(tmp_path):
+    """1,000 comparisons of 50 prompts at 60 %: the headline's interval is that of 50 looks, and chance is not ruled out."""
+    account = data()
+    account["eval"]["eval_"] |= {"decided": 1000, "comparisons": 1000, "used": 50}
+    rows = [{**row, **({"eval_rewards/accuracies": 0.6} if "eval_rewards/accuracies" in row and row["step"] else {})} for row in healthy()]
+    root = make(tmp_path / "run", rows=rows, data=account)
+    made = report.build([root])
+    low, high = wilson(0.6, 50)
+    html = report.render(made)
+    assert f"60\u00a0% of 1,000 held-out comparisons (95\u00a0% interval {100 * low:.0f}–{100 * high:.0f}\u00a0%)" in html
+    assert "1,000 comparisons of 50 prompts" in html
+    assert "chance" in [sign["code"] for sign in made["warnings"]]
+    assert environment()["plan"]["steps"] == 40
+    assert figures(made["runs"][0] | {"data": None, "metrics": []}) == []
+
+
+def test_prompts_are_drawn_at_random_and_not_the_first_ones(tmp_path):
+    """Every seed has another order, the same seed the same; all prompts are there; of training data a few of all rows."""
+    tokenizer = tiny.tokenizer()
+    file = tiny.write(tmp_path / "held.jsonl", tiny.pairs(200))
+    one, _ = prepare([str(file)], Renderer(tokenizer), EvalSettings(model="m", data=("d",)), EVERYTHING)
+    first = [group.sequences[0].ids[: group.sequences[0].start] for group in one.groups]
+    orders = [samples.probe({"eval_": one}, one, Renderer(tokenizer), seed).prompts for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1] != first != orders[0]
+    assert sorted(orders[0]) == sorted(first)
+    chosen = [[first.index(prompt) for prompt in samples.probe({}, one, Renderer(tokenizer), seed).prompts] for seed in range(40)]
+    assert {len(some) for some in chosen} == {samples.SHOWN}
+    mean = sum(i for some in chosen for i in some) / (40 * samples.SHOWN)
+    assert abs(mean - 99.5) < 4 * math.sqrt((200**2 - 1) / 12 / 240)  # of the first ones it would be 2.5
+
+
+def test_before_and_after_say_how_they_were_drawn(tmp_path):
+    (tmp_path / "world").mkdir()
+    root = runs.world(tmp_path / "world")
+    run = runs.dpo(root, tmp_path / "run", steps=2, eval_data=[str(root / "held.jsonl")])
+    rows = read_jsonl(run.samples)
+    assert {(row["of"], row["held_out"]) for row in rows} == {(8, True)}
+    assert "6 of 8 held-out prompts, drawn at random before training" in run.report_html.read_text()
+    last = [row for row in read_jsonl(run.metrics) if "kl" in row][-1]
+    assert last["kl_low"] < last["kl"] < last["kl_high"]
+    assert last["kl_samples"] == 8
