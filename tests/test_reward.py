@@ -214,10 +214,11 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
     assert "Log-probability" not in page
     assert "Before and after" not in page
     assert "entropy collapse" not in page
-    told = read_json(run.report_json)["runs"][0]["calibration"]["eval_"]
-    assert (told["count"], told["accuracy"], told["high"]) == (8, 1.0, 1.0)
-    assert told["margin"] == pytest.approx(held[-1]["eval_rewards/margins"], rel=1e-4)
-    assert told["log_loss"] == pytest.approx(held[-1]["eval_loss"], rel=1e-4)
+    told = read_json(run.report_json)["runs"][0]["held_out"]["eval_"]
+    right = told["figures"]["rewards/accuracies"]
+    assert (right["count"], right["value"], right["high"]) == (8, 1.0, 1.0)
+    assert told["figures"]["rewards/margins"]["value"] == pytest.approx(held[-1]["eval_rewards/margins"], rel=1e-4)
+    assert told["calibration"]["log_loss"] == pytest.approx(held[-1]["eval_loss"], rel=1e-4)
     assert "Are margins probabilities?" in page
     answers = [{"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"]], "comparisons": []} for row in tiny.pairs(8, seed=1)]
     tiny.write(tmp_path / "answers.jsonl", answers)

@@ -10,12 +10,12 @@ from scipy import stats
 import runs
 import tiny
 from test_report import data, environment, healthy, make
-from winnow import report
+from winnow import api, report
 from winnow.config import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.figures import wilson
-from winnow.files import read_jsonl
+from winnow.files import read_json, read_jsonl
 from winnow.recipes import samples
 from winnow.run_figures import figures
 
@@ -37,6 +37,26 @@ def test_every_figure_names_its_n_step_and_source(tmp_path):
     assert (loss["value"], loss["low"], loss["high"]) == pytest.approx((sum(last) / 10, low, high))
     assert loss["n"] == "10 logged steps"
     assert "winnow eval" in found["Held-out loss"]["why"]
+
+
+def test_a_saved_model_has_the_figures_that_an_evaluation_gives_it(tmp_path):
+    """Every one with its interval and n: those of `winnow eval` on the same rows, and on the page of the run."""
+    (tmp_path / "world").mkdir()
+    root = runs.world(tmp_path / "world")
+    run = runs.dpo(root, tmp_path / "run", steps=3, lr=1e-3, eval_data=[str(root / "held.jsonl")])
+    seen = api.evaluate(model=str(run.root), data=[str(root / "held.jsonl")], device="cpu")
+    told = read_json(run.environment)["held_out"]["eval_"]
+    theirs = next(iter(seen.report["sets"].values()))
+    for part in ("figures", "displacement"):
+        assert set(told[part]) == set(theirs[part])
+        for name, one in theirs[part].items():
+            ours, expected = ([one] if isinstance(one, int) else [value for value in one.values() if value != ""] for one in (told[part][name], one))
+            assert ours == pytest.approx(expected, rel=1e-2, abs=1e-3), name
+    made = {row["title"]: row for row in report.build([run.root])["runs"][0]["figures"]}
+    loss = made["Held-out loss"]
+    assert (loss["low"], loss["high"], loss["step"], loss["n"]) == (told["figures"]["loss"]["low"], told["figures"]["loss"]["high"], 3, "8 comparisons")
+    assert loss["value"] == pytest.approx([row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]["eval_loss"], rel=1e-5)
+    assert all(row["low"] is not None for title, row in made.items() if "eld-out" in title or "held out" in title)
 
 
 def test_comparisons_of_one_prompt_are_no_more_looks_than_prompts(tmp_path):

@@ -172,7 +172,7 @@ def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
 
 def _environment(root: Path) -> dict[str, Any]:
     path = RunFolder(root).environment
-    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict, "calibration": dict})
+    environment = _object(path, {"settings": dict, "recipe": str}, {"origins": dict, "versions": dict, "plan": dict, "held_out": dict})
     if environment.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema: got {environment.get('schema')!r}, expected {SCHEMA}", remedy="use the Winnow that made this run")
     return environment

@@ -13,6 +13,8 @@ Run = Mapping[str, Any]
 HELD_OUT = {
     "loss": "Held-out loss",
     "rewards/accuracies": "Held-out accuracy",
+    "rewards/auc": "Held-out area under the curve: a good answer above a bad one",
+    "raw/accuracies": "Held-out accuracy of log-probs alone",
     "rewards/margins": "Held-out margin",
     "logratio/chosen": "Chosen, held out, nats per token since the start",
     "logratio/rejected": "Rejected, held out, nats per token since the start",
@@ -24,7 +26,10 @@ UNKEPT = "training keeps no spread of it; winnow eval gives it"
 def figures(run: Run) -> list[dict[str, Any]]:
     """Rows with title, value, low, high, n, step, source and why there is no interval, of the last evaluation and the last logged steps."""
     rows = run["metrics"]
-    found = [row for prefix, account in ((run["data"] or {}).get("eval") or {}).items() for row in _held_out(rows, prefix, account)]
+    found = []
+    for prefix, account in ((run["data"] or {}).get("eval") or {}).items():
+        saved = (run.get("held_out") or {}).get(prefix)
+        found += _saved(run, prefix, saved) if saved else _held_out(rows, prefix, account)
     if series := points(rows, "kl"):
         last = next(row for row in reversed(rows) if row.get("kl") is not None)
         of, source = {"n": _several(last.get("kl_samples"), "answer"), "step": series[-1][0]}, "metrics.jsonl: kl"
@@ -45,6 +50,23 @@ def figures(run: Run) -> list[dict[str, Any]]:
     return found + [row for name, title in TRAINED.items() if (row := _trained(rows, name, title))]
 
 
+def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of one held-out set, by the model as it was saved."""
+    moved = told["displacement"] or {}
+    known = {**told["figures"], "less_likely": moved.get("less_likely")}
+    found, noun = [], "comparison" if known.get("comparisons") else "row"
+    for name, title in {**HELD_OUT, "less_likely": "Chosen answers that are less likely than at the start, share"}.items():
+        if one := known.get(name):
+            n = _several(one["count"], noun) + (f" of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else "")
+            row = {"title": _titled(title, prefix), "value": one["value"], "low": one["low"], "high": one["high"], "n": n, "step": run["saved_step"]}
+            found.append({**row, "source": f"environment.json: held_out, {prefix}{name}", "why": one["why"]})
+    return found
+
+
+def _titled(title: str, prefix: str) -> str:
+    return title if prefix == "eval_" else f"{title}, {prefix.removeprefix('eval_').rstrip('_')}"
+
+
 def _held_out(rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of one held-out set. A share's interval counts no more looks than there are prompts: comparisons of one prompt may agree by themselves."""
     found = []
@@ -56,11 +78,11 @@ def _held_out(rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any
         low, high, why = None, None, UNKEPT
         if name == "rewards/accuracies" and (many := looks(account)):
             (low, high), why = wilson(value, many), ""
-        title = title if prefix == "eval_" else f"{title}, {prefix.removeprefix('eval_').rstrip('_')}"
         n = _several(count, "comparison" if account.get("comparisons") else "row")
         if count and account.get("used") and account["used"] < count:
             n += f" of {_several(account['used'], 'prompt')}"
-        found.append({"title": title, "value": value, "low": low, "high": high, "n": n, "step": step, "source": f"metrics.jsonl: {prefix}{name}", "why": why})
+        row = {"title": _titled(title, prefix), "value": value, "low": low, "high": high, "n": n, "step": step}
+        found.append({**row, "source": f"metrics.jsonl: {prefix}{name}", "why": why})
     return found
 
 

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from winnow import evaluation_page, evaluation_signs, models
 from winnow.config import EvalSettings
 from winnow.console import safe, say
@@ -17,13 +15,10 @@ from winnow.data.pack import budget
 from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
 from winnow.files import RunFolder, read_json, versions, write_atomic, write_json, write_jsonl
-from winnow.measures import heldout, rewardbench, slices
-from winnow.measures.calibration import calibration, sureness
-from winnow.measures.clustered import Figure, told
-from winnow.measures.displacement import displacement
+from winnow.measures import rewardbench, slices
+from winnow.measures.clustered import told
 from winnow.objectives.terms import FLAGS, Objective, objective
-from winnow.recipes import evaluation_tables, flips, heldsets, saying
-from winnow.recipes.heldloss import loss
+from winnow.recipes import evaluation_tables, flips, heldsets, saying, setfigures
 from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
@@ -144,13 +139,8 @@ def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
     for name, asked in (("label_noise: looks at implicit rewards", settings.label_noise), ("kl_samples: compares with the reference", settings.kl_samples)):
         if asked and settings.reference is None:
             raise SettingsError(f"{name}, and there is no reference", remedy="--reference MODEL, the one training began with")
-    if settings.label_noise and not _summed(made):
+    if settings.label_noise and not setfigures.summed(made):
         raise SettingsError(f"label_noise: margins of {made.name} are no sums of log-ratios", remedy="--objective dpo --beta 0.1, to audit with summed ones")
-
-
-def _summed(made: Objective) -> bool:
-    """Whether the objective's own margins are beta times a difference of summed log-ratios."""
-    return not any(term.mean or not term.entry.reference for term in made.terms if term.entry.unit != "token")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------------
@@ -158,49 +148,22 @@ def _summed(made: Objective) -> bool:
 
 def _rows(one: HeldOut, made: Objective, said: Said, i: int) -> list[dict[str, Any]]:
     """A row per comparison, then per labelled answer, of the set numbered i; with its values of the columns it is split by."""
-    groups = one.data.groups
-    if said.scores is not None:
-        found = heldout.scored(groups, said.scores[i]) + heldout.scored_thumbs(groups, said.scores[i])
-    else:
-        ours, theirs = heldout.by_completion(said.policy[i], groups), None if said.reference is None else heldout.by_completion(said.reference[i], groups)
-        found = heldout.rows(groups, ours, theirs, made.beta) + heldout.thumbs(groups, ours, theirs, made.beta)
+    found = setfigures.rows(made, one.data.groups, said.of(i))
     return [row | {"by": {name: values[row["where"]] for name, values in one.columns.items()}} for row in found] if one.columns else found
 
 
 def _figures(settings: EvalSettings, made: Objective, one: HeldOut, found: list[dict[str, Any]], said: Said, i: int, before: dict[str, Any]) -> dict[str, Any]:
     """Everything about one set."""
-    compared = [row for row in found if "rejected" in row]
-    figures: dict[str, Figure | int] = {}
-    if said.scores is None:
-        figures["nll"] = heldout.nll(said.policy[i], one.data.groups)
-    figures |= {**heldout.figures(compared), **heldout.thumbs_figures([row for row in found if "label" in row])}
-    if said.scores is None and (said.reference is not None or not made.reference):
-        tokens = budget(one.data.groups, settings.max_tokens)
-        value = loss(made, one.data, said.policy[i], None if said.reference is None else said.reference[i], tokens, before)
-        figures |= {} if value is None else {"loss": value}
-    moved, far = displacement(compared), said.distance[i] if said.distance else None
+    far, tokens = said.distance[i] if said.distance else None, budget(one.data.groups, settings.max_tokens)
     return {
         "title": one.title,
         "data": one.data.account,
         "files": one.files,
         "trained_on": _trained_on(settings, one),
-        "figures": told(figures),
-        "displacement": None if moved is None else asdict(moved),
-        "calibration": _calibration(made, compared, said.scores is not None),
+        **setfigures.described(made, one.data.groups, one.data.shares, found, said.of(i), tokens, before),
         "kl": None if far is None else asdict(far),
         "by": {name: {value: told(part) for value, part in slices.sliced(found, values).items()} for name, values in one.columns.items()},
     }
-
-
-def _calibration(made: Objective, compared: Sequence[dict[str, Any]], scorer: bool) -> dict[str, Any] | None:
-    """Is s(margin) a probability? None where there are no margins; of margins that are no log-odds, why not."""
-    decided = [row for row in compared if row["probability"] != 0.5 and "rewards/margins" in row]
-    if not decided:
-        return None
-    if not scorer and not _summed(made):
-        return {"why": f"margins of {made.name} are no differences of summed log-ratios, so s(margin) is no probability it claims"}
-    margin_M = np.array([row["rewards/margins"] for row in decided])
-    return asdict(calibration(margin_M)) | {"sureness": asdict(sureness(margin_M, [row["prompt"] for row in decided]))}
 
 
 def _bench(one: HeldOut, found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 from scipy.stats import t
 from torch import Tensor
 
 from winnow.batch import Batch, joined
-from winnow.data.dataset import Dataset
+from winnow.data.render import RenderedGroup
+from winnow.data.stream import Share
 from winnow.engine.api import Columns
 from winnow.measures import heldout
 from winnow.measures.clustered import ONE, Figure
@@ -22,16 +24,18 @@ BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the 
 WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"
 
 
-def loss(made: Objective, data: Dataset, policy: Tensor, reference: Tensor | None, tokens: int, before: Known) -> Figure | None:
+def loss(
+    made: Objective, groups: Sequence[RenderedGroup], shares: Sequence[Share], policy: Tensor, reference: Tensor | None, tokens: int, before: Known
+) -> Figure | None:
     """None where nothing in the data counts for the objective, or log-probs are not enough for it. before: what the training had come to know.
 
     Interval: prompts are dealt at random into blocks (one each, where there are few), and the loss is a sum of ratios of their sums; variance
     B / (B - 1) sum_b u_b^2 with u_b = sum over members of weight (total_b - mean count_b) / count, Student's t with B - 1 degrees. Its count is of
     the units of its first member: comparisons, as a rule.
     """
-    start = offsets(data.groups)
+    start = offsets(groups)
     ours, theirs = Reference("", policy, start), None if reference is None else Reference("", reference, start)
-    fed = Data(data.groups, data.shares, theirs)
+    fed = Data(groups, shares, theirs)
     batches = list(fed.everything(tokens))
     if made.want != ("entropy",) or not any(made.counts(batches)):
         return None
@@ -39,7 +43,7 @@ def loss(made: Objective, data: Dataset, policy: Tensor, reference: Tensor | Non
     known = made.known(columns, whole, before, train=False)
     totals, counts = [float(total) for total in made.totals(columns, whole, known)], made.counts([whole])
     value, count = made.losses(totals, counts)["loss"], round(next(n for n in counts if n))
-    numbers = heldout.prompts(data.groups)
+    numbers = heldout.prompts(groups)
     blocks = _blocks(numbers)
     if len(blocks) < 2:
         return Figure(value, None, None, count, 1, ONE)

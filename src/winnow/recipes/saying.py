@@ -23,6 +23,7 @@ from winnow.recipes import distance
 from winnow.recipes.distance import Distance
 from winnow.recipes.engines import engine_for
 from winnow.recipes.heldsets import HeldOut
+from winnow.recipes.setfigures import Spoken
 from winnow.rewards import Dialogue
 from winnow.train.reference import compute
 from winnow.train.start import fingerprint, same_model
@@ -40,6 +41,12 @@ class Said:
     scores: list[list[list[float]]] | None = None
     distance: list[Distance | None] = field(default_factory=list)
     weights: dict[str, str] = field(default_factory=dict)
+
+    def of(self, i: int) -> Spoken:
+        """Of the set numbered i."""
+        if self.scores is not None:
+            return Spoken(scores=self.scores[i])
+        return Spoken(self.policy[i], None if self.reference is None else self.reference[i])
 
 
 def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:

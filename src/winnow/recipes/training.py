@@ -26,8 +26,8 @@ from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.ranks import count, leads
 from winnow.recipes import record, references, samples
-from winnow.recipes.calibrating import calibrated
 from winnow.recipes.engines import engine_for
+from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
@@ -234,18 +234,16 @@ def _run(job: Job) -> None:
             if drift
             else None,
         )
-    learnt = progress.known
+    learnt, saved_step = progress.known, progress.step
     if job.plan.save_best and progress.best_step is not None and progress.best_step != progress.step:
         best = checkpoint.load(job.run.checkpoints / f"step_{progress.best_step}")
         optimizer.load_weights(best.weights)
-        learnt = best.progress.known
+        learnt, saved_step = best.progress.known, best.progress.step
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     if probe.prompts:
         samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
-    if job.objective.rewards:
-        found = calibrated(loaded.net, dict(zip(job.held_out, scored.sets[1:])), engine, job.plan.tokens, loaded.device)
-        record.note(job.run, calibration=found)
-    record.note(job.run, known=learnt, sealed=True)
+    told = measured(job.objective, loaded.net, dict(zip(job.held_out, scored.sets[1:])), engine, job.plan.tokens, loaded.device, learnt)
+    record.note(job.run, held_out=told, saved_step=saved_step, known=learnt, sealed=True)
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
         if leads():
