@@ -366,7 +366,7 @@ def small(monkeypatch):
 def figures(root):
     """The ledger without what a clock said."""
     ledger = read_json(root / "frontier.json")
-    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0} for point in ledger["points"]]}
+    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0, "cpu": 0} for point in ledger["points"]]}
 
 
 def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch, capsys):

@@ -75,8 +75,8 @@ def best_row(world: str, one: Figures, facts: Figures) -> dict[str, Any]:
 
 
 def closest(rows: Sequence[Figures], world: str, method: str) -> Figures | None:
-    """Of a method's settings the one with the largest share of the limit; None where none has gone FAR enough to have one."""
-    mine = [row for row in rows if row["world"] == world and row["method"] == method]
+    """Of a method's settings at its own rate the one with the largest share of the limit; None where none has gone FAR enough to have one."""
+    mine = [row for row in rows if row["world"] == world and row["method"] == method and row["own_rate"]]
     known = [row for row in mine if row["share"] is not None and row["share"]["mean"] is not None and row["kl"]["mean"] >= FAR]
     return max(known, key=lambda row: row["share"]["mean"], default=None)
 
