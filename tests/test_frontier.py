@@ -301,6 +301,11 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any("PPO" in sentence for sentence in page["sentences"]) is not told
     assert any("PPO" in claim["claim"] for claim in frontier_page.claims(ledger)) is told
+    assert not any("less KL" in claim["claim"] for claim in frontier_page.claims(ledger))  # one beta has no order
+    more = claims.claims({"small": FACTS}, [*points, made("dpo", 3.0, 0, 0.2, 0.1), made("dpo", 3.0, 1, 0.2, 0.1)])
+    (said,) = [one for one in frontier_page.claims({**ledger, **more}) if "less KL" in one["claim"]]
+    assert said["answer"] == "yes"
+    assert "from 1 to 3 by −0.800" in said["why"]
 
 
 def test_what_each_took(tmp_path):
@@ -361,7 +366,7 @@ def small(monkeypatch):
 def figures(root):
     """The ledger without what a clock said."""
     ledger = read_json(root / "frontier.json")
-    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0} for point in ledger["points"]]}
+    return {**ledger, "seconds": 0, "points": [{**point, "seconds": 0, "cpu": 0} for point in ledger["points"]]}
 
 
 def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch, capsys):
@@ -369,7 +374,7 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick", "--seeds", 1) == 0
     said = capsys.readouterr().out
     assert "6/6" in said
-    assert "means less KL, for DPO alone" in said
+    assert "less KL" not in said  # one beta has no order
     assert "micro-batches" not in said  # the runs themselves say nothing
     first = figures(out)
     assert [(p["world"], p["method"], p["value"], p["lr"], p["seed"]) for p in first["points"]] == [

@@ -31,8 +31,13 @@ def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str
         own = [p for p in points if p["world"] == world]
         if ppo["shown"]:
             found += [{"name": "above", "world": world, "against": name, **above(own, "dpo", name, facts)} for name in ("ppo", "ppo_true") if of(own, name)]
-        found += [{"name": "order", "world": world, "method": name, **order(of(own, name))} for name in ("dpo", "dpo+sft") if of(own, name)]
+        found += [{"name": "order", "world": world, "method": name, **order(of(own, name))} for name in ("dpo", "dpo+sft") if _several(of(own, name))]
     return {"claims": found, "ppo": ppo, "rows": rows, "closest": [row for row in nearest if row]}
+
+
+def _several(points: Sequence[Figures]) -> bool:
+    """Whether there is an order to speak of."""
+    return len({p["value"] for p in points}) > 1
 
 
 def of(points: Sequence[Figures], method: str) -> list[Figures]:
@@ -70,8 +75,8 @@ def best_row(world: str, one: Figures, facts: Figures) -> dict[str, Any]:
 
 
 def closest(rows: Sequence[Figures], world: str, method: str) -> Figures | None:
-    """Of a method's settings the one with the largest share of the limit; None where none has gone FAR enough to have one."""
-    mine = [row for row in rows if row["world"] == world and row["method"] == method]
+    """Of a method's settings at its own rate the one with the largest share of the limit; None where none has gone FAR enough to have one."""
+    mine = [row for row in rows if row["world"] == world and row["method"] == method and row["own_rate"]]
     known = [row for row in mine if row["share"] is not None and row["share"]["mean"] is not None and row["kl"]["mean"] >= FAR]
     return max(known, key=lambda row: row["share"]["mean"], default=None)
 
@@ -85,7 +90,7 @@ def order(points: Sequence[Figures]) -> dict[str, Any]:
     ends = [(c["change"]["low"], c["change"]["high"]) for c in changes]
     known = [end for end in ends if end[0] is not None]
     verdict = "undecided"
-    if ends and len(known) == len(ends):
+    if len(known) == len(ends):
         verdict = "no" if any(low > 0 for low, _ in known) else "yes" if all(high < 0 for _, high in known) else "undecided"
     return {"verdict": verdict, "seeds": len(seeds), "changes": changes}
 
