@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import runs
 import tiny
-from winnow import api, models, rewards
+from winnow import api, models, rewards, scorers
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
@@ -135,11 +135,11 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
     tiny.folder(tmp_path / "model", template=template)
     prompt = TURNS if spoken else "how is it?"
     answers = [(Message("assistant", text),) if spoken else text for text in ("it is good", "it is bad<|end|>")]
-    loaded = models.load_scorer(str(tmp_path / "model"), device="cpu", train=True)
+    loaded = scorers.load(str(tmp_path / "model"), device="cpu", train=True)
     rendered = Renderer(loaded.tokenizer, whole=True).render(PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),)))
     column = scalar.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
     models.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
-    judged = rewards.scores(models.load_scorer(str(tmp_path / "saved"), device="cpu"), [rewards.Dialogue(prompt, answer) for answer in answers])
+    judged = rewards.scores(scorers.load(str(tmp_path / "saved"), device="cpu"), [rewards.Dialogue(prompt, answer) for answer in answers])
     assert column.tolist() == pytest.approx(judged, abs=1e-5)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -157,21 +157,21 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
 
 
 def test_a_new_head_is_seeded_and_of_its_size(world):
-    one, same, other = (models.load_scorer(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
+    one, same, other = (scorers.load(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     layer = torch.nn.Linear(2047, 1, bias=False)
-    models.new_head(layer, 0)
+    scorers.new_head(layer, 0)
     assert float(layer.weight.detach().std()) == pytest.approx(2048**-0.5, rel=0.05)
 
 
 def test_what_has_no_trained_head_is_no_judge(world, tmp_path):
     with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-        models.load_scorer(str(world / "model"), device="cpu")
+        scorers.load(str(world / "model"), device="cpu")
     sft = runs.sft(world, tmp_path / "sft", steps=1, lora="r=2")
     for train in (False, True):  # an adapter that was trained to write has no head beside it
         with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-            models.load_scorer(str(sft.root), device="cpu", train=train)
+            scorers.load(str(sft.root), device="cpu", train=train)
 
 
 def test_a_family_without_a_classifier_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, capsys):
@@ -251,8 +251,8 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     run = trained(world, tmp_path / "run", lora="r=4,alpha=8", lr=1e-2)
     counts = read_json(run.environment)["parameters"]
     assert 0 < counts["trainable"] < counts["total"] / 2
-    loaded = models.load_scorer(str(run.root), device="cpu")
-    before = models.load_scorer(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
+    loaded = scorers.load(str(run.root), device="cpu")
+    before = scorers.load(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
     said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
     alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
@@ -261,14 +261,14 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     assert alone != pytest.approx(fresh, abs=1e-2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)  # what goes on begins where that ended
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3)
-    assert rewards.scores(models.load_scorer(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
+    assert rewards.scores(scorers.load(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     run = trained(world, tmp_path / "run", steps=2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
     said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
-    one, other = (rewards.scores(models.load_scorer(str(folder.root), device="cpu"), said) for folder in (run, again))
+    one, other = (rewards.scores(scorers.load(str(folder.root), device="cpu"), said) for folder in (run, again))
     assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(RunError, match=r"lr: 1e-09 -> 0\.001"):
         trained(world, tmp_path / "again", model=str(run.root), steps=1)
