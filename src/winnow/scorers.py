@@ -9,6 +9,7 @@ from torch import nn
 
 from winnow import models
 from winnow.config import Lora
+from winnow.data.render import Renderer
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
 from winnow.models import HEAD, LoadedModel
@@ -72,8 +73,9 @@ def _weights(name: str, source: str, dtype: torch.dtype, seed: int, train: bool,
     return models.with_adapter(name, source, model, train)
 
 
-def pad_with(model: Any, token: int | None) -> None:
-    """Which token fills up rows of a model that scores. transformers takes the score at the last token that is another one, so no answer may end
-    with it; None: it scores one row at a time.
+def choose_padding(model: Any, renderer: Renderer) -> None:
+    """Rows of a model that scores are filled up with the tokenizer's token for that, unless answers end with it: transformers takes the score at the
+    last token that is another one. Then with none, and transformers scores one row at a time.
     """
-    model.config.get_text_config().pad_token_id = token
+    pad, last = renderer.tokenizer.pad_token_id, renderer.whole_ids("a", "b")[-1]
+    model.config.get_text_config().pad_token_id = None if pad == last else pad

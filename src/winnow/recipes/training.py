@@ -281,8 +281,7 @@ def _scored_by(job: Job) -> LoadedModel:
         train=True,
         trust_remote_code=settings.trust_remote_code,
     )
-    pad, last = job.renderer.tokenizer.pad_token_id, job.renderer.whole_ids("a", "b")[-1]
-    scorers.pad_with(loaded.model, None if pad == last else pad)
+    scorers.choose_padding(loaded.model, job.renderer)
     return loaded
 
 
