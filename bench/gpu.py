@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig
 from workloads import WORKLOADS, Workload, rows
 
-from winnow import models
+from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config import Lora, TrainSettings
 from winnow.data.pack import budget, most_expensive, pack
@@ -85,7 +85,7 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens, len(groups))]), dtype, asked)
     torch.manual_seed(0)
     with torch.device(device):
-        model = models.outline(config, dtype)
+        model = outlines.outline(config, dtype)
     if lora:
         model = models.with_lora(model, lora, 0)
     if compiled:

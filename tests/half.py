@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import tiny
-from winnow import dist, models, shards
+from winnow import dist, hashes, models, shards
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.engine.tiled import SEGMENTS
@@ -41,7 +41,7 @@ def compared(adapter: bool, whole: LoadedModel, theirs: dict[str, Any], plain: O
     fresh, ours = loaded(adapter), loaded(adapter)
     ours = LoadedModel(ours.model, None, "here", CPU, shards.shard(ours.model))
     with shards.whole(ours.net):
-        same = models.weights_hash(ours.model) == models.weights_hash(fresh.model)
+        same = hashes.weights_hash(ours.model) == hashes.weights_hash(fresh.model)
         kinds = [str(p.dtype) for _, p in ours.model.named_parameters()] == [str(p.dtype) for _, p in whole.model.named_parameters()]
     row, optimizer = trained(ours, Data(GROUPS, [], None).micro_batches(range(6), 60))
     near = {name: abs(row[name] / theirs[name] - 1) for name in ("loss", "grad_norm")}

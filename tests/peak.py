@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from winnow import models
+from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config import TrainSettings, parse_lora
 from winnow.data.pack import most_expensive, pack
@@ -42,7 +42,7 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     fullest = most_expensive(groups, tokens, 64)  # training rehearses it
     expected = estimate(config, collate([groups[i] for i in fullest]), torch.float32, settings)
     before = held("VmRSS")
-    model = models.outline(config, torch.float32)
+    model = outlines.outline(config, torch.float32)
     if lora:
         model = models.with_lora(model, lora, 0)
     if settings.checkpointing:

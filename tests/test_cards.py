@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 import runs
 import tiny
-from winnow import models, quantized
+from winnow import models, outlines, quantized
 from winnow.batch import collate
 from winnow.config import CheckSettings, TrainSettings, parse_lora
 from winnow.data.dataset import Wanted
@@ -70,7 +70,7 @@ def without_activations(monkeypatch):
 
 def test_the_shape_is_that_of_llama_3_8b():
     with torch.device("meta"):
-        model = models.with_lora(models.outline(AutoConfig.for_model(**SHAPE), torch.bfloat16), parse_lora("r=16"), 0)
+        model = models.with_lora(outlines.outline(AutoConfig.for_model(**SHAPE), torch.bfloat16), parse_lora("r=16"), 0)
     assert models.parameter_counts(model) == {"total": PARAMETERS + ADAPTER, "trainable": ADAPTER}
     assert (PARAMETERS, ADAPTER) == (8_030_261_248, 41_943_040)
 

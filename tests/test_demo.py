@@ -7,7 +7,7 @@ import math
 import pytest
 
 import runs
-from winnow import models
+from winnow import hashes, models
 from winnow.files import read_json, read_jsonl
 from winnow.measures.winrate import win_rate
 from winnow.recipes import demo, world
@@ -51,7 +51,7 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "second") == 0
     second = read_json(tmp_path / "second" / "report.json")["summary"]
     assert {name: value for name, value in second.items() if name != "seconds"} == {name: value for name, value in summary.items() if name != "seconds"}
-    models_ = [models.weights_hash(models.load(str(tmp_path / name / "dpo"), device="cpu").model) for name in ("first", "second")]
+    models_ = [hashes.weights_hash(models.load(str(tmp_path / name / "dpo"), device="cpu").model) for name in ("first", "second")]
     assert models_[0] == models_[1]
 
 

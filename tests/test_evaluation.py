@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import runs
 import tiny
 from test_report import NASTY, Page
-from winnow import api, evaluation_page, models, rewards
+from winnow import api, evaluation_page, hashes, models, rewards, scorers
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
@@ -69,7 +69,7 @@ def test_a_report_says_where_every_figure_comes_from(world, tmp_path):
     (one,) = report["sets"].values()
     assert one["files"] == [{"name": str(world / "held.jsonl"), "bytes": (world / "held.jsonl").stat().st_size, "sha256": sha256_file(world / "held.jsonl")}]
     policy, start = (models.load(str(world / name), device=CPU).model for name in ("run", "model"))
-    assert report["weights"] == {"model": models.weights_hash(policy), "reference": models.weights_hash(start)}
+    assert report["weights"] == {"model": hashes.weights_hash(policy), "reference": hashes.weights_hash(start)}
     assert report["versions"]["torch"] == torch.__version__
     for name, figure in one["figures"].items():
         assert isinstance(figure, int) or (figure["low"] < figure["high"] and figure["count"] and figure["prompts"]), name
@@ -324,7 +324,7 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
     ranked = [{"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]} for i in range(12)]
     file = tiny.write(tmp_path / "ranked.jsonl", ranked)
     found = api.evaluate(model=str(scorer), data=[str(file)], device=CPU, out=str(tmp_path / "out"), by=["prompt"])
-    loaded = models.load_scorer(str(scorer), device=CPU)
+    loaded = scorers.load(str(scorer), device=CPU)
     scores = [rewards.scores(loaded, [Dialogue(row["prompt"], text) for text in row["completions"]]) for row in ranked]
     margins = [own[w] - own[v] for own in scores for w, v in ((1, 0), (2, 0), (1, 2))]
     assert [row["rewards/margins"] for row in found.rows] != []
@@ -340,7 +340,7 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
 def test_rewardbench_of_a_reward_model(scorer, tmp_path):
     file = tiny.write(tmp_path / "bench.jsonl", bench_rows())
     found = api.evaluate(model=str(scorer), rewardbench=str(file), device=CPU)
-    loaded = models.load_scorer(str(scorer), device=CPU)
+    loaded = scorers.load(str(scorer), device=CPU)
     hits = []
     for row in bench_rows():
         chosen, rejected = rewards.scores(loaded, [Dialogue(row["prompt"], row["chosen"]), Dialogue(row["prompt"], row["rejected"])])
@@ -353,7 +353,7 @@ def test_rewardbench_of_a_reward_model(scorer, tmp_path):
 def test_labels_of_a_reward_model(scorer, tmp_path):
     rows = [{"prompt": f"{i}?", "completion": "ab" * (1 + i % 4), "label": i % 3 == 0} for i in range(10)]
     found = api.evaluate(model=str(scorer), data=[str(tiny.write(tmp_path / "thumbs.jsonl", rows))], device=CPU)
-    loaded = models.load_scorer(str(scorer), device=CPU)
+    loaded = scorers.load(str(scorer), device=CPU)
     scores = rewards.scores(loaded, [Dialogue(row["prompt"], row["completion"]) for row in rows])
     good, bad = [s for s, row in zip(scores, rows) if row["label"]], [s for s, row in zip(scores, rows) if not row["label"]]
     assert found.summary["rewards/auc"] == pytest.approx(stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad)))

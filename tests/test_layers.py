@@ -43,7 +43,10 @@ FLOORS = [
         "layers",
         "shards",
         "quantized",
+        "hashes",
         "models",
+        "scorers",
+        "outlines",
         "engine.api",
         "engine.head",
         "engine.rows",
@@ -193,8 +196,8 @@ WAITING = ("collection_page", "evaluation_page", "frontier_page", "headline", "p
 FENCES = {
     "torch": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),
     "jaxtyping": lambda name: 2 <= FLOOR[name] <= 5 or name.startswith("recipes."),  # its types are torch's
-    "transformers": lambda name: name in ("models", "layers", "quantized", "sample") or name.startswith("engine."),
-    "peft": lambda name: name in ("models", "engine.head"),
+    "transformers": lambda name: name in ("models", "scorers", "outlines", "layers", "quantized", "sample") or name.startswith("engine."),
+    "peft": lambda name: name in ("models", "outlines", "engine.head"),
     "datasets": lambda name: name == "data.sources",
     "huggingface_hub": lambda name: name == "hub",
     "httpx2": lambda name: name == "collect.endpoint",

@@ -13,7 +13,7 @@ import torch
 
 import runs
 import tiny
-from winnow import models
+from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config import DPOSettings, TrainSettings, parse_lora
 from winnow.data.dataset import Wanted
@@ -127,7 +127,7 @@ def of(config, processes, dtype=torch.float32, device="cpu", **changes):
 def test_of_several_processes_each_holds_its_part():
     """Embeddings, head and last norm, and two of four layers, are whole while a layer computes; the head is the largest part that is summed at once."""
     config = tiny.model("llama", num_hidden_layers=4).config
-    model = models.outline(config, torch.float32)
+    model = outlines.outline(config, torch.float32)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     every = sum(p.numel() for p in model.parameters())
     outside = every - 4 * layer

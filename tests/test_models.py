@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
-from winnow import models
+from winnow import hashes, models, outlines
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.engine import rows as engine
@@ -167,7 +167,7 @@ def test_saving_and_loading_changes_no_bit(folder, tmp_path):
     one = load(folder)
     models.save(one.model, one.tokenizer, tmp_path / "again")
     two = load(tmp_path / "again")
-    assert models.weights_hash(one.model) == models.weights_hash(two.model)
+    assert hashes.weights_hash(one.model) == hashes.weights_hash(two.model)
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
     assert not [p.name for p in (tmp_path / "again").iterdir() if p.suffix in (".bin", ".pt", ".md")]
 
@@ -178,7 +178,7 @@ def test_an_adapter_begins_as_its_base_model_trains_alone_and_merges(folder, tmp
     state = torch.random.get_rng_state()
     adapted, same, other = (load(folder, lora=Lora(r=4, alpha=8), seed=seed).model for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())  # a seed of its own
-    assert models.weights_hash(adapted) == models.weights_hash(same) != models.weights_hash(other)
+    assert hashes.weights_hash(adapted) == hashes.weights_hash(same) != hashes.weights_hash(other)
     with torch.no_grad():
         start = engine.logps(base.model, batch)["logp"]
         assert torch.equal(engine.logps(adapted, batch)["logp"], start)
@@ -221,31 +221,31 @@ def test_modules_that_do_not_exist_are_named(folder):
 def test_parameters_are_counted_without_loading(folder, lora):
     counts = models.parameter_counts(load(folder, lora=lora).model)
     config = models.load_config(str(folder))
-    assert models.parameter_counts(models.trained_outline(str(folder), config, torch.float32, lora)) == counts
+    assert models.parameter_counts(outlines.trained_outline(str(folder), config, torch.float32, lora)) == counts
 
 
 def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
     first = load(folder, lora=Lora(r=4, alpha=8))
     models.save(first.model, first.tokenizer, tmp_path / "adapter")
     name = str(tmp_path / "adapter")
-    outline = models.trained_outline(name, models.load_config(name), torch.float32, None)
+    outline = outlines.trained_outline(name, models.load_config(name), torch.float32, None)
     assert models.parameter_counts(outline) == models.parameter_counts(first.model) == models.parameter_counts(load(tmp_path / "adapter", train=True).model)
 
 
 def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folder, tmp_path):
     """Weights, an adapter's scale, the configuration; but not a new adapter's rank or seed, which change nothing yet."""
     plain = load(folder).model
-    name = models.source_hash(plain)
-    assert name == models.source_hash(load(folder).model)
+    name = hashes.source_hash(plain)
+    assert name == hashes.source_hash(load(folder).model)
     for lora, seed in ((Lora(r=4), 0), (Lora(r=2, targets=("q_proj",)), 1), (Lora(targets=("lm_head",)), 2)):
-        assert models.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
+        assert hashes.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
     trained = load(folder, lora=Lora(r=4, alpha=8))
     models.save(trained.model, trained.tokenizer, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
-    before = models.source_hash(load(tmp_path / "adapter").model)
+    before = hashes.source_hash(load(tmp_path / "adapter").model)
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 9}))
     plain.config.rms_norm_eps = 1e-3
-    assert len({name, before, models.source_hash(load(tmp_path / "adapter").model), models.source_hash(plain)}) == 4
+    assert len({name, before, hashes.source_hash(load(tmp_path / "adapter").model), hashes.source_hash(plain)}) == 4
 
 
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):
@@ -253,7 +253,7 @@ def test_a_run_folder_stands_for_its_model(folder, tmp_path):
     run = runs.sft(world, tmp_path / "run", steps=1)
     assert models.locate(str(run.root)) == str(run.model)
     assert models.locate(str(folder)) == str(folder)
-    assert models.weights_hash(load(run.root).model) == models.weights_hash(load(run.model).model)
+    assert hashes.weights_hash(load(run.root).model) == hashes.weights_hash(load(run.model).model)
 
 
 def test_saved_files_can_be_read_by_whom_the_umask_lets(folder, tmp_path):

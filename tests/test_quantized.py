@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
-from winnow import api, models, quantized
+from winnow import api, hashes, models, outlines, quantized
 from winnow.batch import collate
 from winnow.config import Lora, TrainSettings
 from winnow.engine import head, probe, rows
@@ -147,7 +147,7 @@ def test_a_weight_takes_4_127_bits():
 
 def outlined(family, lora=None):
     with torch.device("meta"):
-        model = models.outline(AutoConfig.for_model(family, **{**SHAPES, **EXPERTS}[family]), torch.bfloat16)
+        model = outlines.outline(AutoConfig.for_model(family, **{**SHAPES, **EXPERTS}[family]), torch.bfloat16)
         return model if lora is None else models.with_lora(model, lora, 0)
 
 
@@ -240,7 +240,7 @@ def packed_in(model):
 @pytest.mark.parametrize("family", [*SHAPES, *EXPERTS])
 def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     name = saved(family, tmp_path / "model")
-    four, outline = load(name, dtype="bfloat16").model, models.outline(models.load_config(name), torch.bfloat16).requires_grad_(False)
+    four, outline = load(name, dtype="bfloat16").model, outlines.outline(models.load_config(name), torch.bfloat16).requires_grad_(False)
     found = packed_in(four)
     assert {key: quantized.count(p) for key, p in found.items()} == {key: p.numel() for key, p in packable_in(outline).items()}
     parts = [t for p in found.values() for part, t in quantized.scales(p).items() if "bitsandbytes__" not in part]  # that one is text about the others
@@ -294,8 +294,8 @@ def test_a_models_hash_knows_its_scales(on_cpu, tmp_path):
     """All matrices times four are the same 4 bits with other scales."""
     name = saved("llama", tmp_path / "model")
     first = load(name)
-    assert models.weights_hash(first.model) == models.weights_hash(load(name).model)
-    assert models.source_hash(first.model) != models.source_hash(load(name, quantize=None).model)
+    assert hashes.weights_hash(first.model) == hashes.weights_hash(load(name).model)
+    assert hashes.source_hash(first.model) != hashes.source_hash(load(name, quantize=None).model)
     plain = load(name, quantize=None)
     with torch.no_grad():
         for key in packed_in(first.model):
@@ -303,8 +303,8 @@ def test_a_models_hash_knows_its_scales(on_cpu, tmp_path):
     models.save(plain.model, plain.tokenizer, tmp_path / "times_four")
     other = load(str(tmp_path / "times_four"))
     assert all(torch.equal(one.data, two.data) for one, two in zip(packed_in(first.model).values(), packed_in(other.model).values()))
-    assert models.weights_hash(other.model) != models.weights_hash(first.model)
-    assert models.source_hash(other.model) != models.source_hash(first.model)
+    assert hashes.weights_hash(other.model) != hashes.weights_hash(first.model)
+    assert hashes.source_hash(other.model) != hashes.source_hash(first.model)
 
 
 def test_a_new_adapter_says_what_its_base_in_4_bits_says(on_cpu, tmp_path):
@@ -312,7 +312,7 @@ def test_a_new_adapter_says_what_its_base_in_4_bits_says(on_cpu, tmp_path):
     base, batch = load(name).model, collate(tiny.groups(3, vocabulary=263))
     for lora, seed in ((Lora(r=4), 0), (Lora(r=2, targets=("q_proj",)), 1), (Lora(r=2, targets=("lm_head",)), 2)):
         adapted = load(name, lora=lora, seed=seed).model
-        assert models.source_hash(adapted, new_adapter=True) == models.source_hash(base)
+        assert hashes.source_hash(adapted, new_adapter=True) == hashes.source_hash(base)
         assert all("lora_" in key for key, p in adapted.named_parameters() if p.requires_grad)
         with torch.no_grad():
             assert torch.equal(rows.logps(adapted, batch)["logp"], rows.logps(base, batch)["logp"])

@@ -16,7 +16,7 @@ from winnow.engine import rows as engine
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.files import cache_folder
-from winnow.models import weights_hash
+from winnow.hashes import weights_hash
 from winnow.recipes import training
 from winnow.train import reference
 from winnow.train.reference import Reference, compute, identity, offsets, spot_check, store, stored

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import runs
 import tiny
-from winnow import api, models, rewards
+from winnow import api, models, rewards, scorers
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
@@ -21,6 +21,7 @@ from winnow.engine.probe import SCALARS
 from winnow.errors import ModelError, RunError
 from winnow.files import read_json, read_jsonl
 from winnow.objectives.terms import objective, reward
+from winnow.recipes import check
 
 F64 = torch.float64
 
@@ -135,11 +136,11 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
     tiny.folder(tmp_path / "model", template=template)
     prompt = TURNS if spoken else "how is it?"
     answers = [(Message("assistant", text),) if spoken else text for text in ("it is good", "it is bad<|end|>")]
-    loaded = models.load_scorer(str(tmp_path / "model"), device="cpu", train=True)
+    loaded = scorers.load(str(tmp_path / "model"), device="cpu", train=True)
     rendered = Renderer(loaded.tokenizer, whole=True).render(PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),)))
     column = scalar.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
     models.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
-    judged = rewards.scores(models.load_scorer(str(tmp_path / "saved"), device="cpu"), [rewards.Dialogue(prompt, answer) for answer in answers])
+    judged = rewards.scores(scorers.load(str(tmp_path / "saved"), device="cpu"), [rewards.Dialogue(prompt, answer) for answer in answers])
     assert column.tolist() == pytest.approx(judged, abs=1e-5)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -157,27 +158,29 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
 
 
 def test_a_new_head_is_seeded_and_of_its_size(world):
-    one, same, other = (models.load_scorer(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
+    one, same, other = (scorers.load(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     layer = torch.nn.Linear(2047, 1, bias=False)
-    models.new_head(layer, 0)
+    scorers.new_head(layer, 0)
     assert float(layer.weight.detach().std()) == pytest.approx(2048**-0.5, rel=0.05)
 
 
 def test_what_has_no_trained_head_is_no_judge(world, tmp_path):
     with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-        models.load_scorer(str(world / "model"), device="cpu")
+        scorers.load(str(world / "model"), device="cpu")
     sft = runs.sft(world, tmp_path / "sft", steps=1, lora="r=2")
     for train in (False, True):  # an adapter that was trained to write has no head beside it
         with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-            models.load_scorer(str(sft.root), device="cpu", train=train)
+            scorers.load(str(sft.root), device="cpu", train=train)
 
 
 def test_a_family_without_a_classifier_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, capsys):
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.model("mamba", vocab_size=263).save_pretrained(tmp_path / "model")
     words = runs.line("reward", world, tmp_path / "run", model=tmp_path / "model")
+    assert runs.winnow(monkeypatch, "check", "--recipe", "reward", *words[1:]) == 2
+    assert "transformers has no sequence classifier" in " ".join(capsys.readouterr().err.split())
     assert runs.winnow(monkeypatch, *words) == 2
     assert "transformers has no sequence classifier with a linear head called score for models of type mamba" in " ".join(capsys.readouterr().err.split())
 
@@ -189,12 +192,46 @@ def test_a_family_without_a_classifier_is_refused_before_anything_is_read(world,
         (["--pairs", "listwise", "--offset", "1"], "offset is about two answers"),
         (["--offset", "1"], "the data has no margins or score gaps"),
         (["--beta", "1"], "beta"),
+        (["--preset", "zephyr"], "preset"),
     ],
 )
 def test_what_has_no_meaning_is_refused(world, tmp_path, monkeypatch, capsys, words, told):
-    assert runs.winnow(monkeypatch, *runs.line("reward", world, tmp_path / "run"), *words) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    """By the training and by its check."""
+    line = runs.line("reward", world, tmp_path / "run")
+    for command in (line, ["check", "--recipe", "reward", *line[1:]]):
+        assert runs.winnow(monkeypatch, *command, *words) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+# ---------------------------------------------------------------- winnow check
+
+
+def test_check_shows_what_a_reward_model_reads_and_where_its_number_is_read(world, tmp_path, monkeypatch, capsys):
+    words = ["check", "--recipe", "reward", *runs.line("reward", world, tmp_path / "run")[1:]]
+    assert runs.winnow(monkeypatch, *words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "grey: prompt; reverse: where the head's number is read" in said
+    assert "of answers, of which the last of each is scored" in said
+    assert "plan: 6 steps of 8 groups, 8.0 comparisons per step" in said
+    assert "memory: about" in said
+    assert not (tmp_path / "run").exists()
+    del words[words.index("--lr") : words.index("--lr") + 2]
+    for more, rate in ((), "1e-05"), (("--lora", "r=2"), "0.0001"):
+        assert runs.winnow(monkeypatch, *words, *more) == 0
+        assert f"rate: linear from {rate} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [0, 3])
+@pytest.mark.parametrize("last", [True, False])
+def test_one_token_is_marked(last, cut):
+    renderer = Renderer(tiny.tokenizer(), whole=True)
+    ids = renderer.whole_ids("how?", "so it is")
+    sequence = TokenSequence(ids[: len(ids) - cut], 3, cut)
+    shown = check._lint(renderer, sequence, last=last)
+    marked = [shown.plain[span.start : span.end] for span in shown.spans if span.style == "reverse bold green"]
+    assert marked == ([renderer.tokenizer.decode([sequence.ids[-1]])] if last or not cut else [])
+    assert ("green" in {span.style for span in shown.spans}) != last
 
 
 # ---------------------------------------------------------------- whole runs
@@ -252,8 +289,8 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     run = trained(world, tmp_path / "run", lora="r=4,alpha=8", lr=1e-2)
     counts = read_json(run.environment)["parameters"]
     assert 0 < counts["trainable"] < counts["total"] / 2
-    loaded = models.load_scorer(str(run.root), device="cpu")
-    before = models.load_scorer(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
+    loaded = scorers.load(str(run.root), device="cpu")
+    before = scorers.load(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
     said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
     alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
@@ -262,14 +299,14 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     assert alone != pytest.approx(fresh, abs=1e-2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)  # what goes on begins where that ended
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3)
-    assert rewards.scores(models.load_scorer(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
+    assert rewards.scores(scorers.load(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     run = trained(world, tmp_path / "run", steps=2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
     said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
-    one, other = (rewards.scores(models.load_scorer(str(folder.root), device="cpu"), said) for folder in (run, again))
+    one, other = (rewards.scores(scorers.load(str(folder.root), device="cpu"), said) for folder in (run, again))
     assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(RunError, match=r"lr: 1e-09 -> 0\.001"):
         trained(world, tmp_path / "again", model=str(run.root), steps=1)
@@ -279,12 +316,54 @@ def test_a_reward_model_writes_nothing(world, tmp_path, monkeypatch, capsys):
     """transformers would draw the output layer that is not in its file at random."""
     for more in ({}, {"lora": "r=2"}):
         run = trained(world, tmp_path / f"run{len(more)}", steps=1, **more)
-        for words in (["export", run.root, "--out", tmp_path / "out"], runs.line("dpo", world, tmp_path / "dpo", model=run.root)):
-            assert runs.winnow(monkeypatch, *words) == 2
-            assert "is a reward model: it scores answers and writes none" in " ".join(capsys.readouterr().err.split())
+        assert runs.winnow(monkeypatch, *runs.line("dpo", world, tmp_path / "dpo", model=run.root)) == 2
+        assert "is a reward model: it scores answers and writes none" in " ".join(capsys.readouterr().err.split())
 
 
-def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path):
+SAID = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
+
+
+def scored_by_transformers(folder, said):
+    """Its own classifier with its own tokenizer, which shares no code with Winnow."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    rows = [tokenizer(one.prompt + one.answer)["input_ids"] + [tokenizer.eos_token_id] for one in said]
+    return [float(model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in rows]
+
+
+@pytest.mark.parametrize("lora", [None, "r=4,alpha=8"], ids=["all weights", "adapter"])
+def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatch, capsys, lora):
+    run = trained(world, tmp_path / "run", lora=lora, lr=1e-2)
+    live = rewards.scores(scorers.load(str(run.root), device="cpu"), SAID)
+    before = rewards.scores(scorers.load(str(world / "model"), device="cpu", train=True), SAID)
+    assert live != pytest.approx(before, abs=1e-2)
+    plain, out = (["export", run.root, "--out", tmp_path / name, "--device", "cpu"] for name in ("plain", "out"))
+    assert runs.winnow(monkeypatch, *plain) == 0
+    assert "loaded again, scores differ by at most 0.0e+00 nats" in capsys.readouterr().out
+    assert rewards.scores(scorers.load(str(tmp_path / "plain"), device="cpu"), SAID) == live
+    assert runs.winnow(monkeypatch, *out, "--merge") == (2 if lora is None else 0)
+    if lora is None:
+        assert "there is no adapter to merge" in capsys.readouterr().err
+        return
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
+    assert rewards.scores(scorers.load(str(tmp_path / "out"), device="cpu"), SAID) == pytest.approx(live, abs=1e-5)
+    assert scored_by_transformers(tmp_path / "out", SAID) == pytest.approx(live, abs=1e-5)
+
+
+def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, capsys):
+    run, merged = trained(world, tmp_path / "run", steps=1, lora="r=2"), models.merged
+
+    def without_its_head(model):
+        made = merged(model)
+        scorers.new_head(made.score, 7)
+        return made
+
+    monkeypatch.setattr(models, "merged", without_its_head)
+    assert runs.winnow(monkeypatch, "export", run.root, "--out", tmp_path / "out", "--merge", "--device", "cpu") == 2
+    assert "the saved model differs from the live one: a token's score by" in capsys.readouterr().err
+
+
+def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path, monkeypatch):
     """transformers takes the score at the last token that is not padding: an end token that pads as well would be passed over."""
     tiny.folder(tmp_path / "model")
     for pad in ("</s>", "<|end|>", None):
@@ -293,4 +372,9 @@ def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path):
         tokenizer.save_pretrained(tmp_path / "model")
         run = trained(world, tmp_path / str(pad).strip("</>|"), model=str(tmp_path / "model"), steps=1)
         config = json.loads((run.model / "config.json").read_text())
-        assert config["pad_token_id"] == (tokenizer.pad_token_id if pad == "<|end|>" else None)
+        expected = tokenizer.pad_token_id if pad == "<|end|>" else None
+        assert config["pad_token_id"] == expected
+        adapter = trained(world, run.root.with_suffix(".adapter"), model=str(tmp_path / "model"), steps=1, lora="r=2")
+        out = run.root.with_suffix(".merged")
+        assert runs.winnow(monkeypatch, "export", adapter.root, "--out", out, "--merge", "--device", "cpu") == 0
+        assert json.loads((out / "config.json").read_text())["pad_token_id"] == expected

@@ -232,7 +232,7 @@ class CheckSettings(DPOSettings):
     """winnow check: everything but training."""
 
     out: Path | None = setting(None, "not used, a check writes nothing: taken so that a training command can be checked as it stands", "run")  # type: ignore[assignment]
-    recipe: Literal["dpo", "sft"] = setting("dpo", "which training to check for", "objective")
+    recipe: Literal["dpo", "sft", "reward"] = setting("dpo", "which training to check for", "objective")
 
 
 class EvalSettings(FrozenSettings, DataSettings):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +11,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from winnow import hub, quantized
+from winnow import hashes, hub, quantized
 from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.files import RunFolder, folder_atomic, read_json, sha256_json
+from winnow.files import RunFolder, folder_atomic, read_json
 from winnow.shards import dtype_of
 
 ADAPTER = "adapter_config.json"
 HEAD = "score"  # what transformers' decoders call the layer that scores
 SAFE = "only safetensors are loaded (pickled weights can run code)"
-SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a model folder, hub name, run folder, or of an adapter's base model."""
     from transformers import AutoConfig
 
-    base = _base(locate(name))
+    base = base_of(locate(name))
     _must_be_there(name, base)
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -122,90 +119,20 @@ def load(
     if lora is not None:
         refuse_second_adapter(name)
         model = with_lora(model, lora, seed)
-    return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+    return ready(name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
-def load_scorer(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    lora: Lora | None = None,
-    seed: int = 0,
-    train: bool = False,
-    trust_remote_code: bool = False,
-) -> LoadedModel:
-    """A reward model by name: a sequence classifier with one label, or an adapter on a model with the head that was trained beside it.
-
-    train: to be trained, and then a language model will do: it gets a new head (`new_head`). With `lora` an adapter is laid on it, beside which the
-    head trains. Raises ModelError as `load` does, and for what was not trained to score.
-    """
-    source = locate(name)
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _load_scorer(name, source, kind, seed, train, trust_remote_code)
-    if model.config.num_labels != 1:
-        raise ModelError(f"{name}: has {model.config.num_labels} labels, a reward model has one", remedy="give a sequence classifier with num_labels 1")
-    if lora is not None:
-        refuse_second_adapter(name)
-        model = with_lora(model, lora, seed)
-    return _ready(name, LoadedModel(model.to(place), tokenizer, source, place))
-
-
-def new_head(layer: nn.Linear, seed: int) -> None:
-    """Weights of a head that is to score, from N(0, 1 / (d + 1)), d its input's size (arXiv 2009.01325, app. B), so that scores begin at about 1.
-
-    They are not 0, for then all scores would be, whatever an engine computes, and no engine could be told from a wrong one.
-    """
-    made = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(layer.weight.shape, generator=made, dtype=torch.float32) / (layer.weight.shape[1] + 1) ** 0.5
-    with torch.no_grad():
-        layer.weight.copy_(drawn)
-
-
-def _ready(name: str, loaded: LoadedModel) -> LoadedModel:
+def ready(name: str, loaded: LoadedModel) -> LoadedModel:
     """The model without dropout. Raises ModelError where tokenizer and model do not fit, or a weight is not finite."""
     model, tokenizer = loaded.model, loaded.tokenizer
     model.eval()  # dropout off, for every log-prob of policy and reference alike
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(f"{name}: the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows", remedy="use the model's own tokenizer")
-    for weight_name, weight in _weights(model):
+    for weight_name, weight in hashes.weights(model):
         if not torch.isfinite(weight).all():
             raise ModelError(f"{name}: weight {weight_name} holds NaN or infinity", remedy="the file is damaged, or was saved by a run that diverged")
     return loaded
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters by name; behind each one in 4 bits what it is read with, without which its bytes mean nothing."""
-    for name, parameter in model.named_parameters():
-        yield name, parameter
-        yield from ((f"{name}.{part}", value) for part, value in quantized.scales(parameter).items())
-
-
-def weights_hash(model: nn.Module, *, base: bool = False) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of all weights, adapters included; base: without them, under the base model's own names."""
-    digest = hashlib.sha256()
-    named = [*_weights(model), *model.named_buffers()]
-    if base:
-        named = [(name.removeprefix("base_model.model.").replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
-    for name, parameter in sorted(named):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        own = parameter.detach().cpu().contiguous().clone()  # memory that numpy has looked at cannot be given back, as that of shards must be
-        digest.update(own.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def source_hash(model: Any, *, new_adapter: bool = False) -> str:
-    """SHA-256 over all that a model's log-probs come from: weights, the scale of each adapter, and what the configuration says.
-
-    An adapter that is new adds nothing yet: the model is its base model, whatever the adapter's rank and seed.
-    """
-    config = json.loads(model.config.to_json_string(use_diff=True))
-    says = {name: value for name, value in config.items() if name not in SAYS_NOTHING}
-    scales = {name: module.scaling for name, module in model.named_modules() if isinstance(getattr(module, "scaling", None), dict) and not new_adapter}
-    return sha256_json([weights_hash(model, base=new_adapter), says, scales])
 
 
 def save(model: Any, tokenizer: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -229,13 +156,6 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def pad_with(model: Any, token: int | None) -> None:
-    """Which token fills up rows of a model that scores. transformers takes the score at the last token that is another one, so no answer may end
-    with it; None: it scores one row at a time.
-    """
-    model.config.get_text_config().pad_token_id = token
 
 
 def create(folder: Path, tokenizer: Any, *, seed: int, **shape: Any) -> None:
@@ -287,7 +207,7 @@ def is_adapter_folder(name: str) -> bool:
     return (Path(locate(name)) / ADAPTER).exists()
 
 
-def _base(source: str) -> str:
+def base_of(source: str) -> str:
     """An adapter folder stands on a base model, everything else on itself. Raises ModelError for an adapter that could bring more than weights."""
     file = Path(source) / ADAPTER
     if not file.exists():
@@ -325,45 +245,6 @@ def refuse_second_adapter(name: str) -> None:
         )
 
 
-def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False, *, scorer: bool = False) -> Any:
-    """The model with random weights: cheap where tensors have no content. scorer: with a head that scores, instead of its own."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    if not scorer:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).eval()
-    one = copy.deepcopy(config)
-    one.num_labels = 1
-    try:
-        model = AutoModelForSequenceClassification.from_config(one, trust_remote_code=trust_remote_code, dtype=dtype).eval()
-    except ValueError as error:
-        raise _no_scorer(config) from error
-    if not isinstance(getattr(model, HEAD, None), nn.Linear):
-        raise _no_scorer(config)
-    return model
-
-
-def _no_scorer(config: Any) -> ModelError:
-    return ModelError(
-        f"transformers has no sequence classifier with a linear head called {HEAD} for models of type {config.model_type}, so a reward model cannot be one",
-        remedy="begin with a model of another family: llama, qwen3, mistral, gpt2 ...",
-    )
-
-
-def trained_outline(name: str, config: Any, dtype: torch.dtype, lora: Lora | None, trust_remote_code: bool = False, *, scorer: bool = False) -> Any:
-    """What a training of the model `name` would train, on no device: with the new adapter, or the one that `name` is."""
-    from peft import PeftConfig, get_peft_model
-
-    with torch.device("meta"):
-        model = outline(config, dtype, trust_remote_code, scorer=scorer)
-        if lora is not None:
-            return with_lora(model, lora, 0)
-        if is_adapter_folder(name):
-            adapter = PeftConfig.from_pretrained(locate(name))
-            adapter.inference_mode = False
-            return get_peft_model(model, adapter)
-        return model
-
-
 def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust_remote_code: bool, how: dict[str, Any]) -> Any:
     """The weights of a language model. Raises ModelError for a reward model, whose missing output layer transformers would draw at random."""
     from transformers import AutoModelForCausalLM
@@ -373,40 +254,22 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
             f"{name}: is a reward model: it scores answers and writes none",
             remedy="winnow judge --judge reward:RUN asks it; a run's model/ is a plain transformers folder",
         )
-    model, _ = _read_weights(name, source, AutoModelForCausalLM, {"dtype": dtype, "trust_remote_code": trust_remote_code, **how})
-    return _with_adapter(name, source, model, train)
-
-
-def _load_scorer(name: str, source: str, dtype: torch.dtype, seed: int, train: bool, trust_remote_code: bool) -> Any:
-    """The weights of a model that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
-    from transformers import AutoModelForSequenceClassification
-
-    config, base = load_config(name, trust_remote_code=trust_remote_code), _base(source)
-    classifies = _classifies(config)
-    of_one = {} if classifies else {"num_labels": 1}
-    model, missing = _read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
-    if is_adapter_folder(name):
-        missing -= {f"{HEAD}.weight"} if _adapter_scores(name, source) else set()
-    if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
-        raise ModelError(
-            f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
-        )
-    if missing:
-        new_head(model.score, seed)
-    return _with_adapter(name, source, model, train)
+    model, _ = read_weights(name, source, AutoModelForCausalLM, {"dtype": dtype, "trust_remote_code": trust_remote_code, **how})
+    return with_adapter(name, source, model, train)
 
 
 def is_scorer(name: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a model scores answers: by its configuration, an adapter also by the head it brings. Raises ModelError where neither can be read."""
-    classifies = _classifies(load_config(name, trust_remote_code=trust_remote_code))
-    return classifies or (is_adapter_folder(name) and _adapter_scores(name, locate(name)))
+    classifies = is_classifier(load_config(name, trust_remote_code=trust_remote_code))
+    return classifies or (is_adapter_folder(name) and adapter_scores(name, locate(name)))
 
 
-def _classifies(config: Any) -> bool:
+def is_classifier(config: Any) -> bool:
+    """Whether a configuration is a sequence classifier's."""
     return any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 
-def _adapter_scores(name: str, source: str) -> bool:
+def adapter_scores(name: str, source: str) -> bool:
     """Whether an adapter's file holds a head that was trained beside it."""
     try:
         with safe_open(Path(source) / "adapter_model.safetensors", framework="pt") as file:
@@ -415,11 +278,11 @@ def _adapter_scores(name: str, source: str) -> bool:
         raise _not_loaded("model", name, source, error) from error
 
 
-def _read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tuple[Any, set[str]]:
+def read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tuple[Any, set[str]]:
     """The model of a folder, of an adapter its base model; and what is not in its file."""
     from transformers.utils import find_adapter_config_file
 
-    base = _base(source)
+    base = base_of(source)
     _must_be_there(name, base)
     try:
         if find_adapter_config_file(base) is not None:  # transformers would lay it on by itself, from a pickle if need be
@@ -432,11 +295,11 @@ def _read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tup
     return model, set(found["missing_keys"])
 
 
-def _with_adapter(name: str, source: str, model: Any, train: bool) -> Any:
+def with_adapter(name: str, source: str, model: Any, train: bool) -> Any:
     """The model with the adapter that `source` is, if it is one."""
     from peft import PeftModel
 
-    base = _base(source)
+    base = base_of(source)
     if base == source:
         return model
     try:

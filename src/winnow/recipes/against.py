@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from winnow import models
+from winnow import hashes
 from winnow.config_collect import SamplingSettings
 from winnow.console import Steps
 from winnow.data.pack import budget
@@ -40,13 +40,13 @@ def answers(settings: SamplingSettings, policy: str, first: str, asked_for: Path
     found = {"length": sum(row["tokens"] for row in rows) / len(rows), "finished": sum(row["finished"] for row in rows) / len(rows)}
     groups = drift.as_groups(asked.ids, [[one] for one in said], asked.how.end)
     if policy == first:
-        return found | {"kl": 0.0}, models.weights_hash(loaded.model)[:16]
+        return found | {"kl": 0.0}, hashes.weights_hash(loaded.model)[:16]
     ours = _logps(loaded, groups) if _whole(asked) else None
     del loaded
     start = load(first, settings)
     if ours is not None and groups:
         found["kl"] = drift.kl(ours, _logps(start, groups), len(said))
-    return found, models.weights_hash(start.model)[:16]
+    return found, hashes.weights_hash(start.model)[:16]
 
 
 def _whole(asked: Asked) -> bool:

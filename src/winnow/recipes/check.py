@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config import CheckSettings, parse_follow
+from winnow.config import CheckSettings, RewardSettings, parse_follow
 from winnow.console import console, safe, say, visible
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
 from winnow.data.render import Renderer, TokenSequence
 from winnow.data.stream import epoch_size
+from winnow.errors import SettingsError
 from winnow.objectives.terms import DEMONSTRATION, Objective
-from winnow.recipes import dpo, sft
+from winnow.recipes import dpo, reward, sft
 from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
 from winnow.recipes.training import possible, refuse_idle
-from winnow.resolved import Resolved
+from winnow.resolved import Resolved, handed_on
 from winnow.train.loop import Plan
 
 SHOWN_GROUPS = 2
 HIDDEN = "dim"  # style of what stands for tokens there is no room for
 SHOWN_TOKENS = 160
+ANSWER = {False: "green", True: "default"}  # what is not scored has no colour
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def run(resolved: Resolved[CheckSettings]) -> bool:
     """Print the whole check. False when the data has errors (training would refuse)."""
-    settings = resolved.settings
-    is_sft = settings.recipe == "sft"
-    made = DEMONSTRATION
-    if not is_sft:
-        made, resolved = dpo.chosen(resolved)  # type: ignore[arg-type, assignment]
-    resolved = with_rate(resolved, *((sft.RATE, sft.ADAPTER_RATE) if is_sft else (dpo.RATE, dpo.ADAPTER_RATE)))
-    renderer, epoch, held_out = prepared(settings, Wanted("demonstration") if is_sft else wanted(made, resolved.settings.pairs))
-    possible(settings, renderer, None if is_sft else settings.reference)
+    recipe = resolved.settings.recipe
+    made, resolved = _chosen(resolved)
+    settings: Any = resolved.settings
+    renderer, epoch, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(made, settings.pairs))
+    possible(settings, renderer, settings.reference if recipe == "dpo" else None)
     train_set = epoch(0)
     sets = {"train": train_set, **{prefix.rstrip("_"): one for prefix, one in held_out.items()}}
     for name, one in sets.items():
@@ -45,8 +45,9 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
     for group in train_set.groups[:SHOWN_GROUPS]:
         for k, sequence in enumerate(group.sequences[:2]):
             name = f"completion {k}" if k < len(group.sequences) - group.mismatched else "an answer to another prompt, which kto measures its baseline on"
-            console.print(Text(visible(f"{group.where}, {name}: "), style="dim") + _lint(renderer, sequence))
-    say("[dim]grey: prompt; green: scored; reverse: end token[/]")
+            console.print(Text(visible(f"{group.where}, {name}: "), style="dim") + _lint(renderer, sequence, last=made.rewards))
+    legend = "reverse: where the head's number is read" if made.rewards else "green: scored; reverse: end token"
+    say(f"[dim]grey: prompt; {legend}[/]")
     findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
     for name, finding in findings:
         say(
@@ -55,9 +56,25 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
             + (f" -> {safe(finding.remedy)}" if finding.remedy else "")
         )
     resolved, plan = planned(resolved, train_set)
-    refuse_idle(made, train_set, plan, None if is_sft else parse_follow(settings.moving_reference))
+    refuse_idle(made, train_set, plan, parse_follow(settings.moving_reference) if recipe == "dpo" else None)
     _say_plan(resolved.settings, plan, train_set)
     return not any(finding.level == "error" for _, finding in findings)
+
+
+def _chosen(resolved: Resolved[CheckSettings]) -> tuple[Objective, Resolved[Any]]:
+    """What the recipe trains on, and the settings with its own defaults. Raises SettingsError for what does not go together."""
+    recipe = resolved.settings.recipe
+    if recipe == "sft":
+        return DEMONSTRATION, with_rate(resolved, sft.RATE, sft.ADAPTER_RATE)
+    if recipe == "dpo":
+        made, asked = dpo.chosen(resolved)  # type: ignore[arg-type]
+        return made, with_rate(asked, dpo.RATE, dpo.ADAPTER_RATE)
+    known = {field.alias or name for name, field in RewardSettings.model_fields.items()} | {"recipe"}
+    idle = [name for name, origin in resolved.origins.items() if origin != "default" and name not in known]
+    if idle:
+        raise SettingsError(f"{', '.join(idle)}: of no meaning to winnow reward", remedy="leave it away")
+    own = handed_on(RewardSettings, resolved, {"out": resolved.settings.out or Path()})
+    return reward.chosen(own.settings), with_rate(own, reward.RATE, reward.ADAPTER_RATE)
 
 
 def _say_account(name: str, one: Dataset, objective: Objective) -> None:
@@ -83,19 +100,20 @@ def _say_account(name: str, one: Dataset, objective: Objective) -> None:
     table.add_row("groups", f"{account['used']:,} with {account['completions']:,} completions and {account['comparisons']:,} comparisons")
     table.add_row("length", f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 % {at[3]:,}, most {at[4]:,}")
     cut = f"{tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})"
-    table.add_row("tokens", f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} scored, {cut}")
+    scored = "of answers, of which the last of each is scored" if objective.rewards else "scored"
+    table.add_row("tokens", f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} {scored}, {cut}")
     console.print(table)
 
 
-def _lint(renderer: Renderer, sequence: TokenSequence) -> Text:
-    """The sequence as decoded tokens: prompt, scored tokens and end token told apart by colour."""
+def _lint(renderer: Renderer, sequence: TokenSequence, *, last: bool = False) -> Text:
+    """The sequence as decoded tokens: prompt, scored tokens and end token told apart by colour. last: the last token alone is scored, cut or not."""
     ids, half = sequence.ids, SHOWN_TOKENS // 2
-    ends = len(ids) - 1 if not sequence.cut else len(ids)
+    ends = len(ids) - 1 if last or not sequence.cut else len(ids)
 
     def style(i: int) -> str:
         if half <= i < len(ids) - half:
             return HIDDEN
-        return "reverse bold green" if i == ends else "green" if i >= sequence.start else "bright_black"
+        return "reverse bold green" if i == ends else ANSWER[last] if i >= sequence.start else "bright_black"
 
     shown = Text()
     for kind, several in groupby(range(len(ids)), style):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow import models
+from winnow import models, scorers
 from winnow.config import ExportSettings
 from winnow.console import safe, say
-from winnow.engine import rows
+from winnow.data.render import Renderer
+from winnow.engine import rows, scalar
 from winnow.errors import ModelError, RunError
 from winnow.files import RunFolder
 from winnow.resolved import Resolved
@@ -15,26 +16,30 @@ from winnow.train.start import fingerprint, same_model
 
 
 def run(resolved: Resolved[ExportSettings]) -> Path:
-    """Save, load again, compare log-probs on fixed token sequences. Raises ModelError when they differ."""
+    """Save, load again, compare on fixed token sequences: log-probs, or of a reward model scores. Raises ModelError when they differ."""
     settings = resolved.settings
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
-    loaded = models.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
-    live = fingerprint(rows, loaded.model, len(loaded.tokenizer))
+    scorer = models.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
+    load, engine, what = (scorers.load, scalar.ORACLE, "score") if scorer else (models.load, rows, "log-prob")
+    loaded = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
     model = models.merged(loaded.model) if settings.merge else loaded.model
+    if scorer and settings.merge:  # beside an adapter lies no configuration that would say so
+        scorers.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
     models.save(model, loaded.tokenizer, settings.out)
     name = str(dtype).removeprefix("torch.")
-    again = models.load(str(settings.out), dtype=name, device=settings.device, trust_remote_code=settings.trust_remote_code)
-    saved = fingerprint(rows, again.model, len(loaded.tokenizer))
+    again = load(str(settings.out), dtype=name, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    saved = fingerprint(engine, again.model, len(loaded.tokenizer))
     difference = float((live - saved).abs().max())
     if not same_model(live, saved, [dtype]):
         raise ModelError(
-            f"{settings.out}: the saved model differs from the live one: a token's log-prob by {difference:.3g} nats",
+            f"{settings.out}: the saved model differs from the live one: a token's {what} by {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
     if models.quantized_as(settings.model):
         say("trained beside weights in 4 bits, saved beside the base model's own: log-probs differ from the training's by what 4 bits round away")
-    say(f"saved: {safe(settings.out)}; loaded again, log-probs differ by at most {difference:.1e} nats")
+    say(f"saved: {safe(settings.out)}; loaded again, {what}s differ by at most {difference:.1e} nats")
     return settings.out

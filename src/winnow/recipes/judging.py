@@ -116,14 +116,14 @@ def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
 @contextmanager
 def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
-    from winnow import models, rewards  # torch takes seconds, and the other judges need none
+    from winnow import hashes, rewards, scorers  # torch takes seconds, and the other judges need none
 
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT, "a reward model")
     name = settings.judge.partition(":")[2]
-    loaded = models.load_scorer(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = scorers.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     how = _how(
-        settings, weights=models.weights_hash(loaded.model)[:16], dtype=str(loaded.dtype).removeprefix("torch."), labels=settings.labels, scale=settings.scale
+        settings, weights=hashes.weights_hash(loaded.model)[:16], dtype=str(loaded.dtype).removeprefix("torch."), labels=settings.labels, scale=settings.scale
     )
 
     def rows(asked: list[Item], left: set[str]) -> Iterator[Row]:

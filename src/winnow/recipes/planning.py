@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow import models, quantized
+from winnow import models, outlines, quantized
 from winnow.batch import collate
 from winnow.config import DPOSettings, TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
@@ -184,7 +184,7 @@ def _reference_line(settings: TrainSettings) -> str:
         return ""
     config = models.load_config(name, trust_remote_code=settings.trust_remote_code)
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
-    model = models.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
+    model = outlines.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
     return f"; while it is asked, the reference model {held(model, settings.quantize) / 2**20:,.0f} MiB besides"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow import models, report, signals
+from winnow import hashes, models, report, scorers, signals
 from winnow.config import parse_lora
 from winnow.config_rl import PPOSettings
 from winnow.console import Steps, safe, say
@@ -99,7 +99,7 @@ def _players(job: Job, reward: Reward) -> Players:
     critic = None
     if settings.advantage == "gae":
         assert settings.critic_lr is not None
-        critic = _actor(job, models.load_scorer(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
+        critic = _actor(job, scorers.load(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
         with torch.no_grad():  # not before its engine is proved: of a head of zeros everything is right
             for weight in scalar_head(critic.loaded.model).parameters():
                 weight.zero_()
@@ -214,8 +214,8 @@ def _state(players: Players) -> State:
 def _identity(job: Job, players: Players) -> dict[str, Any]:
     """What a checkpoint belongs to."""
     known = record.settings_hash(job.settings.model_dump(by_alias=True, mode="json"))
-    weights = models.weights_hash(players.policy.loaded.model)
-    critic = models.weights_hash(players.critic.loaded.model) if players.critic else None
+    weights = hashes.weights_hash(players.policy.loaded.model)
+    critic = hashes.weights_hash(players.critic.loaded.model) if players.critic else None
     return {"settings": known, "weights": weights, "critic": critic, "reward": players.reward.identity}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from winnow import files, models
+from winnow import files, models, outlines
 from winnow.config import parse_lora
 from winnow.config_collect import SamplingSettings
 from winnow.config_rl import PPOSettings
@@ -107,7 +107,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     if lora is not None:
         models.refuse_second_adapter(settings.model)
         config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        models.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
+        outlines.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
     if settings.advantage == "gae":
         name = critic_name(settings)
         if models.is_adapter_folder(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from winnow.config import RewardSettings
 from winnow.files import RunFolder
-from winnow.objectives.terms import reward
+from winnow.objectives.terms import Objective, reward
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.resolved import Resolved
@@ -14,6 +14,9 @@ RATE, ADAPTER_RATE = 1e-5, 1e-4
 
 def run(resolved: Resolved[RewardSettings], command: str = "") -> RunFolder:
     """Train on comparisons: each is won with probability s(r_w - r_l), arXiv 2305.18290 eq. 1, and the loss is eq. 2."""
-    settings = resolved.settings
-    made = reward(listwise=settings.pairs == "listwise", label_smoothing=settings.label_smoothing, offset=settings.offset)
-    return train(with_rate(resolved, RATE, ADAPTER_RATE), "reward", made, command=command)
+    return train(with_rate(resolved, RATE, ADAPTER_RATE), "reward", chosen(resolved.settings), command=command)
+
+
+def chosen(settings: RewardSettings) -> Objective:
+    """The objective the settings ask for."""
+    return reward(listwise=settings.pairs == "listwise", label_smoothing=settings.label_smoothing, offset=settings.offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from winnow import models, rewards
+from winnow import hashes, models, rewards, scorers
 from winnow.collect import rules
 from winnow.collect.items import Item
 from winnow.config_rl import PPOSettings
@@ -54,14 +54,14 @@ def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
     if rules.is_function(settings.reward):
         return _function(settings.reward)
-    loaded = models.load_scorer(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = scorers.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
         dialogues = [rewards.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}") for one in said for k, answer in enumerate(one.answers)]
         found = iter(rewards.scores(loaded, dialogues))
         return [[next(found) for _ in one.answers] for one in said]
 
-    return Reward(settings.reward, models.source_hash(loaded.model), scores, loaded)
+    return Reward(settings.reward, hashes.source_hash(loaded.model), scores, loaded)
 
 
 def _function(name: str) -> Reward:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from winnow import models, vllm
+from winnow import hashes, models, vllm
 from winnow.config_collect import SampleSettings
 from winnow.console import safe, say
 from winnow.data.prompts import prompts
@@ -53,7 +53,7 @@ def _how(settings: SampleSettings, loaded: LoadedModel, asked: Asked) -> dict[st
     """Where answers come from, for every row."""
     template = None if isinstance(asked.texts[0], str) else sha256_json(loaded.tokenizer.chat_template)[:16]
     drawn = {"k": settings.k, "max_new_tokens": asked.how.max_new_tokens, "temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
-    return {"model": settings.model, "weights": models.weights_hash(loaded.model)[:16], "template": template, **drawn, "sampler": settings.sampler}
+    return {"model": settings.model, "weights": hashes.weights_hash(loaded.model)[:16], "template": template, **drawn, "sampler": settings.sampler}
 
 
 def _names(asked: Asked) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow import models, rewards
+from winnow import hashes, models, rewards, scorers
 from winnow.config import EvalSettings
 from winnow.console import Steps
 from winnow.data.pack import budget
@@ -51,14 +51,14 @@ class Said:
 
 def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:
     """A score for every completion of every set."""
-    loaded = models.load_scorer(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = scorers.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     loaded.tokenizer.chat_template = rendered.tokenizer.chat_template
     found = []
     for one in sets:
         asked = [Dialogue(text.prompt, completion.text, text.tools, text.where) for text in one.texts for completion in text.completions]
         scores = iter(rewards.scores(loaded, asked))
         found.append([[next(scores) for _ in text.completions] for text in one.texts])
-    return Said(scores=found, weights={"model": models.weights_hash(loaded.model)})
+    return Said(scores=found, weights={"model": hashes.weights_hash(loaded.model)})
 
 
 def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut], trained: dict[str, Any] | None) -> Said:
@@ -72,7 +72,7 @@ def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut
     policy = _load(settings.model, settings)
     ours = _engine(policy, settings, sets)
     said = [_logps(policy, ours, one, settings, "policy") for one in sets]
-    weights = {"model": models.weights_hash(policy.model)}
+    weights = {"model": hashes.weights_hash(policy.model)}
     if settings.reference is None:
         return Said(said, weights=weights)
     drawn = [distance.draw(one, policy, ours, rendered, settings.kl_samples, settings.seed) for one in sets] if settings.kl_samples else []
@@ -84,7 +84,7 @@ def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut
         _refuse_another(reference, settings, trained)
     theirs = _engine(reference, settings, sets)
     other = [_logps(reference, theirs, one, settings, "reference") for one in sets]
-    weights["reference"] = models.weights_hash(reference.model)
+    weights["reference"] = hashes.weights_hash(reference.model)
     far = [distance.measure(one, kept, reference, ours, theirs, why) for one in drawn]
     return Said(said, other, None, far, weights)
 

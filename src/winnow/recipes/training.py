@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from winnow import dist, models, report, signals
+from winnow import dist, hashes, models, outlines, report, scorers, signals
 from winnow.batch import collate
 from winnow.config import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.console import Steps, safe, say
@@ -188,7 +188,7 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
         models.refuse_second_adapter(settings.model)
     if lora is not None or scores(settings):
         config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        models.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scores(settings))
+        outlines.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scores(settings))
     if reference_model is not None:
         models.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
         theirs = models.load_tokenizer(reference_model, trust_remote_code=settings.trust_remote_code)
@@ -270,7 +270,7 @@ def _policy(settings: TrainSettings) -> LoadedModel:
 def _scored_by(job: Job) -> LoadedModel:
     """The reward model that is trained."""
     settings = job.settings
-    loaded = models.load_scorer(
+    loaded = scorers.load(
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
@@ -279,8 +279,7 @@ def _scored_by(job: Job) -> LoadedModel:
         train=True,
         trust_remote_code=settings.trust_remote_code,
     )
-    pad, last = job.renderer.tokenizer.pad_token_id, job.renderer.whole_ids("a", "b")[-1]
-    models.pad_with(loaded.model, None if pad == last else pad)
+    scorers.choose_padding(loaded.model, job.renderer)
     return loaded
 
 
@@ -328,7 +327,7 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
         with whole(loaded.net):
             scorer = _scorer(job, loaded, source, engine) if job.stored else None
             names = [scorer.identity(source, one) if scorer else None for one in job.sets]
-            weights = models.weights_hash(loaded.model)
+            weights = hashes.weights_hash(loaded.model)
             shown = None
             if job.objective.reference:
                 shown = references.described(job.reference or job.settings.model, source, names[0], len(job.renderer.tokenizer))
@@ -351,7 +350,7 @@ def _scorer(job: Job, loaded: LoadedModel, source: LoadedModel, engine: Engine) 
     """How the reference is asked: as the policy is, where it is the policy."""
     theirs = engine if source.model is loaded.model else engine_for(source, job.settings.engine, job.longest, train=False)
     new_adapter = source.model is loaded.model and job.settings.lora is not None
-    return Scorer(theirs, job.plan.tokens, models.source_hash(source.model, new_adapter=new_adapter))
+    return Scorer(theirs, job.plan.tokens, hashes.source_hash(source.model, new_adapter=new_adapter))
 
 
 def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer | None) -> Callable[[int], Data]:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow import models, quantized, ranks
+from winnow import models, outlines, quantized, ranks
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora, scores
 from winnow.engine import head
@@ -132,7 +132,7 @@ def held(model: Any, quantize: str | None) -> int:
 def packed_share(config: Any, trust_remote_code: bool) -> float:
     """Of a model's weights, how many would be in 4 bits: of a mixture of experts few, since its experts are no linear layers."""
     with torch.device("meta"):
-        model = models.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
+        model = outlines.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
     return sum(p.numel() for p in quantized.packable(model)) / sum(p.numel() for p in model.parameters())
 
 
@@ -205,7 +205,7 @@ def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) ->
 
 
 def _outline(config: Any, dtype: torch.dtype, settings: TrainSettings) -> Any:
-    return models.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code, scorer=scores(settings))
+    return outlines.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code, scorer=scores(settings))
 
 
 def _put_on_cpu(model: Any) -> None:

@@ -96,7 +96,7 @@ def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
 
 
 def identity(source: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, engine: Engine) -> str:
-    """Hash of everything the numbers depend on. source: the model's (`models.source_hash`)."""
+    """Hash of everything the numbers depend on. source: the model's (`hashes.source_hash`)."""
     tokens = tokens_of(groups).identity("ids", "length", "start", "sequences")
     return sha256_json({"schema": 3, "source": source, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
 

@@ -44,8 +44,8 @@ def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, wan
 
 
 def fingerprint(engine: Engine, model: Any, vocabulary: int) -> Float[Tensor, " N"]:
-    """Log-probs (nats) of fixed token sequences, spread over the vocabulary and long enough that every layer matters: what a model
-    says, however its weights are stored.
+    """Log-probs (nats), or numbers of a scalar head, of fixed token sequences, spread over the vocabulary and long enough that every layer matters:
+    what a model says, however its weights are stored.
     """
     ids = [tuple((7919 * (i + 1) * (k + 1)) % vocabulary for i in range(32)) for k in range(4)]
     group = RenderedGroup(tuple(TokenSequence(row, 1) for row in ids), (), (None,) * 4, "fingerprint")
