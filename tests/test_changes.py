@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 
 import runs
 import tiny
-from winnow.config import FREE, DPOSettings
+from winnow import api
+from winnow.config import FREE, DPOSettings, RewardSettings
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json
 
@@ -63,6 +65,7 @@ OTHER = {
     "kl_samples": 3,
     "reference": "elsewhere",
 }
+REWARD = {field.alias or name for name, field in RewardSettings.model_fields.items()}
 # What a setting needs beside it, and must not have.
 WITH = {
     "cut_budget": {"max_length": 100},
@@ -100,19 +103,45 @@ def test_every_setting_is_one_or_the_other():
     names = {field.alias or name for name, field in DPOSettings.model_fields.items()}
     assert {*OTHER, *FREE} == names
     assert not {*OTHER} & {*FREE}
+    assert {*OTHER, *FREE} >= REWARD
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_change_is_refused_by_name(world, unfinished, monkeypatch, capsys, name):
+    refused(monkeypatch, capsys, world, unfinished, "dpo", name)
+
+
+@pytest.fixture(scope="module")
+def reward(world, tmp_path_factory):
+    """A reward model's run without its end: a refusal changes nothing in it, so one does for all."""
+    run = api.reward(**runs.settings(world, tmp_path_factory.mktemp("reward") / "run", **KEPT))
+    run.unfinish()
+    shutil.rmtree(run.checkpoints / "step_4")
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if name in REWARD and name != "quantize"])  # a reward model is never in 4 bits
+def test_every_change_of_a_reward_model_is_refused_by_name(world, reward, monkeypatch, capsys, name):
+    refused(monkeypatch, capsys, world, reward, "reward", name)
+
+
+def test_a_reward_model_goes_on_where_it_stopped(world, reward, tmp_path):
+    whole = api.reward(**runs.settings(world, tmp_path / "whole", **KEPT))
+    run = api.reward(**runs.settings(world, Path(shutil.copytree(reward.root, tmp_path / "run")), **KEPT))
+    assert runs.numbers(run) == runs.numbers(whole)
+    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
+
+
+def refused(monkeypatch, capsys, world, run, command, name):
     monkeypatch.chdir(world)
     changed = {**KEPT, **WITH.get(name, {}), name: OTHER[name]}
-    words = runs.line("dpo", world, unfinished.root, **changed)
-    before = runs.tree(unfinished.root)
+    words = runs.line(command, world, run.root, **changed)
+    before = runs.tree(run.root)
     assert runs.winnow(monkeypatch, *words) == 2
     error = capsys.readouterr().err
     assert f"\n  {name}: " in error
     assert f"--allow-change {name}" in error
-    after = runs.tree(unfinished.root)
+    after = runs.tree(run.root)
     assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
 
 

@@ -22,6 +22,7 @@ import tiny
 from countable import LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
 from winnow import models
 from winnow.batch import collate
+from winnow.config import FREE
 from winnow.config_rl import PPOSettings
 from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
@@ -332,11 +333,82 @@ def test_it_goes_on_bit_for_bit_after_a_real_signal(world, undisturbed, tmp_path
     same(train(world, out, **SIX), undisturbed)
 
 
-def test_what_is_another_one_is_refused_by_name(world, undisturbed, tmp_path, call):
-    out = tmp_path / "run"
-    shutil.copytree(undisturbed.root, out)
-    RunFolder(out).unfinish()
-    shutil.rmtree(out / "checkpoints" / "step_6")
+# Another value of every setting a number depends on.
+OTHER = {
+    "model": "elsewhere",
+    "dtype": "float64",
+    "device": "cpu",
+    "trust_remote_code": True,
+    "prompts": "elsewhere.txt",
+    "reward": "judge_of_words:other",
+    "as": "text",
+    "chat_template": "template.jinja",
+    "limit": 4,
+    "eval_fraction": 0.5,
+    "seed": 1,
+    "steps": 7,
+    "batch_size": 3,
+    "k": 5,
+    "max_new_tokens": 2,
+    "epochs": 3,
+    "minibatches": 1,
+    "max_tokens": 300,
+    "advantage": "rloo",
+    "beta": 0.1,
+    "target_kl": 0.25,
+    "horizon": 50.0,
+    "clip_range": 0.1,
+    "value_clip": 0.2,
+    "gamma": 0.9,
+    "lam": 0.5,
+    "whiten_rewards": True,
+    "whiten_advantages": True,
+    "unfinished": -1.0,
+    "critic": "elsewhere",
+    "lr": 2e-3,
+    "critic_lr": 2e-2,
+    "schedule": "cosine",
+    "warmup": 2.0,
+    "weight_decay": 0.1,
+    "clip": 2.0,
+    "lora": "r=2",
+    "eval_every": 3,
+}
+
+
+def test_every_setting_is_one_or_the_other():
+    names = {field.alias or name for name, field in PPOSettings.model_fields.items()}
+    assert {*OTHER, *FREE} >= names >= {*OTHER}
+    assert not {*OTHER} & {*FREE}
+
+
+@pytest.fixture
+def unfinished(undisturbed, tmp_path):
+    """A copy of the run without its last checkpoint and its end."""
+    run = RunFolder(shutil.copytree(undisturbed.root, tmp_path / "run"))
+    run.unfinish()
+    shutil.rmtree(run.checkpoints / "step_6")
+    return run
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_change_is_refused_by_name(world, unfinished, call, name):
+    changed = {**SIX, name: OTHER[name]} | ({"eval_fraction": 0.5} if name == "eval_every" else {})
+    words = line(world, unfinished.root, **changed)
+    if name == "advantage":  # which has no critic
+        at = words.index("--critic-lr")
+        del words[at : at + 2]
+    before = runs.tree(unfinished.root)
+    code, _, error = call(*words)
+    assert code == 2
+    assert f"\n  {name}: " in error
+    assert f"--allow-change {name}" in error
+    after = runs.tree(unfinished.root)
+    assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
+
+
+def test_what_is_another_one_is_refused_by_name(world, unfinished, call):
+    out = unfinished.root
     for changes, told in (({"lr": 2e-3}, "lr: 0.001 -> 0.002"), ({"beta": 0.1}, "beta: 0.05 -> 0.1"), ({"prompts": "others.txt"}, "prompts: ")):
         (world / "others.txt").write_text("\n".join((*PROMPTS[:3], "fi de")) + "\n")
         code, _, error = call(*line(world, out, **SIX | changes))
