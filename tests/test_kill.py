@@ -44,8 +44,8 @@ END = [
 ]
 
 
-def line(world, out, **changes):
-    return runs.line("dpo", world, out, **{"steps": STEPS, "save_every": 2, "keep": 2, "batch_size": 5, "rank_timeout": 30, **changes})
+def line(world, out, command="dpo", **changes):
+    return runs.line(command, world, out, **{"steps": STEPS, "save_every": 2, "keep": 2, "batch_size": 5, "rank_timeout": 30, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,12 @@ def farm(world, tmp_path_factory):
 
 def digest(run):
     """Of all that must be the same at the end: weights, moments, progress, metrics without the clock, model, samples."""
-    files = [*sorted(run.checkpoints.rglob("*.safetensors")), *sorted(run.checkpoints.rglob("progress.json")), *sorted(run.model.iterdir()), run.samples]
+    files = [
+        *sorted(run.checkpoints.rglob("*.safetensors")),
+        *sorted(run.checkpoints.rglob("progress.json")),
+        *sorted(run.model.iterdir()),
+        *run.root.glob(run.samples.name),
+    ]
     told = [(str(file.relative_to(run.root)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
     return [*told, *runs.numbers(run)]
 
@@ -112,6 +117,16 @@ def test_the_points_are_those_of_a_save(whole):
 def test_killed_at_a_step(farm, world, whole, tmp_path, step):
     run = killed_and_resumed(farm, world, tmp_path, {"point": f"step {step}", "time": 1})
     assert digest(run) == whole[1][0]
+
+
+def test_a_reward_model_killed_at_a_step_and_inside_a_save(farm, world, tmp_path):
+    """One of each kind: from here on its saves are those of any training."""
+    answer = farm(*line(world, tmp_path / "whole", "reward"), out=tmp_path / "said")
+    assert answer["codes"] == [0], answer["said"]
+    for i, (point, time) in enumerate((("step 5", 1), ("manifest written", 3), ("model synced", 1))):
+        (tmp_path / str(i)).mkdir()
+        run = killed_and_resumed(farm, world, tmp_path / str(i), {"point": point, "time": time}, command="reward")
+        assert digest(run) == digest(RunFolder(tmp_path / "whole")), point
 
 
 @pytest.mark.parametrize("aside", [False, True], ids=["waiting", "aside"])
