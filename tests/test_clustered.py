@@ -158,7 +158,7 @@ def test_rewardbench_scores_by_hand():
     assert rewardbench.section_of("polite") == rewardbench.OTHER
 
 
-def test_the_whole_benchmark_weighs_as_its_own_code_does():
+def test_the_whole_benchmark_weighs_prompts_alike_and_math_as_all_code():
     """With all prompts there a section is sum of accuracy times count over sum of counts, math-prm counting 984."""
     rng = random.Random(2)
     rows = [(name, rng.random() < 0.3 + 0.6 * (i % 5) / 5) for i, (name, count) in enumerate(rewardbench.COUNTS.items()) for _ in range(count)]

@@ -7,9 +7,11 @@ import math
 import re
 import shutil
 import signal
+import statistics
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import (
     GPT2Config,
@@ -19,20 +21,21 @@ from transformers import (
 
 import runs
 import tiny
-from countable import LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
-from winnow import models
+from countable import JUDGE, LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
+from winnow import models, scorers
 from winnow.batch import collate
 from winnow.config import FREE
 from winnow.config_rl import PPOSettings
+from winnow.data.stream import Cursor
 from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
 from winnow.files import RunFolder, read_json, read_jsonl
-from winnow.objectives.policy_gradient import moments, whitened
 from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo
 from winnow.resolved import resolve
+from winnow.sample import Sampling, sample
 from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.reference import offsets
@@ -194,7 +197,7 @@ def test_advantages_of_two_answers_by_hand():
     advantage_N, return_N = by_gae(answers, 0.1, 0.9, 0.8, whiten_rewards=False)
     assert advantage_N == pytest.approx(torch.tensor([first, last, -1 + 0.2]))
     assert return_N == pytest.approx(torch.tensor([first + 0.3, last + 0.1, -1.0]))
-    scaled = whitened(torch.tensor(reward), moments(torch.tensor(reward)), shift=False)
+    scaled = torch.tensor(reward) / statistics.pstdev(reward)  # nothing is added: a token that earned nothing still earns nothing
     assert by_gae(answers, 0.1, 1.0, 1.0, whiten_rewards=True)[1] == pytest.approx(torch.stack([scaled[0] + scaled[1], scaled[1], scaled[2]]))
     paid = [reward[0] + reward[1], reward[2]]
     assert by_group(answers, "rloo", 0.1) == pytest.approx(torch.tensor([paid[0] - paid[1], paid[0] - paid[1], paid[1] - paid[0]]))
@@ -285,6 +288,152 @@ def test_an_unfinished_answer_is_worth_what_was_said(world, tmp_path):
     assert 0 < share < 1
     assert rows[1]["score"] - rows[2]["score"] == pytest.approx(share)
     assert rows[0]["score"] > rows[1]["score"]
+
+
+# ---------------------------------------------------------------- a run, written out once more
+
+
+REPLAYED = {
+    "beta": 0.3,
+    "gamma": 0.9,
+    "lam": 0.7,
+    "clip_range": 0.05,
+    "value_clip": 0.01,
+    "clip": None,
+    "whiten_rewards": True,
+    "epochs": 2,
+    "unfinished": -1.0,
+}
+
+
+def tokens_of_run(policy, critic, prompts, answers):
+    """For each answer log p of its tokens and the critic's values before them, from single sequences."""
+    found = []
+    for prompt, many in zip(prompts, answers):
+        for answer in many:
+            ids = torch.tensor([[*prompt, *answer.ids, *([0] if answer.finished else [])]])
+            at = torch.arange(len(prompt), ids.shape[1])
+            logp = policy(input_ids=ids).logits[0].log_softmax(-1)[at - 1, ids[0, at]]
+            found.append((logp, critic.score(critic.model(input_ids=ids).last_hidden_state)[0, at - 1, 0]))
+    return found
+
+
+def replayed(world, *, steps, lr, critic_lr, seed, whiten):
+    """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW: the policy's and the critic's weights at the end."""
+    own, frozen = models.load(str(world / "model")), models.load(str(world / "model")).model
+    critic = scorers.load(str(world / "model"), train=True, seed=seed).model
+    critic.score.weight.data.zero_()
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0) for model, rate in ((own.model, lr), (critic, critic_lr))]
+    space, rows = {}, []
+    exec(JUDGE, space)
+    prompts = [own.tokenizer(prompt).input_ids for prompt in PROMPTS]
+    for step in range(steps):
+        with torch.no_grad():
+            answers = sample(own, prompts, Sampling(0, max_new_tokens=LONGEST, seed=(seed << 32) + step + 1), k=SETTINGS["k"])
+            old = tokens_of_run(own.model, critic, prompts, answers)
+            theirs = [logp for logp, _ in tokens_of_run(frozen, critic, prompts, answers)]
+            texts = [(prompt, answer) for prompt, many in zip(PROMPTS, answers) for answer in many]
+            rewards = []
+            for (prompt, answer), (logp, _), other in zip(texts, old, theirs):
+                reward = -REPLAYED["beta"] * (logp - other)
+                reward[-1] += space["worth"](prompt, own.tokenizer.decode(answer.ids)) if answer.finished else REPLAYED["unfinished"]
+                rewards.append(reward)
+            spread = torch.cat(rewards).std(correction=0)
+            far = torch.cat([other - logp for (logp, _), other in zip(old, theirs)])
+            rows.append({"kl": float((far.expm1() - far).sum()) / len(rewards), "reward": float(torch.stack([reward.sum() for reward in rewards]).mean())})
+            advantages, returns = [], []
+            for reward, (_, value) in zip(rewards, old):
+                reward, after, made = reward / (spread**2 + 1e-8).sqrt(), 0.0, torch.zeros_like(reward)
+                for t in reversed(range(len(reward))):
+                    coming = value[t + 1] if t + 1 < len(reward) else 0.0
+                    made[t] = after = reward[t] + 0.9 * coming - value[t] + 0.9 * 0.7 * after
+                advantages.append(made)
+                returns.append(made + value)
+            whole = torch.cat(advantages)
+            rows[-1]["explained_variance"] = 1 - float(whole.var() / torch.cat(returns).var())
+            if whiten:
+                advantages = [(made - whole.mean()) / (whole.var(correction=0) + 1e-8).sqrt() for made in advantages]
+        for optimizer, peak in zip(optimizers, (lr, critic_lr)):
+            optimizer.param_groups[0]["lr"] = peak * (1 - step / steps)
+        gone = []
+        for _ in range(REPLAYED["epochs"]):
+            losses, steps_off = [[], []], []
+            for (logp, value), (before, guess), made, goal in zip(tokens_of_run(own.model, critic, prompts, answers), old, advantages, returns):
+                ratio = (logp - before).exp()
+                steps_off.append((ratio - 1 - (logp - before)).detach())
+                losses[0].append(-torch.minimum(ratio * made, ratio.clamp(0.95, 1.05) * made))
+                losses[1].append(0.5 * torch.maximum((value - goal) ** 2, (value.clamp(guess - 0.01, guess + 0.01) - goal) ** 2))
+            for optimizer, loss in zip(optimizers, losses):
+                optimizer.zero_grad()
+                torch.cat(loss).mean().backward()
+                optimizer.step()
+            gone.append(float(torch.cat(steps_off).mean()))
+        rows[-1]["kl/step"] = sum(gone) / len(gone)
+    return own.model, critic, rows
+
+
+@pytest.mark.parametrize("whiten", [None, False], ids=["whitened", "as they are"])
+def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten):
+    """Sampling, rewards, discounts, whitening, both clips, both rates and their schedule, seed: the weights of policy and critic after three iterations,
+    and what was logged on the way.
+    """
+    rates = {"steps": 3, "lr": 2e-3, "critic_lr": 7e-3, "seed": 5}
+    run = train(world, tmp_path / "run", **REPLAYED, **rates, whiten_advantages=whiten)
+    policy, critic, rows = replayed(world, **rates, whiten=whiten is None)
+    start = models.load(str(world / "model")).model.state_dict()
+    saved = safetensors.torch.load_file(run.checkpoints / "step_3" / "weights.safetensors")
+    for who, model in (("policy", policy), ("critic", critic)):
+        for name, weight in model.named_parameters():
+            moved = float((weight - start[name]).norm()) if name in start else float(weight.norm())
+            assert float((saved[f"{who}:{name}"] - weight).norm()) < 0.01 * moved, (who, name)
+    logged = read_jsonl(run.metrics)
+    for ours, expected in zip(logged, rows, strict=True):
+        for name, value in expected.items():
+            assert ours[name] == pytest.approx(value, rel=2e-2, abs=1e-5), (ours["step"], name)
+    assert min(logged[-1]["value_clip_fraction"], logged[-1]["clip_fraction"]) > 0
+    assert [row["learning_rate"] / row["critic/learning_rate"] for row in logged] == pytest.approx([2 / 7] * 3)
+
+
+def test_the_kl_term_of_grpo_holds_a_run_back(world, tmp_path):
+    """The recipe's beta reaches the loss: the same run with a heavy one stays near the start."""
+    kls = []
+    for beta in (0.0, 3.0):
+        run = train(world, tmp_path / str(beta), advantage="grpo", critic_lr=None, steps=6, lr=5e-3, beta=beta, schedule="constant")
+        kls.append(read_jsonl(run.metrics)[-1]["kl"])
+    assert kls[1] < 0.5 * kls[0]
+
+
+def test_an_unfinished_answer_is_worth_the_same_on_held_out_prompts(world, tmp_path):
+    found = []
+    for value in (-5.0, -6.0):
+        rows = read_jsonl(train(world, tmp_path / str(value), steps=1, unfinished=value, eval_fraction=0.5, batch_size=2, lr=1e-9).metrics)
+        found.append(next(row for row in rows if "eval_score" in row))
+    share = 1 - found[0]["eval_finished"]
+    assert found[0]["eval_score"] - found[1]["eval_score"] == pytest.approx(share)
+    assert share > 0
+
+
+def test_a_beta_that_is_changed_on_the_way_is_the_one_that_counts(world, undisturbed, tmp_path):
+    """Fixed, or from where a controller began: what was saved of the old one is left."""
+    for name, changes, expected in (("fixed", {"target_kl": None, "beta": 4.0}, 4.0), ("moved", {"beta": 4.0}, 4.0)):
+        out = tmp_path / name
+        shutil.copytree(undisturbed.root, out)
+        own = {**SIX, **changes, "steps": 7}
+        if own["target_kl"] is None:
+            own["horizon"] = PPOSettings.model_fields["horizon"].default
+        run = train(world, out, **own, allow_change=("beta", "target_kl", "horizon", "steps"))
+        assert read_jsonl(run.metrics)[-1]["beta"] == expected
+
+
+def test_every_iteration_has_as_many_prompts(world, tmp_path):
+    """Four prompts, three at a time: what is left of a pass begins the next iteration, and all prompts come up equally often."""
+    rows = read_jsonl(train(world, tmp_path / "run", steps=4, batch_size=3).metrics)
+    assert [row["answers"] for row in rows] == [24] * 4
+    cursor, seen = Cursor(), []
+    for _ in range(8):
+        items, cursor = ppo._prompts(4, 3, 0, cursor)
+        seen += items
+    assert [sorted(seen[i : i + 4]) for i in range(0, 24, 4)] == [[0, 1, 2, 3]] * 6
 
 
 # ---------------------------------------------------------------- stopped and begun again

@@ -54,8 +54,10 @@ def _score_sentence(run: Run, scores: Points) -> str:
     now = scores[-1][1] if looked else recent(scores)
     kl = points(run["metrics"], "eval_kl" if looked else "kl")
     far = f", {number(kl[-1][1])} nats per answer from where it began" if kl else ""
-    beside = "" if looked else "; nothing was held out to check it on"
-    return f"The mean score of its answers went from {number(scores[0][1])} to {number(now)}{far}{beside}."
+    beside, last = "" if looked else "; nothing was held out to check it on", run["metrics"][-1] if looked else {}
+    row = next((one for one in reversed(run["metrics"]) if one.get("eval_score_low") is not None), last)
+    span = f" (95 % interval {number(row['eval_score_low'])} to {number(row['eval_score_high'])}, n = {number(row['eval_answers'])})" if looked else ""
+    return f"The mean score of its answers went from {number(scores[0][1])} to {number(now)}{span}{far}{beside}."
 
 
 def _loss_sentence(run: Run) -> str:

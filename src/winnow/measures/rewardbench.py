@@ -2,8 +2,8 @@
 
 Table of subsets and counts, and how they are put together: allenai/reward-bench, rewardbench/constants.py and the data set's card. A section is the mean
 over its prompts; in Reasoning the subset math-prm counts as much as all code together, 984 / 447 per prompt. The overall score is the plain mean of the
-sections; the benchmark's fifth part, older preference sets, is another data set and has no place here. The two counts of XSTest stand the other way
-round in newer versions of that file than in the data; prompts that are there are what counts here, so no score depends on it.
+sections; the benchmark's fifth part, older preference sets, is another data set and has no place here. Prompts that are there are what counts. Newer
+versions of that file have the two counts of XSTest the other way round than the data, so a Safety score made by them weighs those two subsets otherwise.
 """
 
 from __future__ import annotations

@@ -153,14 +153,20 @@ def moments(value_N: Token) -> Moments:
     return torch.stack([value.new_tensor(len(value)), value.sum(), value.square().sum()])
 
 
-def whitened(value_N: Token, known: Moments, *, shift: bool = True) -> Token:
-    """(x - mean) / sqrt(variance + 1e-8), the moments being those of all tokens of the step; without `shift` the mean is put back, as for rewards.
+def whitened(value_N: Token, known: Moments) -> Token:
+    """(x - mean) / sqrt(variance + 1e-8), the moments being those of all tokens of the step.
 
     The code of arXiv 1909.08593, there of each minibatch by itself. The variance is the population's.
     """
     mean, variance = _mean_and_variance(known)
-    whitened_N = (value_N - mean) / math.sqrt(variance + LEAST_VARIANCE)
-    return whitened_N if shift else whitened_N + mean
+    return (value_N - mean) / math.sqrt(variance + LEAST_VARIANCE)
+
+
+def scaled(value_N: Token, known: Moments) -> Token:
+    """x / sqrt(variance + 1e-8), for rewards. The code of arXiv 1909.08593 divides what is left without the mean and puts the mean back: then a token that
+    earned nothing gets mean (1 - 1 / deviation), and an answer is paid by its length.
+    """
+    return value_N / math.sqrt(_mean_and_variance(known)[1] + LEAST_VARIANCE)
 
 
 def explained_variance(returns: Moments, errors: Moments) -> float:

@@ -61,11 +61,11 @@ class Answers:
 
 
 def by_gae(answers: Answers, beta: float, gamma: float, lam: float, *, whiten_rewards: bool) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Advantages and returns from a critic's values; rewards divided by their deviation first where asked for (their mean stays)."""
+    """Advantages and returns from a critic's values; rewards divided by their deviation first where asked for."""
     assert answers.value_N is not None
     reward_N = answers.reward_N(beta)
     if whiten_rewards:
-        reward_N = pg.whitened(reward_N, pg.moments(reward_N), shift=False)
+        reward_N = pg.scaled(reward_N, pg.moments(reward_N))
     return pg.gae(reward_N, answers.value_N, answers.completion_N, gamma=gamma, lam=lam)
 
 

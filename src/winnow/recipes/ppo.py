@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -69,12 +68,11 @@ def _train(job: Job) -> None:
     shown = samples.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)
     if progress.step == 0:
         samples.write(job.run, policy.loaded, job.tokenizer, shown, 0)
-    order = batches([Share(len(job.train))], settings.batch_size, settings.seed, progress.cursor)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = to_the_end(
             progress,
             job.plan,
-            lambda at: _iterate(job, players, at, order),
+            lambda at: _iterate(job, players, at),
             (lambda at: _look(job, players, at)) if job.held_out else None,
             lambda: _state(players),
             saver=Saver(job.run.checkpoints, identity, keep=job.plan.keep, keep_best=False, aside=False),
@@ -137,11 +135,11 @@ def _say_head(job: Job, players: Players, counts: dict[str, int]) -> None:
 # ---------------------------------------------------------------- one iteration
 
 
-def _iterate(job: Job, players: Players, progress: Progress, order: Iterator[tuple[list[int], Cursor]]) -> tuple[Row, Progress]:
+def _iterate(job: Job, players: Players, progress: Progress) -> tuple[Row, Progress]:
     """Answers sampled and scored, then the policy, and the critic, trained on them."""
     settings, step = job.settings, progress.step + 1
-    places, cursor = next(order)
-    beta = progress.known.get("beta", settings.beta)
+    places, cursor = _prompts(len(job.train), settings.batch_size, settings.seed, progress.cursor)
+    beta = settings.beta if settings.target_kl is None else progress.known.get("beta", settings.beta)
     rollout = roll(players, settings, job.asked, job.places, [job.train[i] for i in places], _seed(settings.seed, step))
     advantage, returns = advantages(rollout, settings, beta)
     row = figures(rollout, beta, returns)
@@ -162,6 +160,15 @@ def _iterate(job: Job, players: Players, progress: Progress, order: Iterator[tup
     epoch = cursor.epoch + cursor.position / len(job.train)
     told: Row = {"step": step, "epoch": round(epoch, 4), "num_tokens": progress.tokens, "num_answers": known["answers"]}
     return row | told | seconds | {"tokens_per_second": tokens / sum(seconds.values())}, progress
+
+
+def _prompts(count: int, size: int, seed: int, cursor: Cursor) -> tuple[list[int], Cursor]:
+    """Which prompts an iteration is about, always equally many: what an epoch has left begins the iteration that the next epoch fills."""
+    found: list[int] = []
+    while len(found) < size:
+        more, cursor = next(batches([Share(count)], size - len(found), seed, cursor))
+        found += more
+    return found, cursor
 
 
 def _seed(seed: int, step: int) -> int:
@@ -229,6 +236,8 @@ def _restore(job: Job, players: Players, kept: Checkpoint | None) -> Progress:
         actor.optimizer.load_weights(_of(who, kept.weights))
         actor.optimizer.load_state(_of(who, kept.optimizer))
     say(f"resumed at step {kept.progress.step}")
+    if {"beta", "target_kl"} & {*job.differ}:  # what the controller had come to was for other settings
+        return dataclasses.replace(kept.progress, known={name: value for name, value in kept.progress.known.items() if name != "beta"})
     return kept.progress
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from winnow import hashes, models, rewards, scorers
 from winnow.collect import rules
@@ -36,23 +37,27 @@ class Reward:
 
 def is_code(name: str) -> bool:
     """Whether a reward is the path of a Python function."""
-    return rules.is_function(name)
+    return rules.is_function(name) and not Path(name).exists()
 
 
 def refuse(resolved: Resolved[PPOSettings]) -> None:
     """Raises what a reward that cannot be asked raises, without loading a weight."""
     settings = resolved.settings
-    if not rules.is_function(settings.reward):
+    if settings.reward.startswith(("http://", "https://")):
+        raise SettingsError(
+            "reward: an address is asked for verdicts, and PPO needs scores", remedy="a run of winnow reward, a reward model, or module:function"
+        )
+    if not is_code(settings.reward):
         models.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(f"reward: {settings.reward} runs code, so a file cannot ask for it", remedy="give --reward on the command line")
     else:
-        rules.rule(settings.reward, "")
+        _function(settings.reward)
 
 
 def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
-    if rules.is_function(settings.reward):
+    if is_code(settings.reward):
         return _function(settings.reward)
     loaded = scorers.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
@@ -65,7 +70,10 @@ def reward(settings: PPOSettings) -> Reward:
 
 
 def _function(name: str) -> Reward:
-    made = rules.rule(name, "")
+    try:
+        made = rules.rule(name, "")
+    except (JudgeError, SettingsError) as error:
+        raise SettingsError(f"reward: {error.what}", remedy="module:function(prompt, completion) -> number, in a file beside you or installed") from error
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
         try:

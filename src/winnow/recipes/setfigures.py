@@ -69,6 +69,11 @@ def _calibration(made: Objective, compared: Sequence[Mapping[str, Any]], scorer:
         return None
     if not scorer and not summed(made):
         return {"why": f"margins of {made.name} are no differences of summed log-ratios, so s(margin) is no probability it claims"}
+    soft = sum(row["probability"] != 1 for row in decided)
+    if soft:
+        return {
+            "why": f"{soft:,} of {len(decided):,} labels are shares of votes or probabilities: what a margin claims is to be near them, and not to be right"
+        }
     margin_M = np.array([row["rewards/margins"] for row in decided])
     return asdict(calibration(margin_M)) | {"sureness": asdict(sureness(margin_M, [row["prompt"] for row in decided]))}
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import matches, winrate_page
-from winnow.collect import rulings
+from winnow import matches, models, winrate_page
+from winnow.collect import rules, rulings
 from winnow.collect.items import as_json
 from winnow.collect.votes import pair_of, score
 from winnow.config_collect import WinrateSettings
@@ -97,7 +97,8 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
 def _ledger(resolved: Resolved[WinrateSettings], root: Path, asked: Sequence[Prompt], who: Sequence[Player], command: str) -> dict[str, Any]:
     """What this folder is made with. Raises RunError where it was begun with other settings, prompts or answers."""
     kept = {name: value for name, value in resolved.settings.model_dump(mode="json", by_alias=True).items() if name not in FREE}
-    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {one.source: sha256_file(Path(one.source)) for one in who if one.file}
+    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {one.source: _content(one.source) for one in who}
+    given |= {f"judge {resolved.settings.judge}": _judge_content(resolved.settings.judge)}
     path = root / LEDGER
     if not path.exists():
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -109,6 +110,20 @@ def _ledger(resolved: Resolved[WinrateSettings], root: Path, asked: Sequence[Pro
     if other:
         raise RunError(f"{root}: was begun with other settings:\n  " + "\n  ".join(other), remedy="choose another --out, or give the same again")
     return before
+
+
+def _content(source: str) -> str:
+    """A hash of a file of answers, or of a model's weights and configuration as they lie in its folder; of a model elsewhere its name."""
+    path = Path(source if Path(source).is_file() else models.locate(source))
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
+    return sha256_json({file.name: sha256_file(file) for file in files}) if files else source
+
+
+def _judge_content(judge: str) -> str:
+    """What a judge is, where it can change: weights of a reward model, code of a function."""
+    if judge.startswith("reward:"):
+        return _content(judge.partition(":")[2])
+    return (rules.is_function(judge) and not judge.startswith(("http://", "https://")) and rules.rule(judge, "").code) or judge
 
 
 def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Answers]) -> dict[str, Any]:
