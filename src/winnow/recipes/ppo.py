@@ -155,10 +155,10 @@ def _iterate(job: Job, players: Players, progress: Progress) -> tuple[Row, Progr
     answers, tokens = len(rollout.answers.score_C), len(rollout.answers.logp_N)
     if settings.target_kl is not None:
         beta = kl_controller(beta, float(row["kl"]), settings.target_kl, settings.horizon, answers)
-    known = {"beta": beta, "answers": progress.known.get("answers", 0) + answers}
+    known = {"beta": beta, "answers": float(progress.known.get("answers", 0) + answers)}
     progress = dataclasses.replace(progress, step=step, cursor=cursor, tokens=progress.tokens + tokens, moved=True, known=known)
     epoch = cursor.epoch + cursor.position / len(job.train)
-    told: Row = {"step": step, "epoch": round(epoch, 4), "num_tokens": progress.tokens, "num_answers": known["answers"]}
+    told: Row = {"step": step, "epoch": round(epoch, 4), "num_tokens": progress.tokens, "num_answers": int(known["answers"])}
     return row | told | seconds | {"tokens_per_second": tokens / sum(seconds.values())}, progress
 
 
