@@ -247,7 +247,13 @@ def test_a_run_says_what_it_did(world, tmp_path, call):
     assert call("generate", "--model", out, "--prompt", "ba de")[0] == 0
     assert call("export", out, "--out", tmp_path / "plain")[0] == 0
     pairs = tiny.write(tmp_path / "pairs.jsonl", [{"prompt": "ba de", "chosen": " ba", "rejected": " de"}] * 2)
-    assert call("eval", "--model", out, "--data", pairs)[0] == 0
+    code, said, error = call("eval", "--model", out, "--data", pairs)
+    assert (code, f"reference={world / 'model'}" in said.replace("\n", "")) == (0, True), error
+    assert head["reference"]["model"] == str(world / "model")
+    tampered = {**head, "reference": {**head["reference"], "says": [0.0] * len(head["reference"]["says"])}}
+    run.environment.write_text(json.dumps(tampered))
+    assert "no longer the model" in call("eval", "--model", out, "--data", pairs)[2]
+    run.environment.write_text(json.dumps(head))
     assert "nothing to do" in call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))[1]
 
 
