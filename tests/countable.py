@@ -34,6 +34,12 @@ def odd(prompt, completion):
 
 def none(prompt, completion):
     return None
+
+def words(prompt, completion):
+    return "7"
+
+def one_text(completion):
+    return 1.0
 """
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import runs
 import tiny
 from test_report import NASTY, Page
-from winnow import api, evaluation_page, hashes, models, rewards, scorers
+from winnow import api, evaluation_page, evaluation_signs, hashes, models, rewards, scorers
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
@@ -432,3 +432,9 @@ def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
         assert found.summary[name] == pytest.approx(last[f"eval_{name}"], rel=1e-4), name
     (one,) = found.report["sets"].values()
     assert one["calibration"]["log_loss"] == pytest.approx(last["eval_loss"], rel=1e-4)  # arXiv 2305.18290 eq. 2
+
+
+def test_what_a_figure_was_taken_over_reads_as_a_sentence():
+    assert evaluation_signs.counted({"count": 6, "prompts": 1}) == "n = 6 from 1 prompt"
+    assert evaluation_signs.counted({"count": 177, "prompts": 30}) == "n = 177 from 30 prompts"
+    assert evaluation_signs.counted({"count": 30, "prompts": 30}) == "n = 30"

@@ -591,6 +591,12 @@ def nothing(prompt, answer):
 def endless(prompt, answer):
     return float("inf")
 
+def words(prompt, answer):
+    return "7"
+
+def one_text(answer):
+    return 1.0
+
 class Judge:
     @staticmethod
     def score(prompt, answer):
@@ -616,6 +622,8 @@ def test_a_function_of_the_current_folder(data, call, function):
             (i, j, lengths[i] - lengths[j]) for i in range(3) for j in range(3) if lengths[i] > lengths[j]
         }
     assert len(sys.modules["mine_to_judge"].seen) == 18
+    by_file = judged(call, "--judge", "mine_to_judge.py:score", out="c.jsonl")
+    assert [row["comparisons"] for row in by_file] == [row["comparisons"] for row in rows]
     assert judged(call, "--judge", "mine_to_judge:Judge.score", out="b.jsonl")[0]["comparisons"][0]["probability"] == 0.5
 
 
@@ -625,6 +633,8 @@ def test_a_function_of_the_current_folder(data, call, function):
         ("broken", "answers.jsonl:1: answer 0: mine_to_judge:broken raised ValueError: no score for"),
         ("nothing", "gave None, expected a number"),
         ("endless", "gave inf, expected a finite number"),
+        ("words", "gave '7', expected a number"),
+        ("one_text", "mine_to_judge:one_text(answer) cannot be called with a prompt and a completion"),
     ],
 )
 def test_a_function_that_fails_names_the_row(data, call, function, name, told):

@@ -218,7 +218,7 @@ def test_groups_of_ties_alone_are_dropped_and_counted(world, tmp_path):
     ("file", "settings", "told"),
     [
         ("thumbs.jsonl", {}, "has no comparisons to learn from"),
-        ("thumbs.jsonl", {"objective": "dpo,sft"}, "labels without comparisons train with --objective kto"),
+        ("thumbs.jsonl", {"objective": "dpo,sft"}, "labels without comparisons train with winnow dpo --objective kto"),
         ("soft.jsonl", {"objective": "plackett_luce"}, "have a probability of 0.7, and a ranking is certain or tied"),
         ("train.jsonl", {"offset": 0.1}, "the data has no margins or score gaps"),
         ("good.jsonl", {"objective": "aot_unpaired"}, "aot_unpaired: the data has no bad answer"),

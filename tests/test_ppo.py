@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import statistics
+import sys
 import time
 
 import pytest
@@ -33,7 +34,7 @@ from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
 from winnow.files import RunFolder, read_json, read_jsonl
 from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group, surrogate, value_error
-from winnow.recipes import ppo
+from winnow.recipes import ppo, ppo_job
 from winnow.resolved import resolve
 from winnow.sample import Sampling, sample
 from winnow.train.feed import Data, alone
@@ -246,7 +247,13 @@ def test_a_run_says_what_it_did(world, tmp_path, call):
     assert call("generate", "--model", out, "--prompt", "ba de")[0] == 0
     assert call("export", out, "--out", tmp_path / "plain")[0] == 0
     pairs = tiny.write(tmp_path / "pairs.jsonl", [{"prompt": "ba de", "chosen": " ba", "rejected": " de"}] * 2)
-    assert call("eval", "--model", out, "--data", pairs)[0] == 0
+    code, said, error = call("eval", "--model", out, "--data", pairs)
+    assert (code, f"reference={world / 'model'}" in said.replace("\n", "")) == (0, True), error
+    assert head["reference"]["model"] == str(world / "model")
+    tampered = {**head, "reference": {**head["reference"], "says": [0.0] * len(head["reference"]["says"])}}
+    run.environment.write_text(json.dumps(tampered))
+    assert "no longer the model" in call("eval", "--model", out, "--data", pairs)[2]
+    run.environment.write_text(json.dumps(head))
     assert "nothing to do" in call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))[1]
 
 
@@ -572,17 +579,42 @@ def test_what_is_another_one_is_refused_by_name(world, unfinished, call):
 
 
 @pytest.mark.parametrize(
+    ("changes", "lr", "critic_lr"),
+    [({}, 3e-6, 9e-6), ({"lr": 1e-4}, 1e-4, 3e-4), ({"lora": "r=4"}, 3e-5, 9e-6), ({"lr": 1e-4, "critic_lr": 1e-3}, 1e-4, 1e-3)],
+)
+def test_the_critics_rate_is_three_times_the_one_that_was_given(world, tmp_path, changes, lr, critic_lr):
+    settings = {name: value for name, value in given(world, tmp_path / "run").items() if name not in ("lr", "critic_lr")}
+    filled = ppo_job.filled(resolve(PPOSettings, settings | changes, origin="argument"))
+    assert (filled.settings.lr, filled.settings.critic_lr) == pytest.approx((lr, critic_lr), rel=1e-12)
+
+
+@pytest.mark.parametrize(
     ("name", "told"),
     [
         ("broken", r"prompts.txt:\d: answer 0: judge_of_words:broken raised KeyError: 'no such word'"),
         ("odd", r"prompts.txt:3: answer 0: judge_of_words:odd gave nan, expected a finite number"),
         ("none", r"prompts.txt:\d: answer 0: judge_of_words:none gave None, expected a number"),
+        ("words", r"prompts.txt:\d: answer 0: judge_of_words:words gave '7', expected a number"),
     ],
 )
 def test_a_reward_that_is_none_ends_the_run_with_the_row(world, tmp_path, call, name, told):
     code, _, error = call(*line(world, tmp_path / "run", steps=2, reward=f"judge_of_words:{name}", batch_size=4))
     assert code == 2
     assert re.search(told, error)
+    assert "the same command begins again: nothing is saved yet" in error
+
+
+def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_there(world, unfinished, call, monkeypatch):
+    monkeypatch.setattr(sys.modules["judge_of_words"], "worth", lambda prompt, completion: None)
+    code, _, error = call(*line(world, unfinished.root, **SIX))
+    assert code == 2
+    assert "the same command goes on from step_4, with --allow-change reward" in error
+
+
+def test_a_function_by_its_file_is_the_function_by_its_module(world, tmp_path, call):
+    by_file = train(world, tmp_path / "file", steps=2, reward=f"{world / 'judge_of_words.py'}:worth")
+    assert numbers(by_file) == numbers(train(world, tmp_path / "module", steps=2))
+    assert call(*line(world, tmp_path / "near", steps=1, reward="judge_of_words.py:worth"))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -610,8 +642,13 @@ def test_settings_that_cannot_go_together_are_refused(world, tmp_path, changes, 
     ("changes", "told"),
     [
         ({"reward": "nowhere:at_all"}, "No module named 'nowhere'"),
+        ({"reward": "nowhere.py:at_all"}, "reward: nowhere.py:at_all: FileNotFoundError"),
+        ({"reward": "judge_of_words:WORTH"}, "reward: judge_of_words:WORTH is dict, expected a function"),
+        ({"reward": "judge_of_words:one_text"}, "reward: judge_of_words:one_text(completion) cannot be called with a prompt and a completion"),
+        ({"reward": "judge_of_words.py:one_text"}, "score(prompt: str, completion: str) -> number"),
         ({"reward": "nowhere"}, "there is no such folder"),
         ({"batch_size": 5, "minibatches": 1}, "4 prompts to train on, fewer than batch_size 5"),
+        ({"batch_size": 5, "minibatches": 1}, "batch_size 5\n  -> --batch-size 4 or less\n"),
         ({"max_tokens": 10}, "a prompt with 8 answers may have 26"),
         ({"critic": "bytes"}, "critic bytes: its tokenizer is another one"),
         ({"eval_fraction": 0.25, "batch_size": 2}, "one held-out prompt has no interval"),

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 
-from winnow import plots, report, symptoms
+from winnow import headline, plots, report, symptoms
 from winnow.errors import RunError
 from winnow.figures import number, percent, visible, wilson
 
@@ -72,6 +73,7 @@ def healthy() -> list[dict[str, Any]]:
         if step:
             rows.append({"step": step, "epoch": done, "loss": 0.6931 - 0.3 * done, "grad_norm": 0.5, "learning_rate": 1e-5 * (1 - done)})
             rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
+            rows[-1] |= {"explained_variance": 0.8 * done, "clip_fraction": 0.1, "kl/step": 0.01}
             rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25, "hardware_share": 0.4}
         if step % 10 == 0:
             rows.append(
@@ -348,6 +350,15 @@ FIRES: dict[str, tuple[dict[str, Any], str]] = {
     "collapse": ({"metrics": last(healthy(), "entropy", 0.5)}, "Entropy fell from 1.99 to 0.50 nats per token: samples will repeat each other."),
     "far": ({"metrics": last(healthy(), "kl", 21.3, 1)}, "KL to the reference is 21.3 nats per answer: the model says what the reference hardly ever would."),
     "cut": ({"data": data(tokens={"prompt": 4000, "scored": 5500, "cut": 500})}, "max_length cut 500 tokens off the training data (5.0 % of it)."),
+    "ignorant": (
+        {"metrics": last(healthy(), "explained_variance", 0.04, 10)},
+        "The critic explains 0.040 of the returns’ variance over the last 10 logged steps: it knows next to nothing.",
+    ),
+    "hurried": (
+        {"metrics": last(healthy(), "clip_fraction", 0.4, 10)},
+        "Within an iteration 40 % of the tokens lost their slope to clipping and 0.010 nats per token were moved, means of the last 10 logged steps: "
+        "the steps are too large.",
+    ),
     "unsound": (
         {"summary": {"grammatical_before": 0.95, "grammatical_after": 0.06}},
         "Grammatical samples fell from 95 % to 6 %: reward is being bought with broken text.",
@@ -388,6 +399,11 @@ def test_symptoms_at_their_edges() -> None:
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
     assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [("longer", "Answers after training are 1.40 times as long as before.")]
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
+    assert codes(metrics=last(last(healthy(), "clip_fraction", symptoms.HURRIED, 10), "kl/step", symptoms.HURRIED_KL, 10)) == []
+    assert codes(metrics=last(healthy(), "kl/step", 0.06, 10))[0][0] == "hurried"
+    early = [{"step": step, "explained_variance": 0.0} for step in range(1, symptoms.STUCK_STEPS)]
+    assert codes(metrics=early) == []  # it may still learn
+    assert codes(metrics=early, status={"state": "complete"})[0][0] == "ignorant"
     short = [{**row, "rewards/margins": 0.0} for row in last(healthy(), "loss", 0.6931, 40)[:20]]
     assert codes(metrics=short) == []  # too early to say
     ((code, message),) = codes(metrics=short, status={"state": "complete"})
@@ -438,3 +454,45 @@ def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> N
     assert "CONSOLE" not in done.stderr
     assert "evil.example" not in log.read_text()
     assert Page(done.stdout).danger == []
+
+
+def on_rewards(*scores: tuple[float, float, float], looked: bool = True) -> list[dict[str, Any]]:
+    """Iterations of `winnow ppo` whose score and looks are these (value, low, high)."""
+    rows: list[dict[str, Any]] = []
+    for step, (score, low, high) in enumerate(scores):
+        if step:
+            rows.append({"step": step, "score": score, "kl": 0.3 * step, "answers": 64, "num_answers": 64 * step, "num_tokens": 640 * step})
+        if looked:
+            rows.append({"step": step, "eval_answers": 50, "eval_score": score, "eval_score_low": low, "eval_score_high": high})
+            rows[-1] |= {"eval_kl": 0.4 * step, "eval_kl_low": 0.3 * step, "eval_kl_high": 0.5 * step}
+    return rows
+
+
+def test_a_training_on_rewards_has_its_figures_with_intervals(tmp_path: Path) -> None:
+    head = environment("ppo", max_new_tokens=32)
+    root = make(tmp_path / "run", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.3)), environment=head)
+    made = report.write(root)
+    found = {one["title"]: one for one in made["runs"][0]["figures"]}
+    score, kl = found["Held-out score"], found["Held-out KL to the reference, nats per answer, over the vocabulary"]
+    assert (score["value"], score["low"], score["high"], score["n"], score["step"]) == (1.0, 0.7, 1.3, "50 prompts", 2)
+    assert (kl["value"], kl["low"], kl["high"], kl["n"]) == (0.8, 0.6, 1.0, "50 prompts")
+    assert found["KL to the reference, nats per answer, in training"]["n"] == "64 answers"
+    assert found["Score of answers in training"]["value"] == 0.75
+    text = Page((root / "report.html").read_text()).text
+    assert "went from 0 to 1.00 (95\u00a0% interval 0.700 to 1.30, n = 50), 0.800 nats per answer from where it began." in text
+    assert "Held-out KL" in text
+    assert "Horizontal axis: iteration." in text
+    assert "at most 128" not in text
+
+
+def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
+    made = report.build([make(tmp_path / "held", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8)), environment=environment("ppo"))])
+    assert headline.verdict(made).endswith("; the two intervals overlap, so it is not shown to have moved.")
+    flat = [(0.0, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5))]
+    made = report.build([make(tmp_path / "flat", rows=on_rewards(*flat, looked=False), environment=environment("ppo"))])
+    low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([0.5, 0.4, 0.6, 0.5]))
+    assert f"(95 % interval {number(low)} to {number(high)} over 4 iterations)" in headline.verdict(made)
+    assert headline.verdict(made).endswith("; nothing was held out to check it on, and it is not shown to have moved.")
+    up = [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5, 0.5, 0.4, 0.6, 0.5, 0.5, 0.4))]
+    made = report.build([make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))])
+    assert headline.verdict(made).endswith("; nothing was held out to check it on.")

@@ -317,7 +317,9 @@ def test_a_reward_model_writes_nothing(world, tmp_path, monkeypatch, capsys):
     for more in ({}, {"lora": "r=2"}):
         run = trained(world, tmp_path / f"run{len(more)}", steps=1, **more)
         assert runs.winnow(monkeypatch, *runs.line("dpo", world, tmp_path / "dpo", model=run.root)) == 2
-        assert "is a reward model: it scores answers and writes none" in " ".join(capsys.readouterr().err.split())
+        told = " ".join(capsys.readouterr().err.split())
+        assert "is a reward model: it scores answers and writes none" in told
+        assert "give a language model, such as the one it was made from" in told
 
 
 SAID = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]

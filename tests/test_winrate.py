@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.torch
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, t
@@ -26,6 +28,7 @@ from winnow.collect import endpoint
 from winnow.collect.votes import Vote
 from winnow.files import read_json, read_jsonl, sha256_file
 from winnow.matches import Match
+from winnow.recipes import sampling
 
 PROMPTS = 14
 TASTE = "test_winrate:taste"
@@ -250,13 +253,37 @@ def test_a_model_against_itself_is_even_and_that_is_said(world, tmp_path, call):
         said = [warning["message"] for warning in read_json(out / "report.json")["warnings"]]
         assert not any("includes 50 %" in message or "are few" in message for message in said)
         assert sum("these are the same weights" in message for message in said) == 1
+        (card,) = winrate_page.cards(read_json(out / "report.json"))
+        assert (card.value, card.interval) == ("50 %", None)
 
 
 def test_two_models_do_not_draw_the_same_numbers(world, tmp_path, call):
     """With the same random numbers like models say the same, and that is no game of two answers that know nothing of each other."""
     assert call(*line(world, tmp_path / "w"))[0] == 0
     ours, theirs = (read_jsonl(tmp_path / "w" / f"model-{n}.answers.jsonl") for n in (1, 2))
-    assert (ours[0]["sampled"]["seed"], theirs[0]["sampled"]["seed"]) == (0, 1)
+    assert ours[0]["sampled"]["seed"] != theirs[0]["sampled"]["seed"]
+
+
+def test_who_else_plays_changes_nothing_of_a_pair(world, tmp_path, call):
+    shutil.copytree(world / "old", world / "third")
+    files = sorted((world / "third").glob("*.safetensors"))
+    weights = safetensors.torch.load_file(files[0])
+    safetensors.torch.save_file({name: value * 1.01 for name, value in weights.items()}, files[0], {"format": "pt"})
+    assert call(*line(world, tmp_path / "two"))[0] == 0
+    assert call(*line(world, tmp_path / "three", "third", "new", "old"))[0] == 0
+    (two,) = read_json(tmp_path / "two" / "report.json")["comparisons"]
+    third, three = read_json(tmp_path / "three" / "report.json")["comparisons"]
+    assert (third["model"], two) == ("third", three)
+
+
+def test_a_judge_that_fails_is_found_before_anything_is_sampled(world, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(sampling, "run", None)
+    (world / "broken_taste.py").write_text("def score(prompt, completion):\n    raise KeyError('nothing')\n")
+    for judge, told in ((f"{world / 'broken_taste.py'}:score", "raised KeyError"), ("http://127.0.0.1:1/v1", "nobody replies there")):
+        more = {"judge_model": "m"} if judge.startswith("http") else {}
+        code, _, error = call(*line(world, tmp_path / "w", judge=judge, **more))
+        assert (code, told in error) == (2, True), error
+        assert not (tmp_path / "w").exists()
 
 
 def test_a_finished_folder_is_told_and_left(world, tmp_path, call):

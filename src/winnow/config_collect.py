@@ -82,7 +82,8 @@ class JudgingSettings(Settings):
 
     judge: str = setting(
         ...,
-        "http(s)://HOST/v1: a language model; reward:MODEL; or a rule: length, shorter, regex:PATTERN, exact:TEXT, column:NAME, module:function",
+        "http(s)://HOST/v1: a language model; reward:MODEL; or a rule: length, shorter, regex:PATTERN, exact:TEXT, column:NAME, "
+        "module:function, FILE.py:function",
         "judge",
     )
     labels: Literal["hard", "soft", "drawn"] = setting(

@@ -15,7 +15,10 @@ class PPOSettings(ModelSettings):
 
     prompts: str = setting(..., "prompts: a text file with one per line, or any data set; what they were answered with there is not read", "data")
     reward: str = setting(
-        ..., "who scores answers: a reward model (winnow reward RUN, or a sequence classifier), or a Python function as module:function", "objective"
+        ...,
+        "who scores answers: a reward model (winnow reward RUN, or a sequence classifier), or a Python function score(prompt, completion) -> number, "
+        "as module:function or FILE.py:function",
+        "objective",
     )
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
     as_: Literal["text", "chat"] | None = Field(
@@ -56,8 +59,13 @@ class PPOSettings(ModelSettings):
         None, "whose weights the critic begins with, under a head of zeros: a model; default: the reward model, where there is none the policy", "objective"
     )
 
-    lr: float | None = setting(None, "the policy's peak learning rate; default: 3e-6, for an adapter 3e-5", "optimizer", gt=0)
-    critic_lr: float | None = setting(None, "the critic's; default: 9e-6", "optimizer", gt=0)
+    lr: float | None = setting(
+        None,
+        "the policy's peak learning rate; default: 3e-6, for an adapter 3e-5; a small model wants it, and critic_lr, up to 100 times higher",
+        "optimizer",
+        gt=0,
+    )
+    critic_lr: float | None = setting(None, "the critic's; default: 3 times lr where lr is given, else 9e-6", "optimizer", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("linear", "of both rates, over the iterations", "optimizer")
     warmup: float = setting(0.0, "below 1: share of the iterations; from 1: number of iterations", "optimizer", ge=0)
     weight_decay: float = setting(0.0, "decoupled, on matrices only", "optimizer", ge=0)

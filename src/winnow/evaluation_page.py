@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -94,7 +95,7 @@ def subline(report: Report) -> str:
 
 
 def cards(report: Report) -> list[Card]:
-    """At most eight figures of the first set, and RewardBench's score."""
+    """At most eight figures of the first set, by its name where there are several, and RewardBench's score."""
     found: list[Card] = []
     for one in list(report["sets"].values())[:1]:
         figures = one["figures"]
@@ -111,6 +112,9 @@ def cards(report: Report) -> list[Card]:
             )
         if one["kl"]:
             found.append(_card("KL to the reference", one["kl"]["kl"], False))
+    if len(report["sets"]) > 1:
+        first = next(iter(report["sets"].values()))["name"]
+        found = [replace(card, detail=f"on {first}: {card.detail}") for card in found]
     if bench := report["rewardbench"]:
         scores = bench.get("rewards") or bench["raw"]
         found.append(_card("RewardBench", scores["overall"] or scores["every"], True))

@@ -106,7 +106,7 @@ def cited(figure: Mapping[str, Any], *, share: bool = False) -> str:
 
 def counted(figure: Mapping[str, Any]) -> str:
     """What a figure was taken over."""
-    prompts = f" of {figure['prompts']:,} prompts" if figure["prompts"] != figure["count"] else ""
+    prompts = f" from {figure['prompts']:,} prompt{'' if figure['prompts'] == 1 else 's'}" if figure["prompts"] != figure["count"] else ""
     return f"n = {figure['count']:,}{prompts}"
 
 

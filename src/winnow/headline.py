@@ -8,6 +8,7 @@ from typing import Any
 
 from winnow import rounds
 from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
+from winnow.measures.clustered import mean
 
 Run = Mapping[str, Any]
 
@@ -50,14 +51,22 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _score_sentence(run: Run, scores: Points) -> str:
-    looked = bool(held_out(run["metrics"], "score"))
-    now = scores[-1][1] if looked else recent(scores)
-    kl = points(run["metrics"], "eval_kl" if looked else "kl")
+    looks = [row for row in run["metrics"] if row.get("eval_score_low") is not None]
+    kl = points(run["metrics"], "eval_kl" if looks else "kl")
     far = f", {number(kl[-1][1])} nats per answer from where it began" if kl else ""
-    beside, last = "" if looked else "; nothing was held out to check it on", run["metrics"][-1] if looked else {}
-    row = next((one for one in reversed(run["metrics"]) if one.get("eval_score_low") is not None), last)
-    span = f" (95 % interval {number(row['eval_score_low'])} to {number(row['eval_score_high'])}, n = {number(row['eval_answers'])})" if looked else ""
-    return f"The mean score of its answers went from {number(scores[0][1])} to {number(now)}{span}{far}{beside}."
+    if looks:
+        first, last = looks[0], looks[-1]
+        now, low, high, over = last["eval_score"], last["eval_score_low"], last["eval_score_high"], f", n = {number(last['eval_answers'])}"
+        moved = first["eval_score_high"] < low or high < first["eval_score_low"]
+        beside = "" if moved else "; the two intervals overlap, so it is not shown to have moved"
+    else:
+        late = [value for _, value in scores[-RECENT:]]
+        made = mean(late, range(len(late)))
+        now, low, high, over = made.value, made.low, made.high, f" over {made.count} iterations"
+        moved = low is not None and high is not None and not low <= scores[0][1] <= high
+        beside = "; nothing was held out to check it on" + ("" if moved else ", and it is not shown to have moved")
+    span = "no interval" if low is None else f"95 % interval {number(low)} to {number(high)}{over}"
+    return f"The mean score of its answers went from {number(float(scores[0][1]))} to {number(float(now))} ({span}){far}{beside}."
 
 
 def _loss_sentence(run: Run) -> str:
@@ -138,7 +147,11 @@ def _run_cards(run: Run) -> list[Card]:
         if series := points(rows, f"logratio/{side}"):
             found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
     if series := points(rows, "kl"):
-        found.append(Card("KL", number(series[-1][1]), f"nats per answer, to the reference{_of_answers(rows)}"))
+        if any("eval_kl" in row for row in rows):
+            found.append(Card("Held-out KL", number(points(rows, "eval_kl")[-1][1]), f"nats per answer, to the reference; {_looked_at(rows, 'kl')}"))
+        else:
+            what = "KL in training" if "score" in run["final"] else "KL"
+            found.append(Card(what, number(series[-1][1]), f"nats per answer, to the reference{_of_answers(rows)}"))
     if speed := points(rows, "tokens_per_second"):
         found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
     return found
@@ -151,13 +164,18 @@ def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
     return between + (f", n = {number(last['kl_samples'])}" if last.get("kl_samples") else "")
 
 
+def _looked_at(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Interval and n of the last look at held-out prompts."""
+    low, high, count = (points(rows, f"eval_{one}")[-1][1] for one in (f"{name}_low", f"{name}_high", "answers"))
+    return f"95 % interval {number(low)} to {number(high)}, {number(int(count))} prompts"
+
+
 def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
     """Of a training on rewards: the scores of its answers."""
     found = []
     if series := points(rows, "eval_score"):
-        low, high, count = (points(rows, f"eval_{name}")[-1][1] for name in ("score_low", "score_high", "answers"))
-        found.append(Card("Held-out score", number(series[-1][1]), f"95 % interval {number(low)} to {number(high)}, {number(int(count))} prompts"))
-    for label, name, detail in (("Score", "score", "own answers"), ("Finished", "finished", "own answers that end by themselves")):
+        found.append(Card("Held-out score", number(series[-1][1]), _looked_at(rows, "score")))
+    for label, name, detail in (("Score in training", "score", "own answers"), ("Finished", "finished", "own answers that end by themselves")):
         if series := points(rows, name):
             now = recent(series)
             found.append(Card(label, percent(now) if name == "finished" else number(now), detail))

@@ -252,7 +252,7 @@ def _load_weights(name: str, source: str, dtype: torch.dtype, train: bool, trust
     if is_scorer(name, trust_remote_code=trust_remote_code):
         raise ModelError(
             f"{name}: is a reward model: it scores answers and writes none",
-            remedy="winnow judge --judge reward:RUN asks it; a run's model/ is a plain transformers folder",
+            remedy="give a language model, such as the one it was made from; what asks this one: winnow ppo --reward RUN, winnow judge --judge reward:RUN",
         )
     model, _ = read_weights(name, source, AutoModelForCausalLM, {"dtype": dtype, "trust_remote_code": trust_remote_code, **how})
     return with_adapter(name, source, model, train)

@@ -105,7 +105,7 @@ PANELS = (
     Panel("Explained variance", "Of the returns, by the critic: 1 is perfect, 0 says no more than their mean.", ("explained_variance",), 0.0),
     Panel("Finished", "Share of own answers that came to their end by themselves.", ("finished",), 1.0, 0.0, "own samples"),
     Panel("Length", "Tokens per answer in the batches.", ("length/chosen", "length/rejected")),
-    Panel("Length of own answers", "Tokens the policy writes, at most 128. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
+    Panel("Length of own answers", "Tokens the policy writes. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
     Panel("Entropy", "Nats per token: how open the next word still is.", ("entropy",)),
     Panel("Gradient norm", "Before clipping; the fine line is where it clips.", ("grad_norm",), None, 0.0),
     Panel("Learning rate", "A pure function of the step.", ("learning_rate",), None, 0.0, "rate", smooth=False),

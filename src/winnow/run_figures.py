@@ -19,7 +19,14 @@ HELD_OUT = {
     "logratio/chosen": "Chosen, held out, nats per token since the start",
     "logratio/rejected": "Rejected, held out, nats per token since the start",
 }
-TRAINED = {"loss": "Training loss", "rewards/accuracies": "Training accuracy", "rewards/margins": "Training margin", "tokens_per_second": "Tokens per second"}
+LOOKED = {"score": "Held-out score", "kl": "Held-out KL to the reference, nats per answer, over the vocabulary"}  # of a training on rewards
+TRAINED = {
+    "score": "Score of answers in training",
+    "loss": "Training loss",
+    "rewards/accuracies": "Training accuracy",
+    "rewards/margins": "Training margin",
+    "tokens_per_second": "Tokens per second",
+}
 UNKEPT = "training keeps no spread of it; winnow eval gives it"
 
 
@@ -30,13 +37,14 @@ def figures(run: Run) -> list[dict[str, Any]]:
     for prefix, account in ((run["data"] or {}).get("eval") or {}).items():
         saved = (run.get("held_out") or {}).get(prefix)
         found += _saved(run, prefix, saved) if saved else _held_out(rows, prefix, account)
+    found += _looked(rows)
     if series := points(rows, "kl"):
         last = next(row for row in reversed(rows) if row.get("kl") is not None)
-        of, source = {"n": _several(last.get("kl_samples"), "answer"), "step": series[-1][0]}, "metrics.jsonl: kl"
+        of, source = {"n": _several(last.get("kl_samples") or last.get("answers"), "answer"), "step": series[-1][0]}, "metrics.jsonl: kl"
         ends = {"low": last.get("kl_low"), "high": last.get("kl_high")}
         found.append(
             {
-                "title": "KL to the reference, nats per answer",
+                "title": "KL to the reference, nats per answer" + (", in training" if "answers" in last else ""),
                 "value": last["kl"],
                 **ends,
                 **of,
@@ -84,6 +92,19 @@ def _held_out(rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any
         row = {"title": _titled(title, prefix), "value": value, "low": low, "high": high, "n": n, "step": step}
         found.append({**row, "source": f"metrics.jsonl: {prefix}{name}", "why": why})
     return found
+
+
+def _looked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a training on rewards' last look at its held-out prompts: an answer to each."""
+    last = next((row for row in reversed(rows) if "eval_answers" in row), None)
+    if last is None:
+        return []
+    of = {"n": _several(last["eval_answers"], "prompt"), "step": last["step"], "why": ""}
+    return [
+        {"title": title, "value": last[f"eval_{name}"], "low": last[f"eval_{name}_low"], "high": last[f"eval_{name}_high"], **of}
+        | {"source": f"metrics.jsonl: eval_{name}"}
+        for name, title in LOOKED.items()
+    ]
 
 
 def _trained(rows: list[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:

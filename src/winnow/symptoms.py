@@ -26,6 +26,9 @@ LENGTH_RATIO = 1.2  # mean tokens of winners over losers (or the inverse): beyon
 LONGER = 1.25  # mean length of answers after over before: the bound the demo holds itself to
 COLLAPSED = 0.5  # entropy now over entropy at the start: half the nats means samples that repeat each other
 FAR = 10.0  # nats of KL per answer: beyond about 10 the reference hardly ever says what the policy says
+IGNORANT = 0.1  # share of the returns' variance that a critic explains: below, its values are hardly better than one number
+HURRIED = 0.3  # share of tokens whose slope is clipped away: beyond, much of what was sampled teaches nothing
+HURRIED_KL = 0.05  # nats per token moved since answers were drawn: ten times a healthy pace, and 0.05 for 200 tokens are 10 nats in an iteration
 UNGRAMMATICAL = 0.07  # fall of the share of sound samples: the bound the demo holds itself to
 
 
@@ -47,6 +50,7 @@ class Symptom:
     needs: tuple[str, ...]
     find: Callable[[Run], Sign | None]
     of_writers: bool = False  # nothing to look for in a model that only judges
+    of_rewards: bool = False  # nothing to look for where no answers are sampled and scored
 
 
 def displacement(run: Run) -> Sign | None:
@@ -195,6 +199,24 @@ def unsound(run: Run) -> Sign | None:
     return Sign("unsound", text, "Consider a higher beta, fewer steps, or a slower second moment (beta2 = 0.999).")
 
 
+def ignorant(run: Run) -> Sign | None:
+    """The critic has learned next to nothing late in a run: it is no better than one number for all."""
+    series, complete = points(run["metrics"], "explained_variance"), run.get("status", {}).get("state") == "complete"
+    if len(series) < (RECENT if complete else STUCK_STEPS) or recent(series) >= IGNORANT:
+        return None
+    text = f"The critic explains {number(recent(series), 2)} of the returns’ variance over the last {RECENT} logged steps: it knows next to nothing."
+    return Sign("ignorant", text, "Raise critic_lr, raise lam to 1, or take advantage=rloo, which has no critic.")
+
+
+def hurried(run: Run) -> Sign | None:
+    """The policy goes so far within an iteration that what was sampled before is no longer about it."""
+    clip, kl = points(run["metrics"], "clip_fraction"), points(run["metrics"], "kl/step")
+    if recent(clip) <= HURRIED and recent(kl) <= HURRIED_KL:
+        return None
+    text = f"Within an iteration {percent(recent(clip))} of the tokens lost their slope to clipping and {number(recent(kl), 2)} nats per token were moved"
+    return Sign("hurried", f"{text}, means of the last {min(RECENT, len(clip))} logged steps: the steps are too large.", "Lower lr, or epochs.")
+
+
 PAIRS = "rewards/margins"
 
 SYMPTOMS = {
@@ -209,6 +231,8 @@ SYMPTOMS = {
     "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse, True),
     "far": Symptom("distance from the reference", ("*kl",), far, True),
     "cut": Symptom("truncation", ("data:train",), cut),
+    "ignorant": Symptom("a critic that knows nothing", ("explained_variance",), ignorant, of_rewards=True),
+    "hurried": Symptom("steps too large for their answers", ("clip_fraction", "kl/step"), hurried, of_rewards=True),
     "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound, True),
 }
 
@@ -229,8 +253,8 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     ]
     rank = {"error": 0, "warning": 1}
     signs.sort(key=lambda sign: rank.get(sign.level, 2))
-    judges = run.get("recipe") == "reward"
-    unable = [s.title for code, s in SYMPTOMS.items() if not able[code] and not (judges and s.of_writers)]
+    judges, others = run.get("recipe") == "reward", run.get("recipe") not in (None, "ppo")
+    unable = [s.title for code, s in SYMPTOMS.items() if not able[code] and not (judges and s.of_writers) and not (others and s.of_rewards)]
     return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], unable
 
 

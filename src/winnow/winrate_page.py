@@ -196,6 +196,8 @@ def drawing(report: Figures) -> Drawing | None:
 def cards(report: Figures) -> list[Card]:
     """The key figures of the headline's comparison."""
     one = best(report)
+    if why := same(one, report["models"]):  # nothing was drawn that could have come out otherwise: no interval, and nothing to be seen
+        return [Card("Win rate", "50 %", f"as it must be: {why}", 0.5)]
     found = [_card("Win rate", one["win_rate"]), _card("At equal lengths", one["length_controlled"])]
     if (longer := one["lengths"]["longer"]) is not None:
         found.append(Card("Length", signed(longer["mean"]), f"characters beside {one['against']}’s; {_span(longer)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt, stop_any, stop_when_event_set
@@ -200,6 +203,18 @@ def _asked_wait(header: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def refuse_absent(url: str) -> None:
+    """Raises JudgeError where nobody listens at an address; behind a proxy only a question can tell."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if getproxies().get(parts.scheme) and not proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), timeout=10).close()
+    except OSError as error:
+        raise JudgeError(f"{url}: nobody replies there: {error}", remedy="start the server, or give its address; nothing was sampled yet") from error
 
 
 def refuse_address(url: str, key: str) -> None:

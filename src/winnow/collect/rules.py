@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from winnow.collect.items import Item
@@ -20,7 +23,8 @@ from winnow.errors import DataError, JudgeError, Problem, SettingsError
 from winnow.files import sha256_file
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
-KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function"
+KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"
+SIGNATURE = "score(prompt: str, completion: str) -> number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +41,25 @@ def is_function(name: str) -> bool:
     return name.partition(":")[0] not in (*PLAIN, *GIVEN) and ":" in name
 
 
-def rule(name: str, answers: str) -> Rule:
-    """A rule by its name; `answers` is where the items come from, for the rule that looks at a column. Raises SettingsError, DataError, JudgeError."""
+def rule(name: str, answers: str, setting: str = "judge") -> Rule:
+    """A rule by its name; `answers` is where the items come from, for the rule that looks at a column; `setting` is whose value the name is.
+
+    Raises SettingsError, DataError, JudgeError.
+    """
     kind, colon, given = name.partition(":")
+    if given and kind.endswith(".py"):
+        return _function(name, kind, given, setting)
     if kind not in GIVEN and ("/" in name or given.isdecimal()):
-        raise SettingsError(f"judge: {name!r} is no rule, and an address begins with http:// or https://", remedy=f"--judge http://{name}, if that is meant")
+        raise SettingsError(
+            f"{setting}: {name!r} is no rule, and an address begins with http:// or https://", remedy=f"--judge http://{name}, if that is meant"
+        )
     if not colon and kind in PLAIN:
         return Rule(name, PLAIN[kind])
     if given and kind in GIVEN:
         return Rule(name, GIVEN[kind](given, answers))
     if given and is_function(name):
-        return _function(name, kind, given)
-    raise SettingsError(f"judge: {name!r} is no rule", remedy=f"known: {KNOWN}; http(s)://... is an endpoint, reward:MODEL a reward model")
+        return _function(name, kind, given, setting)
+    raise SettingsError(f"{setting}: {name!r} is no rule", remedy=f"known: {KNOWN}; http(s)://... is an endpoint, reward:MODEL a reward model")
 
 
 def scores(rule: Rule, item: Item) -> list[float]:
@@ -69,6 +80,8 @@ def _finite(rule: Rule, item: Item, answer: str, where: str) -> float:
             f"{where}: {rule.name} raised {type(error).__name__}: {error}", remedy="mend it, and judge into another --out where it judged rows before"
         ) from error
     try:
+        if isinstance(said, str | bytes):  # of which float would make a number
+            raise TypeError
         value = float(said)
     except (TypeError, ValueError, OverflowError):
         raise JudgeError(f"{where}: {rule.name} gave {said!r}, expected a number", remedy="a score for every answer, higher for the better one") from None
@@ -124,25 +137,51 @@ GIVEN: Mapping[str, Callable[[str, str], Score]] = {"regex": _regex, "exact": _e
 # --- functions by path ---------------------------------------------------------------------------------------------------
 
 
-def _function(name: str, module: str, attribute: str) -> Rule:
-    """`module:function`, imported from the current folder too. It is called with two texts, the prompt and the answer."""
+def _function(name: str, module: str, attribute: str, setting: str) -> Rule:
+    """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called with two texts, the prompt and the answer."""
     path = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(Path(module).absolute().parent if module.endswith(".py") else Path.cwd()))
     try:
-        home = importlib.import_module(module)
+        home = _file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
         found: Any = home
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:  # whatever an import raises
         raise JudgeError(
-            f"judge: {name}: {type(error).__name__}: {error}", remedy=f"a function as module:function, in this folder or installed; other rules: {KNOWN}"
+            f"{setting}: {name}: {type(error).__name__}: {error}",
+            remedy=f"module:function, in this folder or installed, or FILE.py:function, with {SIGNATURE}",
         ) from error
     finally:
         sys.path[:] = path
     if not callable(found):
-        raise JudgeError(f"judge: {name} is {type(found).__name__}, expected a function of prompt and answer")
+        raise JudgeError(f"{setting}: {name} is {type(found).__name__}, expected a function", remedy=SIGNATURE)
+    _takes_two(found, name, setting)
     file = getattr(home, "__file__", None)  # what is built into Python has none
     return Rule(name, partial(_called, found), None if file is None else sha256_file(Path(file)))
+
+
+def _file(path: Path) -> ModuleType:
+    """A Python file as a module, whatever other modules are called as it is. Raises what it raises, and OSError where it is not there."""
+    name = f"winnow_rule_{sha256_file(path)[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # of a file that ends with .py there is one
+    assert spec.loader is not None
+    home = importlib.util.module_from_spec(spec)
+    sys.modules[name] = home  # where dataclasses look for their module
+    spec.loader.exec_module(home)
+    return home
+
+
+def _takes_two(found: Callable[..., Any], name: str, setting: str) -> None:
+    """Raises JudgeError for a function that cannot be called with a prompt and a completion."""
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some of what is built into Python tells none
+        return
+    try:
+        signature.bind("", "")
+    except TypeError as error:
+        raise JudgeError(f"{setting}: {name}{signature} cannot be called with a prompt and a completion: {error}", remedy=f"write {SIGNATURE}") from error
 
 
 def _called(function: Callable[[str, str], float], item: Item, answer: str) -> float:

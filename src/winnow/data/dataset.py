@@ -156,7 +156,7 @@ def _drop_unjudged(part: _Part, kind: Kind) -> None:
     bare = len(texts) - len(part.texts)
     part.dropped["no comparison" if kind == "preference" else "not judged"] = bare + part.dropped.pop("no comparison")
     if bare and not part.texts:
-        labels = "; labels without comparisons train with --objective kto" if part.loaded.layout == "unpaired" else ""
+        labels = "; labels without comparisons train with winnow dpo --objective kto" if part.loaded.layout == "unpaired" else ""
         raise NothingLeft(
             f"{part.loaded.name}: layout {part.loaded.layout} has no comparisons to learn from" + ("" if kind == "preference" else ", and no labels"),
             part.dropped,

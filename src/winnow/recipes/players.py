@@ -18,27 +18,35 @@ from winnow.data.prompts import Prompt
 from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
+from winnow.files import sha256_file, sha256_json
 from winnow.recipes import sampling
 from winnow.recipes.asking import name_of
 from winnow.resolved import Resolved, handed_on
+
+SHOWN = 5  # of the prompts that have no answer, all for one reason
 
 Answers = list[list[str | None]]  # of each prompt; None: the model said nothing that can be judged
 
 
 @dataclass(frozen=True)
 class Player:
-    """A model, or a file of answers. source: as it was given; number: its place in the command, from 1."""
+    """A model, or a file of answers. source: as it was given; number: its place in the command, from 1; content: what it is, as a hash."""
 
     name: str
     source: str
     number: int
     file: bool
+    content: str
+
+    def seed(self, seed: int) -> int:
+        """Of what it is asked: random numbers of its own, the same whoever else plays and wherever in the command it stands."""
+        return int(sha256_json([seed, self.content])[:12], 16)
 
 
 def players(settings: WinrateSettings) -> list[Player]:
     """All of them, by the shortest ends of their paths that tell them apart. Raises ModelError where a model is not there, before anything is sampled."""
     names = _names(settings.models)
-    found = [Player(name, source, i, Path(source).is_file()) for i, (name, source) in enumerate(zip(names, settings.models, strict=True), 1)]
+    found = [Player(name, source, i, Path(source).is_file(), content(source)) for i, (name, source) in enumerate(zip(names, settings.models, strict=True), 1)]
     for one in found:
         if not one.file:
             models.load_config(one.source, trust_remote_code=settings.trust_remote_code)
@@ -46,6 +54,13 @@ def players(settings: WinrateSettings) -> list[Player]:
     if settings.temperatures and all(one.file for one in found[:-1]):
         raise SettingsError("temperatures: files of answers have none", remedy="name a model before the baseline, or leave temperatures away")
     return found
+
+
+def content(source: str) -> str:
+    """A hash of a file of answers, or of a model's weights and configuration as they lie in its folder; of a model elsewhere its name."""
+    path = Path(source if Path(source).is_file() else models.locate(source))
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
+    return sha256_json({file.name: sha256_file(file) for file in files}) if files else source
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -59,7 +74,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 def sampled(resolved: Resolved[WinrateSettings], player: Player, prompts: Path, out: Path, temperature: float) -> Path:
     """Ask a model, as `winnow sample` does, with random numbers of its own: two models must not say the same because they drew the same."""
     own: dict[str, Any] = {"model": player.source, "prompts": str(prompts), "limit": None, "out": out}
-    own |= {"k": resolved.settings.k, "temperature": temperature, "seed": resolved.settings.seed + player.number - 1}
+    own |= {"k": resolved.settings.k, "temperature": temperature, "seed": player.seed(resolved.settings.seed)}
     if (quantize := resolved.settings.quantize) is not None:
         own["quantize"] = quantize
     say(f"{safe(player.name)}, temperature {temperature:g}:")
@@ -85,7 +100,8 @@ def answers(source: str, asked: Sequence[Prompt]) -> Answers:
     named = [name_of(text) for _, text in asked]
     lacking = [Problem(where, "prompt", f"has no answer in {source}") for (where, _), name in zip(asked, named, strict=True) if name not in said]
     if lacking:
-        raise DataError(f"{source}: prompts without an answer: {len(lacking):,} of {len(asked):,}", lacking, remedy="answer them, or leave the prompts away")
+        what = f"{source}: prompts without an answer: {len(lacking):,} of {len(asked):,}" + (f", the first {SHOWN} of them" if len(lacking) > SHOWN else "")
+        raise DataError(what, lacking[:SHOWN], remedy="answer them, or leave the prompts away")
     aside = len(said.keys() - set(named))
     if aside:
         say(f"{safe(source)}: left aside, answers to prompts that are not asked: {aside:,} prompts")

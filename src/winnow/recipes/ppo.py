@@ -21,7 +21,7 @@ from winnow.files import RunFolder
 from winnow.models import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.rollout import TokenLoss, surrogate, value_error
-from winnow.recipes import ppo_job, record, rewarding, samples
+from winnow.recipes import ppo_job, record, references, rewarding, samples
 from winnow.recipes.engines import engine_for
 from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out
@@ -59,10 +59,12 @@ def _train(job: Job) -> None:
     players = _players(job, reward)
     policy = players.policy
     identity = _identity(job, players)
+    reference = references.described(settings.model, policy.loaded, None, len(job.tokenizer))  # the policy is still as it began
     kept = record.newest(job.run, identity, settings.allow_change, ("weights", "critic", "reward"))
     progress = _restore(job, players, kept)
     counts = models.parameter_counts(policy.loaded.model)
     record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
+    record.note(job.run, reference=reference)
     _say_head(job, players, counts)
     prompts = [job.asked.ids[i] for i in job.held_out or job.train]
     shown = samples.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)

@@ -29,6 +29,7 @@ from winnow.train.loop import Plan
 from winnow.train.metrics import require
 
 RATE, ADAPTER_RATE, CRITIC_RATE = 3e-6, 3e-5, 9e-6
+TIMES = 3  # the critic's rate over a policy's that was given: as the defaults are to each other
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class Job:
 def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
     """Defaults that hang on other settings."""
     settings = resolved.settings
+    if settings.advantage == "gae" and settings.critic_lr is None:
+        of_lr = settings.lr is not None
+        resolved = resolved.fill(f"{TIMES} times lr" if of_lr else "default", critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE)
     if settings.lr is None:
         light = settings.lora is not None or models.is_adapter_folder(settings.model)
         resolved = resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=ADAPTER_RATE if light else RATE)
-    if settings.advantage == "gae" and settings.critic_lr is None:
-        resolved = resolved.fill("default", critic_lr=CRITIC_RATE)
     return resolved
 
 
@@ -134,7 +136,7 @@ def _split(said: Sequence[Prompt], asked: Asked, settings: PPOSettings) -> tuple
     if len(train) < settings.batch_size:
         raise DataError(
             f"{settings.prompts}: {len(train):,} prompts to train on, fewer than batch_size {settings.batch_size:,}",
-            remedy=f"--batch-size {len(train)} or less, and a larger --k",
+            remedy=f"--batch-size {len(train)} or less" if train else "more prompts, or a smaller --eval-fraction",
         )
     if len(held) == 1:
         raise DataError(f"{settings.prompts}: one held-out prompt has no interval", remedy="a larger --eval-fraction")

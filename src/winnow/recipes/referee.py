@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.collect import rulings
+from winnow.collect import rules, rulings
+from winnow.collect.endpoint import refuse_absent
+from winnow.collect.items import Item
 from winnow.config import ModelSettings
 from winnow.config_collect import ComparingSettings, JudgeSettings
+from winnow.data.prompts import Prompt
 from winnow.errors import JudgeError
 from winnow.files import read_jsonl
 from winnow.recipes import judging
@@ -25,6 +28,14 @@ class Referee:
     def refuse(self) -> None:
         """Raises what judging would raise before it asks anybody."""
         judging.refuse(self._settings(Path("answers.jsonl"), Path("judged.jsonl")))
+
+    def try_out(self, prompt: Prompt) -> None:
+        """Raises what asking would raise at once, before hours are spent on answers: a function that fails on two of them, a server that is not there."""
+        judge, (where, text) = self.resolved.settings.judge, prompt
+        if judge.startswith(("http://", "https://")):
+            refuse_absent(judge)
+        elif rules.is_function(judge) and not judge.startswith("reward:"):
+            rules.scores(rules.rule(judge, ""), Item("", text, ("Yes.", "No, not at all."), (), f"a trial on {where}"))
 
     def judge(self, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
         """Compare the answers of a file; the judged rows. own: settings that are not the command's.

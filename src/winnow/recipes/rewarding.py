@@ -12,8 +12,10 @@ from winnow.collect.items import Item
 from winnow.config_rl import PPOSettings
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
+from winnow.files import RunFolder
 from winnow.models import LoadedModel
 from winnow.resolved import Resolved
+from winnow.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,21 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
     settings = resolved.settings
     if settings.reward.startswith(("http://", "https://")):
         raise SettingsError(
-            "reward: an address is asked for verdicts, and PPO needs scores", remedy="a run of winnow reward, a reward model, or module:function"
+            "reward: an address is asked for verdicts, and PPO needs scores",
+            remedy="a run of winnow reward, a reward model, or a function: module:function, FILE.py:function",
         )
     if not is_code(settings.reward):
         models.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(f"reward: {settings.reward} runs code, so a file cannot ask for it", remedy="give --reward on the command line")
     else:
-        _function(settings.reward)
+        _function(settings)
 
 
 def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
     if is_code(settings.reward):
-        return _function(settings.reward)
+        return _function(settings)
     loaded = scorers.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
@@ -69,16 +72,19 @@ def reward(settings: PPOSettings) -> Reward:
     return Reward(settings.reward, hashes.source_hash(loaded.model), scores, loaded)
 
 
-def _function(name: str) -> Reward:
+def _function(settings: PPOSettings) -> Reward:
+    name = settings.reward
     try:
-        made = rules.rule(name, "")
-    except (JudgeError, SettingsError) as error:
-        raise SettingsError(f"reward: {error.what}", remedy="module:function(prompt, completion) -> number, in a file beside you or installed") from error
+        made = rules.rule(name, "", "reward")
+    except JudgeError as error:
+        raise SettingsError(error.what, remedy=error.remedy) from error
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
         try:
             return [rules.scores(made, Item("", one.prompt, tuple(one.answers), (), one.where)) for one in said]
         except JudgeError as error:
-            raise JudgeError(error.what, remedy="mend it; the same command goes on from what was saved, with --allow-change reward") from error
+            kept = checkpoint.saved(RunFolder(settings.out).checkpoints)
+            again = f"goes on from {kept[-1].name}, with --allow-change reward" if kept else "begins again: nothing is saved yet"
+            raise JudgeError(error.what, remedy=f"mend it ({rules.SIGNATURE}, finite); the same command {again}") from error
 
     return Reward(name, made.code, scores)

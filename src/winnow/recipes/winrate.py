@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import matches, models, winrate_page
+from winnow import matches, winrate_page
 from winnow.collect import rules, rulings
 from winnow.collect.items import as_json
 from winnow.collect.votes import pair_of, score
@@ -79,6 +79,8 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
     who = players.players(settings)
     given = {one.number: players.answers(one.source, asked) for one in who if one.file}
     out = RunFolder(root)
+    if not out.finished:
+        referee.try_out(asked[0])
     if not (root / LEDGER).exists():
         out.create(ours=())
     with out.lock():
@@ -97,7 +99,7 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
 def _ledger(resolved: Resolved[WinrateSettings], root: Path, asked: Sequence[Prompt], who: Sequence[Player], command: str) -> dict[str, Any]:
     """What this folder is made with. Raises RunError where it was begun with other settings, prompts or answers."""
     kept = {name: value for name, value in resolved.settings.model_dump(mode="json", by_alias=True).items() if name not in FREE}
-    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {one.source: _content(one.source) for one in who}
+    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {one.source: one.content for one in who}
     given |= {f"judge {resolved.settings.judge}": _judge_content(resolved.settings.judge)}
     path = root / LEDGER
     if not path.exists():
@@ -112,17 +114,10 @@ def _ledger(resolved: Resolved[WinrateSettings], root: Path, asked: Sequence[Pro
     return before
 
 
-def _content(source: str) -> str:
-    """A hash of a file of answers, or of a model's weights and configuration as they lie in its folder; of a model elsewhere its name."""
-    path = Path(source if Path(source).is_file() else models.locate(source))
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
-    return sha256_json({file.name: sha256_file(file) for file in files}) if files else source
-
-
 def _judge_content(judge: str) -> str:
     """What a judge is, where it can change: weights of a reward model, code of a function."""
     if judge.startswith("reward:"):
-        return _content(judge.partition(":")[2])
+        return players.content(judge.partition(":")[2])
     return (rules.is_function(judge) and not judge.startswith(("http://", "https://")) and rules.rule(judge, "").code) or judge
 
 
