@@ -10,14 +10,17 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import runs
 import tiny
 from closed import F64, World
-from winnow import frontier_page, frontier_words, models
+from winnow import console, frontier_page, frontier_words, models
 from winnow.batch import collate
 from winnow.engine import rows
+from winnow.errors import RunError
 from winnow.files import read_json, write_json, write_jsonl
+from winnow.hashes import weights_hash
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.objectives.scores import per_completion
@@ -394,6 +397,22 @@ def test_what_each_took(tmp_path):
 # ---------------------------------------------------------------- the command
 
 
+def test_a_part_stands_on_the_line_of_the_whole(monkeypatch, capsys):
+    """Inside, nobody speaks but the whole: which part it is, and how far that has come."""
+    monkeypatch.setattr(console, "QUIET", -1.0)
+    with console.Steps("frontier", 3) as whole:
+        whole.name("reviews: a model")
+        with console.as_part(whole):
+            console.say("only for itself")
+            with console.Steps("training", 8) as part:
+                part.show({"loss": 0.5})
+                part.advance(1)
+        whole.advance(1)
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head = ["reviews:", "a", "model"]
+    assert said == [[*head, "0/3", "training", "1/8", "loss", "0.5000"], [*head, "0/3", "training", "2/8", "loss", "0.5000"], [*head, "1/3"]]
+
+
 def shrunk(plan, **own):
     """A plan that takes seconds."""
     sft = {**plan.size.sft, "steps": 6, "batch_size": 8, "warmup": 1, "save_every": 6}
@@ -457,6 +476,19 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert "quick: True -> False" in capsys.readouterr().err
 
 
+def test_fewer_seeds_than_there_are_is_an_error(tmp_path, monkeypatch, capsys):
+    """What two seeds found is not rewritten with one; without --seeds there are as many as before."""
+    made_with = {"quick": True, "seed": 0, "sft": None}
+    write_json(tmp_path / "frontier.json", {"schema": 1, "settings": made_with, "seeds": 2, "worlds": {}, "points": []})
+    before = (tmp_path / "frontier.json").read_bytes()
+    assert runs.winnow(monkeypatch, "frontier", "--out", tmp_path, "--quick", "--seeds", 1) == 2
+    said = capsys.readouterr().err
+    assert "it has 2 seeds of each setting, got --seeds 1" in said
+    assert "give --seeds 2 or more" in said
+    assert (tmp_path / "frontier.json").read_bytes() == before
+    assert [recipe._enough(tmp_path, asked, there, 3) for asked, there in ((None, 0), (None, 5), (2, 2), (4, 2))] == [3, 5, 2, 4]
+
+
 def test_behind_the_demo(small, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     monkeypatch.setattr(recipe, "QUICK_SMALL", dataclasses.replace(recipe.QUICK_SMALL, values={"preferred_ft": (None,)}, seeds=1))
@@ -469,3 +501,11 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     assert read_json(out / "report.json")["summary"]["win_rate"] is not None
     assert runs.tree(out / "sft") == model
     assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken
+    kept = read_json(out / "frontier" / "frontier.json")["settings"]["sft"]
+    assert kept == weights_hash(models.load(str(out / "sft"), device="cpu").model)
+    (weights,) = (out / "sft" / "model").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, weights, metadata={"format": "pt"})  # trained anew, at the same place
+    with pytest.raises(RunError, match=f"sft: {kept} ->"):
+        recipe.compute(out / "frontier", "", quick=True, seeds=None, seed=0, trained=out / "sft")

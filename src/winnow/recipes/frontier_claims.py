@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -53,16 +54,11 @@ def of(points: Sequence[Figures], method: str) -> list[Figures]:
     return [p for p in points if p["method"] == method and p["own_rate"]]
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, and Student's t interval over seeds; one seed has none."""
+def over_seeds(values: Sequence[float], least: float = -math.inf) -> dict[str, Any]:
+    """Mean, and Student's t interval over seeds, cut off at `least`; one seed has none."""
     if len(values) < 2:
         return {"mean": values[0], "low": None, "high": None, "seeds": 1}
-    return {**asdict(over_prompts(values)), "seeds": len(values)}
-
-
-def not_negative(mean: Figures) -> dict[str, Any]:
-    """A KL's interval, cut off at 0: Student's t over two seeds does not know that no KL is less."""
-    return {**mean, "low": None if mean["low"] is None else max(0.0, mean["low"])}
+    return {**asdict(over_prompts(values, least)), "seeds": len(values)}
 
 
 def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
@@ -74,8 +70,8 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
     for (world, method, value, lr), same in together.items():
         row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
         row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
-        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("kl", "reward", "fluency", "win")}
-        row["kl"] = not_negative(row["kl"])
+        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("reward", "fluency", "win")}
+        row["kl"] = over_seeds([p["kl"]["mean"] for p in same], least=0.0)  # Student's t over two seeds does not know that no KL is below 0
         shares = [p["share"] for p in same if p["share"] is not None]
         row["share"] = over_seeds(shares) if len(shares) == len(same) else None
         found.append(row)
