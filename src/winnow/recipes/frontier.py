@@ -78,11 +78,9 @@ QUICK_SMALL = replace(
     size=replace(
         SMALL.size,
         rows=480,
-        sft={**SMALL.size.sft, "steps": 300, "save_every": 300},
         training={**SMALL.size.training, "steps": 60, "save_every": 60},
-        ppo={**SMALL.size.ppo, "steps": 16, "save_every": 16},
     ),
-    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "preferred_ft": (None,)},
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
 )
 QUICK_REVIEWS = replace(
@@ -93,7 +91,7 @@ QUICK_REVIEWS = replace(
         rows=400,
         held_out=64,
         drawn=32,
-        training={**REVIEWS.size.training, "steps": 24, "warmup": 5},
+        training={**REVIEWS.size.training, "steps": 16, "warmup": 4},
     ),
     values={"dpo": (0.1, 1.0), "preferred_ft": (None,)},
     rates={"dpo": (1e-3,), "preferred_ft": (1e-3,)},
