@@ -10,14 +10,17 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import runs
 import tiny
 from closed import F64, World
-from winnow import frontier_page, models
+from winnow import console, frontier_page, frontier_words, models
 from winnow.batch import collate
 from winnow.engine import rows
+from winnow.errors import RunError
 from winnow.files import read_json, write_json, write_jsonl
+from winnow.hashes import weights_hash
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.objectives.scores import per_completion
@@ -262,14 +265,53 @@ def test_the_hull_of_what_was_reached():
     ("gaps", "verdict"), [((0.1, 0.12, 0.11), "yes"), ((-0.1, -0.12, -0.11), "no"), ((0.5, -0.5, 0.1), "undecided"), ((0.1,), "undecided"), ((0.0, 0.0), "yes")]
 )
 def test_one_frontier_above_another(gaps, verdict):
-    """A reward that is higher by `gap` times the KL, seed by seed: the mean over KLs from 0.1 to 2 in twenty steps is 1.05 times the gap."""
-    points = [made("dpo", 1.0, seed, 2.0, 2.0 + 2 * gap) for seed, gap in enumerate(gaps)] + [made("ppo", 1.0, seed, 2.0, 2.0) for seed in range(len(gaps))]
+    """Two straight lines through the same KLs, 1 and 2, the one higher by `gap` with each seed."""
+    points = [made("dpo", kl, seed, kl, kl + gap) for seed, gap in enumerate(gaps) for kl in (1.0, 2.0)]
+    points += [made("ppo", kl, seed, kl, kl) for seed in range(len(gaps)) for kl in (1.0, 2.0)]
     found = claims.above(points, "dpo", "ppo", FACTS)
-    assert found["verdict"] == verdict
-    assert found["difference"]["mean"] == pytest.approx(1.05 * sum(gaps) / len(gaps))
-    assert (found["seeds"], found["reach"]) == (len(gaps), 2.0)
-    none = claims.above([made("dpo", 1.0, 0, 1.0, 1.0), made("ppo", 1.0, 1, 1.0, 1.0)], "dpo", "ppo", FACTS)
-    assert (none["verdict"], none["difference"]) == ("undecided", None)
+    assert (found["verdict"], found["seeds"], found["reach"]) == (verdict, len(gaps), [1.0, 2.0])
+    assert found["difference"]["mean"] == pytest.approx(sum(gaps) / len(gaps))
+    assert found["shares"]["ppo"]["mean"] == pytest.approx(1)  # the limit is reward = KL
+
+
+def test_frontiers_are_compared_where_both_have_been():
+    """By hand. DPO from KL 1 to 4: reward 2 KL up to 2, then 4 + (KL - 2) / 2; PPO from KL 0.5 to 3, reward KL; with seed 1 it begins at 1.5.
+
+    So from 1.5 to 3 DPO's mean is (3.5 * 0.5 + 4.25 * 1) / 1.5 = 4, PPO's 2.25, nearly met on a grid. What PPO did at 0.5 and DPO at 4 is nothing to it.
+    """
+    dpo = [made("dpo", kl, seed, kl, reward) for seed in (0, 1) for kl, reward in ((1.0, 2.0), (2.0, 4.0), (4.0, 5.0))]
+    ppo = [made("ppo", kl, 0, kl, kl) for kl in (0.5, 3.0)] + [made("ppo", kl, 1, kl, kl) for kl in (1.5, 3.0)]
+    facts = {**FACTS, "limit": [{"kl": 0.0, "reward": 0.0}, {"kl": 5.0, "reward": 10.0}]}
+    found = claims.above([*dpo, *ppo], "dpo", "ppo", facts)
+    assert found["reach"] == [1.5, 3.0]
+    assert found["difference"]["mean"] == pytest.approx(4 - 2.25, abs=0.02)
+    assert found["shares"]["ppo"]["mean"] == pytest.approx(0.5)
+    other = claims.above([*dpo, *ppo], "ppo", "dpo", facts)
+    assert (other["reach"], other["verdict"]) == ([1.5, 3.0], "no")
+    assert other["difference"]["mean"] == pytest.approx(-found["difference"]["mean"])
+    near = {**FACTS, "limit": [{"kl": 0.0, "reward": 0.0}, {"kl": 2.9, "reward": 6.0}]}
+    assert claims.above([*dpo, *ppo], "dpo", "ppo", near)["shares"] is None  # the limit is not known to 3
+
+
+def test_no_verdict_without_two_frontiers():
+    """One setting, however often it was trained; no seed in common; no KL in common."""
+    dpo = [made("dpo", kl, seed, kl, kl) for seed in (0, 1, 2) for kl in (1.0, 2.0)]
+    single = [made("ppo", 1.0, seed, 1.5, -9.0) for seed in (0, 1, 2)]
+    for points, why in (
+        (dpo + single, "one setting is no frontier"),
+        ([*dpo, made("ppo", 1.0, 7, 1.0, 1.0), made("ppo", 2.0, 7, 2.0, 2.0)], "they have no seed in common"),
+        (dpo + [made("ppo", kl, seed, kl, kl) for seed in (0, 1, 2) for kl in (3.0, 4.0)], "they have no KL in common"),
+    ):
+        found = claims.above(points, "dpo", "ppo", FACTS)
+        assert (found["verdict"], found["difference"], found["reach"], found["why"]) == ("undecided", None, None, why)
+    assert claims.above(dpo + single, "ppo", "dpo", FACTS)["why"] == "one setting is no frontier"
+
+
+def test_no_kl_below_nothing():
+    """Student's t over KLs 0.01 and 0.2 would reach to -1.1."""
+    (row,) = claims.settings([made("dpo", 1.0, 0, 0.01, -1.0), made("dpo", 1.0, 1, 0.2, 1.0)])
+    assert (row["kl"]["low"], row["kl"]["mean"]) == (0.0, pytest.approx(0.105))
+    assert row["reward"]["low"] < -1  # a reward may be anything
 
 
 @pytest.mark.parametrize(
@@ -299,13 +341,26 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
     assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
-    assert any("PPO" in sentence for sentence in page["sentences"]) is not told
-    assert any("PPO" in claim["claim"] for claim in frontier_page.claims(ledger)) is told
-    assert not any("less KL" in claim["claim"] for claim in frontier_page.claims(ledger))  # one beta has no order
+    assert any(sentence.startswith("PPO may stand here") for sentence in page["sentences"]) is told
+    assert any("PPO" in claim["claim"] for claim in frontier_words.claims(ledger)) is told
+    assert not any("less KL" in claim["claim"] for claim in frontier_words.claims(ledger))  # one beta has no order
     more = claims.claims({"small": FACTS}, [*points, made("dpo", 3.0, 0, 0.2, 0.1), made("dpo", 3.0, 1, 0.2, 0.1)])
-    (said,) = [one for one in frontier_page.claims({**ledger, **more}) if "less KL" in one["claim"]]
+    (said,) = [one for one in frontier_words.claims({**ledger, **more}) if "less KL" in one["claim"]]
     assert said["answer"] == "yes"
     assert "from 1 to 3 by −0.800" in said["why"]
+
+
+def test_ppo_proves_itself_by_the_mean_of_all_it_tried():
+    """Two targets with two seeds: shares 0.9 and 1.0, 0.94 and 0.98: each seed's mean is 0.95 and 0.96; the best one alone would be 1.0."""
+    points = [made("ppo_true", target, seed, 1.0, 1.0, share=share) for target, seed, share in ((1, 0, 0.9), (2, 0, 1.0), (1, 1, 0.94), (2, 1, 0.98))]
+    ppo = claims.claims({"small": FACTS}, points)["ppo"]
+    assert (ppo["shown"], ppo["targets"], ppo["share"]["seeds"]) == (True, 2, 2)
+    half = 12.7062 * 0.005  # Student's t, 1 degree of freedom, times the error of the mean
+    assert [ppo["share"][name] for name in ("mean", "low", "high")] == pytest.approx([0.955, 0.955 - half, 0.955 + half], abs=1e-5)
+    assert "95.5 % (89.1–100.0) of the limit, the mean over 2 target KLs with 2 seeds" in frontier_page._ppo(ppo)
+    weak = claims.claims({"small": FACTS}, [*points, made("ppo_true", 3, 0, 1.0, 1.0, share=0.9)])["ppo"]
+    assert weak["shown"] is False
+    assert frontier_page._ppo(weak).startswith("PPO is missing: with the exact reward")
 
 
 def test_what_each_took(tmp_path):
@@ -340,6 +395,22 @@ def test_what_each_took(tmp_path):
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_a_part_stands_on_the_line_of_the_whole(monkeypatch, capsys):
+    """Inside, nobody speaks but the whole: which part it is, and how far that has come."""
+    monkeypatch.setattr(console, "QUIET", -1.0)
+    with console.Steps("frontier", 3) as whole:
+        whole.name("reviews: a model")
+        with console.as_part(whole):
+            console.say("only for itself")
+            with console.Steps("training", 8) as part:
+                part.show({"loss": 0.5})
+                part.advance(1)
+        whole.advance(1)
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head = ["reviews:", "a", "model"]
+    assert said == [[*head, "0/3", "training", "1/8", "loss", "0.5000"], [*head, "0/3", "training", "2/8", "loss", "0.5000"], [*head, "1/3"]]
 
 
 def shrunk(plan, **own):
@@ -405,6 +476,19 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
     assert "quick: True -> False" in capsys.readouterr().err
 
 
+def test_fewer_seeds_than_there_are_is_an_error(tmp_path, monkeypatch, capsys):
+    """What two seeds found is not rewritten with one; without --seeds there are as many as before."""
+    made_with = {"quick": True, "seed": 0, "sft": None}
+    write_json(tmp_path / "frontier.json", {"schema": 1, "settings": made_with, "seeds": 2, "worlds": {}, "points": []})
+    before = (tmp_path / "frontier.json").read_bytes()
+    assert runs.winnow(monkeypatch, "frontier", "--out", tmp_path, "--quick", "--seeds", 1) == 2
+    said = capsys.readouterr().err
+    assert "it has 2 seeds of each setting, got --seeds 1" in said
+    assert "give --seeds 2 or more" in said
+    assert (tmp_path / "frontier.json").read_bytes() == before
+    assert [recipe._enough(tmp_path, asked, there, 3) for asked, there in ((None, 0), (None, 5), (2, 2), (4, 2))] == [3, 5, 2, 4]
+
+
 def test_behind_the_demo(small, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     monkeypatch.setattr(recipe, "QUICK_SMALL", dataclasses.replace(recipe.QUICK_SMALL, values={"preferred_ft": (None,)}, seeds=1))
@@ -417,3 +501,11 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     assert read_json(out / "report.json")["summary"]["win_rate"] is not None
     assert runs.tree(out / "sft") == model
     assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken
+    kept = read_json(out / "frontier" / "frontier.json")["settings"]["sft"]
+    assert kept == weights_hash(models.load(str(out / "sft"), device="cpu").model)
+    (weights,) = (out / "sft" / "model").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, weights, metadata={"format": "pt"})  # trained anew, at the same place
+    with pytest.raises(RunError, match=f"sft: {kept} ->"):
+        recipe.compute(out / "frontier", "", quick=True, seeds=None, seed=0, trained=out / "sft")

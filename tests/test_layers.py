@@ -128,6 +128,7 @@ FLOORS = [
         "evaluation_signs",
         "run_figures",
         "headline",
+        "frontier_words",
         "frontier_page",
         "collection",
         "collection_page",

@@ -288,7 +288,13 @@ class FrontierSettings(Settings):
 
     out: Path = setting(..., "a folder for the runs and the report; the same command again goes on where it stopped", "run")
     quick: bool = setting(False, "fewer, shorter runs: minutes instead of half an hour", "amount")
-    seeds: int | None = setting(None, "trainings of each setting, each with labels of its own (default 3, quick 2); more of them go on", "amount", ge=1, le=100)
+    seeds: int | None = setting(
+        None,
+        "trainings of each setting, each with labels of its own (default 3, quick 2, or as many as there are); more of them go on, fewer are an error",
+        "amount",
+        ge=1,
+        le=100,
+    )
     seed: int = setting(0, "of the worlds, and the first one of the trainings", "run", ge=0, lt=2**62)
 
 

@@ -20,13 +20,13 @@ from winnow.secrets import blanked
 
 console = Console(highlight=False)
 
-_part: ContextVar[bool] = ContextVar("winnow_part", default=False)
+_part: ContextVar[Steps | None] = ContextVar("winnow_part", default=None)
 
 
 @contextmanager
-def as_part() -> Iterator[None]:
-    """What is done inside is a part of something with a progress line of its own, and says nothing itself."""
-    token = _part.set(True)
+def as_part(whole: Steps) -> Iterator[None]:
+    """What is done inside is a part of something with a progress line of its own: it says nothing itself, and stands on that line."""
+    token = _part.set(whole)
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def as_part() -> Iterator[None]:
 
 def _speaks() -> bool:
     """Of several processes one speaks, and of a whole and its parts the whole."""
-    return leads() and not _part.get()
+    return leads() and _part.get() is None
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -72,7 +72,7 @@ class Steps:
         self.figures: dict[str, float] = {}
         self.spoken = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
+        self.bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, speed_estimate_period=LONG)
         self.task = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
@@ -100,13 +100,30 @@ class Steps:
         """`n` more done."""
         self.done += n
         text = "  ".join(f"{name} {FORMATS.get(name, '{:.3f}').format(value)}" for name, value in self.figures.items())
-        if console.is_terminal and _speaks():
+        if (whole := _part.get()) is not None:
+            whole.within(f"{self.label} {self.done}/{self.total}  {text}", self.done / max(1, self.total))
+        elif console.is_terminal and _speaks():
             self.bar.update(self.task, completed=self.done, figures=text)
         elif self.done >= self.total or time.monotonic() - self.spoken > QUIET:
-            self.spoken = time.monotonic()
-            say(f"{self.label} {self.done}/{self.total}  {text}")
+            self._line(text)
+
+    def within(self, text: str, share: float) -> None:
+        """How far the part has come that is done now. Called inside `as_part`, so it is this line that speaks."""
+        if not leads():
+            return
+        token = _part.set(None)
+        if console.is_terminal:
+            self.bar.update(self.task, completed=self.done + min(share, 0.99), figures=text)  # a part may be one of several
+        elif time.monotonic() - self.spoken > QUIET:
+            self._line(text)
+        _part.reset(token)
+
+    def _line(self, text: str) -> None:
+        self.spoken = time.monotonic()
+        say(f"{self.label} {self.done}/{self.total}  {text}")
 
 
+LONG = 600.0  # seconds over which speed is estimated: a step may take a minute
 QUIET = 10.0  # seconds between lines where there is no terminal
 SHORT = {
     "loss": "loss",

@@ -1,31 +1,22 @@
-"""How `winnow frontier` stands on a report's page: drawings, tables of cells, the paper's claims in words. No figure is made here."""
+"""How `winnow frontier` stands on a report's page: drawings and tables of cells. No figure is made here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.figures import number, percent, signed
+from winnow.figures import number, percent
 from winnow.files import read_json
+from winnow.frontier_words import STYLES, TITLES, between, by_seeds, claims, setting, shared, span_of
 from winnow.headline import Card
 from winnow.plots import RUN_INKS, Drawing, Line, Panel, draw_one
 
 LEDGER = "frontier.json"
 Figures = Mapping[str, Any]
 
-STYLES = {  # method -> its name, colour, dash, marker
-    "dpo": ("DPO", "r1", "solid", "o"),
-    "ppo": ("PPO, learned reward", "r2", "solid", "s"),
-    "ppo_true": ("PPO, true reward", "r3", "solid", "^"),
-    "best_of": ("Best of n", "r4", "solid", "D"),
-    "preferred_ft": ("Preferred-FT", "r6", "solid", "P"),
-    "unlikelihood": ("Unlikelihood", "r5", "solid", "v"),
-    "dpo+sft": ("DPO + a fixed NLL term", "muted", "dashed", "o"),
-}
-TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
 ENOUGH = 3  # seeds from which intervals are drawn
 NEEDED = ("claims", "closest", "costs", "ppo", "points", "rows", "seeds", "settings", "worlds")
 
@@ -54,13 +45,18 @@ def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
 
 
 def verdict(ledger: Figures) -> str:
-    """What it comes to, in a sentence."""
+    """What it comes to, in a sentence: DPO and PPO over the same KLs, or DPO where it is nearest to the limit."""
+    both = next((c for c in ledger["claims"] if (c["name"], c["world"], c.get("against")) == ("above", "small", "ppo") and c["shares"]), None)
+    if both:
+        low, high = (number(kl) for kl in both["reach"])
+        ours, theirs = (shared(both["shares"][name]) for name in ("dpo", "ppo"))
+        found = f"from KL {low} to {high} DPO comes to {ours} of the most reward there is, PPO on a learned reward to {theirs}, {by_seeds(both['seeds'])}."
+        return f"Where all answers are counted, {found}"
     best = _closest(ledger, "small", "dpo")
     if best is None:
         return "Reward against KL."
-    ppo = _closest(ledger, "small", "ppo") if ledger["ppo"]["shown"] else None
-    beside = f", PPO on a learned reward {percent(ppo['share']['mean'])}" if ppo else ""
-    return f"Where all answers are counted, DPO comes to {percent(best['share']['mean'])} of the most reward there is at its KL{beside}."
+    share, kl = shared(best["share"]), number(best["kl"]["mean"]) + between(best["kl"])
+    return f"Where all answers are counted, DPO comes to {share} of the most reward there is at KL {kl}, its nearest setting, {by_seeds(best['seeds'])}."
 
 
 def subline(ledger: Figures) -> str:
@@ -71,12 +67,14 @@ def subline(ledger: Figures) -> str:
 
 
 def cards(ledger: Figures) -> list[Card]:
-    """The nearest each method comes to the limit in the world that is counted."""
+    """The nearest each method comes to the limit in the world that is counted: each at a KL of its own, which is said."""
     found = []
     for method in STYLES:
         best = _closest(ledger, "small", method)
         if best is not None:
-            found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), f"of the limit, {_setting(best)}, KL {number(best['kl']['mean'])}"))
+            seeds = f", {by_seeds(best['seeds'])}" if best["seeds"] else ""
+            at = f"of the limit{span_of(best['share'])} at KL {number(best['kl']['mean'])}{between(best['kl'])}, {setting(best)}{seeds}"
+            found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), at))
     return found
 
 
@@ -103,7 +101,7 @@ def _about(ledger: Figures, name: str) -> list[str]:
     facts = ledger["worlds"][name]
     given = {"prompts": number(facts["start"]["prompts"]), "samples": number(facts.get("samples")), "far": number(facts.get("trusted"))}
     found = [(COUNTED if facts["exact"] else DRAWN).format(**given)]
-    return found if ledger["ppo"]["shown"] else [*found, _without_ppo(ledger["ppo"])]
+    return [*found, _ppo(ledger["ppo"])]
 
 
 COUNTED = """Everything here is computed, nothing is sampled: all answers to all {prompts} prompts, their probability under every policy, and their true \
@@ -113,14 +111,17 @@ of the SFT model, weighted by exp(r/β), all prompts together. Since that may al
 at {far} nats, beyond which fewer than 100 samples carry it. The KL of the best of n is its bound, log n − (n − 1)/n."""
 
 
-def _without_ppo(ppo: Figures) -> str:
+def _ppo(ppo: Figures) -> str:
+    """Whether PPO proved itself, by how much."""
     if not ppo["tried"]:
         return "PPO is not among the methods here."
-    return WEAK.format(share=percent(ppo["share"]["mean"]), needed=percent(ppo["needed"]))
+    given = {"share": shared(ppo["share"], 1), "needed": percent(ppo["needed"]), "targets": ppo["targets"], "seeds": by_seeds(ppo["share"]["seeds"])}
+    return (PROVEN if ppo["shown"] else WEAK).format(**given)
 
 
-WEAK = """PPO is missing: with the exact reward it came to {share} of the limit in the world that is counted, and {needed} are asked for before it may stand \
-beside the others. A weak PPO would prove nothing."""
+PROOF = "with the exact reward, in the world that is counted, it came to {share} of the limit, the mean over {targets} target KLs with {seeds}"
+PROVEN = f"PPO may stand here: {PROOF}; {{needed}} are asked for."
+WEAK = f"PPO is missing: {PROOF}, and {{needed}} are asked for before it may stand beside the others. A weak PPO would prove nothing."
 
 
 def drawings(ledger: Figures, name: str) -> list[Drawing]:
@@ -173,61 +174,10 @@ def table(facts: Figures, rows: Sequence[Figures]) -> dict[str, Any]:
     names = ["The SFT model"]
     for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
         names.append(STYLES[row["method"]][0])
-        share = _shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
-        figures = [*(number(row[name]["mean"]) + _between(row[name]) for name in ("kl", "reward")), *(_shared(row[name], 1) for name in ("fluency", "win"))]
-        cells.append([_setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
+        share = shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
+        figures = [*(number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")), *(shared(row[name], 1) for name in ("fluency", "win"))]
+        cells.append([setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
     return {"heads": heads, "rows": list(zip(names, cells))}
-
-
-def _between(mean: Figures, write: Callable[[float], str] = number) -> str:
-    return "" if mean["low"] is None else f" ({write(mean['low'])} to {write(mean['high'])})"
-
-
-def _shared(mean: Figures, digits: int = 0) -> str:
-    """A share as percent, with its interval, which cannot leave 0 to 100."""
-    ends = [] if mean["low"] is None else [f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (mean["low"], mean["high"])]
-    return percent(mean["mean"], digits) + (f" ({'–'.join(ends)})" if ends else "")
-
-
-def _setting(row: Figures) -> str:
-    knobs = {"beta": "β", "alpha": "α", "target_kl": "target", "n": "n"}
-    return "one setting" if row["value"] is None else f"{knobs.get(row['knob'], row['knob'])} {row['value']:g}"
-
-
-# ---------------------------------------------------------------- the paper's claims
-
-
-def claims(ledger: Figures) -> list[dict[str, str]]:
-    """Each claim with its answer and the numbers it rests on."""
-    return [_above(claim) if claim["name"] == "above" else _order(claim) for claim in ledger["claims"]]
-
-
-def _above(claim: Figures) -> dict[str, str]:
-    against, difference = STYLES[claim["against"]][0], claim["difference"]
-    head = f"{TITLES[claim['world']]}: DPO’s frontier is at or above that of {against}"
-    if difference is None:
-        return {"claim": head, "answer": "undecided", "why": "They have no seed in common."}
-    why = f"At equal KL, from 0 to {number(claim['reach'])} nats, DPO’s reward is {signed(difference['mean'])}{_between(difference, signed)} beside it"
-    return {"claim": head, "answer": claim["verdict"], "why": f"{why}, {_seeds(claim['seeds'])}."}
-
-
-def _order(claim: Figures) -> dict[str, str]:
-    changes = [f"from {c['low']:g} to {c['high']:g} by {signed(c['change']['mean'])}{_between(c['change'], signed)}" for c in claim["changes"]]
-    why = f"As β rises KL changes {', '.join(changes)} nats, {_seeds(claim['seeds'])}."
-    if claim["method"] == "dpo":
-        return {"claim": f"{TITLES[claim['world']]}: a higher β means less KL, for DPO alone", "answer": claim["verdict"], "why": why}
-    answer = {"yes": "no", "no": "yes"}.get(claim["verdict"], "undecided")
-    more = " DPO’s gradient grows with β and the NLL term’s does not: where β is small the NLL term decides where the policy goes."
-    return {"claim": f"{TITLES[claim['world']]}: a fixed NLL term beside DPO breaks that order", "answer": answer, "why": why + more}
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seeds" if count > 1 else "one seed, so there is no interval"
-
-
-def sentences(ledger: Figures) -> list[str]:
-    """The claims for a terminal."""
-    return [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)] if ledger["points"] else []
 
 
 # ---------------------------------------------------------------- RLHF beside DPO
@@ -263,9 +213,9 @@ def _cost(one: Figures) -> dict[str, str]:
         "Seconds of the processor, a run": _both(one, "cpu"),
         "Seconds of the clock, a run": _both(one, "seconds"),
         "Runs": number(one["runs"]),
-        "Nearest to the limit": "–" if best is None else f"{_shared(best['share'])}, {_setting(best)}",
-        "True reward there": "–" if best is None else number(best["reward"]["mean"]) + _between(best["reward"]),
-        "KL there": "–" if best is None else number(best["kl"]["mean"]) + _between(best["kl"]),
+        "Nearest to the limit": "–" if best is None else f"{shared(best['share'])}, {setting(best)}",
+        "True reward there": "–" if best is None else number(best["reward"]["mean"]) + between(best["reward"]),
+        "KL there": "–" if best is None else number(best["kl"]["mean"]) + between(best["kl"]),
         "Deviation over seeds": spread or "one seed",
     }
 
@@ -281,7 +231,7 @@ def _bytes(size: float) -> str:
 
 def _rate(row: Figures) -> list[str]:
     share = "–" if row["share"] is None else percent(row["share"])
-    return [_setting(row), number(row["lr"]), number(row["kl"]["mean"]), number(row["reward"]["mean"]), percent(row["fluency"]["mean"], 1), share]
+    return [setting(row), number(row["lr"]), number(row["kl"]["mean"]), number(row["reward"]["mean"]), percent(row["fluency"]["mean"], 1), share]
 
 
 # ---------------------------------------------------------------- every run
@@ -292,8 +242,8 @@ def runs(ledger: Figures) -> dict[str, Any]:
     heads = ("Setting", "Rate", "Seed", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Prompts", "Answers", "Seconds")
     rows = []
     for p in ledger["points"]:
-        figures = [*(number(p[name]["mean"]) + _between(p[name]) for name in ("kl", "reward")), *(_shared(p[name], 1) for name in ("fluency", "win"))]
-        cells = [_setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
+        figures = [*(number(p[name]["mean"]) + between(p[name]) for name in ("kl", "reward")), *(shared(p[name], 1) for name in ("fluency", "win"))]
+        cells = [setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
         cells += [number(p["prompts"]), "all" if p["answers"] is None else number(p["answers"]), number(p["seconds"])]
         rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))
     return {"heads": heads, "rows": rows}

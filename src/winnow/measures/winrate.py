@@ -153,11 +153,11 @@ class Mean:
     high: float
 
 
-def over_prompts(values: Sequence[float]) -> Mean:
-    """The mean of one value per prompt, with Student's t interval. Raises ValueError with fewer than two."""
+def over_prompts(values: Sequence[float], least: float = -math.inf) -> Mean:
+    """The mean of one value per prompt, with Student's t interval, cut off at the `least` that there can be. Raises ValueError with fewer than two."""
     if len(values) < 2:
         raise ValueError(f"need two or more prompts, got {len(values)}")
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     half = float(t.ppf(0.975, len(values) - 1)) * spread
-    return Mean(mean, mean - half, mean + half)
+    return Mean(mean, max(least, mean - half), mean + half)

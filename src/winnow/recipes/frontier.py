@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from winnow import frontier_page, models, report
+from winnow import frontier_page, frontier_words, models, report
 from winnow.config import DemoSettings, FrontierSettings
 from winnow.console import Steps, as_part, safe, say
 from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_json
+from winnow.hashes import weights_hash
 from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
@@ -42,6 +43,7 @@ class Plan:
     seeds: int
 
 
+PPO = {"batch_size": 64, "minibatches": 4, "max_tokens": 4096, "schedule": "linear", "warmup": 0.1}
 BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
 SMALL = Plan(
     Size(
@@ -51,10 +53,10 @@ SMALL = Plan(
         drawn=0,
         training={"steps": 150, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 20, "save_every": 50, "keep": 9},
         reward={"lr": 1e-3},
-        ppo={"steps": 30, "batch_size": 64, "max_tokens": 4096, "beta": 1.0, "horizon": 1000, "save_every": 10, "keep": 9, "schedule": "linear"},
+        ppo={**PPO, "steps": 30, "epochs": 2, "beta": 1.0, "horizon": 1000, "save_every": 30},
     ),
     values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
-    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (2e-3, 6e-4, 6e-3), "ppo_true": (2e-3,), **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,))},
+    rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (6e-4, 2e-4, 2e-3), "ppo_true": (6e-4,), **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,))},
     seeds=99,
 )
 REVIEWS = Plan(
@@ -65,10 +67,10 @@ REVIEWS = Plan(
         drawn=64,
         training={"steps": 100, "batch_size": 64, "max_tokens": 4096, "schedule": "cosine", "warmup": 30, "save_every": 50},
         reward={"lr": 5e-4, "steps": 60, "warmup": 10},
-        ppo={"steps": 25, "batch_size": 48, "epochs": 2, "max_tokens": 4096, "beta": 0.7, "horizon": 400, "save_every": 25, "schedule": "linear"},
+        ppo={**PPO, "steps": 30, "epochs": 1, "beta": 0.5, "horizon": 400, "save_every": 30},
     ),
-    values={"dpo": BETAS, "ppo": TARGETS, "ppo_true": (1.0, 3.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
-    rates=dict.fromkeys(("dpo", "ppo", "ppo_true", "unlikelihood", "preferred_ft"), (5e-4,)),
+    values={"dpo": BETAS, "ppo": (0.5, 1.0, 2.5, 4.0), "ppo_true": (1.0, 2.5), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    rates={**dict.fromkeys(("dpo", "unlikelihood", "preferred_ft"), (5e-4,)), **dict.fromkeys(("ppo", "ppo_true"), (4e-4,))},
     seeds=1,
 )
 QUICK_SMALL = replace(
@@ -76,20 +78,20 @@ QUICK_SMALL = replace(
     size=replace(
         SMALL.size,
         rows=480,
-        training={**SMALL.size.training, "steps": 80, "save_every": 40},
+        training={**SMALL.size.training, "steps": 60, "save_every": 60},
     ),
-    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (1.0,), "ppo_true": (1.0,), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "preferred_ft": (None,)},
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
 )
 QUICK_REVIEWS = replace(
     REVIEWS,
     size=replace(
         REVIEWS.size,
-        sft={**demo.SFT, "steps": 320, "save_every": 320},
-        rows=640,
-        held_out=96,
-        drawn=48,
-        training={**REVIEWS.size.training, "steps": 30, "warmup": 6},
+        sft={**demo.SFT, "steps": 240, "save_every": 240, "eval_every": 240},
+        rows=400,
+        held_out=64,
+        drawn=32,
+        training={**REVIEWS.size.training, "steps": 16, "warmup": 4},
     ),
     values={"dpo": (0.1, 1.0), "preferred_ft": (None,)},
     rates={"dpo": (1e-3,), "preferred_ft": (1e-3,)},
@@ -104,7 +106,7 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
     if not (settings.out / LEDGER).exists():
         out.create(ours=("small", "reviews"))
     with out.lock():
-        compute(settings.out, command, quick=settings.quick, seeds=settings.seeds or (2 if settings.quick else 3), seed=settings.seed)
+        compute(settings.out, command, quick=settings.quick, seeds=settings.seeds, seed=settings.seed)
         report.write(settings.out)
     _told(settings.out, out.report_html)
     return settings.out
@@ -114,15 +116,18 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
     """The quick form on the demo's own SFT model, and the demo's report once more, with the frontier in it."""
     out = RunFolder(settings.out)
     with out.lock():
-        compute(out.root / "frontier", command, quick=True, seeds=2, seed=settings.seed, trained=out.root / "sft")
+        compute(out.root / "frontier", command, quick=True, seeds=None, seed=settings.seed, trained=out.root / "sft")
         report.write(out.root)
     _told(out.root / "frontier", out.report_html)
 
 
-def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, trained: Path | None = None) -> None:
-    """Every point, and `frontier.json`. trained: an SFT model of the reviews that is there already."""
-    began, made = time.perf_counter(), {"quick": quick, "seed": seed, "sft": str(trained) if trained else None}
+def compute(root: Path, command: str, *, quick: bool, seeds: int | None, seed: int, trained: Path | None = None) -> None:
+    """Every point, and `frontier.json`. seeds: None for as many as are there, or the usual number; trained: an SFT model of the reviews that is there already,
+    known by its weights, since a path may hold another model later.
+    """
+    began, made = time.perf_counter(), {"quick": quick, "seed": seed, "sft": weights_hash(models.load(str(trained), device="cpu").model) if trained else None}
     ledger = _begun(root, made)
+    seeds = _enough(root, seeds, ledger.get("seeds", 0), 2 if quick else 3)
     plans = (("small", QUICK_SMALL, small), ("reviews", QUICK_REVIEWS, partial(reviews, trained=trained))) if quick else FULL
     work = [(name, plan, make, tries(name, plan, seeds, seed)) for name, plan, make in plans]
     with Steps("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
@@ -130,13 +135,13 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int, seed: int, tra
         points: list[Figures] = []
         for name, plan, make, todo in work:
             steps.name(f"{name}: a model that speaks its language")
-            with as_part():
+            with as_part(steps):
                 world = make(root / name, plan.size, seed)
                 worlds[name] = _facts(world)
             steps.advance(1)
             for one in todo:
                 steps.name(f"{name}: {one.name}")
-                with as_part():
+                with as_part(steps):
                     points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
                 steps.advance(1)
     found: Figures = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
@@ -159,6 +164,13 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
     if other:
         raise RunError(f"{root}: its points were made with other settings: {', '.join(other)}", remedy="choose another --out, or give the same again")
     return before
+
+
+def _enough(root: Path, asked: int | None, there: int, usual: int) -> int:
+    """How many seeds there will be. Raises RunError for fewer than there are: what was found with more would be lost from the page."""
+    if asked is not None and asked < there:
+        raise RunError(f"{root}: it has {there} seeds of each setting, got --seeds {asked}", remedy=f"give --seeds {there} or more, or choose another --out")
+    return asked or max(there, usual)
 
 
 def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
@@ -215,6 +227,6 @@ def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figure
 
 
 def _told(root: Path, page: Path) -> None:
-    for line in frontier_page.sentences(read_json(root / LEDGER)):
+    for line in frontier_words.sentences(read_json(root / LEDGER)):
         say(safe(line))
     say(f"report: {safe(page)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -14,6 +15,7 @@ Figures = Mapping[str, Any]
 Place = tuple[float, float]  # KL, reward
 
 NEEDED = 0.95  # share of the exact limit that PPO on exact rewards must reach before it may stand beside DPO
+GRID = 20  # steps of KL in which two frontiers are compared
 FAR = 0.1  # nats: a share of the limit nearer to the reference says nothing
 
 
@@ -22,10 +24,11 @@ def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str
     near to the exact limit PPO on exact rewards came, and whether it may be shown.
     """
     rows = settings(points) + [best_row(world, one, facts) for world, facts in worlds.items() for one in facts["best_of"]]
-    tries = [p["share"] for p in of(points, "ppo_true") if p["world"] == "small" and p["share"] is not None and p["kl"]["mean"] >= FAR]
+    tries = [p for p in of(points, "ppo_true") if p["world"] == "small" and p["share"] is not None and p["kl"]["mean"] >= FAR]
     nearest = [closest(rows, world, method) for world in worlds for method in dict.fromkeys(row["method"] for row in rows)]
-    ppo = {"tried": bool(tries), "share": over_seeds(tries) if tries else None, "needed": NEEDED}  # of all targets and seeds: none is picked
-    ppo["shown"] = bool(tries) and fmean(tries) >= NEEDED
+    share = proof(tries) if tries else None
+    ppo = {"tried": bool(tries), "share": share, "needed": NEEDED, "targets": len({p["value"] for p in tries})}
+    ppo["shown"] = share is not None and share["mean"] >= NEEDED
     found = []
     for world, facts in worlds.items():
         own = [p for p in points if p["world"] == world]
@@ -33,6 +36,12 @@ def claims(worlds: Mapping[str, Figures], points: Sequence[Figures]) -> dict[str
             found += [{"name": "above", "world": world, "against": name, **above(own, "dpo", name, facts)} for name in ("ppo", "ppo_true") if of(own, name)]
         found += [{"name": "order", "world": world, "method": name, **order(of(own, name))} for name in ("dpo", "dpo+sft") if _several(of(own, name))]
     return {"claims": found, "ppo": ppo, "rows": rows, "closest": [row for row in nearest if row]}
+
+
+def proof(tries: Sequence[Figures]) -> dict[str, Any]:
+    """The mean share of the limit over all targets and seeds, none picked; the interval is over seeds, each the mean of its targets."""
+    by = {seed: [p["share"] for p in tries if p["seed"] == seed] for seed in sorted({p["seed"] for p in tries})}
+    return {**over_seeds([fmean(same) for same in by.values()]), "mean": fmean(p["share"] for p in tries)}
 
 
 def _several(points: Sequence[Figures]) -> bool:
@@ -45,11 +54,11 @@ def of(points: Sequence[Figures], method: str) -> list[Figures]:
     return [p for p in points if p["method"] == method and p["own_rate"]]
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, and Student's t interval over seeds; one seed has none."""
+def over_seeds(values: Sequence[float], least: float = -math.inf) -> dict[str, Any]:
+    """Mean, and Student's t interval over seeds, cut off at `least`; one seed has none."""
     if len(values) < 2:
         return {"mean": values[0], "low": None, "high": None, "seeds": 1}
-    return {**asdict(over_prompts(values)), "seeds": len(values)}
+    return {**asdict(over_prompts(values, least)), "seeds": len(values)}
 
 
 def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
@@ -61,7 +70,8 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
     for (world, method, value, lr), same in together.items():
         row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
         row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
-        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("kl", "reward", "fluency", "win")}
+        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("reward", "fluency", "win")}
+        row["kl"] = over_seeds([p["kl"]["mean"] for p in same], least=0.0)  # Student's t over two seeds does not know that no KL is below 0
         shares = [p["share"] for p in same if p["share"] is not None]
         row["share"] = over_seeds(shares) if len(shares) == len(same) else None
         found.append(row)
@@ -96,32 +106,48 @@ def order(points: Sequence[Figures]) -> dict[str, Any]:
 
 
 def above(points: Sequence[Figures], ours: str, theirs: str, facts: Figures) -> dict[str, Any]:
-    """Reward of our frontier less theirs at equal KL, the mean over the KLs both reach, seed by seed. yes: the interval is not below 0; no: it is."""
-    start = (0.0, facts["start"]["reward"]["mean"])
+    """Reward of our frontier less theirs at equal KL, and the share of the limit of each, means over the KLs that both reached with every seed, ends
+    included: from the larger of the two smallest to the smaller of the two largest. Nothing is said of a side with one setting: it has no frontier.
+
+    yes: the interval is not below 0; no: it is. shares: None where the limit is not known so far.
+    """
     seeds = sorted({p["seed"] for p in of(points, ours)} & {p["seed"] for p in of(points, theirs)})
-    found, reach = [], []
-    for seed in seeds:
-        mine, other = ([(p["kl"]["mean"], p["reward"]["mean"]) for p in of(points, name) if p["seed"] == seed] for name in (ours, theirs))
-        reach.append(min(max(kl for kl, _ in mine), max(kl for kl, _ in other)))
-        grid = [reach[-1] * i / 20 for i in range(1, 21)]
-        found.append(fmean(height([start, *mine], kl) - height([start, *other], kl) for kl in grid))
-    if not found:
-        return {"verdict": "undecided", "difference": None, "seeds": 0, "reach": None}
-    difference = over_seeds(found)
-    low, high = difference["low"], difference["high"]
-    verdict = "undecided" if low is None else "yes" if low >= 0 else "no" if high < 0 else "undecided"
-    return {"verdict": verdict, "difference": difference, "seeds": len(seeds), "reach": min(reach)}
+    sides = {(name, s): [(p["kl"]["mean"], p["reward"]["mean"]) for p in of(points, name) if p["seed"] == s] for name in (ours, theirs) for s in seeds}
+    none = {"verdict": "undecided", "difference": None, "shares": None, "seeds": len(seeds), "reach": None}
+    if not seeds:
+        return {**none, "why": "they have no seed in common"}
+    single = [name for name in (ours, theirs) if min(len(sides[name, s]) for s in seeds) < 2]
+    if single:
+        return {**none, "why": "one setting is no frontier"}
+    low, high = max(min(kl for kl, _ in side) for side in sides.values()), min(max(kl for kl, _ in side) for side in sides.values())
+    if low > high:
+        return {**none, "why": "they have no KL in common"}
+    grid = [low + (high - low) * i / GRID for i in range(GRID + 1)]
+    mean = {key: fmean(height(side, kl) for kl in grid) for key, side in sides.items()}
+    difference = over_seeds([mean[ours, s] - mean[theirs, s] for s in seeds])
+    shares = {name: over_seeds([_shared(sides[name, s], grid, facts) for s in seeds]) for name in (ours, theirs)} if high <= facts["limit"][-1]["kl"] else None
+    least, most = difference["low"], difference["high"]
+    verdict = "undecided" if least is None else "yes" if least >= 0 else "no" if most < 0 else "undecided"
+    return {"verdict": verdict, "difference": difference, "shares": shares, "seeds": len(seeds), "reach": [low, high], "why": None}
+
+
+def _shared(side: Sequence[Place], grid: Sequence[float], facts: Figures) -> float:
+    """Mean over the grid of the reward gained, as a share of the most that can be gained at this KL."""
+    start, limit = facts["start"]["reward"]["mean"], [(p["kl"], p["reward"]) for p in facts["limit"]]
+    return fmean((height(side, kl) - start) / (height(limit, kl) - start) for kl in grid)
 
 
 def height(places: Sequence[Place], kl: float) -> float:
-    """Reward at this KL on the upper hull of what was reached: between two policies lies whoever tosses a coin, and takes one of them."""
+    """Reward at this KL, not below the smallest reached, on the upper hull: between two policies lies whoever tosses a coin, and takes one of them."""
     hull = upper(places)
     if kl >= hull[-1][0]:
         return hull[-1][1]
+    if kl < hull[0][0]:
+        raise ValueError(f"KL {kl:g}: nothing below {hull[0][0]:g} was reached")
     for (a, r), (b, s) in pairwise(hull):
         if kl <= b:
             return r + (s - r) * (kl - a) / (b - a)
-    raise AssertionError("unreachable: the hull begins at 0")
+    raise AssertionError("unreachable: it is below the last")
 
 
 def upper(places: Sequence[Place]) -> list[Place]:

@@ -15,6 +15,8 @@ from winnow.recipes import dpo, ppo, reward, sft
 from winnow.recipes.frontier_worlds import World
 from winnow.resolved import resolve
 
+CRITIC = 8  # times the policy's rate: a critic that lags behind teaches nothing (docs/ppo.md)
+
 
 @dataclass(frozen=True)
 class Try:
@@ -91,7 +93,7 @@ def _ppo_true(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
     given = {"model": str(world.sft), "prompts": str(world.prompts), "reward": judge, "max_new_tokens": world.room, "out": out, "device": "cpu"}
-    given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": 3 * one.lr, "seed": one.seed}
+    given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": CRITIC * one.lr, "seed": one.seed}
     ppo.run(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
     rows = read_jsonl(out / "metrics.jsonl")
     return {"generated": round(sum(row["answers"] * row["length/sampled"] for row in rows if "answers" in row))}

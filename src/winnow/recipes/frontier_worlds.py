@@ -28,6 +28,7 @@ from winnow.resolved import resolve
 K = 4  # answers to a prompt that are compared
 BEST_OF = (1, 2, 4, 8, 16, 64)
 TRUSTED = 100  # samples that must be left, effectively, for a limit made of samples to be drawn
+LEAST = {"kl": 0.0}  # where intervals are cut off
 FURTHEST = 6.0  # nats to which a limit is drawn
 SMALL_SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
 Figures = dict[str, Any]
@@ -111,7 +112,8 @@ def counted(table: Table, logp_XA: torch.Tensor) -> Figures:
     """A policy's exact figures, each with an interval over prompts."""
     fluent_X = (logp_XA.exp() * small_world.fluent()).sum(-1)
     found = {"kl": frontier.kl(table, logp_XA), "reward": frontier.reward(table, logp_XA), "fluency": fluent_X, "win": frontier.wins(table, logp_XA)}
-    return {name: asdict(over_prompts(value_X.tolist())) for name, value_X in found.items()} | {"prompts": len(logp_XA), "answers": None}
+    figures = {name: asdict(over_prompts(value_X.tolist(), LEAST.get(name, -math.inf))) for name, value_X in found.items()}
+    return {**figures, "prompts": len(logp_XA), "answers": None}
 
 
 def _small_facts(table: Table) -> Figures:
@@ -167,7 +169,7 @@ def _sampled(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str]
     fluent = [[float(answer.finished and world.grammatical(text)) for answer, text in zip(*many)] for many in zip(said.answers, said.texts)]
     won = win_rate(said.rewards, theirs)
     found = {"kl": far, "reward": said.rewards, "fluency": fluent}
-    means: Figures = {name: asdict(over_prompts([fmean(row) for row in rows])) for name, rows in found.items()}
+    means: Figures = {name: asdict(over_prompts([fmean(row) for row in rows], LEAST.get(name, -math.inf))) for name, rows in found.items()}
     return means | {"win": {"mean": won.rate, "low": won.low, "high": won.high}, "prompts": len(prompts), "answers": K * len(prompts)}
 
 

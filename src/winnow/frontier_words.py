@@ -1,0 +1,78 @@
+"""What `winnow frontier` found, in words: names of methods, numbers with their intervals, the paper's claims. No figure is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from winnow.figures import number, percent, signed
+
+Figures = Mapping[str, Any]
+
+STYLES = {  # method -> its name, colour, dash, marker
+    "dpo": ("DPO", "r1", "solid", "o"),
+    "ppo": ("PPO, learned reward", "r2", "solid", "s"),
+    "ppo_true": ("PPO, true reward", "r3", "solid", "^"),
+    "best_of": ("Best of n", "r4", "solid", "D"),
+    "preferred_ft": ("Preferred-FT", "r6", "solid", "P"),
+    "unlikelihood": ("Unlikelihood", "r5", "solid", "v"),
+    "dpo+sft": ("DPO + a fixed NLL term", "muted", "dashed", "o"),
+}
+TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
+
+
+def between(mean: Figures, write: Callable[[float], str] = number) -> str:
+    """An interval in brackets; nothing where there is none."""
+    return "" if mean["low"] is None else f" ({write(mean['low'])} to {write(mean['high'])})"
+
+
+def shared(mean: Figures, digits: int = 0) -> str:
+    """A share as percent, with its interval."""
+    return percent(mean["mean"], digits) + span_of(mean, digits)
+
+
+def span_of(share: Figures, digits: int = 0) -> str:
+    """A share's interval in brackets, which cannot leave 0 to 100."""
+    ends = [] if share["low"] is None else [f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (share["low"], share["high"])]
+    return f" ({'–'.join(ends)})" if ends else ""
+
+
+def setting(row: Figures) -> str:
+    """A method's knob and where it stands."""
+    knobs = {"beta": "β", "alpha": "α", "target_kl": "target", "n": "n"}
+    return "one setting" if row["value"] is None else f"{knobs.get(row['knob'], row['knob'])} {row['value']:g}"
+
+
+def claims(ledger: Figures) -> list[dict[str, str]]:
+    """Each claim with its answer and the numbers it rests on."""
+    return [_above(claim) if claim["name"] == "above" else _order(claim) for claim in ledger["claims"]]
+
+
+def _above(claim: Figures) -> dict[str, str]:
+    against, difference = STYLES[claim["against"]][0], claim["difference"]
+    head = f"{TITLES[claim['world']]}: DPO’s frontier is at or above that of {against}"
+    if difference is None:
+        return {"claim": head, "answer": "undecided", "why": f"{claim['why'].capitalize()}."}
+    low, high = (number(kl) for kl in claim["reach"])
+    why = f"At equal KL, from {low} to {high} nats, which both reached, DPO’s reward is {signed(difference['mean'])}{between(difference, signed)} beside it"
+    return {"claim": head, "answer": claim["verdict"], "why": f"{why}, {by_seeds(claim['seeds'])}."}
+
+
+def _order(claim: Figures) -> dict[str, str]:
+    changes = [f"from {c['low']:g} to {c['high']:g} by {signed(c['change']['mean'])}{between(c['change'], signed)}" for c in claim["changes"]]
+    why = f"As β rises KL changes {', '.join(changes)} nats, {by_seeds(claim['seeds'])}."
+    if claim["method"] == "dpo":
+        return {"claim": f"{TITLES[claim['world']]}: a higher β means less KL, for DPO alone", "answer": claim["verdict"], "why": why}
+    answer = {"yes": "no", "no": "yes"}.get(claim["verdict"], "undecided")
+    more = " DPO’s gradient grows with β and the NLL term’s does not: where β is small the NLL term decides where the policy goes."
+    return {"claim": f"{TITLES[claim['world']]}: a fixed NLL term beside DPO breaks that order", "answer": answer, "why": why + more}
+
+
+def by_seeds(count: int) -> str:
+    """How many there were."""
+    return f"{count} seeds" if count > 1 else "one seed, so there is no interval"
+
+
+def sentences(ledger: Figures) -> list[str]:
+    """The claims for a terminal."""
+    return [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)] if ledger["points"] else []
