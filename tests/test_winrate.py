@@ -223,7 +223,7 @@ def test_the_report_says_where_it_comes_from(world, whole):
     assert report["settings"]["judge"] == report["judge"]["judge"] == TASTE
     assert report["command"].startswith("winnow winrate ")
     assert {"winnow-lm", "numpy", "scipy", "torch", "python"} <= set(report["versions"])
-    assert [model["sampled"]["seed"] for model in report["models"][:3]] == [0, 1, 2]  # random numbers of their own
+    assert len({model["sampled"]["seed"] for model in report["models"][:3]}) == 3  # random numbers of their own, whatever their place in the command
     assert "sampled" not in report["models"][3]
 
 
