@@ -123,8 +123,17 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
 
 def compute(root: Path, command: str, *, quick: bool, seeds: int | None, seed: int, trained: Path | None = None) -> None:
     """Every point, and `frontier.json`. seeds: None for as many as are there, or the usual number; trained: an SFT model of the reviews that is there already,
-    known by its weights, since a path may hold another model later.
+    known by its weights, since a path may hold another model later. One thread: these models are so small that threads wait for each other.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _compute(root, command, quick, seeds, seed, trained)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compute(root: Path, command: str, quick: bool, seeds: int | None, seed: int, trained: Path | None) -> None:
     began, made = time.perf_counter(), {"quick": quick, "seed": seed, "sft": weights_hash(models.load(str(trained), device="cpu").model) if trained else None}
     ledger = _begun(root, made)
     seeds = _enough(root, seeds, ledger.get("seeds", 0), 2 if quick else 3)
