@@ -80,7 +80,7 @@ QUICK_SMALL = replace(
         rows=480,
         training={**SMALL.size.training, "steps": 60, "save_every": 60},
     ),
-    values={"dpo": (0.35, 3.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "preferred_ft": (None,)},
+    values={"dpo": (0.35, 1.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "preferred_ft": (None,)},
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
 )
 QUICK_REVIEWS = replace(
