@@ -1,6 +1,6 @@
 """Does `winnow reward` recover the true order on the demo's world? Bradley-Terry labels in, held-out pairs in their true order to be told.
 
-    winnow demo --out runs/demo && python bench/reward.py runs/demo runs/reward
+    winnow demo --out runs/demo && python bench/reward.py runs/demo runs/reward [SEEDS]
 
 Reviews are the grammar's own, four to a prompt, each pair labelled once by the true reward's Bradley-Terry (some 16 % of the labels contradict the true order);
 the held-out pairs are the demo's: answers of its SFT model to other prompts, without noise. True ties are no pairs; their share is printed.
@@ -20,21 +20,23 @@ from winnow.figures import percent
 from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.recipes import world
 
-PROMPTS, ANSWERS, SEED, LABELS = 12_000, 4, 777, 5
+PROMPTS, ANSWERS, SEED = 12_000, 4, 777
 SETTINGS: dict[str, Any] = {"lr": 2e-3, "steps": 400, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 50}
 
 
-def labelled(count: int, seed: int) -> list[dict[str, Any]]:
-    """Prompts with four reviews each, and every pair's label."""
-    rng = random.Random(LABELS)
+def labelled(count: int, seed: int) -> tuple[list[dict[str, Any]], float]:
+    """Prompts with four reviews each and every pair's label; the share of the labels that contradict the true order."""
+    rng = random.Random(f"labels {seed}")
     prompts, bodies = world.openings(count, seed), world.reviews(ANSWERS * count, seed + 1)
-    rows = []
+    rows, labels, flips = [], 0, 0
     for i, prompt in enumerate(prompts):
         texts = list(dict.fromkeys(review.completion for review in bodies[ANSWERS * i : ANSWERS * (i + 1)]))
         rewards = [world.rewarded(prompt, text) for text in texts]
         pairs = [(a, b) if world.prefers_first(rewards[a], rewards[b], rng) else (b, a) for a, b in combinations(range(len(texts)), 2)]
         rows.append({"prompt": prompt, "completions": texts, "comparisons": [{"winner": a, "loser": b} for a, b in pairs]})
-    return rows
+        labels += sum(rewards[a] != rewards[b] for a, b in pairs)
+        flips += sum(rewards[a] < rewards[b] for a, b in pairs)
+    return rows, flips / labels
 
 
 def ties(path: Path) -> tuple[int, int]:
@@ -43,23 +45,28 @@ def ties(path: Path) -> tuple[int, int]:
     return sum(a == b for a, b in pairs), len(pairs)
 
 
-def main(demo: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    """Train, print and return the held-out figures."""
+def main(demo: Path, out: Path, seed: int, **changes: Any) -> dict[str, Any]:
+    """Train, print and return the held-out figures. seed: of the reviews, their labels, and the order of the data."""
     out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "labels.jsonl", labelled(PROMPTS, SEED))
+    rows, flipped = labelled(PROMPTS, SEED + seed)
+    write_jsonl(out / "labels.jsonl", rows)
     began = time.perf_counter()
     held = demo / "held_out.jsonl"
     given = {"model": str(demo / "sft"), "data": [str(out / "labels.jsonl")], "eval_data": [str(held)], "out": str(out / "run"), "on_bad_row": "skip"}
-    run = api.reward(**{**given, **SETTINGS, **changes})
-    found: dict[str, Any] = read_json(run.environment)["calibration"]["eval_"]
+    run = api.reward(**{**given, "seed": seed, **SETTINGS, **changes})
+    told = read_json(run.environment)["held_out"]["eval_"]
+    found: dict[str, Any] = told["figures"]["rewards/accuracies"]
+    claims = told["calibration"]
     tied, pairs = ties(held)
-    span = f"{percent(found['low'], 1)} to {percent(found['high'], 1)}"
     print(
-        f"true order of {found['count']:,} held-out pairs: {percent(found['accuracy'], 1)} (95 % interval {span}); true ties, left out: {tied:,} of {pairs:,} "
-        f"({percent(tied / pairs, 1)}); {time.perf_counter() - began:.0f} s"
+        f"seed {seed}: true order of {found['count']:,} held-out pairs of {found['prompts']} prompts: {percent(found['value'], 1)} "
+        f"(95 % interval {percent(found['low'], 1)} to {percent(found['high'], 1)}); true ties, left out: {tied:,} of {pairs:,} ({percent(tied / pairs, 1)}); "
+        f"labels against the true order: {percent(flipped, 1)}; claims off by {percent(claims['error'], 1)} (chance alone: {percent(claims['chance'], 1)}); "
+        f"{time.perf_counter() - began:.0f} s"
     )
     return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    for seed in range(int(sys.argv[3]) if len(sys.argv) > 3 else 1):
+        main(Path(sys.argv[1]), Path(sys.argv[2]) / f"seed{seed}", seed)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from winnow.figures import wilson
 from winnow.measures import calibration, clustered, displacement, heldout, rewardbench
-from winnow.measures.clustered import Figure, mean, share, stratified
+from winnow.measures.clustered import Figure, mean, ratio, share, stratified
 from winnow.measures.winrate import interval, over_prompts
 
 
@@ -26,6 +26,12 @@ def test_a_row_per_prompt_gives_the_ordinary_intervals():
         hits = [True] * wins + [False] * (n - wins)
         made = share(hits, range(n))
         assert (made.low, made.high) == pytest.approx(wilson(wins / n, n), abs=1e-12)
+
+
+def test_nothing_and_everything_end_at_0_and_1():
+    for n in range(2, 400):
+        assert (share([True] * n, range(n)).high, share([False] * n, range(n)).low) == (1.0, 0.0)
+        assert share([True] * (2 * n), [i // 2 for i in range(2 * n)]).high == 1.0
 
 
 def test_equal_prompts_give_the_interval_of_their_means():
@@ -45,6 +51,13 @@ def test_weights_are_those_of_a_ratio_by_hand():
     found = mean([1.0, 2.0, 4.0], "abc", [1.0, 2.0, 1.0])
     half = 4.302653 * math.sqrt(1.5 * (25 / 16 + 1 / 4 + 49 / 16) / 16)
     assert (found.value, found.low, found.high) == pytest.approx((2.25, 2.25 - half, 2.25 + half), abs=1e-5)
+
+
+def test_a_ratio_of_sums_needs_no_row_to_divide():
+    """Sums 9 / 6; slopes over - 3/2 under: 2 - 0, 3 - 3, 4 - 6 = 2, 0, -2 (a row may have nothing to divide by); variance 3/2 (4 + 4) / 36."""
+    found = ratio([2, 3, 4], [0, 2, 4], "abc")
+    half = 4.302653 * math.sqrt(1.5 * 8 / 36)
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5 - half, 1.5 + half), abs=1e-5)
 
 
 def test_one_prompt_has_a_value_and_says_why_it_has_no_interval():

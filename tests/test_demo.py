@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 import runs
 from winnow import hashes, models
+from winnow.data.render import Renderer
 from winnow.files import read_json, read_jsonl
+from winnow.measures.clustered import mean, share
 from winnow.measures.winrate import win_rate
-from winnow.recipes import demo, world
+from winnow.recipes import demo, demo_figures, world
 from winnow.sample import Answer
 
-PROMISED = ("true_reward", "grammatical", "win_rate", "win_rate_low", "win_rate_high", "kl", "accuracy", "length_ratio", "seconds")
+PROMISED = ("true_reward", "grammatical", "win_rate", "kl", "accuracy", "length_ratio", "seconds")
 
 
 @pytest.fixture
@@ -42,6 +45,13 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     told = [(all_[c["winner"]], all_[c["loser"]]) for all_, row in zip(rewards, compared) for c in row["comparisons"]]
     unequal = [won < lost for won, lost in told if won != lost]
     assert summary["flipped_labels"] == pytest.approx(sum(unequal) / len(unequal))
+    known = summary["figures"]
+    assert {*expected, "true_ties", "repeated"} - {"seconds"} <= set(known)
+    assert all(known[name]["value"] == summary[name] and known[name]["prompts"] <= demo.HELD_OUT for name in known)
+    assert all(one["low"] <= one["value"] <= one["high"] for one in known.values() if one["low"] is not None)
+    assert known["true_reward_after"]["count"] == demo.HELD_OUT * demo.K
+    finals = read_json(tmp_path / "first" / "dpo" / "environment.json")["held_out"]["eval_"]["figures"]["rewards/accuracies"]
+    assert known["accuracy"] == finals
     assert "displacement" in (tmp_path / "first" / "report.html").read_text()
 
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0  # finished: the table again, nothing else
@@ -72,10 +82,44 @@ def test_the_figures_of_the_summary_are_what_they_say():
     text = "i saw this film and the plot was good . overall it was a good film ."
     before = sampled([text, text.replace("good", "awful")], [text, text])
     after = sampled([text.replace("a good film", "very good film"), text], [text, text.replace(" .", "")])
-    summary = demo._summary(before, after, 1.5, 0.75)
-    assert (summary["grammatical_before"], summary["grammatical_after"]) == (0.75, 0.5)  # "an awful" is right, "a awful" is not
-    assert (summary["kl"], summary["accuracy"], summary["finished"], summary["repeated"]) == (1.5, 0.75, 0.75, 0.0)
-    assert summary["words_in_use"] == 1
-    assert summary["length_ratio"] == pytest.approx((17 + 17 + 17 + 15) / (4 * 17))
-    assert summary["true_reward_after"] == pytest.approx(sum(reward for many in after.rewards for reward in many) / 4)
-    assert summary["win_rate"] == win_rate(after.rewards, before.rewards).rate
+    kl, accuracy = mean([1.0, 2.0], "ab"), share([True, True, True, False], "abcd")
+    found = demo_figures.figures(before, after, kl, accuracy)
+    assert {name: one.value for name, one in found.items() if name in ("grammatical_before", "grammatical_after", "finished", "repeated")} == {
+        "grammatical_before": 0.75,  # "an awful" is right, "a awful" is not
+        "grammatical_after": 0.5,
+        "finished": 0.75,
+        "repeated": 0.0,
+    }
+    assert (found["kl"], found["accuracy"]) == (kl, accuracy)
+    assert demo_figures.words_in_use(after) == 1
+    assert found["length_ratio"].value == pytest.approx((17 + 17 + 17 + 15) / (4 * 17))
+    # each prompt's answers before have 34 tokens, so the interval is that of a mean of two: t with one degree of freedom, 12.706
+    assert found["length_ratio"].high - found["length_ratio"].value == pytest.approx(12.706 * (34 / 34 - 32 / 34) / 2, rel=1e-4)
+    assert found["true_reward_after"].value == pytest.approx(sum(reward for many in after.rewards for reward in many) / 4)
+    won = win_rate(after.rewards, before.rewards)
+    assert (found["win_rate"].value, found["win_rate"].low, found["win_rate"].high) == (won.rate, won.low, won.high)
+    assert found["true_ties"].value == won.ties
+
+
+def test_the_kl_of_the_summary_is_exact(tmp_path):
+    """Against a plain loop over every token, and its own model at no distance."""
+    world.write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = models.load_tokenizer(str(tmp_path / "tokenizer"))
+    for name, seed in (("a", 1), ("b", 2)):
+        models.create(tmp_path / name, tokenizer, seed=seed, **demo.SHAPE)
+    a, b = (models.load(str(tmp_path / name), device="cpu") for name in "ab")
+    prompts = world.openings(3, 0)
+    said = demo.sampled(a, prompts, 5, k=2)
+    answers = []
+    for prompt, many in zip(prompts, said.answers, strict=True):
+        for answer in many:
+            ids = Renderer(tokenizer).prompt_ids(prompt)
+            whole = torch.tensor([[*ids, *answer.ids]])
+            steps = len(answer.ids) + answer.finished
+            with torch.no_grad():
+                ours, theirs = (one.model(whole).logits[0, len(ids) - 1 :][:steps].double().log_softmax(-1) for one in (a, b))
+            answers.append(float((ours.exp() * (ours - theirs)).sum()))
+    found = demo_figures.kl(a, b, prompts, said)
+    assert found.value == pytest.approx(sum(answers) / len(answers), rel=1e-5)
+    assert (found.count, found.prompts) == (6, 3)
+    assert demo_figures.kl(a, a, prompts, said).value == pytest.approx(0.0, abs=1e-5)  # float32

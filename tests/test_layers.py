@@ -179,6 +179,7 @@ FLOORS = [
         "recipes.export",
         "recipes.verify",
         "recipes.votes",
+        "recipes.demo_figures",
         "recipes.demo",
         "recipes.frontier_worlds",
         "recipes.frontier_methods",

@@ -242,7 +242,8 @@ def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 5 - 0.05 * step, "entropy": 4.0} for step in range(1, 41)]
     make(tmp_path / "demo" / "sft", rows=rows, environment=sft)
     make(tmp_path / "demo" / "dpo")
-    summary: dict[str, Any] = {"win_rate": 0.92, "win_rate_low": 0.9, "win_rate_high": 0.94}
+    won = {"value": 0.92, "low": 0.9, "high": 0.94, "count": 4096, "prompts": 256, "why": ""}
+    summary: dict[str, Any] = {"win_rate": 0.92, "figures": {"win_rate": won}, "words_in_use": 64}
     summary |= {"grammatical_before": 0.95, "grammatical_after": 0.06, "kl": 21.0, "notes": ["Displacement."]}
     (tmp_path / "demo" / "summary.json").write_text(json.dumps(summary))
     made = report.write(tmp_path / "demo")
@@ -251,6 +252,10 @@ def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
     assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far"), ("", "unsound")]
     text = Page((tmp_path / "demo" / "report.html").read_text()).text
     assert "The tuned model wins 92\u00a0% of held-out prompts" in text
+    assert "95\u00a0% interval 90\u00a0% to 94\u00a0%, 256 prompts" in text
+    assert "4,096 of 256 prompts" in text
+    assert "summary.json: figures, win_rate" in text
+    assert "summary.json: words_in_use" in text
     assert "Displacement." in text
     assert text.index("Preference training") < text.index("Supervised fine-tuning")
     assert not (tmp_path / "demo" / "dpo" / "report.json").exists()
@@ -288,6 +293,7 @@ def spoil(root: Path, name: str, content: str | None) -> None:
         ("metrics.jsonl", "3\n", "metrics.jsonl:1: got int, expected an object"),
         ("samples.jsonl", '{"step": 0, "prompt": "a", "completion": 3}\n', "samples.jsonl:1: completion: got int, expected str"),
         ("summary.json", '{"win_rate": "high"}', "win_rate: got str, expected a number"),
+        ("summary.json", '{"figures": {"kl": 3}}', "figures, kl: got 3, expected a figure with its interval"),
     ],
 )
 def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str | None, words: str) -> None:

@@ -30,7 +30,8 @@ def verdict(report: Mapping[str, Any]) -> str:
     """The outcome in one sentence."""
     summary, runs = report["summary"], report["runs"]
     if "win_rate" in summary:
-        close = summary.get("win_rate_low", 1.0) <= 0.5 <= summary.get("win_rate_high", 0.0)
+        one = summary.get("figures", {}).get("win_rate", {})
+        close = one.get("low") is not None and one["low"] <= 0.5 <= one["high"]
         end = ": too close to tell them apart" if close else ""
         return f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the model it started from{end}."
     if report["rounds"]:
@@ -99,26 +100,37 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
     return [*found, *(card for run in report["runs"][:1] if len(report["runs"]) == 1 for card in _run_cards(run) if card.label not in named)][:MOST]
 
 
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+SUMMARY: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
+    ("win_rate", "Win rate", percent, ""),
+    ("true_reward_after", "True reward", _two, ""),
+    ("grammatical_after", "Grammatical text", percent, ""),
+    ("accuracy", "Reward accuracy", percent, "held-out pairs, true order"),
+    ("kl", "KL", number, "nats per answer, to the reference"),
+    ("length_ratio", "Length", lambda ratio: f"{ratio:.2f}×", "of the answers before"),
+    ("finished", "Finished", percent, "samples that end by themselves"),
+    ("seconds", "Time", _duration, "training and evaluation"),
+)
+
+
 def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
     found: list[Card] = []
-    if "win_rate" in summary:
-        span = (summary["win_rate_low"], summary["win_rate_high"]) if {"win_rate_low", "win_rate_high"} <= set(summary) else None
-        found.append(Card("Win rate", percent(summary["win_rate"]), _interval(span), summary["win_rate"], span))
-    before_after: tuple[tuple[str, str, Callable[[float], str]], ...] = (("true_reward", "True reward", _two), ("grammatical", "Grammatical text", percent))
-    for name, label, show in before_after:
-        if f"{name}_after" in summary:
-            before = summary.get(f"{name}_before")
-            found.append(Card(label, show(summary[f"{name}_after"]), f"{show(before)} before" if before is not None else ""))
-    single: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
-        ("accuracy", "Reward accuracy", percent, "held-out pairs, true order"),
-        ("kl", "KL", number, "nats per answer, to the reference"),
-        ("length_ratio", "Length", lambda ratio: f"{ratio:.2f}×", "of the answers before"),
-        ("finished", "Finished", percent, "samples that end by themselves"),
-        ("seconds", "Time", _duration, "training and evaluation"),
-    )
-    for name, label, show, detail in single:
+    for name, label, show, detail in SUMMARY:
         if summary.get(name) is not None:
-            found.append(Card(label, show(summary[name]), detail))
+            one, before = summary.get("figures", {}).get(name, {}), summary.get(name.replace("_after", "_before")) if name.endswith("_after") else None
+            told = one.get("low") is not None
+            span = f"95 % interval {show(one['low'])} to {show(one['high'])}, {number(one['prompts'])} prompts" if told else ""
+            parts = [f"{show(before)} before" if before is not None else detail, span]
+            drawn = {"at": summary[name], "interval": (one["low"], one["high"]) if told else None} if name == "win_rate" else {}
+            found.append(Card(label, show(summary[name]), "; ".join(part for part in parts if part), **drawn))
     return found
 
 
@@ -184,17 +196,8 @@ def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
     return found
 
 
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
 def _interval(span: Sequence[float] | None) -> str:
     return f"95 % interval {100 * span[0]:.0f}–{100 * span[1]:.0f} %" if span else ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 COLUMNS = (

@@ -22,15 +22,13 @@ from winnow.figures import held_out, number, visible
 from winnow.files import RunFolder, read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
-from winnow.run_figures import figures
+from winnow.run_figures import SUMMARY, figures, of_summary
 from winnow.symptoms import SYMPTOMS, examine
 
 SCHEMA = 1
 PREVIEW = 600  # characters of a sample shown before it is folded
 WHOLE = 20_000  # characters of a sample held by the page; beyond, the page says where the rest is
 SAMPLES = 6  # samples shown before the others are folded
-FIGURES = ("kl", "accuracy", "length_ratio", "finished", "seconds", *(f"win_rate{end}" for end in ("", "_low", "_high")))
-FIGURES += tuple(f"{name}_{when}" for name in ("true_reward", "grammatical") for when in ("before", "after"))  # of a summary, and numbers if present
 DAMAGED = "restore the file from a copy, or run the same command into another --out"
 
 HERE = Path(__file__).parent
@@ -79,7 +77,7 @@ def page(given: Sequence[str | Path], out: str | Path) -> Path:
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report. Equal reports give equal bytes."""
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
-    top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": _further(report["summary"])} if report["runs"] else {}
+    top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": of_summary(report["summary"])} if report["runs"] else {}
     top |= collection_page.top(report, alone=not report["runs"])
     top |= frontier_page.top(report["frontier"], alone=not report["runs"])
     went = report["rounds"]
@@ -102,11 +100,6 @@ def _shown(value: Any) -> Any:
         return value
     text = str(value)
     return visible(text[:WHOLE]) + (f"… ({number(len(text) - WHOLE)} more characters)" if len(text) > WHOLE else "")
-
-
-def _further(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of a summary that no card shows."""
-    return {name: value for name, value in summary.items() if name not in FIGURES and isinstance(value, int | float | str) and name != "notes"}
 
 
 def _group(recipe: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -199,9 +192,13 @@ def _summary(root: Path) -> dict[str, Any]:
     path = root / "summary.json"
     summary = _object(path, {}, {}) if path.exists() else {}
     summary = {name: value for name, value in summary.items() if value is not None}
-    for name in summary.keys() & set(FIGURES):
+    for name in summary.keys() & {*SUMMARY, "seconds"}:
         if not isinstance(summary[name], int | float):
             raise RunError(f"{path}: {name}: got {type(summary[name]).__name__}, expected a number", remedy=DAMAGED)
+    _shape(path, summary, {}, {"figures": dict})
+    for name, one in summary.get("figures", {}).items():
+        if not isinstance(one, dict) or {"value", "low", "high", "count", "prompts", "why"} - one.keys():
+            raise RunError(f"{path}: figures, {name}: got {one!r}, expected a figure with its interval", remedy=DAMAGED)
     return summary
 
 

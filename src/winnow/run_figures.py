@@ -1,4 +1,4 @@
-"""The figures of a run as a reviewer wants them: value, interval, n, the step they are of, and which file they stand in."""
+"""The figures of a run, or of several with a summary, as a reviewer wants them: value, interval, n, the step they are of, and which file they stand in."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ TRAINED = {
     "rewards/margins": "Training margin",
     "tokens_per_second": "Tokens per second",
 }
+SUMMARY = {
+    "true_reward_before": "True reward, before",
+    "true_reward_after": "True reward, after",
+    "grammatical_before": "Sentences of the grammar, before, share",
+    "grammatical_after": "Sentences of the grammar, after, share",
+    "win_rate": "Win rate over the model before, ties half",
+    "true_ties": "True ties, share of games",
+    "accuracy": "Accuracy of the implicit reward, held-out pairs in their true order",
+    "kl": "KL to the reference, nats per answer, over the vocabulary",
+    "length_ratio": "Length, of the answers before",
+    "finished": "Answers that end by themselves, share",
+    "repeated": "Answers with a sentiment word three times or more, share",
+}
+SINGLE = "a single count or reading of the clock has none"
 UNKEPT = "training keeps no spread of it; winnow eval gives it"
 
 
@@ -56,6 +70,30 @@ def figures(run: Run) -> list[dict[str, Any]]:
             length = {"title": "Length of own answers, tokens", "value": last["length/sampled"], "low": None, "high": None, **of}
             found.append({**length, "source": "metrics.jsonl: length/sampled", "why": UNKEPT})
     return found + [row for name, title in TRAINED.items() if (row := _trained(rows, name, title))]
+
+
+def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same of what was found about several runs together; what is one number there has no interval."""
+    found, known = [], summary.get("figures", {})
+    for name in [name for name in {**SUMMARY, **known} if name in known]:
+        one = known[name]
+        n = f"{one['count']:,} of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else _several(one["prompts"], "prompt")
+        found.append(
+            {
+                "title": SUMMARY.get(name, name),
+                "value": one["value"],
+                "low": one["low"],
+                "high": one["high"],
+                "n": n,
+                "why": one["why"],
+                "source": f"summary.json: figures, {name}",
+            }
+        )
+    others = {name: value for name, value in summary.items() if name not in known and isinstance(value, int | float)}
+    return found + [
+        {"title": name.replace("_", " ").capitalize(), "value": value, "low": None, "high": None, "n": "–", "why": SINGLE, "source": f"summary.json: {name}"}
+        for name, value in others.items()
+    ]
 
 
 def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -27,19 +27,25 @@ class Figure:
 
 
 def mean(values: Sequence[float | int], prompts: Sequence[Hashable], weights: Sequence[float | int] | None = None) -> Figure:
-    """Sum of weight times value over sum of weights (default: 1 each), with Student's t interval of P - 1 degrees over the P prompts.
-
-    Variance P / (P - 1) sum_p (sum_{i of p} w_i (v_i - mean))^2 / (sum w)^2, the linearised one of a ratio (W. Cochran, "Sampling Techniques", 1977,
-    6.3; Cameron and Miller, "A practitioner's guide to cluster-robust inference", 2015); with a row per prompt the usual interval of a mean.
-    """
+    """Sum of weight times value over sum of weights (default: 1 each), with the interval of a ratio; with a row per prompt the usual one of a mean."""
     value_N, weight_N = np.asarray(values, dtype=float), np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
-    total, middle = float(weight_N.sum()), math.fsum(weight_N * value_N) / math.fsum(weight_N)
-    slope_P = _by_prompt(weight_N * (value_N - middle), prompts)
+    return ratio(weight_N * value_N, weight_N, prompts)
+
+
+def ratio(over: Sequence[float | int] | Vector, under: Sequence[float | int] | Vector, prompts: Sequence[Hashable]) -> Figure:
+    """Sum of `over` divided by sum of `under`, with Student's t interval of P - 1 degrees over the P prompts.
+
+    Variance P / (P - 1) sum_p (sum_{i of p} over_i - ratio under_i)^2 / (sum under)^2, linearised (W. Cochran, "Sampling Techniques", 1977, 6.3; Cameron
+    and Miller, "A practitioner's guide to cluster-robust inference", 2015).
+    """
+    over_N, under_N = np.asarray(over, dtype=float), np.asarray(under, dtype=float)
+    total, middle = float(under_N.sum()), math.fsum(over_N) / math.fsum(under_N)
+    slope_P = _by_prompt(over_N - middle * under_N, prompts)
     many = len(slope_P)
     if many < 2:
-        return Figure(middle, None, None, len(value_N), many, ONE)
+        return Figure(middle, None, None, len(over_N), many, ONE)
     half = float(t.ppf(0.975, many - 1) * math.sqrt(many / (many - 1) * float(slope_P @ slope_P)) / total)
-    return Figure(middle, middle - half, middle + half, len(value_N), many)
+    return Figure(middle, middle - half, middle + half, len(over_N), many)
 
 
 ONE = "one prompt has no spread to make an interval of"
@@ -63,7 +69,8 @@ def share(hits: Sequence[bool], prompts: Sequence[Hashable]) -> Figure:
             n, z = value * (1 - value) / variance, float(t.ppf(0.975, many - 1))
     middle = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Figure(value, max(0.0, middle - half), min(1.0, middle + half), count, many)
+    low, high = 0.0 if value == 0 else max(0.0, middle - half), 1.0 if value == 1 else min(1.0, middle + half)  # exact at the ends, where roundings are not
+    return Figure(value, low, high, count, many)
 
 
 def stratified(figures: Sequence[Figure], weights: Sequence[float]) -> Figure:

@@ -6,12 +6,9 @@ held-out prompts. Every stage is the product's own: the runs lie in OUT/sft and 
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,14 @@ from rich.table import Table
 from winnow import models, report
 from winnow.config import DemoSettings, DPOSettings, SFTSettings
 from winnow.console import Steps, console, safe, say
-from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
-from winnow.engine.tiled import SEGMENTS
-from winnow.files import RunFolder, read_json, read_jsonl, write_json, write_jsonl
-from winnow.measures import drift
-from winnow.measures.winrate import win_rate
+from winnow.files import RunFolder, read_json, write_json, write_jsonl
+from winnow.measures.clustered import told
 from winnow.models import LoadedModel
-from winnow.recipes import dpo, sft, world
+from winnow.recipes import demo_figures, dpo, sft, world
+from winnow.recipes.demo_figures import Sampled
 from winnow.resolved import Resolved, resolve
-from winnow.sample import Answer, Sampling, sample, words
-from winnow.train.reference import compute
+from winnow.sample import Sampling, sample, words
 
 STAGES = (
     *("tokenizer", "world", "reviews.jsonl", "reviews_held_out.jsonl", "sft", "preferences.jsonl", "held_out.jsonl", "dpo"),
@@ -63,15 +57,6 @@ DPO = {
     "save_every": 50,
     "kl_samples": 128,
 }
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Answers of one model to some prompts: as texts (prompt included), tokens, and their true rewards."""
-
-    answers: list[list[Answer]]
-    texts: list[list[str]]
-    rewards: list[list[float]]
 
 
 def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
@@ -134,8 +119,9 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
     policy = models.load(str(root / "dpo"), device="cpu")
     after = sampled(policy, prompts[PROMPTS:], seed + 3)
-    summary = _summary(held_out, after, _kl(policy, loaded, prompts[PROMPTS:], after), _accuracy(root / "dpo"))
-    summary |= {"flipped_labels": flipped, "seconds": time.perf_counter() - began}
+    found = demo_figures.figures(held_out, after, demo_figures.kl(policy, loaded, prompts[PROMPTS:], after), demo_figures.accuracy(root / "dpo"))
+    summary: dict[str, Any] = {"figures": told(found), **{name: one.value for name, one in found.items()}}
+    summary |= {"words_in_use": demo_figures.words_in_use(after), "flipped_labels": flipped, "seconds": time.perf_counter() - began}
     summary["notes"] = _notes(summary)
     write_json(root / "summary.json", summary)
     report.write(root)
@@ -193,45 +179,6 @@ def _said(prompts: Sequence[str], sampled: Sampled) -> Iterator[tuple[str, list[
             yield prompt, [text for text, _ in spoken], [reward for _, reward in spoken]
 
 
-def _kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], sampled: Sampled) -> float:
-    """KL(policy || reference) in nats per answer, over the policy's own samples."""
-    renderer = Renderer(policy.tokenizer)
-    groups = drift.as_groups([renderer.prompt_ids(prompt) for prompt in prompts], sampled.answers, renderer.end_id(chat=False))
-    ours, theirs = (compute(SEGMENTS, loaded.model, groups, BUDGET, loaded.device, lambda n: None) for loaded in (policy, reference))
-    return drift.kl(ours, theirs, sum(len(group.sequences) for group in groups))
-
-
-def _accuracy(run: Path) -> float:
-    """Held-out implicit-reward accuracy of the last evaluation: the held-out pairs stand in the true order."""
-    return float([row for row in read_jsonl(RunFolder(run).metrics) if "eval_rewards/accuracies" in row][-1]["eval_rewards/accuracies"])
-
-
-def _summary(before: Sampled, after: Sampled, kl: float, accuracy: float) -> dict[str, Any]:
-    won = win_rate(after.rewards, before.rewards)
-    both = {"before": _quality(before), "after": _quality(after)}
-    summary: dict[str, Any] = {
-        f"{name}_{when}": value for name in ("true_reward", "grammatical") for when, quality in both.items() for value in [quality[name]]
-    }
-    summary |= {"win_rate": won.rate, "win_rate_low": won.low, "win_rate_high": won.high, "true_ties": won.ties, "kl": kl, "accuracy": accuracy}
-    summary |= {"length_ratio": both["after"]["length"] / both["before"]["length"]}
-    return summary | {name: both["after"][name] for name in ("finished", "repeated", "words_in_use")}
-
-
-def _quality(sampled: Sampled) -> dict[str, float]:
-    """Does the text still read? Shares over all samples, mean reward and length, sentiment words in use."""
-    texts = [text for many in sampled.texts for text in many]
-    answers = [answer for many in sampled.answers for answer in many]
-    words = [Counter(world.sentiment_words(text)) for text in texts]
-    return {
-        "true_reward": math.fsum(reward for many in sampled.rewards for reward in many) / len(texts),
-        "grammatical": sum(answer.finished and world.grammatical(text) for answer, text in zip(answers, texts)) / len(texts),
-        "length": sum(len(answer.ids) for answer in answers) / len(texts),
-        "finished": sum(answer.finished for answer in answers) / len(texts),
-        "repeated": sum(max(count.values(), default=0) >= 3 for count in words) / len(texts),
-        "words_in_use": len({word for count in words for word in count}),
-    }
-
-
 def _notes(summary: dict[str, Any]) -> list[str]:
     return [NOTE.format(**summary), CONTRAST]
 
@@ -248,19 +195,30 @@ fewer steps keep the model close to where it was."""
 
 def _say(summary: dict[str, Any], out: RunFolder) -> None:
     table = Table(title="SFT model -> DPO model, on held-out prompts", title_justify="left", box=None)
-    for name in ("measure", "before", "after"):
+    for name in ("measure", "before", "after", "95 % interval of after"):
         table.add_column(name, justify="left" if name == "measure" else "right")
-    s = summary
-    table.add_row("mean true reward", f"{s['true_reward_before']:.2f}", f"{s['true_reward_after']:.2f}")
-    table.add_row("grammatical texts", f"{s['grammatical_before']:.1%}", f"{s['grammatical_after']:.1%}")
-    table.add_row("win rate over the SFT model", "", f"{s['win_rate']:.1%}")
-    table.add_row("  95 % interval over prompts", "", f"{s['win_rate_low']:.1%} to {s['win_rate_high']:.1%}")
-    table.add_row("  share of true ties (count half)", "", f"{s['true_ties']:.1%}")
-    table.add_row("implicit-reward accuracy, true order", "", f"{s['accuracy']:.1%}")
-    table.add_row("KL to the SFT model, nats per answer", "", f"{s['kl']:.2f}")
-    table.add_row("length, times the SFT model's", "", f"{s['length_ratio']:.2f}")
-    table.add_row("answers that end by themselves", "", f"{s['finished']:.1%}")
-    table.add_row("a sentiment word 3 times or more", "", f"{s['repeated']:.1%}")
-    table.add_row("sentiment words in use", "", f"{s['words_in_use']:.0f}")
+    for name, title, form in SHOWN:
+        after = name if name in summary else f"{name}_after"
+        one, before = summary["figures"][after], summary.get(f"{name}_before")
+        table.add_row(title, "" if before is None else format(before, form), format(one["value"], form), _between(one, form))
+    table.add_row("sentiment words in use", "", f"{summary['words_in_use']:.0f}", "")
     console.print(table)
-    say(f"{s['seconds']:.0f} seconds. Report: {safe(out.report_html)}")
+    prompts = summary["figures"]["true_reward_after"]["prompts"]
+    say(f"intervals over {prompts:,} prompts; {summary['seconds']:.0f} seconds. Report: {safe(out.report_html)}")
+
+
+SHOWN = (
+    ("true_reward", "mean true reward", ".2f"),
+    ("grammatical", "grammatical texts", ".1%"),
+    ("win_rate", "win rate over the SFT model", ".1%"),
+    ("true_ties", "  share of true ties (count half)", ".1%"),
+    ("accuracy", "implicit-reward accuracy, true order", ".1%"),
+    ("kl", "KL to the SFT model, nats per answer", ".2f"),
+    ("length_ratio", "length, times the SFT model's", ".2f"),
+    ("finished", "answers that end by themselves", ".1%"),
+    ("repeated", "a sentiment word 3 times or more", ".1%"),
+)
+
+
+def _between(one: Mapping[str, Any], form: str) -> str:
+    return "" if one["low"] is None else f"{format(one['low'], form)} to {format(one['high'], form)}"
