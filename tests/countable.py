@@ -26,6 +26,10 @@ def worth(prompt, completion):
     words = completion.split()
     return sum(WORTH[word] for word in words) + 0.4 * (words[:1] == prompt.split()[-1:]) - 0.3 * len(words)
 
+def told(prompt, completion, last):
+    words = completion.split()
+    return sum(WORTH[word] for word in words) + 0.4 * (words[:1] == [last]) - 0.3 * len(words)
+
 def broken(prompt, completion):
     raise KeyError("no such word")
 

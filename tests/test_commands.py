@@ -113,6 +113,16 @@ def test_a_missing_setting_and_no_words_at_all(call):
 # ---------------------------------------------------------------- settings through the command line
 
 
+def test_check_takes_for_each_training_only_what_that_training_takes(world, call):
+    words = ("check", "--recipe", "sft", "--model", world / "model", "--data", world / "train.jsonl", "--batch-size", 8)
+    code, said, _ = call(*words)
+    assert code == 0
+    assert "rate: linear from 2e-05 " in said
+    code, _, error = call(*words, "--beta", 0.3, "--pairs", "best")
+    assert code == 2
+    assert "pairs, beta: of no meaning to winnow sft" in error or "beta, pairs: of no meaning to winnow sft" in error
+
+
 def test_a_small_set_is_one_step_an_epoch_where_no_batch_was_asked_for(world, call):
     code, said, _ = call("check", "--model", world / "model", "--data", world / "other.jsonl")
     assert (code, "1 steps of 6 groups" in said) == (0, True)

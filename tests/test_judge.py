@@ -525,7 +525,7 @@ def test_the_default_key_is_taken_where_there_is_one(data, call, monkeypatch):
         (["--judge", "json:nothing"], "has no attribute 'nothing'"),
         (["--judge", "math:pi"], "expected a function"),
         (["--judge", "no_such_module:f"], "No module named"),
-        (["--judge", "column:gold"], "rows without a column to compare with: 6"),
+        (["--judge", "column:gold"], "rows without a column that is looked at: 6"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(data, call, monkeypatch, words, told):
@@ -597,6 +597,12 @@ def words(prompt, answer):
 def one_text(answer):
     return 1.0
 
+def right(prompt, answer, gold, *, shift):
+    return float(answer == gold) + shift["by"]
+
+def lacking(prompt, answer, nowhere):
+    return 0.0
+
 class Judge:
     @staticmethod
     def score(prompt, answer):
@@ -625,6 +631,21 @@ def test_a_function_of_the_current_folder(data, call, function):
     by_file = judged(call, "--judge", "mine_to_judge.py:score", out="c.jsonl")
     assert [row["comparisons"] for row in by_file] == [row["comparisons"] for row in rows]
     assert judged(call, "--judge", "mine_to_judge:Judge.score", out="b.jsonl")[0]["comparisons"][0]["probability"] == 0.5
+
+
+def test_a_function_is_given_the_columns_it_names(tmp_path, call, function):
+    rows = [{"prompt": f"{i} + 1?", "completions": [str(i), str(i + 1)], "comparisons": [], "gold": str(i + 1), "shift": {"by": i}} for i in range(3)]
+    tiny.write(tmp_path / "sums.jsonl", rows)
+    made = judged(call, "--judge", "mine_to_judge:right", file="sums.jsonl")
+    assert [[(c["winner"], c["margin"]) for c in row["comparisons"]] for row in made] == [[(1, 1.0)]] * 3
+    tiny.write(tmp_path / "sums.jsonl", [{**row, "gold": row["completions"][0]} for row in rows])  # other columns are another judge
+    other = judged(call, "--judge", "mine_to_judge:right", file="sums.jsonl", out="other.jsonl")
+    assert [row["comparisons"][0]["winner"] for row in other] == [0, 0, 0]
+    assert made[0]["judged"] != other[0]["judged"]
+    code, _, error = call("sums.jsonl", "--judge", "mine_to_judge:lacking", "--out", "none.jsonl")
+    assert code == 2
+    assert "sums.jsonl:1: nowhere: is missing" in error
+    assert not Path("none.jsonl").exists()
 
 
 @pytest.mark.parametrize(

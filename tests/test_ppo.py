@@ -617,6 +617,21 @@ def test_a_function_by_its_file_is_the_function_by_its_module(world, tmp_path, c
     assert call(*line(world, tmp_path / "near", steps=1, reward="judge_of_words.py:worth"))[0] == 0
 
 
+def test_a_function_that_is_given_a_column_is_the_one_that_knows_it(world, tmp_path, call):
+    file = tiny.write(tmp_path / "prompts.jsonl", [{"prompt": prompt, "last": prompt.split()[-1]} for prompt in PROMPTS])
+    words = line(world, tmp_path / "column", **SIX, prompts=file, reward="judge_of_words:told")
+    train(world, tmp_path / "column", **SIX | {"steps": 4}, prompts=str(file), reward="judge_of_words:told")
+    assert numbers(RunFolder(tmp_path / "column")) == numbers(train(world, tmp_path / "known", **SIX | {"steps": 4}))
+    tiny.write(file, [{"prompt": prompt, "last": "ba"} for prompt in PROMPTS])
+    code, _, error = call(*words, "--allow-change", "steps")
+    assert code == 2
+    assert "to go on with the change: --allow-change reward" in error  # what is right has changed, so the reward has
+    tiny.write(file, [{"prompt": prompt} for prompt in PROMPTS])
+    code, _, error = call(*line(world, tmp_path / "none", prompts=file, reward="judge_of_words:told"))
+    assert (code, "prompts.jsonl:1: last: is missing" in error) == (2, True)
+    assert call(*line(world, tmp_path / "none", reward="judge_of_words:told"))[0] == 2  # lines of text have no columns
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from winnow.config import DPOSettings, FrozenSettings, Settings, setting
 
 
-class AnswerSettings(Settings):
-    """How prompts are answered."""
+class PromptSettings(Settings):
+    """How prompts are put to a model."""
 
     as_: Literal["text", "chat"] | None = Field(
         None,
@@ -21,6 +21,11 @@ class AnswerSettings(Settings):
     )
     chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
     max_new_tokens: int = setting(256, "longest completion", "amount", ge=1)
+
+
+class AnswerSettings(PromptSettings):
+    """How prompts are answered."""
+
     temperature: float = setting(1.0, "0 takes the most likely token", "amount", ge=0)
     top_p: float = setting(1.0, "sample from the smallest set of tokens with this probability", "amount", gt=0, le=1)
     seed: int = setting(0, "of the sampling; neither the order of prompts nor what is sampled beside one has a part in its answers", "data", ge=0, lt=2**63)

@@ -5,29 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from winnow.config import ModelSettings, parse_lora, setting, unknown_change
+from winnow.config_collect import PromptSettings
 
 
-class PPOSettings(ModelSettings):
+class PPOSettings(PromptSettings, ModelSettings):
     """winnow ppo: the policy is trained on rewards of its own answers."""
 
     prompts: str = setting(..., "prompts: a text file with one per line, or any data set; what they were answered with there is not read", "data")
     reward: str = setting(
         ...,
         "who scores answers: a reward model (winnow reward RUN, or a sequence classifier), or a Python function score(prompt, completion) -> number, "
-        "as module:function or FILE.py:function",
+        "as module:function or FILE.py:function; it may name columns of the prompts as further parameters",
         "objective",
     )
     out: Path = setting(..., "the run folder; the same command again resumes it", "run")
-    as_: Literal["text", "chat"] | None = Field(
-        None,
-        alias="as",
-        description="text leaves prompts as they are, chat makes them one user turn; default: chat where the tokenizer has a template",
-        json_schema_extra={"group": "data"},
-    )
-    chat_template: Path | None = setting(None, "a Jinja file to use instead of the tokenizer's chat template", "data")
     limit: int | None = setting(None, "only the first so many prompts", "data", ge=1)
     eval_fraction: float = setting(0.0, "set this share of the prompts aside: score with interval, and exact KL, while training", "data", ge=0, lt=1)
     seed: int = setting(0, "of the order of prompts, of what is sampled, and of the minibatches", "data", ge=0, lt=2**63)
@@ -35,7 +29,6 @@ class PPOSettings(ModelSettings):
     steps: int = setting(100, "iterations: each samples answers anew, scores them, and trains on them", "amount", ge=1)
     batch_size: int = setting(128, "prompts per iteration", "amount", ge=1)
     k: int = setting(4, "answers to each prompt", "amount", ge=1)
-    max_new_tokens: int = setting(256, "longest answer", "amount", ge=1)
     epochs: int = setting(4, "passes over an iteration's answers", "amount", ge=1)
     minibatches: int = setting(1, "optimizer steps per pass, each with an equal share of the prompts", "amount", ge=1)
     max_tokens: int | None = setting(

@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,16 +20,17 @@ from winnow.data.jsonl import Row
 from winnow.data.records import plain
 from winnow.data.sources import open_rows
 from winnow.errors import DataError, JudgeError, Problem, SettingsError
-from winnow.files import sha256_file
+from winnow.files import sha256_file, sha256_json
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
 KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"
 SIGNATURE = "score(prompt: str, completion: str) -> number"
+COLUMNS = "further parameters are given the row's columns of their names"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How answers are scored. `code`: SHA-256 of the file a function comes from; None for the rules that stand here."""
+    """How answers are scored. `code`: SHA-256 of the file a function comes from, and of the columns it is given; None for the rules that stand here."""
 
     name: str
     score: Score
@@ -42,13 +43,13 @@ def is_function(name: str) -> bool:
 
 
 def rule(name: str, answers: str, setting: str = "judge") -> Rule:
-    """A rule by its name; `answers` is where the items come from, for the rule that looks at a column; `setting` is whose value the name is.
+    """A rule by its name; `answers` is where the items come from, for rules that look at columns ("": there are none); `setting` is whose value the name is.
 
     Raises SettingsError, DataError, JudgeError.
     """
     kind, colon, given = name.partition(":")
     if given and kind.endswith(".py"):
-        return _function(name, kind, given, setting)
+        return _function(name, kind, given, answers, setting)
     if kind not in GIVEN and ("/" in name or given.isdecimal()):
         raise SettingsError(
             f"{setting}: {name!r} is no rule, and an address begins with http:// or https://", remedy=f"--judge http://{name}, if that is meant"
@@ -58,7 +59,7 @@ def rule(name: str, answers: str, setting: str = "judge") -> Rule:
     if given and kind in GIVEN:
         return Rule(name, GIVEN[kind](given, answers))
     if given and is_function(name):
-        return _function(name, kind, given, setting)
+        return _function(name, kind, given, answers, setting)
     raise SettingsError(f"{setting}: {name!r} is no rule", remedy=f"known: {KNOWN}; http(s)://... is an endpoint, reward:MODEL a reward model")
 
 
@@ -117,17 +118,25 @@ def _exact(text: str, answers: str) -> Score:
 
 def _column(name: str, answers: str) -> Score:
     """1 where the answer is what the row's column says, blanks around both aside, else 0."""
-    right: dict[str, str] = {}
+    right = {where: str(row[name]).strip() for where, row in _cells(answers, (name,), (str, int, float)).items()}
+    return lambda item, answer: float(answer.strip() == right[item.where])
+
+
+def _cells(answers: str, names: Sequence[str], kinds: tuple[type, ...] = (object,)) -> dict[str, dict[str, Any]]:
+    """These columns of all rows, by the row's place. Raises DataError with every row that lacks one, or has another kind of value there."""
+    found: dict[str, dict[str, Any]] = {}
     problems = []
     for row in open_rows(answers)[1]:
         if isinstance(row, Row):
-            value = row.values.get(name)
-            right[row.where] = str(value).strip()
-            if not isinstance(value, (str, int, float)):
-                problems.append(Problem(row.where, name, "is missing" if value is None else f"is {type(value).__name__}, expected text or a number"))
+            found[row.where] = {name: row.values.get(name) for name in names}
+            problems += [
+                Problem(row.where, name, "is missing" if value is None else f"is {type(value).__name__}, expected text or a number")
+                for name, value in found[row.where].items()
+                if value is None or not isinstance(value, kinds)
+            ]
     if problems:
-        raise DataError(f"{answers}: rows without a column to compare with: {len(problems):,}", problems)
-    return lambda item, answer: float(answer.strip() == right[item.where])
+        raise DataError(f"{answers}: rows without a column that is looked at: {len(problems):,}", problems)
+    return found
 
 
 PLAIN: Mapping[str, Score] = {"length": _length, "shorter": _shorter}
@@ -137,8 +146,10 @@ GIVEN: Mapping[str, Callable[[str, str], Score]] = {"regex": _regex, "exact": _e
 # --- functions by path ---------------------------------------------------------------------------------------------------
 
 
-def _function(name: str, module: str, attribute: str, setting: str) -> Rule:
-    """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called with two texts, the prompt and the answer."""
+def _function(name: str, module: str, attribute: str, answers: str, setting: str) -> Rule:
+    """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called with two texts, the prompt and the answer, and with
+    the row's columns that it names besides.
+    """
     path = list(sys.path)
     sys.path.insert(0, str(Path(module).absolute().parent if module.endswith(".py") else Path.cwd()))
     try:
@@ -155,9 +166,11 @@ def _function(name: str, module: str, attribute: str, setting: str) -> Rule:
         sys.path[:] = path
     if not callable(found):
         raise JudgeError(f"{setting}: {name} is {type(found).__name__}, expected a function", remedy=SIGNATURE)
-    _takes_two(found, name, setting)
+    columns = _columns(found, name, answers, setting)
+    cells = _cells(answers, columns) if columns else {}
     file = getattr(home, "__file__", None)  # what is built into Python has none
-    return Rule(name, partial(_called, found), None if file is None else sha256_file(Path(file)))
+    code = None if file is None else sha256_file(Path(file))
+    return Rule(name, partial(_called, found, cells), sha256_json([code, cells]) if columns else code)
 
 
 def _file(path: Path) -> ModuleType:
@@ -172,17 +185,22 @@ def _file(path: Path) -> ModuleType:
     return home
 
 
-def _takes_two(found: Callable[..., Any], name: str, setting: str) -> None:
-    """Raises JudgeError for a function that cannot be called with a prompt and a completion."""
+def _columns(found: Callable[..., Any], name: str, answers: str, setting: str) -> tuple[str, ...]:
+    """What a function must be given besides a prompt and a completion. Raises JudgeError for one that cannot be called so, or where rows have no columns."""
     try:
         signature = inspect.signature(found)
     except ValueError:  # some of what is built into Python tells none
-        return
+        return ()
     try:
-        signature.bind("", "")
+        known = signature.bind_partial("", "").arguments
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        more = [one.name for one in signature.parameters.values() if one.name not in known and one.default is one.empty and one.kind in named]
+        signature.bind("", "", **dict.fromkeys(more if answers else (), ""))
     except TypeError as error:
-        raise JudgeError(f"{setting}: {name}{signature} cannot be called with a prompt and a completion: {error}", remedy=f"write {SIGNATURE}") from error
+        remedy = f"write {SIGNATURE}" + (f"; {COLUMNS}" if answers else "")
+        raise JudgeError(f"{setting}: {name}{signature} cannot be called with a prompt and a completion: {error}", remedy=remedy) from error
+    return tuple(more)
 
 
-def _called(function: Callable[[str, str], float], item: Item, answer: str) -> float:
-    return function(plain(item.prompt), answer)
+def _called(function: Callable[..., float], cells: Mapping[str, Mapping[str, Any]], item: Item, answer: str) -> float:
+    return function(plain(item.prompt), answer, **cells.get(item.where, {}))

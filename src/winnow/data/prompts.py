@@ -19,9 +19,8 @@ Prompt = tuple[str, Text]  # where it stands, and what it says
 
 def prompts(spec: str, limit: int | None = None) -> list[Prompt]:
     """All of them, in their order. A file that is not one of rows has one per line. Raises DataError with every row that has none."""
-    path = Path(spec).expanduser()
-    if path.is_file() and not path.name.lower().endswith(tuple(READERS)):
-        lines = enumerate(read_text(path, "the file of prompts").split("\n"), 1)
+    if not has_rows(spec):
+        lines = enumerate(read_text(Path(spec).expanduser(), "the file of prompts").split("\n"), 1)
         found: list[Prompt | Problem] = [(f"{spec}:{number}", line) for number, line in lines if line.strip()]
     else:
         found = list(_of_rows(spec))
@@ -32,6 +31,12 @@ def prompts(spec: str, limit: int | None = None) -> list[Prompt]:
     if not asked:
         raise DataError(f"{spec}: there is no prompt in it", remedy="give one per line, or rows with a column prompt")
     return asked
+
+
+def has_rows(spec: str) -> bool:
+    """Whether prompts come from rows with columns, and not from the lines of a text file."""
+    path = Path(spec).expanduser()
+    return not path.is_file() or path.name.lower().endswith(tuple(READERS))
 
 
 def _of_rows(spec: str) -> Iterator[Prompt | Problem]:

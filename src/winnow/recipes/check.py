@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config import CheckSettings, RewardSettings, parse_follow
+from winnow.config import CheckSettings, RewardSettings, SFTSettings, parse_follow
 from winnow.console import console, safe, say, visible
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
@@ -64,16 +64,17 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
 def _chosen(resolved: Resolved[CheckSettings]) -> tuple[Objective, Resolved[Any]]:
     """What the recipe trains on, and the settings with its own defaults. Raises SettingsError for what does not go together."""
     recipe = resolved.settings.recipe
-    if recipe == "sft":
-        return DEMONSTRATION, with_rate(resolved, sft.RATE, sft.ADAPTER_RATE)
     if recipe == "dpo":
         made, asked = dpo.chosen(resolved)  # type: ignore[arg-type]
         return made, with_rate(asked, dpo.RATE, dpo.ADAPTER_RATE)
-    known = {field.alias or name for name, field in RewardSettings.model_fields.items()} | {"recipe"}
+    kind: type[Any] = {"sft": SFTSettings, "reward": RewardSettings}[recipe]
+    known = {field.alias or name for name, field in kind.model_fields.items()} | {"recipe"}
     idle = [name for name, origin in resolved.origins.items() if origin != "default" and name not in known]
     if idle:
-        raise SettingsError(f"{', '.join(idle)}: of no meaning to winnow reward", remedy="leave it away")
-    own = handed_on(RewardSettings, resolved, {"out": resolved.settings.out or Path()})
+        raise SettingsError(f"{', '.join(idle)}: of no meaning to winnow {recipe}", remedy="leave it away")
+    own = handed_on(kind, resolved, {"out": resolved.settings.out or Path()})
+    if recipe == "sft":
+        return DEMONSTRATION, with_rate(own, sft.RATE, sft.ADAPTER_RATE)
     return reward.chosen(own.settings), with_rate(own, reward.RATE, reward.ADAPTER_RATE)
 
 

@@ -10,6 +10,7 @@ from winnow import hashes, models, rewards, scorers
 from winnow.collect import rules
 from winnow.collect.items import Item
 from winnow.config_rl import PPOSettings
+from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
 from winnow.files import RunFolder
@@ -75,7 +76,7 @@ def reward(settings: PPOSettings) -> Reward:
 def _function(settings: PPOSettings) -> Reward:
     name = settings.reward
     try:
-        made = rules.rule(name, "", "reward")
+        made = rules.rule(name, settings.prompts if has_rows(settings.prompts) else "", "reward")
     except JudgeError as error:
         raise SettingsError(error.what, remedy=error.remedy) from error
 
