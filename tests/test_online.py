@@ -210,6 +210,8 @@ def test_an_adapter_is_trained_on_from_round_to_round(world, tmp_path, monkeypat
         ({"objective": "simpo", "reference": "first"}, "compares with no reference"),
         ({"k": 1}, "k"),
         ({"judge": "column:right"}, "sampled answers have no column"),
+        ({"judge": "reward:nowhere"}, "there is no such folder"),
+        ({"judge": "http://127.0.0.1:1/v1", "judge_model": "m"}, "nobody replies there"),
         ({"judge": "http://localhost:1/v1"}, "judge_model: an endpoint must be told"),
         ({"stream": 8}, "stream: a round's comparisons are few"),
         ({"judge": "lenght"}, "'lenght' is no rule"),

@@ -278,8 +278,13 @@ def test_who_else_plays_changes_nothing_of_a_pair(world, tmp_path, call):
 
 def test_a_judge_that_fails_is_found_before_anything_is_sampled(world, tmp_path, call, monkeypatch):
     monkeypatch.setattr(sampling, "run", None)
-    (world / "broken_taste.py").write_text("def score(prompt, completion):\n    raise KeyError('nothing')\n")
-    for judge, told in ((f"{world / 'broken_taste.py'}:score", "raised KeyError"), ("http://127.0.0.1:1/v1", "nobody replies there")):
+    (world / "broken_taste.py").write_text("def score(prompt, completion):\n    raise KeyError('nothing')\n\ndef gold(prompt, completion, gold):\n    return 1\n")
+    for judge, told in (
+        (f"{world / 'broken_taste.py'}:score", "raised KeyError"),
+        (f"{world / 'broken_taste.py'}:gold", "missing a required argument: 'gold'"),  # answers that are sampled have no columns
+        (f"reward:{world / 'old'}", "is no reward model"),
+        ("http://127.0.0.1:1/v1", "nobody replies there"),
+    ):
         more = {"judge_model": "m"} if judge.startswith("http") else {}
         code, _, error = call(*line(world, tmp_path / "w", judge=judge, **more))
         assert (code, told in error) == (2, True), error

@@ -84,7 +84,7 @@ def _refuse(resolved: Resolved[JudgeSettings], without: Sequence[str], kind: str
 
 
 def refuse(resolved: Resolved[JudgeSettings]) -> None:
-    """Raises what `run` would raise before it asks anybody."""
+    """Raises what `run` would raise before it asks anybody, for answers that are still to be sampled: they will have no columns beside them."""
     settings = resolved.settings
     if settings.judge.startswith(("http://", "https://")):
         _refuse(resolved, ON_SCORES + ON_MODEL, "a language model")
@@ -93,15 +93,15 @@ def refuse(resolved: Resolved[JudgeSettings]) -> None:
     elif settings.judge.startswith("reward:"):
         _refuse(resolved, ON_ENDPOINT, "a reward model")
     else:
-        _the_rule(resolved)
+        _the_rule(resolved, columns=False)
 
 
-def _the_rule(resolved: Resolved[JudgeSettings]) -> rules.Rule:
+def _the_rule(resolved: Resolved[JudgeSettings], *, columns: bool) -> rules.Rule:
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT + ON_MODEL, "a rule")
     if rules.is_function(settings.judge) and resolved.origins["judge"] not in ("command line", "argument"):
         raise SettingsError(f"judge: {settings.judge} runs code, so a file cannot ask for it", remedy="give --judge on the command line")
-    return rules.rule(settings.judge, settings.answers)
+    return rules.rule(settings.judge, settings.answers if columns else "")
 
 
 # --- rules and reward models: scores -------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _the_rule(resolved: Resolved[JudgeSettings]) -> rules.Rule:
 
 @contextmanager
 def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
-    settings, rule = resolved.settings, _the_rule(resolved)
+    settings, rule = resolved.settings, _the_rule(resolved, columns=True)
     how = _how(settings, code=rule.code, labels=settings.labels, scale=settings.scale)
     yield Judge(how, lambda asked, left: (_scored(settings, item, rules.scores(rule, item), how) for item in asked if item.id in left))
 

@@ -85,6 +85,7 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     known = {name_of(text) for spec in settings.data for _, text in prompts(spec)}
     out = RunFolder(root)
     if not (root / LEDGER).exists():
+        referee.try_out(asked[0])
         out.create(ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl"))  # what a start that ended before the ledger left
     make_writable(root, "choose another --out")
     with out.lock():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winnow import rewards, scorers
 from winnow.collect import rules, rulings
 from winnow.collect.endpoint import refuse_absent
 from winnow.collect.items import Item
@@ -30,12 +31,18 @@ class Referee:
         judging.refuse(self._settings(Path("answers.jsonl"), Path("judged.jsonl")))
 
     def try_out(self, prompt: Prompt) -> None:
-        """Raises what asking would raise at once, before hours are spent on answers: a function that fails on two of them, a server that is not there."""
-        judge, (where, text) = self.resolved.settings.judge, prompt
+        """Raises what asking would raise at once, before hours are spent on answers: a function or a reward model that fails on two of them, a server that
+        is not there.
+        """
+        settings, (where, text) = self.resolved.settings, prompt
+        judge, said = settings.judge, ("Yes.", "No, not at all.")
         if judge.startswith(("http://", "https://")):
             refuse_absent(judge)
-        elif rules.is_function(judge) and not judge.startswith("reward:"):
-            rules.scores(rules.rule(judge, ""), Item("", text, ("Yes.", "No, not at all."), (), f"a trial on {where}"))
+        elif judge.startswith("reward:"):
+            how = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
+            rewards.scores(scorers.load(judge.partition(":")[2], **how), [rewards.Dialogue(text, answer, (), f"a trial on {where}") for answer in said])
+        elif rules.is_function(judge):
+            rules.scores(rules.rule(judge, ""), Item("", text, said, (), f"a trial on {where}"))
 
     def judge(self, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
         """Compare the answers of a file; the judged rows. own: settings that are not the command's.
