@@ -314,6 +314,14 @@ def test_no_kl_below_nothing():
     assert row["reward"]["low"] < -1  # a reward may be anything
 
 
+def test_one_seed_keeps_its_intervals_over_prompts():
+    one = made("dpo", 1.0, 0, 0.5, 1.0) | {"reward": {"mean": 1.0, "low": 0.9, "high": 1.1}}
+    (row,) = claims.settings([one])
+    assert row["reward"] == {"mean": 1.0, "low": 0.9, "high": 1.1, "seeds": 1}
+    (row,) = claims.settings([one, made("dpo", 1.0, 1, 0.5, 1.0)])
+    assert (row["reward"]["low"], row["reward"]["seeds"]) == (1.0, 2)  # over seeds, which agree
+
+
 @pytest.mark.parametrize(
     ("kls", "verdict"),
     [

@@ -132,7 +132,7 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
     label = "the most there is" if facts["exact"] else "no more than this"
     edge = Line(limit, "", label, "ink", "solid" if facts["exact"] else "dotted")
     methods = [method for method in STYLES if any(row["method"] == method for row in rows)]
-    reward = Panel("Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds.", (), axis="KL")
+    reward = Panel("Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, over prompts where there is one.", (), axis="KL")
     fluent = Panel(
         "Fluency against KL", "Share of texts that the language allows. The grey line is the SFT model's.", (), facts["start"]["fluency"]["mean"], axis="KL"
     )
@@ -143,7 +143,7 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
 def _line(rows: Sequence[Figures], method: str, figure: str) -> Line:
     title, ink, dash, marker = STYLES[method]
     mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"])
-    few = any(0 < row["seeds"] < ENOUGH for row in mine)  # two seeds have an interval that says nothing and hides everything
+    few = any(1 < row["seeds"] < ENOUGH for row in mine)  # two seeds have an interval that says nothing and hides everything
     spans = () if few else tuple((row[figure]["low"], row[figure]["high"]) for row in mine)
     return Line([(row["kl"]["mean"], row[figure]["mean"]) for row in mine], "", title, ink, dash, marker, spans=spans)
 

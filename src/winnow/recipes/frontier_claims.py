@@ -62,7 +62,7 @@ def over_seeds(values: Sequence[float], least: float = -math.inf) -> dict[str, A
 
 
 def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
-    """Points of one setting (knob and rate) together: means over seeds, in ascending order of the knob."""
+    """Points of one setting (knob and rate) together: means over seeds, in ascending order of the knob. A single seed keeps its intervals over prompts."""
     together: dict[tuple[Any, ...], list[Figures]] = {}
     for point in points:
         together.setdefault((point["world"], point["method"], point["value"], point["lr"]), []).append(point)
@@ -70,12 +70,16 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
     for (world, method, value, lr), same in together.items():
         row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
         row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
-        row |= {name: over_seeds([p[name]["mean"] for p in same]) for name in ("reward", "fluency", "win")}
-        row["kl"] = over_seeds([p["kl"]["mean"] for p in same], least=0.0)  # Student's t over two seeds does not know that no KL is below 0
+        row |= {name: _together([p[name] for p in same]) for name in ("reward", "fluency", "win")}
+        row["kl"] = _together([p["kl"] for p in same], least=0.0)  # Student's t over two seeds does not know that no KL is below 0
         shares = [p["share"] for p in same if p["share"] is not None]
         row["share"] = over_seeds(shares) if len(shares) == len(same) else None
         found.append(row)
     return sorted(found, key=lambda row: (row["world"], row["method"], row["value"] or 0.0))
+
+
+def _together(same: Sequence[Figures], least: float = -math.inf) -> dict[str, Any]:
+    return over_seeds([one["mean"] for one in same], least) if len(same) > 1 else {**{key: same[0][key] for key in ("mean", "low", "high")}, "seeds": 1}
 
 
 def best_row(world: str, one: Figures, facts: Figures) -> dict[str, Any]:
