@@ -10,7 +10,7 @@ from scipy import stats
 import runs
 import tiny
 from test_report import data, environment, healthy, make
-from winnow import api, report
+from winnow import api, headline, report
 from winnow.config import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
@@ -37,6 +37,20 @@ def test_every_figure_names_its_n_step_and_source(tmp_path):
     assert (loss["value"], loss["low"], loss["high"]) == pytest.approx((sum(last) / 10, low, high))
     assert loss["n"] == "10 logged steps"
     assert "winnow eval" in found["Held-out loss"]["why"]
+
+
+def test_the_head_of_the_page_has_the_saved_models_figures_and_intervals(tmp_path):
+    """Where the saved model was measured its intervals stand at the top too, not the bound by prompts that a training still under way has."""
+    one = {"value": 0.7534, "low": 0.71, "high": 0.79, "count": 300, "prompts": 60, "why": ""}
+    loss = {"value": 0.4321, "low": 0.41, "high": 0.45, "count": 300, "prompts": 60, "why": ""}
+    held = {"eval_": {"figures": {"rewards/accuracies": one, "loss": loss}, "displacement": None, "calibration": None}}
+    made = report.build([make(tmp_path / "run", environment=environment() | {"held_out": held, "saved_step": 40})])
+    assert headline.verdict(made) == "Prefers the chosen answer in 75 % of 300 held-out comparisons (95 % interval 71–79 %)."
+    cards = {card.label: card for card in headline.cards(made)}
+    assert (cards["Held-out accuracy"].at, cards["Held-out accuracy"].interval) == (0.7534, (0.71, 0.79))
+    assert cards["Held-out accuracy"].detail == "95 % interval 71–79 %, n = 300 of 60 prompts"
+    assert cards["Held-out loss"].value == "0.432"
+    assert "95 % interval 0.410 to 0.450" in cards["Held-out loss"].detail
 
 
 def test_a_saved_model_has_the_figures_that_an_evaluation_gives_it(tmp_path):

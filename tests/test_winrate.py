@@ -278,7 +278,9 @@ def test_who_else_plays_changes_nothing_of_a_pair(world, tmp_path, call):
 
 def test_a_judge_that_fails_is_found_before_anything_is_sampled(world, tmp_path, call, monkeypatch):
     monkeypatch.setattr(sampling, "run", None)
-    (world / "broken_taste.py").write_text("def score(prompt, completion):\n    raise KeyError('nothing')\n\ndef gold(prompt, completion, gold):\n    return 1\n")
+    (world / "broken_taste.py").write_text(
+        "def score(prompt, completion):\n    raise KeyError('nothing')\n\ndef gold(prompt, completion, gold):\n    return 1\n"
+    )
     for judge, told in (
         (f"{world / 'broken_taste.py'}:score", "raised KeyError"),
         (f"{world / 'broken_taste.py'}:gold", "missing a required argument: 'gold'"),  # answers that are sampled have no columns

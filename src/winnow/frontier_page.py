@@ -132,7 +132,9 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
     label = "the most there is" if facts["exact"] else "no more than this"
     edge = Line(limit, "", label, "ink", "solid" if facts["exact"] else "dotted")
     methods = [method for method in STYLES if any(row["method"] == method for row in rows)]
-    reward = Panel("Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, over prompts where there is one.", (), axis="KL")
+    reward = Panel(
+        "Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, over prompts where there is one.", (), axis="KL"
+    )
     fluent = Panel(
         "Fluency against KL", "Share of texts that the language allows. The grey line is the SFT model's.", (), facts["start"]["fluency"]["mean"], axis="KL"
     )

@@ -43,12 +43,28 @@ def verdict(report: Mapping[str, Any]) -> str:
     if scores := held_out(run["metrics"], "score") or points(run["metrics"], "score"):
         return _score_sentence(run, scores)
     if held and held[-1][0] > 0:
-        count, many = decided(run), looks(first_set(run))
-        of, span = f"{number(count)} " if count else "", f" ({_interval(wilson(held[-1][1], many))})" if many else ""
-        return f"Prefers the chosen answer in {percent(held[-1][1])} of {of}held-out comparisons{span}."
+        value, span, count, _ = _accuracy(run, held)
+        told = f" ({_interval(span)})" if span else ""
+        return f"Prefers the chosen answer in {percent(value)} of {f'{number(count)} ' if count else ''}held-out comparisons{told}."
     if trained:
         return f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs; nothing was held out to check it on."
     return _loss_sentence(run)
+
+
+def _accuracy(run: Run, held: Points) -> tuple[float, tuple[float, float] | None, int | None, int | None]:
+    """Of the first held-out set: value, interval, comparisons, prompts. Of the saved model where that was measured, else of the last evaluation, whose
+    interval counts no more looks than there are prompts.
+    """
+    if one := _saved(run, "rewards/accuracies"):
+        return one["value"], (one["low"], one["high"]) if one["low"] is not None else None, one["count"], one["prompts"]
+    count, many = decided(run), looks(first_set(run))
+    return held[-1][1], wilson(held[-1][1], many) if many else None, count, many
+
+
+def _saved(run: Run, name: str) -> Mapping[str, Any] | None:
+    """A figure of the saved model on the first held-out set."""
+    first: Mapping[str, Any] = next(iter((run.get("held_out") or {}).values()), {})
+    return first.get("figures", {}).get(name)
 
 
 def _score_sentence(run: Run, scores: Points) -> str:
@@ -138,10 +154,9 @@ def _run_cards(run: Run) -> list[Card]:
     rows, found = run["metrics"], []
     held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
-        count, many = decided(run), looks(first_set(run))
-        span = wilson(held[-1][1], many) if many else None
+        value, span, count, many = _accuracy(run, held)
         detail = f"{_interval(span)}, n = {number(count)}" + (f" of {number(many)} prompts" if many != count else "") if span else ""
-        found.append(Card("Held-out accuracy", percent(held[-1][1]), detail, held[-1][1], span))
+        found.append(Card("Held-out accuracy", percent(value), detail, value, span))
     elif trained := points(rows, "rewards/accuracies"):
         found.append(Card("Training accuracy", percent(recent(trained)), "nothing was held out", recent(trained)))
     shown = (
@@ -153,6 +168,9 @@ def _run_cards(run: Run) -> list[Card]:
         if series:
             now = recent(series[-last:])
             of = f"{number(decided(run))} comparisons" if last == 1 and decided(run) else "" if last == 1 else f"last {min(last, len(series))} logged steps"
+            if last == 1 and (one := _saved(run, "loss")):
+                now = one["value"]
+                of = (f"95 % interval {number(one['low'])} to {number(one['high'])}, " if one["low"] is not None else "") + of
             found.append(Card(label, number(now), ", ".join([f"{number(series[0][1])} at step {series[0][0]:,}", *([of] if of else [])])))
     found += _score_cards(rows)
     for side in ("chosen", "rejected"):
