@@ -318,7 +318,7 @@ def scorer(tmp_path_factory):
     return path
 
 
-def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
+def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, capsys):
     assert models.is_scorer(str(scorer))
     assert not models.is_scorer(str(world / "model"))
     ranked = [{"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]} for i in range(12)]
@@ -335,6 +335,10 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path):
     assert one["figures"]["rewards/accuracies"]["prompts"] == 12
     assert one["calibration"]["log_loss"] == pytest.approx(np.mean(np.logaddexp(0, -np.array(margins))), rel=1e-4)
     assert (found.report["kind"], found.report["objective"], one["displacement"]) == ("reward model", None, None)
+    page, told = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr().out
+    for text in (page, told):  # twelve slices of a prompt each: why none has an interval is said once
+        assert text.count("Without brackets: one prompt has no spread to make an interval of.") == 1
+        assert "(no interval" not in text
 
 
 def test_rewardbench_of_a_reward_model(scorer, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from winnow.evaluation_signs import counted, shown, span
+from winnow.evaluation_signs import beside, counted, reasons, shown, span
 from winnow.figures import number, percent
 from winnow.headline import Card
 from winnow.report import from_template, plain
@@ -162,10 +162,10 @@ def _by(column: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         first = part.get(names[0]) if names else None
         cells = [f"{part.get('comparisons', part.get('labels', 0)):,}" if first is None else counted(first).removeprefix("n = ")]
         for name in names:
-            cells.append(f"{shown(part[name]['value'], share=WORDS[name][1])} ({span(part[name], share=WORDS[name][1])})" if name in part else "–")
+            cells.append(beside(part[name], share=WORDS[name][1]) if name in part else "–")
         drawn = {"at": first["value"], "interval": (first["low"], first["high"]) if first["low"] is not None else None} if first and WORDS[names[0]][1] else {}
         rows.append({"name": value, "cells": cells, "at": None, "interval": None} | drawn)
-    return {"column": column, "heads": ["n", *(WORDS[name][0] for name in names)], "rows": rows}
+    return {"column": column, "heads": ["n", *(WORDS[name][0] for name in names)], "rows": rows, "why": reasons(parts, names)}
 
 
 def _bench(bench: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -115,6 +115,17 @@ def span(figure: Mapping[str, Any], *, share: bool = False) -> str:
     return f"no interval: {figure['why']}" if figure["low"] is None else f"{shown(figure['low'], share=share)} to {shown(figure['high'], share=share)}"
 
 
+def beside(figure: Mapping[str, Any], *, share: bool = False) -> str:
+    """A figure in a table of many: its interval in brackets, where it has one; why one has none is said once below (`reasons`)."""
+    return shown(figure["value"], share=share) + ("" if figure["low"] is None else f" ({span(figure, share=share)})")
+
+
+def reasons(parts: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Why figures of slices have no interval, each reason once."""
+    found = dict.fromkeys(part[name]["why"] for part in parts.values() for name in names if name in part and part[name]["low"] is None)
+    return f"Without brackets: {'; '.join(found)}." if found else ""
+
+
 def shown(value: float, *, share: bool = False) -> str:
     """A figure's value, or an end of its interval."""
     return percent(value, 1) if share else number(value, 4)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from winnow.console import console, safe, say
-from winnow.evaluation_signs import counted, shown, span
+from winnow.evaluation_signs import beside, counted, reasons, shown, span
 
 Report = Mapping[str, Any]
 SHARES = ("accuracies", "auc")  # what is told in percent
@@ -108,9 +108,10 @@ def _say_slices(column: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
     for value, part in parts.items():
         first = next((part[name] for name in names if name in part), None)
         count = f"{part.get('comparisons', part.get('labels', 0)):,}" if first is None else counted(first).removeprefix("n = ")
-        cells = [f"{_value(part[name], name.endswith(SHARES))} ({span(part[name], share=name.endswith(SHARES))})" if name in part else "" for name in names]
-        table.add_row(safe(value), count, *cells)
+        table.add_row(safe(value), count, *(beside(part[name], share=name.endswith(SHARES)) if name in part else "" for name in names))
     console.print(table)
+    if why := reasons(parts, names):
+        say(why)
 
 
 def _say_bench(bench: Mapping[str, Any]) -> None:
@@ -139,10 +140,6 @@ def _table(title: str, what: str) -> Table:
 
 def _row(table: Table, name: str, figure: Any, *, share: bool) -> None:
     if isinstance(figure, dict):
-        table.add_row(safe(name), _value(figure, share), span(figure, share=share), counted(figure).removeprefix("n = "))
+        table.add_row(safe(name), shown(figure["value"], share=share), span(figure, share=share), counted(figure).removeprefix("n = "))
     else:
         table.add_row(safe(name), f"{figure:,}", "", "")
-
-
-def _value(figure: Mapping[str, Any], share: bool) -> str:
-    return shown(figure["value"], share=share)
