@@ -32,6 +32,7 @@ def test_nothing_and_everything_end_at_0_and_1():
     for n in range(2, 400):
         assert (share([True] * n, range(n)).high, share([False] * n, range(n)).low) == (1.0, 0.0)
         assert share([True] * (2 * n), [i // 2 for i in range(2 * n)]).high == 1.0
+        assert (interval([1.0] * n)[1], interval([0.0] * n)[0], wilson(1.0, n)[1], wilson(0.0, n)[0]) == (1.0, 0.0, 1.0, 0.0)
 
 
 def test_equal_prompts_give_the_interval_of_their_means():

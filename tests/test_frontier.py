@@ -15,19 +15,20 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
-from winnow import console, frontier_page, frontier_words, models
+from winnow import console, frontier_page, frontier_words, models, report, scorers
 from winnow.batch import collate
 from winnow.engine import rows
 from winnow.errors import RunError
-from winnow.files import read_json, write_json, write_jsonl
+from winnow.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from winnow.hashes import weights_hash
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.objectives.scores import per_completion
-from winnow.recipes import demo, small_world
+from winnow.recipes import demo, frontier_worlds, small_world
 from winnow.recipes import frontier as recipe
 from winnow.recipes import frontier_claims as claims
 from winnow.recipes.frontier_costs import costs
+from winnow.rewards import Dialogue, scores
 from winnow.sample import Sampling, sample
 
 WORLD = World()
@@ -245,7 +246,7 @@ def test_the_true_reward_by_hand():
 
 def made(method, value, seed, kl, reward, **more):
     figures = {name: {"mean": mean, "low": mean, "high": mean} for name, mean in (("kl", kl), ("reward", reward), ("fluency", 1.0), ("win", 0.5))}
-    head = {"world": "small", "method": method, "knob": "beta", "value": value, "lr": 1e-3, "seed": seed, "own_rate": True, "share": None}
+    head = {"world": "small", "method": method, "knob": "beta", "value": value, "lr": 1e-3, "seed": seed, "own_rate": True, "share": None, "file": "f"}
     return {**head, **figures, "prompts": 12, "answers": None, "path": [], "seconds": 1.0, **more}
 
 
@@ -345,7 +346,10 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     found = claims.claims({"small": FACTS}, points)
     assert found["ppo"]["shown"] is told
     assert next(row for row in found["closest"] if row["method"] == "dpo")["share"]["mean"] == pytest.approx(0.85)
-    ledger = {**found, "costs": [], "points": points, "worlds": {"small": FACTS}, "seeds": 2, "settings": {}}
+    ledger = {**found, "costs": [], "points": points, "worlds": {"small": FACTS}, "seeds": {"small": 2}, "settings": {}, "fixed": {}}
+    whole = frontier_page.top(ledger, alone=True)
+    assert any(card.label.startswith("PPO") for card in whole["cards"]) is told
+    assert any("PPO" in name for name, _ in whole["frontier"]["runs"]["rows"]) is told
     page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
     assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
@@ -486,15 +490,90 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
 
 def test_fewer_seeds_than_there_are_is_an_error(tmp_path, monkeypatch, capsys):
     """What two seeds found is not rewritten with one; without --seeds there are as many as before."""
-    made_with = {"quick": True, "seed": 0, "sft": None}
-    write_json(tmp_path / "frontier.json", {"schema": 1, "settings": made_with, "seeds": 2, "worlds": {}, "points": []})
+    monkeypatch.setattr(recipe, "_begun", lambda root, made: {"seeds": {"small": 2, "reviews": 1}})
+    write_json(tmp_path / "frontier.json", {"schema": 1})
     before = (tmp_path / "frontier.json").read_bytes()
     assert runs.winnow(monkeypatch, "frontier", "--out", tmp_path, "--quick", "--seeds", 1) == 2
     said = capsys.readouterr().err
-    assert "it has 2 seeds of each setting, got --seeds 1" in said
+    assert ": small: it has 2 seeds of each setting, got --seeds 1" in said
     assert "give --seeds 2 or more" in said
     assert (tmp_path / "frontier.json").read_bytes() == before
-    assert [recipe._enough(tmp_path, asked, there, 3) for asked, there in ((None, 0), (None, 5), (2, 2), (4, 2))] == [3, 5, 2, 4]
+    assert [recipe._enough("here", asked, there, 3) for asked, there in ((None, 0), (None, 5), (2, 2), (4, 2))] == [3, 5, 2, 4]
+
+
+def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
+    """Two steps of each, in the counted world: what a run was asked for, who scored, what was sampled, and the best of n by its own reward model."""
+    values = dict.fromkeys(("dpo", "dpo+sft", "ppo", "ppo_true", "unlikelihood"), (0.5,)) | {"best_of_learned": (4.0,), "preferred_ft": (None,)}
+    rates = {**recipe.QUICK_SMALL.rates, "unlikelihood": (1e-3,)}
+    plan = shrunk(recipe.QUICK_SMALL, values=values, rates=rates, seeds=2)
+    size = dataclasses.replace(plan.size, ppo={**plan.size.ppo, "steps": 2, "batch_size": 4, "save_every": 2})
+    monkeypatch.setattr(recipe, "FULL", (("small", dataclasses.replace(plan, size=size), recipe.small),))
+    monkeypatch.setattr(claims, "NEEDED", -9.0)  # costs are reckoned where PPO may be shown, and two steps prove nothing
+    monkeypatch.setattr(claims, "FAR", 0.0)
+    out = tmp_path / "f"
+    recipe.compute(out, "", quick=False, seeds=None, seed=0)
+    ledger = read_json(out / "frontier.json")
+    points = {(p["method"], p["seed"]): p for p in ledger["points"]}
+    assert sorted(points) == sorted((name, seed) for name in values for seed in (0, 1))
+    table = small_world.table(models.load(str(out / "small" / "sft"), device="cpu").model)
+    for (name, seed), point in points.items():
+        if name == "best_of_learned":
+            continue
+        settings = read_json(out / point["run"] / "environment.json")["settings"]
+        assert (settings["seed"], settings["model"], settings["lr"]) == (seed, str(out / "small" / "sft"), point["lr"])
+        objective = {"dpo": "dpo", "dpo+sft": "dpo:beta=0.5,sft", "unlikelihood": "unlikelihood:alpha=0.5"}.get(name)
+        assert settings.get("objective") == objective
+        assert name != "dpo" or settings["beta"] == 0.5
+        if name.startswith("ppo"):
+            judge = str(out / "small" / "runs" / f"reward-seed={seed}") if name == "ppo" else "winnow.recipes.small_world:rewarded"
+            assert (settings["reward"], settings["target_kl"], settings["critic_lr"]) == (judge, 0.5, pytest.approx(8 * point["lr"]))
+            metrics = [row for row in read_jsonl(out / point["run"] / "metrics.jsonl") if "answers" in row]
+            assert point["generated"] == round(sum(row["answers"] * row["length/sampled"] for row in metrics)) > 0
+        else:
+            assert settings["data"] == [str(out / "small" / f"labels-{seed}.jsonl")]
+        here = frontier.place(table, small_world.logps(models.load(str(out / point["run"]), device="cpu").model))
+        assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
+    for seed in (0, 1):
+        scorer = scorers.load(str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu")
+        said = [Dialogue(small_world.prompts()[3], " " + " ".join(answer), (), "here") for answer in small_world.answers()[1:]]
+        assert small_world.scores(scorer)[3, 1:].tolist() == pytest.approx(scores(scorer, said), abs=1e-6)
+        best = frontier.best_of(Table(table.reference_XA, small_world.scores(scorer)), 4)
+        picked = points["best_of_learned", seed]
+        assert picked["reward"]["mean"] == pytest.approx(float((best.exp() * small_world.rewards()).sum(-1).mean()), abs=1e-9)
+        assert (picked["lr"], picked["seconds"], picked["run"]) == (None, None, f"small/runs/reward-seed={seed}")
+    (cost,) = ledger["costs"]
+    assert (len(cost["ppo"]["models"]), cost["ppo"]["runs"], cost["ppo"]["seeds"]) == (4, 2, 2)
+    inputs = ledger["inputs"]["small"]
+    assert inputs["sft"] == weights_hash(models.load(str(out / "small" / "sft"), device="cpu").model)
+    assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
+    assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
+    report.write(out)
+    page = (out / "report.html").read_text()
+    for words in ("Best of n, learned reward", "8 times lr", "A world that is counted: reward model"):
+        assert words in page
+
+
+def test_best_of_n_by_a_learned_reward_from_samples():
+    """By its scores, in true rewards: of four answers each pair drawn without replacement, the one with the higher score."""
+    drawn = {"rewards": [[1.0, 5.0, 2.0, 0.0]], "fluent": [[True, True, False, True]], "texts": [["a", "b", "c", "d"]]}
+    twice = {name: [own[0], own[0]] for name, own in drawn.items()}
+    score = [0.3, 0.1, 0.4, 0.2]
+    found = frontier_worlds._best(twice, 2, [score, score])
+    pairs = list(itertools.combinations(range(4), 2))
+    best = [max(pair, key=lambda i: score[i]) for pair in pairs]
+    assert found["reward"]["mean"] == pytest.approx(sum(drawn["rewards"][0][i] for i in best) / len(pairs))
+    assert found["fluency"]["mean"] == pytest.approx(sum(drawn["fluent"][0][i] for i in best) / len(pairs))
+    assert frontier_worlds._best(twice, 2)["reward"]["mean"] > found["reward"]["mean"]
+
+
+def test_a_folder_of_other_trainings_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "QUICK_SMALL", dataclasses.replace(recipe.QUICK_SMALL, values={}))
+    assert runs.winnow(monkeypatch, "frontier", "--out", tmp_path / "f", "--quick", "--seeds", 1) == 0
+    plan = recipe.QUICK_REVIEWS
+    size = dataclasses.replace(plan.size, training={**plan.size.training, "steps": 3})
+    monkeypatch.setattr(recipe, "QUICK_REVIEWS", dataclasses.replace(plan, size=size))
+    with pytest.raises(RunError, match="made with other settings: trainings: "):
+        recipe.compute(tmp_path / "f", "", quick=True, seeds=None, seed=0)
 
 
 def test_behind_the_demo(small, tmp_path, monkeypatch):

@@ -603,6 +603,12 @@ def right(prompt, answer, gold, *, shift):
 def lacking(prompt, answer, nowhere):
     return 0.0
 
+def maybe(prompt, answer, gold="none"):
+    return 7.0 if gold is None else -1.0 if gold == "none" else float(answer == gold)
+
+def anything(prompt, answer, **columns):
+    return 0.0
+
 class Judge:
     @staticmethod
     def score(prompt, answer):
@@ -638,14 +644,23 @@ def test_a_function_is_given_the_columns_it_names(tmp_path, call, function):
     tiny.write(tmp_path / "sums.jsonl", rows)
     made = judged(call, "--judge", "mine_to_judge:right", file="sums.jsonl")
     assert [[(c["winner"], c["margin"]) for c in row["comparisons"]] for row in made] == [[(1, 1.0)]] * 3
-    tiny.write(tmp_path / "sums.jsonl", [{**row, "gold": row["completions"][0]} for row in rows])  # other columns are another judge
-    other = judged(call, "--judge", "mine_to_judge:right", file="sums.jsonl", out="other.jsonl")
-    assert [row["comparisons"][0]["winner"] for row in other] == [0, 0, 0]
-    assert made[0]["judged"] != other[0]["judged"]
-    code, _, error = call("sums.jsonl", "--judge", "mine_to_judge:lacking", "--out", "none.jsonl")
-    assert code == 2
-    assert "sums.jsonl:1: nowhere: is missing" in error
-    assert not Path("none.jsonl").exists()
+    words = ("--judge", "mine_to_judge:right", "--out", "judged.jsonl")
+    more = {"prompt": "new?", "completions": ["a", "b"], "comparisons": [], "gold": "b", "shift": {"by": 0}}
+    tiny.write(tmp_path / "sums.jsonl", [*rows, more])  # rows that are new are judged, the others stay
+    assert call(str(tmp_path / "sums.jsonl"), *words)[0] == 0
+    assert read_jsonl(tmp_path / "judged.jsonl")[:3] == made
+    tiny.write(tmp_path / "sums.jsonl", [rows[0], {**rows[1], "gold": "1"}, rows[2], more])
+    code, _, error = call("sums.jsonl", *words)
+    assert (code, "1 rows were judged by other columns, first sums.jsonl:2" in error) == (2, True)
+
+    assert judged(call, "--judge", "mine_to_judge:maybe", file="sums.jsonl", out="maybe.jsonl")[1]["judge_scores"] == [1.0, 0.0]
+    tiny.write(tmp_path / "plain.jsonl", [{**row, "gold": None} if i else {k: v for k, v in row.items() if k != "gold"} for i, row in enumerate(rows)])
+    plain = judged(call, "--judge", "mine_to_judge:maybe", file="plain.jsonl", out="plain-judged.jsonl")
+    assert [row["judge_scores"] for row in plain] == [[-1.0, -1.0], [7.0, 7.0], [7.0, 7.0]]  # its default where there is no such column, null where it is null
+    for name, told in (("lacking", "plain.jsonl:1: nowhere: is missing"), ("anything", "does not say which columns it wants")):
+        code, _, error = call("plain.jsonl", "--judge", f"mine_to_judge:{name}", "--out", "none.jsonl")
+        assert (code, told in error) == (2, True), error
+        assert not Path("none.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -629,7 +629,8 @@ def test_a_function_that_is_given_a_column_is_the_one_that_knows_it(world, tmp_p
     tiny.write(file, [{"prompt": prompt} for prompt in PROMPTS])
     code, _, error = call(*line(world, tmp_path / "none", prompts=file, reward="judge_of_words:told"))
     assert (code, "prompts.jsonl:1: last: is missing" in error) == (2, True)
-    assert call(*line(world, tmp_path / "none", reward="judge_of_words:told"))[0] == 2  # lines of text have no columns
+    code, _, error = call(*line(world, tmp_path / "none", reward="judge_of_words:told"))
+    assert (code, "wants the column last, and there are no columns: a text file of prompts" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
     text = Page((tmp_path / "demo" / "report.html").read_text()).text
     assert "The tuned model wins 92\u00a0% of held-out prompts" in text
     assert "95\u00a0% interval 90\u00a0% to 94\u00a0%, 256 prompts" in text
-    assert "4,096 of 256 prompts" in text
+    assert "4,096 games of 256 prompts" in text
     assert "summary.json: figures, win_rate" in text
     assert "summary.json: words_in_use" in text
     assert "Displacement." in text
@@ -270,6 +270,9 @@ def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
     text = Page(report.render(made)).text
     assert "No step has been logged yet." in text
     assert "Nothing could be looked for yet" in text
+
+
+FIGURE = {"value": 2.0, "low": 1.0, "high": 3.0, "count": 8, "prompts": 4, "why": ""}
 
 
 def spoil(root: Path, name: str, content: str | None) -> None:
@@ -294,6 +297,9 @@ def spoil(root: Path, name: str, content: str | None) -> None:
         ("samples.jsonl", '{"step": 0, "prompt": "a", "completion": 3}\n', "samples.jsonl:1: completion: got int, expected str"),
         ("summary.json", '{"win_rate": "high"}', "win_rate: got str, expected a number"),
         ("summary.json", '{"figures": {"kl": 3}}', "figures, kl: got 3, expected a figure with its interval"),
+        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"value": "high"}}}), "figures, kl: got"),
+        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"high": None}}}), "figures, kl: got"),
+        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"prompts": "many"}}}), "figures, kl: got"),
     ],
 )
 def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str | None, words: str) -> None:

@@ -283,7 +283,7 @@ def test_a_judge_that_fails_is_found_before_anything_is_sampled(world, tmp_path,
     )
     for judge, told in (
         (f"{world / 'broken_taste.py'}:score", "raised KeyError"),
-        (f"{world / 'broken_taste.py'}:gold", "missing a required argument: 'gold'"),  # answers that are sampled have no columns
+        (f"{world / 'broken_taste.py'}:gold", "wants the column gold, and there are no columns"),
         (f"reward:{world / 'old'}", "is no reward model"),
         ("http://127.0.0.1:1/v1", "nobody replies there"),
     ):

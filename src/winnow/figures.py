@@ -53,12 +53,11 @@ def median(values: Sequence[float]) -> float:
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share seen over `count` trials (Wilson 1927): right at 0 and 1, and for few trials."""
-    square = Z95 * Z95
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = Z95 * math.sqrt(share * (1 - share) / count + square / (4 * count * count)) / (1 + square / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+def wilson(share: float, count: float, z: float = Z95) -> tuple[float, float]:
+    """95 % interval of a share seen over `count` trials (Wilson 1927): right at 0 and 1, where it ends there exactly, and for few trials."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return 0.0 if share == 0 else max(0.0, middle - half), 1.0 if share == 1 else min(1.0, middle + half)
 
 
 def number(value: Any, digits: int = 3) -> str:

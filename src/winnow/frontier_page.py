@@ -18,7 +18,7 @@ LEDGER = "frontier.json"
 Figures = Mapping[str, Any]
 
 ENOUGH = 3  # seeds from which intervals are drawn
-NEEDED = ("claims", "closest", "costs", "ppo", "points", "rows", "seeds", "settings", "worlds")
+NEEDED = ("claims", "closest", "costs", "fixed", "ppo", "points", "rows", "seeds", "settings", "worlds")
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -63,19 +63,24 @@ def subline(ledger: Figures) -> str:
     """How much was done."""
     parts = [f"{TITLES[name]}: {number(facts['start']['prompts'])} prompts" for name, facts in ledger["worlds"].items()]
     minutes = [f"{number(ledger['seconds'] / 60, 2)} minutes"] if ledger.get("seconds") else []
-    return " · ".join([f"{number(len(ledger['points']))} trainings, up to {ledger['seeds']} seeds", *parts, *minutes])
+    return " · ".join([f"{number(len(ledger['points']))} trainings, up to {max(ledger['seeds'].values())} seeds", *parts, *minutes])
 
 
 def cards(ledger: Figures) -> list[Card]:
     """The nearest each method comes to the limit in the world that is counted: each at a KL of its own, which is said."""
     found = []
-    for method in STYLES:
+    for method in _told(ledger):
         best = _closest(ledger, "small", method)
         if best is not None:
             seeds = f", {by_seeds(best['seeds'])}" if best["seeds"] else ""
             at = f"of the limit{span_of(best['share'])} at KL {number(best['kl']['mean'])}{between(best['kl'])}, {setting(best)}{seeds}"
             found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), at))
     return found
+
+
+def _told(ledger: Figures) -> list[str]:
+    """The methods that may stand on the page: PPO only where it has proved itself."""
+    return [method for method in STYLES if ledger["ppo"]["shown"] or not method.startswith("ppo")]
 
 
 def _closest(ledger: Figures, world: str, method: str) -> Figures | None:
@@ -87,8 +92,7 @@ def _closest(ledger: Figures, world: str, method: str) -> Figures | None:
 
 def shown(ledger: Figures, name: str) -> list[Figures]:
     """A world's rows (settings, over seeds) at each method's own rate; PPO only where it has proved itself; the best of n among them."""
-    rows = [row for row in ledger["rows"] if row["world"] == name and row["own_rate"]]
-    return [row for row in rows if ledger["ppo"]["shown"] or not row["method"].startswith("ppo")]
+    return [row for row in ledger["rows"] if row["world"] == name and row["own_rate"] and row["method"] in _told(ledger)]
 
 
 def world(ledger: Figures, name: str) -> dict[str, Any]:
@@ -133,7 +137,10 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
     edge = Line(limit, "", label, "ink", "solid" if facts["exact"] else "dotted")
     methods = [method for method in STYLES if any(row["method"] == method for row in rows)]
     reward = Panel(
-        "Reward against KL", "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, over prompts where there is one.", (), axis="KL"
+        "Reward against KL",
+        "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, or over prompts where there is one seed.",
+        (),
+        axis="KL",
     )
     fluent = Panel(
         "Fluency against KL", "Share of texts that the language allows. The grey line is the SFT model's.", (), facts["start"]["fluency"]["mean"], axis="KL"
@@ -196,7 +203,7 @@ def rlhf(ledger: Figures) -> list[dict[str, Any]]:
         rates = [(STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]]
         if rates:
             heads = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
-            told = "The same setting and seed at three rates; the one in the middle is its own."
+            told = "The same setting and seed at three rates; the one in the middle is its own. Brackets: 95 % over prompts."
             found.append({"title": f"{TITLES[cost['world']]}: how much it minds the rate", "sentences": [told], "heads": heads, "rows": rates})
     return found
 
@@ -218,7 +225,7 @@ def _cost(one: Figures) -> dict[str, str]:
         "Nearest to the limit": "–" if best is None else f"{shared(best['share'])}, {setting(best)}",
         "True reward there": "–" if best is None else number(best["reward"]["mean"]) + between(best["reward"]),
         "KL there": "–" if best is None else number(best["kl"]["mean"]) + between(best["kl"]),
-        "Deviation over seeds": spread or "one seed",
+        "Deviation over seeds": f"{spread}, {one['seeds']} seeds of each setting" if spread else "one seed",
     }
 
 
@@ -233,19 +240,25 @@ def _bytes(size: float) -> str:
 
 def _rate(row: Figures) -> list[str]:
     share = "–" if row["share"] is None else percent(row["share"])
-    return [setting(row), number(row["lr"]), number(row["kl"]["mean"]), number(row["reward"]["mean"]), percent(row["fluency"]["mean"], 1), share]
+    figures = [number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")]
+    return [setting(row), number(row["lr"]), *figures, shared(row["fluency"], 1), share]
 
 
 # ---------------------------------------------------------------- every run
 
 
 def runs(ledger: Figures) -> dict[str, Any]:
-    """The whole grid: a row for each training, with intervals over its prompts."""
+    """The whole grid: a row for each training and seed, with intervals over its prompts, and the settings that all of a kind share."""
     heads = ("Setting", "Rate", "Seed", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Prompts", "Answers", "Seconds")
     rows = []
-    for p in ledger["points"]:
+    for p in (p for p in ledger["points"] if p["method"] in _told(ledger)):
         figures = [*(number(p[name]["mean"]) + between(p[name]) for name in ("kl", "reward")), *(shared(p[name], 1) for name in ("fluency", "win"))]
         cells = [setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
         cells += [number(p["prompts"]), "all" if p["answers"] is None else number(p["answers"]), number(p["seconds"])]
         rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))
-    return {"heads": heads, "rows": rows}
+    fixed = [
+        (f"{TITLES[name]}: {what}", ", ".join(f"{key} {value}" for key, value in own.items()))
+        for name, of in ledger["fixed"].items()
+        for what, own in of.items()
+    ]
+    return {"heads": heads, "rows": rows, "fixed": fixed}

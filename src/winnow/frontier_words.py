@@ -13,7 +13,8 @@ STYLES = {  # method -> its name, colour, dash, marker
     "dpo": ("DPO", "r1", "solid", "o"),
     "ppo": ("PPO, learned reward", "r2", "solid", "s"),
     "ppo_true": ("PPO, true reward", "r3", "solid", "^"),
-    "best_of": ("Best of n", "r4", "solid", "D"),
+    "best_of_learned": ("Best of n, learned reward", "r4", "solid", "D"),
+    "best_of": ("Best of n, true reward", "r4", "dashed", "D"),
     "preferred_ft": ("Preferred-FT", "r6", "solid", "P"),
     "unlikelihood": ("Unlikelihood", "r5", "solid", "v"),
     "dpo+sft": ("DPO + a fixed NLL term", "muted", "dashed", "o"),
@@ -70,7 +71,7 @@ def _order(claim: Figures) -> dict[str, str]:
 
 def by_seeds(count: int) -> str:
     """How many there were."""
-    return f"{count} seeds" if count > 1 else "one seed, so there is no interval"
+    return f"{count} seeds" if count > 1 else "one seed, so no interval over seeds"
 
 
 def sentences(ledger: Figures) -> list[str]:

@@ -197,9 +197,17 @@ def _summary(root: Path) -> dict[str, Any]:
             raise RunError(f"{path}: {name}: got {type(summary[name]).__name__}, expected a number", remedy=DAMAGED)
     _shape(path, summary, {}, {"figures": dict})
     for name, one in summary.get("figures", {}).items():
-        if not isinstance(one, dict) or {"value", "low", "high", "count", "prompts", "why"} - one.keys():
+        if not (isinstance(one, dict) and _is_figure(one)):
             raise RunError(f"{path}: figures, {name}: got {one!r}, expected a figure with its interval", remedy=DAMAGED)
     return summary
+
+
+def _is_figure(one: Mapping[str, Any]) -> bool:
+    """Whether it has a value, both ends of an interval or none, and what it was taken over."""
+    ends = [one.get("low"), one.get("high")]
+    told = isinstance(one.get("value"), int | float) and isinstance(one.get("why"), str)
+    counted = all(isinstance(one.get(name), int) for name in ("count", "prompts"))
+    return told and counted and (ends == [None, None] or all(isinstance(end, int | float) for end in ends))
 
 
 def _object(path: Path, needed: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:

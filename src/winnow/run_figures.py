@@ -40,7 +40,9 @@ SUMMARY = {
     "finished": "Answers that end by themselves, share",
     "repeated": "Answers with a sentiment word three times or more, share",
 }
+NOUNS = {"win_rate": "game", "true_ties": "game", "accuracy": "comparison"}  # of what a summary's figures are over, where it is not answers
 SINGLE = "a single count or reading of the clock has none"
+UNTOLD = "its interval was not kept"
 UNKEPT = "training keeps no spread of it; winnow eval gives it"
 
 
@@ -77,7 +79,7 @@ def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     found, known = [], summary.get("figures", {})
     for name in [name for name in {**SUMMARY, **known} if name in known]:
         one = known[name]
-        n = f"{one['count']:,} of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else _several(one["prompts"], "prompt")
+        n = f"{_several(one['count'], NOUNS.get(name, 'answer'))} of " * (one["prompts"] < one["count"]) + _several(one["prompts"], "prompt")
         found.append(
             {
                 "title": SUMMARY.get(name, name),
@@ -90,10 +92,10 @@ def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     others = {name: value for name, value in summary.items() if name not in known and isinstance(value, int | float)}
-    return found + [
-        {"title": name.replace("_", " ").capitalize(), "value": value, "low": None, "high": None, "n": "–", "why": SINGLE, "source": f"summary.json: {name}"}
-        for name, value in others.items()
-    ]
+    for name, value in others.items():
+        row = {"title": SUMMARY.get(name, name.replace("_", " ").capitalize()), "value": value, "low": None, "high": None, "n": "–"}
+        found.append({**row, "why": UNTOLD if name in SUMMARY else SINGLE, "source": f"summary.json: {name}"})
+    return found
 
 
 def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:

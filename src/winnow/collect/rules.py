@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,21 +20,24 @@ from winnow.data.jsonl import Row
 from winnow.data.records import plain
 from winnow.data.sources import open_rows
 from winnow.errors import DataError, JudgeError, Problem, SettingsError
-from winnow.files import sha256_file, sha256_json
+from winnow.files import sha256_file
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
 KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"
 SIGNATURE = "score(prompt: str, completion: str) -> number"
-COLUMNS = "further parameters are given the row's columns of their names"
+COLUMNS = "further parameters are given the row's columns of their names, those with a default where there is such a column"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How answers are scored. `code`: SHA-256 of the file a function comes from, and of the columns it is given; None for the rules that stand here."""
+    """How answers are scored. `code`: SHA-256 of the file a function comes from; None for the rules that stand here. `cells`: the columns a function is
+    given, by the row's place.
+    """
 
     name: str
     score: Score
     code: str | None = None
+    cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def is_function(name: str) -> bool:
@@ -118,22 +121,18 @@ def _exact(text: str, answers: str) -> Score:
 
 def _column(name: str, answers: str) -> Score:
     """1 where the answer is what the row's column says, blanks around both aside, else 0."""
-    right = {where: str(row[name]).strip() for where, row in _cells(answers, (name,), (str, int, float)).items()}
-    return lambda item, answer: float(answer.strip() == right[item.where])
+    right = {where: row[name] for where, row in _cells(answers, (name,)).items()}
+    odd = [(where, value) for where, value in right.items() if not isinstance(value, (str, int, float))]
+    if odd:
+        told = [Problem(where, name, f"is {type(value).__name__}, expected text or a number") for where, value in odd]
+        raise DataError(f"{answers}: rows without a column to compare with: {len(odd):,}", told)
+    return lambda item, answer: float(answer.strip() == str(right[item.where]).strip())
 
 
-def _cells(answers: str, names: Sequence[str], kinds: tuple[type, ...] = (object,)) -> dict[str, dict[str, Any]]:
-    """These columns of all rows, by the row's place. Raises DataError with every row that lacks one, or has another kind of value there."""
-    found: dict[str, dict[str, Any]] = {}
-    problems = []
-    for row in open_rows(answers)[1]:
-        if isinstance(row, Row):
-            found[row.where] = {name: row.values.get(name) for name in names}
-            problems += [
-                Problem(row.where, name, "is missing" if value is None else f"is {type(value).__name__}, expected text or a number")
-                for name, value in found[row.where].items()
-                if value is None or not isinstance(value, kinds)
-            ]
+def _cells(answers: str, names: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """These columns of all rows, and others of the rows that have them, by the row's place. Raises DataError with every row that lacks one of the first."""
+    found = {row.where: {name: row.values[name] for name in (*names, *others) if name in row.values} for row in open_rows(answers)[1] if isinstance(row, Row)}
+    problems = [Problem(where, name, "is missing") for where, row in found.items() for name in names if name not in row]
     if problems:
         raise DataError(f"{answers}: rows without a column that is looked at: {len(problems):,}", problems)
     return found
@@ -166,11 +165,10 @@ def _function(name: str, module: str, attribute: str, answers: str, setting: str
         sys.path[:] = path
     if not callable(found):
         raise JudgeError(f"{setting}: {name} is {type(found).__name__}, expected a function", remedy=SIGNATURE)
-    columns = _columns(found, name, answers, setting)
-    cells = _cells(answers, columns) if columns else {}
+    needed, others = _columns(found, name, answers, setting)
+    cells = _cells(answers, needed, others) if needed or others else {}
     file = getattr(home, "__file__", None)  # what is built into Python has none
-    code = None if file is None else sha256_file(Path(file))
-    return Rule(name, partial(_called, found, cells), sha256_json([code, cells]) if columns else code)
+    return Rule(name, partial(_called, found, cells), None if file is None else sha256_file(Path(file)), cells)
 
 
 def _file(path: Path) -> ModuleType:
@@ -185,21 +183,29 @@ def _file(path: Path) -> ModuleType:
     return home
 
 
-def _columns(found: Callable[..., Any], name: str, answers: str, setting: str) -> tuple[str, ...]:
-    """What a function must be given besides a prompt and a completion. Raises JudgeError for one that cannot be called so, or where rows have no columns."""
+def _columns(found: Callable[..., Any], name: str, answers: str, setting: str) -> tuple[list[str], list[str]]:
+    """What a function must be given besides a prompt and a completion, and what it may be given. Raises JudgeError for one that cannot be called so, or
+    wants columns where there are none.
+    """
     try:
         signature = inspect.signature(found)
     except ValueError:  # some of what is built into Python tells none
-        return ()
+        return [], []
+    parameters = signature.parameters.values()
     try:
         known = signature.bind_partial("", "").arguments
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        more = [one.name for one in signature.parameters.values() if one.name not in known and one.default is one.empty and one.kind in named]
-        signature.bind("", "", **dict.fromkeys(more if answers else (), ""))
+        named = [one for one in parameters if one.name not in known and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        needed = [one.name for one in named if one.default is one.empty]
+        signature.bind("", "", **dict.fromkeys(needed, ""))
     except TypeError as error:
-        remedy = f"write {SIGNATURE}" + (f"; {COLUMNS}" if answers else "")
+        remedy = f"write {SIGNATURE}; {COLUMNS}"
         raise JudgeError(f"{setting}: {name}{signature} cannot be called with a prompt and a completion: {error}", remedy=remedy) from error
-    return tuple(more)
+    if not answers and needed:
+        why = "a text file of prompts and answers that are sampled have none"
+        raise JudgeError(f"{setting}: {name}{signature} wants the column {', '.join(needed)}, and there are no columns: {why}", remedy=f"write {SIGNATURE}")
+    if answers and any(one.kind == one.VAR_KEYWORD for one in parameters):
+        raise JudgeError(f"{setting}: {name}{signature} does not say which columns it wants", remedy=f"name them: {COLUMNS}")
+    return (needed, [one.name for one in named if one.name not in needed]) if answers else ([], [])
 
 
 def _called(function: Callable[..., float], cells: Mapping[str, Mapping[str, Any]], item: Item, answer: str) -> float:

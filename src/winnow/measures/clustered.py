@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from winnow.figures import wilson
+
 Vector = NDArray[np.float64]
 
 
@@ -67,10 +69,7 @@ def share(hits: Sequence[bool], prompts: Sequence[Hashable]) -> Figure:
         variance = many / (many - 1) * float(slope_P @ slope_P) / count**2
         if variance > 1e-12 and 0 < value < 1:
             n, z = value * (1 - value) / variance, float(t.ppf(0.975, many - 1))
-    middle = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low, high = 0.0 if value == 0 else max(0.0, middle - half), 1.0 if value == 1 else min(1.0, middle + half)  # exact at the ends, where roundings are not
-    return Figure(value, low, high, count, many)
+    return Figure(value, *wilson(value, n, z), count, many)
 
 
 def stratified(figures: Sequence[Figure], weights: Sequence[float]) -> Figure:

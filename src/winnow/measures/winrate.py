@@ -12,6 +12,8 @@ from statistics import fmean, stdev
 
 from scipy.stats import binomtest, norm, t
 
+from winnow.figures import wilson
+
 
 @dataclass(frozen=True, slots=True)
 class Game:
@@ -79,9 +81,7 @@ def interval(rates: Sequence[float]) -> tuple[float, float]:
     z = float(norm.ppf(0.975))
     if spread and not set(rates) <= {0.0, 1.0}:
         n, z = mean * (1 - mean) / (spread**2 / n), float(t.ppf(0.975, n - 1))
-    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)  # max, min: against rounding at 0 and 1
+    return wilson(mean, n, z)
 
 
 def by_prompt(scores: Sequence[tuple[Hashable, float]]) -> dict[Hashable, float]:

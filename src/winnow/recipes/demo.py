@@ -19,6 +19,7 @@ from winnow import models, report
 from winnow.config import DemoSettings, DPOSettings, SFTSettings
 from winnow.console import Steps, console, safe, say
 from winnow.data.render import Renderer
+from winnow.errors import RunError
 from winnow.files import RunFolder, read_json, write_json, write_jsonl
 from winnow.measures.clustered import told
 from winnow.models import LoadedModel
@@ -68,6 +69,8 @@ def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
         if not out.finished:
             _stages(settings, out, command)
     summary: dict[str, Any] = read_json(out.report_json)["summary"]
+    if "figures" not in summary:
+        raise RunError(f"{out.root}: an older Winnow made this demo, and kept no intervals", remedy="choose another --out")
     _say(summary, out)
     return summary
 

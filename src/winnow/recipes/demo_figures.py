@@ -75,4 +75,4 @@ def kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], samp
 
 def accuracy(run: Path) -> Figure:
     """Of the saved model's implicit reward on the run's held-out pairs, which stand in the true order."""
-    return Figure(**read_json(RunFolder(run).environment)["held_out"]["eval_"]["figures"]["rewards/accuracies"])
+    return Figure(**read_json(RunFolder(run).environment, "held_out")["held_out"]["eval_"]["figures"]["rewards/accuracies"])

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from winnow import frontier_page, frontier_words, models, report
+from winnow import frontier_page, frontier_words, models, report, scorers
 from winnow.config import DemoSettings, FrontierSettings
 from winnow.console import Steps, as_part, safe, say
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, write_json
+from winnow.files import RunFolder, read_json, sha256_file, sha256_json, versions, write_json
 from winnow.hashes import weights_hash
 from winnow.recipes import demo, frontier_claims, frontier_costs
-from winnow.recipes.frontier_methods import METHODS, Try
+from winnow.recipes.frontier_methods import CRITIC, METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
 from winnow.resolved import Resolved
 from winnow.train import checkpoint
@@ -33,8 +33,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried in a world. values: of each method's knob; rates: the first is each method's own, the others show how much depends on it; seeds: at
-    most so many.
+    """What is tried in a world. values: of each method's knob; rates: the first is each method's own, the others show how much depends on it; seeds: of
+    each setting, where the command does not say.
     """
 
     size: Size
@@ -55,9 +55,10 @@ SMALL = Plan(
         reward={"lr": 1e-3},
         ppo={**PPO, "steps": 30, "epochs": 2, "beta": 1.0, "horizon": 1000, "save_every": 30},
     ),
-    values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS, "unlikelihood": ALPHAS, "preferred_ft": (None,)},
+    values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS}
+    | {"best_of_learned": (4.0, 16.0, 64.0), "unlikelihood": ALPHAS, "preferred_ft": (None,)},
     rates={"dpo": (1e-3, 3e-4, 3e-3), "ppo": (6e-4, 2e-4, 2e-3), "ppo_true": (6e-4,), **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,))},
-    seeds=99,
+    seeds=3,
 )
 REVIEWS = Plan(
     Size(
@@ -69,7 +70,8 @@ REVIEWS = Plan(
         reward={"lr": 2e-3, "warmup": 20},
         ppo={**PPO, "steps": 30, "epochs": 2, "beta": 1.0, "horizon": 1000, "save_every": 30},
     ),
-    values={"dpo": BETAS, "ppo": (0.5, 1.0, 2.5, 4.0), "ppo_true": (1.0, 2.5), "unlikelihood": (0.1,), "preferred_ft": (None,)},
+    values={"dpo": BETAS, "ppo": (0.5, 1.0, 2.5, 4.0), "ppo_true": (1.0, 2.5)}
+    | {"best_of_learned": (4.0, 16.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
     rates={**dict.fromkeys(("dpo", "unlikelihood", "preferred_ft"), (5e-4,)), **dict.fromkeys(("ppo", "ppo_true"), (4e-4,))},
     seeds=1,
 )
@@ -80,7 +82,8 @@ QUICK_SMALL = replace(
         rows=480,
         training={**SMALL.size.training, "steps": 60, "save_every": 60},
     ),
-    values={"dpo": (0.35, 1.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "preferred_ft": (None,)},
+    values={"dpo": (0.35, 1.0), "dpo+sft": (0.1, 0.35), "ppo": (0.5, 2.0), "ppo_true": (0.5, 2.0), "best_of_learned": (4.0, 16.0), "preferred_ft": (None,)},
+    seeds=2,
     rates={name: rates[:1] for name, rates in SMALL.rates.items()},
 )
 QUICK_REVIEWS = replace(
@@ -134,13 +137,15 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int | None, seed: i
 
 
 def _compute(root: Path, command: str, quick: bool, seeds: int | None, seed: int, trained: Path | None) -> None:
-    began, made = time.perf_counter(), {"quick": quick, "seed": seed, "sft": weights_hash(models.load(str(trained), device="cpu").model) if trained else None}
-    ledger = _begun(root, made)
-    seeds = _enough(root, seeds, ledger.get("seeds", 0), 2 if quick else 3)
     plans = (("small", QUICK_SMALL, small), ("reviews", QUICK_REVIEWS, partial(reviews, trained=trained))) if quick else FULL
-    work = [(name, plan, make, tries(name, plan, seeds, seed)) for name, plan, make in plans]
+    began, same = time.perf_counter(), sha256_json([_fixed(plan.size) | {"rates": plan.rates} for _, plan, _ in plans])[:16]
+    made = {"quick": quick, "seed": seed, "sft": weights_hash(models.load(str(trained), device="cpu").model) if trained else None, "trainings": same}
+    ledger = _begun(root, made)
+    many = {name: _enough(f"{root}: {name}", seeds, ledger.get("seeds", {}).get(name, 0), plan.seeds) for name, plan, _ in plans}
+    work = [(name, plan, make, tries(name, plan, many[name], seed)) for name, plan, make in plans]
     with Steps("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
         worlds: dict[str, Figures] = {}
+        inputs: dict[str, Figures] = {}
         points: list[Figures] = []
         for name, plan, make, todo in work:
             steps.name(f"{name}: a model that speaks its language")
@@ -153,7 +158,14 @@ def _compute(root: Path, command: str, quick: bool, seeds: int | None, seed: int
                 with as_part(steps):
                     points.append({**_point(world, one, worlds[name]["start"]["reward"]["mean"]), "own_rate": one.own})
                 steps.advance(1)
-    found: Figures = {"schema": SCHEMA, "command": command, "settings": made, "seeds": seeds, "worlds": worlds, "points": points}
+            inputs[name] = _inputs(world)
+    found: Figures = {"schema": SCHEMA, "command": command, "settings": made, "seeds": many, "worlds": worlds, "points": points}
+    found |= {
+        "versions": versions("torch", "transformers"),
+        "inputs": inputs,
+        "sources": SOURCES,
+        "fixed": {name: _fixed(plan.size) for name, plan, _ in plans},
+    }
     found |= frontier_claims.claims(worlds, points)
     found |= {"costs": frontier_costs.costs(root, list(worlds), points, found["rows"]) if found["ppo"]["shown"] else []}
     write_json(root / LEDGER, {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began})
@@ -175,19 +187,19 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
     return before
 
 
-def _enough(root: Path, asked: int | None, there: int, usual: int) -> int:
-    """How many seeds there will be. Raises RunError for fewer than there are: what was found with more would be lost from the page."""
+def _enough(where: str, asked: int | None, there: int, usual: int) -> int:
+    """How many seeds a world will have. Raises RunError for fewer than there are: what was found with more would be lost from the page."""
     if asked is not None and asked < there:
-        raise RunError(f"{root}: it has {there} seeds of each setting, got --seeds {asked}", remedy=f"give --seeds {there} or more, or choose another --out")
+        raise RunError(f"{where}: it has {there} seeds of each setting, got --seeds {asked}", remedy=f"give --seeds {there} or more, or choose another --out")
     return asked or max(there, usual)
 
 
 def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
     """Every value of every knob at the method's own rate, with all seeds; one in the middle at the other rates, with the first seed."""
-    own = range(seed, seed + min(seeds, plan.seeds))
-    found = [Try(world, name, value, plan.rates[name][0], s, own=True) for s in own for name, values in plan.values.items() for value in values]
+    own, rates = range(seed, seed + seeds), {name: plan.rates.get(name, (None,)) for name in plan.values}
+    found = [Try(world, name, value, rates[name][0], s, own=True) for s in own for name, values in plan.values.items() for value in values]
     middle = {name: values[(len(values) - 1) // 2] for name, values in plan.values.items()}
-    return found + [Try(world, name, middle[name], lr, seed, own=False) for name in plan.values for lr in plan.rates[name][1:]]
+    return found + [Try(world, name, middle[name], lr, seed, own=False) for name in plan.values for lr in rates[name][1:]]
 
 
 def _facts(world: World) -> Figures:
@@ -207,19 +219,32 @@ def _point(world: World, one: Try, start: float) -> Figures:
     if path.exists():
         known: Figures = read_json(path, "kl", "reward")
         return known
-    METHODS[one.method].prepare(world, one.seed)
-    fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
-    cost = METHODS[one.method].train(world, one, folder)
-    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
-    loaded = models.load(str(folder), device="cpu")
-    found = world.measure(loaded)
-    head = {"world": one.world, "method": one.method, "knob": METHODS[one.method].knob, "value": one.value, "lr": one.lr, "seed": one.seed}
-    found |= {"share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), **took, **cost}
-    found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
-    point = {**head, **found, "run": str(folder.relative_to(world.root.parent))}
+    method = METHODS[one.method]
+    shared = method.prepare(world, one.seed)
+    found = _trained(world, one, folder, method.train) if method.train else _picked(world, one, shared)
+    head = {"world": one.world, "method": one.method, "knob": method.knob, "value": one.value, "lr": one.lr, "seed": one.seed}
+    point = {**head, **found, "share": world.share(found["kl"]["mean"], found["reward"]["mean"] - start), "file": str(path.relative_to(world.root.parent))}
     path.parent.mkdir(exist_ok=True)
     write_json(path, point)
     return point
+
+
+def _trained(world: World, one: Try, folder: Path, train: Callable[[World, Try, Path], Mapping[str, Any]]) -> Figures:
+    """A training, and what came of it."""
+    fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
+    cost = train(world, one, folder)
+    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
+    loaded = models.load(str(folder), device="cpu")
+    found = world.measure(loaded)
+    found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
+    return {**found, **took, **cost, "run": str(folder.relative_to(world.root.parent))}
+
+
+def _picked(world: World, one: Try, scorer: Path) -> Figures:
+    """The SFT model's best answer of n, by a reward model: nothing more is trained."""
+    assert one.value is not None
+    found = world.picked(scorers.load(str(scorer), device="cpu"), round(one.value))
+    return {**found, "path": [], "seconds": None, "cpu": None, "run": str(scorer.relative_to(world.root.parent))}
 
 
 def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figures]:
@@ -233,6 +258,28 @@ def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figure
         here = world.measure(loaded)
         found.append({"step": int(saved.name.removeprefix("step_")), "kl": here["kl"]["mean"], "reward": here["reward"]["mean"]})
     return found
+
+
+SOURCES = {
+    "points": "each from its file, of its run",
+    "rows": "means of the points of one setting; of best_of, WORLD/facts.json",
+    "claims": "the points of the methods they name, at their own rate; the limit of WORLD/facts.json",
+    "closest": "rows",
+    "worlds": "WORLD/facts.json",
+    "costs": "environment.json and metrics.jsonl of the runs, WORLD/answers.jsonl, labels-*.jsonl, reward-*.json",
+}
+
+
+def _inputs(world: World) -> Figures:
+    """What all points of a world were made of: SHA-256 of the SFT model's weights and of the files."""
+    files = [world.prompts, *sorted(world.root.glob("answers.jsonl")), *sorted(world.root.glob("labels-*.jsonl")), *sorted(world.root.glob("drawn.json"))]
+    return {"sft": weights_hash(models.load(str(world.sft), device="cpu").model), **{path.name: sha256_file(path) for path in files}}
+
+
+def _fixed(size: Size) -> Figures:
+    """The settings that all trainings of a kind share, for the page."""
+    reward = {**size.training, **size.reward}
+    return {"SFT": size.sft, "trainings on comparisons": size.training, "reward model": reward, "PPO": {**size.ppo, "critic_lr": f"{CRITIC} times lr"}}
 
 
 def _told(root: Path, page: Path) -> None:

@@ -69,7 +69,7 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
     found = []
     for (world, method, value, lr), same in together.items():
         row: dict[str, Any] = {"world": world, "method": method, "knob": same[0]["knob"], "value": value, "lr": lr}
-        row |= {"own_rate": same[0]["own_rate"], "seeds": len(same)}
+        row |= {"own_rate": same[0]["own_rate"], "seeds": len(same), "files": [p["file"] for p in same]}
         row |= {name: _together([p[name] for p in same]) for name in ("reward", "fluency", "win")}
         row["kl"] = _together([p["kl"] for p in same], least=0.0)  # Student's t over two seeds does not know that no KL is below 0
         shares = [p["share"] for p in same if p["share"] is not None]

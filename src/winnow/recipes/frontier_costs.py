@@ -44,6 +44,7 @@ def _column(world: Path, root: Path, points: Sequence[Figures], best: Figures | 
         "sampled": sum(sum(row["tokens"]) for row in answers),
         "generated": _median([p.get("generated", 0) for p in points]),
         "runs": len(points),
+        "seeds": len({p["seed"] for p in points}),
         "best": best,
         **{f"spread_{name}": _spread(points, name) for name in ("reward", "kl")},
     }

@@ -20,14 +20,14 @@ CRITIC = 8  # times the policy's rate: a critic that lags behind teaches nothing
 
 @dataclass(frozen=True)
 class Try:
-    """One training: a method with one value of its knob (None: it has none), a rate, and a seed, which draws labels and the order of the data.
-    own: the rate is the one the method is judged by.
+    """A method with one value of its knob (None: it has none), a rate (None: nothing is trained), and a seed, which draws labels and the order of the
+    data. own: the rate is the one the method is judged by.
     """
 
     world: str
     method: str
     value: float | None
-    lr: float
+    lr: float | None
     seed: int
     own: bool
 
@@ -35,15 +35,18 @@ class Try:
     def name(self) -> str:
         """Of its folder and file."""
         knob = METHODS[self.method].knob
-        return "-".join([self.method, *([f"{knob}={self.value:g}"] if knob else []), f"lr={self.lr:g}", f"seed={self.seed}"])
+        settings = [f"{name}={value:g}" for name, value in ((knob, self.value), ("lr", self.lr)) if value is not None]
+        return "-".join([self.method, *settings, f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
 class Method:
-    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost; prepare: what all runs of a seed share."""
+    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost, None where the SFT model's best answer by
+    what `prepare` made is taken; prepare: what all runs of a seed share.
+    """
 
     knob: str | None
-    train: Callable[[World, Try, Path], Mapping[str, Any]]
+    train: Callable[[World, Try, Path], Mapping[str, Any]] | None
     prepare: Callable[[World, int], Path] = World.labels
 
 
@@ -93,6 +96,7 @@ def _ppo_true(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
     given = {"model": str(world.sft), "prompts": str(world.prompts), "reward": judge, "max_new_tokens": world.room, "out": out, "device": "cpu"}
+    assert one.lr is not None
     given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": CRITIC * one.lr, "seed": one.seed}
     ppo.run(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
     rows = read_jsonl(out / "metrics.jsonl")
@@ -104,6 +108,7 @@ METHODS: dict[str, Method] = {
     "dpo+sft": Method("beta", _mixed),
     "ppo": Method("target_kl", _ppo, _reward_model),
     "ppo_true": Method("target_kl", _ppo_true),
+    "best_of_learned": Method("n", None, _reward_model),
     "unlikelihood": Method("alpha", _unlikelihood),
     "preferred_ft": Method(None, _preferred),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from winnow import models
+from winnow import models, rewards
 from winnow.config import SFTSettings
 from winnow.config_collect import JudgeSettings, SampleSettings
 from winnow.data.pack import BUDGET
@@ -52,7 +52,8 @@ class Size:
 @dataclass(frozen=True)
 class World:
     """A world that is ready: its SFT model has learnt its language. judge: its true reward; room: tokens of the longest answer; measure: a model's
-    figures on its prompts; facts: its reference's figures, its limit, the best of n; share: of KL and reward gain, the share of the limit.
+    figures on its prompts; picked: those of who takes the best of n of the SFT model's answers, by a reward model's scores; facts: its reference's
+    figures, its limit, the best of n by the true reward; share: of KL and reward gain, the share of the limit.
     """
 
     name: str
@@ -63,6 +64,7 @@ class World:
     size: Size
     prompts: Path
     measure: Callable[[LoadedModel], Figures]
+    picked: Callable[[LoadedModel, int], Figures]
     facts: Callable[[], Figures]
     share: Callable[[float, float], float | None]
 
@@ -98,6 +100,7 @@ def small(root: Path, size: Size, seed: int) -> World:
         size,
         root / "prompts.jsonl",
         measure=lambda loaded: counted(table, small_world.logps(loaded.model)),
+        picked=lambda scorer, n: counted(table, frontier.best_of(Table(table.reference_XA, small_world.scores(scorer)), n)),
         facts=lambda: _small_facts(table),
         share=lambda kl, gain: frontier.share(table, kl, gain) if kl > 0.01 else None,
     )
@@ -141,8 +144,9 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
     if not kept.exists():
         drawn = demo.sampled(reference, held_out, seed + 4, size.drawn)
         fluent = [[answer.finished and world.grammatical(text) for answer, text in zip(*many)] for many in zip(drawn.answers, drawn.texts)]
-        write_json(kept, {"rewards": drawn.rewards, "fluent": fluent})
-    drawn_ = read_json(kept, "rewards", "fluent")
+        said = [[text.removeprefix(prompt) for text in many] for prompt, many in zip(held_out, drawn.texts)]
+        write_json(kept, {"rewards": drawn.rewards, "fluent": fluent, "texts": said})
+    drawn_ = read_json(kept, "rewards", "fluent", "texts")
     pooled = frontier.drawn(torch.tensor(drawn_["rewards"], dtype=torch.float64).reshape(1, -1))
     far = _trusted(pooled)
     return World(
@@ -154,6 +158,7 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
         size,
         root / "prompts.jsonl",
         measure=lambda loaded: _sampled(loaded, reference, held_out, drawn_["rewards"], seed + 5),
+        picked=lambda scorer, n: _best(drawn_, n, _scores(scorer, held_out, drawn_["texts"])),
         facts=lambda: _review_facts(drawn_, pooled, far),
         share=lambda kl, gain: frontier.share(pooled, kl, gain) if 0.01 < kl <= far else None,
     )
@@ -183,7 +188,7 @@ def _trusted(pooled: Table) -> float:
     return frontier.place(pooled, frontier.optimum(pooled, math.exp(high))).kl
 
 
-def _review_facts(drawn: Mapping[str, list[list[float]]], pooled: Table, far: float) -> Figures:
+def _review_facts(drawn: Mapping[str, list[list[Any]]], pooled: Table, far: float) -> Figures:
     """The reference's own figures; the limit of all samples together; the best of n without bias, its KL as the bound there is."""
     each = len(drawn["rewards"][0])
     best = [_best(drawn, n) for n in BEST_OF if n <= each // 4]
@@ -191,8 +196,9 @@ def _review_facts(drawn: Mapping[str, list[list[float]]], pooled: Table, far: fl
     return {"exact": False, "samples": pooled.reward_XA.numel(), "trusted": far, "start": best[0], "limit": limit, "best_of": best[1:]}
 
 
-def _best(drawn: Mapping[str, list[list[float]]], n: int) -> Figures:
-    weights = [frontier.best_drawn(row, n) for row in drawn["rewards"]]
+def _best(drawn: Mapping[str, list[list[Any]]], n: int, by: Sequence[Sequence[float]] | None = None) -> Figures:
+    """The best of n by these scores, or by the true reward."""
+    weights = [frontier.best_drawn(row, n) for row in (drawn["rewards"] if by is None else by)]
     found: Figures = {"n": n, "exact": False, "prompts": len(weights), "answers": len(weights) * len(weights[0])}
     found |= {"kl": dict.fromkeys(("mean", "low", "high"), frontier.bound(n))}
     for name, rows in (("reward", drawn["rewards"]), ("fluency", drawn["fluent"])):
@@ -201,6 +207,13 @@ def _best(drawn: Mapping[str, list[list[float]]], n: int) -> Figures:
     return found | {"win": asdict(over_prompts(wins))}
 
 
-def _below(rewards: Sequence[float], one: float) -> float:
+def _scores(scorer: LoadedModel, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """A reward model's scores of answers to each prompt."""
+    asked = [rewards.Dialogue(prompt, text, (), prompt) for prompt, many in zip(prompts, texts, strict=True) for text in many]
+    found = iter(rewards.scores(scorer, asked))
+    return [[next(found) for _ in many] for many in texts]
+
+
+def _below(values: Sequence[float], one: float) -> float:
     """Share of rewards that are lower, ties half."""
-    return sum((other < one) + 0.5 * (other == one) for other in rewards) / len(rewards)
+    return sum((other < one) + 0.5 * (other == one) for other in values) / len(values)

@@ -17,7 +17,7 @@ from winnow.collect.questions import NoVerdict
 from winnow.collect.votes import Vote
 from winnow.config_collect import JudgeSettings
 from winnow.console import safe, say
-from winnow.errors import JudgeError, SettingsError
+from winnow.errors import JudgeError, RunError, SettingsError
 from winnow.figures import number, percent
 from winnow.files import cache_folder, locked, make_folder, sha256_json
 from winnow.recipes.growing import Growing, Row
@@ -32,12 +32,15 @@ TOGETHER = 256  # rows whose answers a reward model scores together
 
 @dataclass(frozen=True)
 class Judge:
-    """How rows are judged: what they say of it, and what makes a row of each item, in any order. told: what a judge that reads says of its work."""
+    """How rows are judged: what they say of it, and what makes a row of each item, in any order. told: what a judge that reads says of its work;
+    columns: a hash of what it is given of an item's row besides.
+    """
 
     how: Mapping[str, Any]
     rows: Callable[[list[Item], set[str]], Iterator[Row]]
     told: Callable[[], str] | None = None
     sent: Callable[[], int] = lambda: 0
+    columns: Callable[[Item], str | None] = lambda item: None
 
 
 def run(resolved: Resolved[JudgeSettings]) -> int:
@@ -55,6 +58,9 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
         with locked(settings.out):
             file = Growing(settings.out, "judged", "rows", "judged")
             rows = file.there(names, judge.how)
+            other = [item.where for item in asked if item.id in rows and rows[item.id].get("columns") != judge.columns(item)]
+            if other:
+                raise RunError(f"{settings.out}: {len(other):,} rows were judged by other columns, first {other[0]}", remedy="choose another --out")
             left = [item for item in asked if item.id not in rows or not rulings.complete(rows[item.id])]
             if not left:
                 say(f"{safe(settings.out)}: all {len(names):,} rows are judged; nothing to do")
@@ -111,7 +117,14 @@ def _the_rule(resolved: Resolved[JudgeSettings], *, columns: bool) -> rules.Rule
 def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
     settings, rule = resolved.settings, _the_rule(resolved, columns=True)
     how = _how(settings, code=rule.code, labels=settings.labels, scale=settings.scale)
-    yield Judge(how, lambda asked, left: (_scored(settings, item, rules.scores(rule, item), how) for item in asked if item.id in left))
+
+    def columns(item: Item) -> str | None:
+        return sha256_json(rule.cells[item.where])[:16] if rule.cells else None
+
+    def row(item: Item) -> Row:
+        return {**_scored(settings, item, rules.scores(rule, item), how), **({"columns": columns(item)} if rule.cells else {})}
+
+    yield Judge(how, lambda asked, left: (row(item) for item in asked if item.id in left), columns=columns)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from winnow import rewards, scorers
 from winnow.collect import rules, rulings
 from winnow.collect.endpoint import refuse_absent
@@ -41,6 +43,8 @@ class Referee:
         elif judge.startswith("reward:"):
             how = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
             rewards.scores(scorers.load(judge.partition(":")[2], **how), [rewards.Dialogue(text, answer, (), f"a trial on {where}") for answer in said])
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # who samples next wants the room
         elif rules.is_function(judge):
             rules.scores(rules.rule(judge, ""), Item("", text, said, (), f"a trial on {where}"))
 

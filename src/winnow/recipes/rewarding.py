@@ -13,7 +13,7 @@ from winnow.config_rl import PPOSettings
 from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
-from winnow.files import RunFolder
+from winnow.files import RunFolder, sha256_json
 from winnow.models import LoadedModel
 from winnow.resolved import Resolved
 from winnow.train import checkpoint
@@ -30,7 +30,9 @@ class Said:
 
 @dataclass(frozen=True)
 class Reward:
-    """Scores of answers, prompt by prompt. identity: of weights or code, None for a function that is built into Python; model: where it is one."""
+    """Scores of answers, prompt by prompt. identity: of weights, or of code and the columns it is given, None for a function that is built into Python;
+    model: where it is one.
+    """
 
     name: str
     identity: str | None
@@ -88,4 +90,4 @@ def _function(settings: PPOSettings) -> Reward:
             again = f"goes on from {kept[-1].name}, with --allow-change reward" if kept else "begins again: nothing is saved yet"
             raise JudgeError(error.what, remedy=f"mend it ({rules.SIGNATURE}, finite); the same command {again}") from error
 
-    return Reward(name, made.code, scores)
+    return Reward(name, sha256_json([made.code, list(made.cells.values())]) if made.cells else made.code, scores)

@@ -22,7 +22,10 @@ from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.tiled import SEGMENTS
 from winnow.measures.frontier import Table, closed
+from winnow.models import LoadedModel
 from winnow.objectives.scores import per_completion
+from winnow.rewards import Dialogue
+from winnow.rewards import scores as rewards_of
 
 WORDS = ("ba", "de", "fi", "go", "ku", "la", "mi")
 EOS = "</s>"
@@ -134,6 +137,12 @@ def logps(model: nn.Module) -> torch.Tensor:
         logp_XA = torch.stack([per_completion(SEGMENTS.logps(model, batch)["logp"].double(), batch) for batch in _batches()])
     closed(logp_XA)
     return logp_XA
+
+
+def scores(scorer: LoadedModel) -> torch.Tensor:
+    """A reward model's scores of all answers to all prompts, (X, A), float64: each read with an end behind it, as `winnow judge` has it read."""
+    said = [Dialogue(prompt, "".join(f" {word}" for word in answer), (), prompt) for prompt in prompts() for answer in answers()]
+    return torch.tensor(rewards_of(scorer, said), dtype=torch.float64).reshape(len(prompts()), len(answers()))
 
 
 @cache
