@@ -61,6 +61,13 @@ def test_help_mentions_every_setting(call, monkeypatch, name):
             assert " ".join(field.description.split())[:30] in re.sub(r"[│ ]+", " ", said), field.description
 
 
+@pytest.mark.parametrize(("name", "offered"), [("judge", True), ("online", False), ("winrate", False)])
+def test_a_column_as_a_judge_is_offered_where_answers_have_columns(call, monkeypatch, name, offered):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, said, _ = call(name, "--help")
+    assert (code, "FILE.py:function" in said, "column:NAME" in said) == (0, True, offered)
+
+
 def test_the_group_lists_its_commands(call):
     code, said, _ = call("--help")
     assert code == 0

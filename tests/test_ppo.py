@@ -14,6 +14,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from scipy import stats
 from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -325,6 +326,15 @@ def tokens_of_run(policy, critic, prompts, answers):
     return found
 
 
+def of_prompts(name, values):
+    """NAME_low and NAME_high of a mean of answers, as many to each prompt: Student's t over the prompts' own means, in plain sums."""
+    k, several = SETTINGS["k"], len(values) // SETTINGS["k"]
+    means = [sum(values[p * k : (p + 1) * k]) / k for p in range(several)]
+    middle = sum(means) / several
+    half = stats.t.ppf(0.975, several - 1) * math.sqrt(sum((one - middle) ** 2 for one in means) / (several - 1) / several)
+    return {f"{name}_low": middle - half, f"{name}_high": middle + half}
+
+
 def replayed(world, *, steps, lr, critic_lr, seed, whiten):
     """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW: the policy's and the critic's weights at the end."""
     own, frozen = models.load(str(world / "model")), models.load(str(world / "model")).model
@@ -340,14 +350,18 @@ def replayed(world, *, steps, lr, critic_lr, seed, whiten):
             old = tokens_of_run(own.model, critic, prompts, answers)
             theirs = [logp for logp, _ in tokens_of_run(frozen, critic, prompts, answers)]
             texts = [(prompt, answer) for prompt, many in zip(PROMPTS, answers) for answer in many]
-            rewards = []
+            rewards, scores = [], []
             for (prompt, answer), (logp, _), other in zip(texts, old, theirs):
+                scores.append(space["worth"](prompt, own.tokenizer.decode(answer.ids)) if answer.finished else REPLAYED["unfinished"])
                 reward = -REPLAYED["beta"] * (logp - other)
-                reward[-1] += space["worth"](prompt, own.tokenizer.decode(answer.ids)) if answer.finished else REPLAYED["unfinished"]
+                reward[-1] += scores[-1]
                 rewards.append(reward)
             spread = torch.cat(rewards).std(correction=0)
             far = torch.cat([other - logp for (logp, _), other in zip(old, theirs)])
             rows.append({"kl": float((far.expm1() - far).sum()) / len(rewards), "reward": float(torch.stack([reward.sum() for reward in rewards]).mean())})
+            kls = [float(((other - logp).expm1() - (other - logp)).sum()) for (logp, _), other in zip(old, theirs)]
+            rows[-1] |= of_prompts("score", scores) | of_prompts("kl", kls) | of_prompts("length/sampled", [len(logp) for logp, _ in old])
+            rows[-1] |= {"answers": len(scores), "prompts": len(prompts)}
             advantages, returns = [], []
             for reward, (_, value) in zip(rewards, old):
                 reward, after, made = reward / (spread**2 + 1e-8).sqrt(), 0.0, torch.zeros_like(reward)
@@ -399,6 +413,22 @@ def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten)
             assert ours[name] == pytest.approx(value, rel=2e-2, abs=1e-5), (ours["step"], name)
     assert min(logged[-1]["value_clip_fraction"], logged[-1]["clip_fraction"]) > 0
     assert [row["learning_rate"] / row["critic/learning_rate"] for row in logged] == pytest.approx([2 / 7] * 3)
+
+
+def test_an_iteration_says_how_sure_its_means_are(world, tmp_path):
+    """Intervals over prompts around the means themselves, also where a prompt comes twice in an iteration; of one prompt there is none."""
+    rows = read_jsonl(train(world, tmp_path / "run", steps=4, batch_size=3).metrics)
+    for row in rows:
+        for name in ("score", "kl", "length/sampled"):
+            assert row[f"{name}_low"] + row[f"{name}_high"] == pytest.approx(2 * row[name], rel=1e-9, abs=1e-9)
+    assert rows[1]["length/sampled_high"] - rows[1]["length/sampled_low"] > 0.01
+    cursor, drawn = Cursor(), []
+    for _ in range(4):
+        items, cursor = ppo._prompts(4, 3, 0, cursor)
+        drawn.append(len(set(items)))
+    assert [row["prompts"] for row in rows] == drawn
+    alone = read_jsonl(train(world, tmp_path / "alone", steps=1, batch_size=1).metrics)[0]
+    assert (alone["prompts"], [name for name in alone if name.endswith(("_low", "_high"))]) == (1, [])
 
 
 def test_the_kl_term_of_grpo_holds_a_run_back(world, tmp_path):

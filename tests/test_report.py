@@ -73,7 +73,7 @@ def healthy() -> list[dict[str, Any]]:
         if step:
             rows.append({"step": step, "epoch": done, "loss": 0.6931 - 0.3 * done, "grad_norm": 0.5, "learning_rate": 1e-5 * (1 - done)})
             rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
-            rows[-1] |= {"explained_variance": 0.8 * done, "clip_fraction": 0.1, "kl/step": 0.01}
+            rows[-1] |= {"explained_variance": 0.8 * done, "clip_fraction": 0.1, "kl/step": 0.01, "beta": 0.05, "finished": 0.95 - 0.1 * done}
             rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25, "hardware_share": 0.4}
         if step % 10 == 0:
             rows.append(
@@ -371,6 +371,14 @@ FIRES: dict[str, tuple[dict[str, Any], str]] = {
         "Within an iteration 40 % of the tokens lost their slope to clipping and 0.010 nats per token were moved, means of the last 10 logged steps: "
         "the steps are too large.",
     ),
+    "off-target": (
+        {"metrics": last(healthy(), "kl", 1.25, 3), "settings": {"target_kl": 6}, "status": {"state": "complete"}},
+        "KL to the reference is 1.25 nats per answer, mean of the last 3 iterations, and target_kl is 6.00: beta has not brought it there.",
+    ),
+    "unending": (
+        {"metrics": last(healthy(), "finished", 0.61, 4)},
+        "Own answers that end by themselves fell from 94 % in the first 4 iterations to 61 % in the last 4: the others are cut off.",
+    ),
     "unsound": (
         {"summary": {"grammatical_before": 0.95, "grammatical_after": 0.06}},
         "Grammatical samples fell from 95 % to 6 %: reward is being bought with broken text.",
@@ -416,6 +424,20 @@ def test_symptoms_at_their_edges() -> None:
     early = [{"step": step, "explained_variance": 0.0} for step in range(1, symptoms.STUCK_STEPS)]
     assert codes(metrics=early) == []  # it may still learn
     assert codes(metrics=early, status={"state": "complete"})[0][0] == "ignorant"
+    for kl, target, fires in ((1.5, 1.0, False), (1.51, 1.0, True), (1.0, 1.5, False), (1.0, 1.51, True)):
+        found = codes(metrics=last(healthy(), "kl", kl, 3), settings={"target_kl": target}, status={"state": "complete"})
+        assert [code for code, _ in found] == ["off-target"] * fires
+    missed = [{"step": step, "kl": 0.5, "beta": 0.1} for step in range(1, 61)]
+    assert "of the last 6 iterations" in codes(metrics=missed, settings={"target_kl": 6.0})[0][1]
+    assert codes(metrics=missed[: symptoms.STUCK_STEPS - 1], settings={"target_kl": 6.0}) == []  # it is on its way
+    assert codes(metrics=missed, settings={"target_kl": None}) == codes(metrics=missed) == []
+    assert codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []
+    ends = [{"step": step, "finished": 0.75 if step <= 3 else 0.5} for step in range(1, 7)]
+    assert codes(metrics=last(ends, "finished", 0.55, 3)) == []
+    assert codes(metrics=last(ends, "finished", 0.54, 3))[0][0] == "unending"
+    assert codes(metrics=ends[:1] + ends[2:]) == []  # too few to have a first and a last part
+    sure = [{"step": step, "score": 1.0, "entropy": 2.0 if step <= 20 else 0.5} for step in range(1, 41)]
+    assert codes(metrics=sure) == [("collapse", "Entropy fell from 2.00 to 0.50 nats per token: samples will repeat each other.")]
     short = [{**row, "rewards/margins": 0.0} for row in last(healthy(), "loss", 0.6931, 40)[:20]]
     assert codes(metrics=short) == []  # too early to say
     ((code, message),) = codes(metrics=short, status={"state": "complete"})

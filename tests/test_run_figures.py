@@ -39,6 +39,27 @@ def test_every_figure_names_its_n_step_and_source(tmp_path):
     assert "winnow eval" in found["Held-out loss"]["why"]
 
 
+def test_answers_in_training_have_intervals_over_their_prompts(tmp_path):
+    """A training on rewards that held nothing out: score, KL and length are the last iteration's, with its intervals and its n; of one prompt there are none,
+    and that is said.
+    """
+    rows = [{"step": step, "score": 0.5 * step, "kl": 0.3 * step, "length/sampled": 9.0, "answers": 64, "prompts": 16, "entropy": 2.0} for step in (1, 2)]
+    for row in rows:
+        row |= {f"{name}_{end}": row[name] + by for name in ("score", "kl", "length/sampled") for end, by in (("low", -0.25), ("high", 0.25))}
+    made = report.build([make(tmp_path / "run", rows=rows, environment=environment("ppo"))])
+    found = {one["source"].removeprefix("metrics.jsonl: "): one for one in made["runs"][0]["figures"]}
+    for name, value in (("score", 1.0), ("kl", 0.6), ("length/sampled", 9.0)):
+        one = found[name]
+        assert (one["value"], one["low"], one["high"], one["n"], one["step"]) == (value, value - 0.25, value + 0.25, "64 answers of 16 prompts", 2)
+        assert one["why"] == ""
+    assert [one["title"] for one in made["runs"][0]["figures"]].count("Score of answers in training") == 1
+    assert "95 % interval 0.350 to 0.850, n = 64 of 16 prompts" in next(card.detail for card in headline.cards(made) if card.label == "KL in training")
+    bare = [{name: value for name, value in row.items() if not name.endswith(("_low", "_high"))} | {"prompts": 1} for row in rows]
+    made = report.build([make(tmp_path / "bare", rows=bare, environment=environment("ppo"))])
+    few = [one for one in made["runs"][0]["figures"] if one["low"] is None]
+    assert {(one["n"], one["why"]) for one in few} == {("64 answers of 1 prompt", "one prompt has no spread to make an interval of")}
+
+
 def test_the_head_of_the_page_has_the_saved_models_figures_and_intervals(tmp_path):
     """Where the saved model was measured its intervals stand at the top too, not the bound by prompts that a training still under way has."""
     one = {"value": 0.7534, "low": 0.71, "high": 0.79, "count": 300, "prompts": 60, "why": ""}
@@ -114,3 +135,6 @@ def test_before_and_after_say_how_they_were_drawn(tmp_path):
     last = [row for row in read_jsonl(run.metrics) if "kl" in row][-1]
     assert last["kl_low"] < last["kl"] < last["kl_high"]
     assert last["kl_samples"] == 8
+    length = next(row for row in figures(report.build([run.root])["runs"][0]) if row["title"] == "Length of own answers, tokens")
+    assert (length["value"], length["low"], length["high"], length["n"]) == (*(last[f"length/sampled{end}"] for end in ("", "_low", "_high")), "8 answers")
+    assert length["low"] <= length["value"] <= length["high"]

@@ -159,7 +159,9 @@ def test_the_clustered_interval_covers_what_it_promises_and_the_naive_one_less(m
 
 
 def test_near_the_end_students_interval_covers_too_little_and_ours_enough():
-    """20 prompts of 4 games, 95 % won: where all or nearly all prompts are won outright, their spread says nothing."""
+    """20 prompts of 4 games, 95 % won: where all or nearly all prompts are won outright, their spread says nothing. Ours is too wide there, not too narrow:
+    the one bound above 97 % that docs/evaluation.md names.
+    """
     rng, cases, ours, students = np.random.default_rng(7), 1500, 0, 0
     for _ in range(cases):
         rates = drawn(rng, 0.95, 0.3, 20, 4).mean(1).tolist()
@@ -218,20 +220,22 @@ def test_the_sign_test_finds_nothing_where_there_is_nothing_and_a_difference_as_
 @pytest.mark.parametrize("alike", [0.0, 1.2])
 def test_strengths_over_prompts_that_differ_are_covered(alike):
     """The marginal strengths of models that are on each prompt stronger or weaker: their true values from a hundred thousand prompts. `alike` 0: the
-    curvature serves; 1.2: games on a prompt go together, and the sandwich does.
+    curvature serves; 1.2: games on a prompt go together, and the sandwich does, where an interval that is blind to prompts covers too little.
     """
     rng, cases, strengths = np.random.default_rng(19), 150, np.array([0.6, 0.1, -0.7])
     own = strengths + alike * rng.standard_normal((100_000, 3))
     truth = fit(3, [Met(i, j, float(expit(own[:, i] - own[:, j]).mean())) for i, j in itertools.combinations(range(3), 2)], ridge=0.0).strengths
-    held = []
+    held, blind = [], []
     for _ in range(cases):
         games = []
         for prompt in range(60):
             mine = strengths + alike * rng.standard_normal(3)
             games += [Met(i, j, float(rng.random() < expit(mine[i] - mine[j])), prompt) for i, j in itertools.combinations(range(3), 2) for _ in range(3)]
-        found = fit(3, games)
-        held += [low <= true <= high for i, true in enumerate(truth) for low, high in [found.interval(i)]]
+        apart = [Met(game.first, game.second, game.score, i) for i, game in enumerate(games)]
+        for covered, found in ((held, fit(3, games)), (blind, fit(3, apart))):
+            covered += [low <= true <= high for i, true in enumerate(truth) for low, high in [found.interval(i)]]
     assert 0.93 <= np.mean(held) <= 0.97
+    assert not alike or np.mean(blind) < 0.85
 
 
 def met(rng, strengths, prompts, alike):

@@ -252,7 +252,7 @@ for made in (
         EvalSettings,
         _eval,
         name="eval",
-        help="Held-out loss, reward accuracy with interval, margins, raw ranking accuracy, one row per comparison.",
+        help="Held-out accuracy, calibration, KL, displacement, slices and RewardBench of a policy or reward model, with intervals.",
         example="winnow eval --model runs/dpo --data held_out.jsonl --out runs/eval",
     ),
     command(

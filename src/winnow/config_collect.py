@@ -82,15 +82,13 @@ class LabelSettings(Settings):
     open: bool = setting(True, "show the page in a browser, where there is one annotator and a display", "page")
 
 
+JUDGES = "http(s)://HOST/v1: a language model; reward:MODEL; or a rule: length, shorter, regex:PATTERN, exact:TEXT, module:function, FILE.py:function"
+
+
 class JudgingSettings(Settings):
     """Who compares answers, and how."""
 
-    judge: str = setting(
-        ...,
-        "http(s)://HOST/v1: a language model; reward:MODEL; or a rule: length, shorter, regex:PATTERN, exact:TEXT, column:NAME, "
-        "module:function, FILE.py:function",
-        "judge",
-    )
+    judge: str = setting(..., JUDGES, "judge")
     labels: Literal["hard", "soft", "drawn"] = setting(
         "hard",
         "scores: the higher wins; a Bradley-Terry probability sigmoid(scale x difference); or one label drawn from it, as from somebody who errs",
@@ -126,6 +124,7 @@ class ComparingSettings(JudgingSettings):
 class JudgeSettings(ComparingSettings):
     """winnow judge: answers compared by a language model, a reward model or a rule."""
 
+    judge: str = setting(..., f"{JUDGES}, column:NAME", "judge")
     answers: str = setting(..., "rows with two answers or more to a prompt, as winnow sample writes them, or any rows that have several", "data")
     out: Path = setting(..., "a JSON-lines file of groups with comparisons; the same command again goes on where it stopped", "run")
     limit: int | None = setting(None, "only the first so many rows that can be judged", "data", ge=1)

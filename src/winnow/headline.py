@@ -191,7 +191,9 @@ def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
     """Interval and n of the last KL, where the run has them."""
     last = next(row for row in reversed(rows) if row.get("kl") is not None)
     between = f"; 95 % interval {number(last['kl_low'])} to {number(last['kl_high'])}" if last.get("kl_low") is not None else ""
-    return between + (f", n = {number(last['kl_samples'])}" if last.get("kl_samples") else "")
+    count, prompts = last.get("kl_samples"), last.get("prompts")
+    of = f", n = {number(last['answers'])} of {number(prompts)} prompts" if prompts and between else ""
+    return between + (f", n = {number(count)}" if count else of)
 
 
 def _looked_at(rows: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from winnow.figures import RECENT, looks, points, wilson
-from winnow.measures.clustered import mean
+from winnow.measures.clustered import ONE, mean
 
 Run = Mapping[str, Any]
 
@@ -20,6 +20,11 @@ HELD_OUT = {
     "logratio/rejected": "Rejected, held out, nats per token since the start",
 }
 LOOKED = {"score": "Held-out score", "kl": "Held-out KL to the reference, nats per answer, over the vocabulary"}  # of a training on rewards
+OWN = {  # of answers that are sampled while it is trained; the score, of a training on rewards
+    "score": "Score of answers in training",
+    "kl": "KL to the reference, nats per answer",
+    "length/sampled": "Length of own answers, tokens",
+}
 TRAINED = {
     "score": "Score of answers in training",
     "loss": "Training loss",
@@ -54,24 +59,9 @@ def figures(run: Run) -> list[dict[str, Any]]:
         saved = (run.get("held_out") or {}).get(prefix)
         found += _saved(run, prefix, saved) if saved else _held_out(rows, prefix, account)
     found += _looked(rows)
-    if series := points(rows, "kl"):
-        last = next(row for row in reversed(rows) if row.get("kl") is not None)
-        of, source = {"n": _several(last.get("kl_samples") or last.get("answers"), "answer"), "step": series[-1][0]}, "metrics.jsonl: kl"
-        ends = {"low": last.get("kl_low"), "high": last.get("kl_high")}
-        found.append(
-            {
-                "title": "KL to the reference, nats per answer" + (", in training" if "answers" in last else ""),
-                "value": last["kl"],
-                **ends,
-                **of,
-                "source": source,
-                "why": "" if ends["low"] is not None else UNKEPT,
-            }
-        )
-        if "length/sampled" in last:
-            length = {"title": "Length of own answers, tokens", "value": last["length/sampled"], "low": None, "high": None, **of}
-            found.append({**length, "source": "metrics.jsonl: length/sampled", "why": UNKEPT})
-    return found + [row for name, title in TRAINED.items() if (row := _trained(rows, name, title))]
+    own = _own(rows)
+    named = {row["title"] for row in own}
+    return found + own + [row for name, title in TRAINED.items() if title not in named and (row := _trained(rows, name, title))]
 
 
 def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,6 +135,22 @@ def _looked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         | {"source": f"metrics.jsonl: eval_{name}"}
         for name, title in LOOKED.items()
     ]
+
+
+def _own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the last answers that were sampled while training: of an iteration's on rewards, whose prompts several share; else of one to each prompt."""
+    last: Mapping[str, Any] = next((row for row in reversed(rows) if row.get("kl") is not None), {})
+    many, prompts = last.get("kl_samples") or last.get("answers"), last.get("prompts")
+    n = _several(many, "answer") + (f" of {_several(prompts, 'prompt')}" if prompts and prompts != many else "")
+    found = []
+    for name, title in OWN.items():
+        if last.get(name) is None or (name == "score" and prompts is None):  # such a run keeps no spread of a score: its last steps are something
+            continue
+        low, high = last.get(f"{name}_low"), last.get(f"{name}_high")
+        title += ", in training" if name == "kl" and "answers" in last else ""
+        row = {"title": title, "value": last[name], "low": low, "high": high, "n": n, "step": last["step"], "source": f"metrics.jsonl: {name}"}
+        found.append({**row, "why": "" if low is not None else ONE if prompts == 1 else UNKEPT})
+    return found
 
 
 def _trained(rows: list[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:

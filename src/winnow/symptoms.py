@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.figures import RECENT, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
+from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
 
 Run = Mapping[str, Any]
 
@@ -29,6 +29,10 @@ FAR = 10.0  # nats of KL per answer: beyond about 10 the reference hardly ever s
 IGNORANT = 0.1  # share of the returns' variance that a critic explains: below, its values are hardly better than one number
 HURRIED = 0.3  # share of tokens whose slope is clipped away: beyond, much of what was sampled teaches nothing
 HURRIED_KL = 0.05  # nats per token moved since answers were drawn: ten times a healthy pace, and 0.05 for 200 tokens are 10 nats in an iteration
+OFF_TARGET = 1.5  # mean KL over the target, or the inverse: less is the usual swing of a controller that only answers to what it has seen
+UNENDING = 0.2  # fall of the share of answers that end by themselves: with 100 answers at either end nearly three standard errors
+LATE = 10  # a tenth of the iterations is what is meant by the first and the last ones
+FEW = 3  # iterations, at the least, in such a tenth
 UNGRAMMATICAL = 0.07  # fall of the share of sound samples: the bound the demo holds itself to
 
 
@@ -162,9 +166,9 @@ def chance(run: Run) -> Sign | None:
 
 
 def collapse(run: Run) -> Sign | None:
-    """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence only with pairs."""
+    """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence only where a policy is tuned."""
     series = points(run["metrics"], "entropy")
-    start, now = math.fsum(value for _, value in series[:RECENT]) / len(series[:RECENT]), recent(series)
+    start, now = _middle(series[:RECENT]), recent(series)
     if start <= 0 or now / start >= COLLAPSED:
         return None
     text = f"Entropy fell from {start:.2f} to {now:.2f} nats per token: samples will repeat each other."
@@ -217,6 +221,32 @@ def hurried(run: Run) -> Sign | None:
     return Sign("hurried", f"{text}, means of the last {min(RECENT, len(clip))} logged steps: the steps are too large.", "Lower lr, or epochs.")
 
 
+def off_target(run: Run) -> Sign | None:
+    """The KL that was asked for is not the one that came of it, late in a run."""
+    target, series, complete = run["settings"].get("target_kl"), points(run["metrics"], "kl"), run.get("status", {}).get("state") == "complete"
+    if not isinstance(target, int | float) or len(series) < (FEW if complete else STUCK_STEPS):
+        return None
+    late = _tenth(series)
+    kl = _middle(series[-late:])
+    if target / OFF_TARGET <= kl <= target * OFF_TARGET:
+        return None
+    text = f"KL to the reference is {number(kl)} nats per answer, mean of the last {late:,} iterations, and target_kl is {number(float(target))}"
+    return Sign("off-target", f"{text}: beta has not brought it there.", "Train for more iterations, or lower horizon; raise horizon where beta swings.")
+
+
+def unending(run: Run) -> Sign | None:
+    """Answers stop ending by themselves: what is cut off costs the policy nothing."""
+    series = points(run["metrics"], "finished")
+    late = _tenth(series)
+    if len(series) < 2 * late:
+        return None
+    start, now = _middle(series[:late]), _middle(series[-late:])
+    if start - now <= UNENDING:
+        return None
+    text = f"Own answers that end by themselves fell from {percent(start)} in the first {late:,} iterations to {percent(now)} in the last {late:,}"
+    return Sign("unending", f"{text}: the others are cut off.", "Give answers that are cut off a worse score with --unfinished.")
+
+
 PAIRS = "rewards/margins"
 
 SYMPTOMS = {
@@ -228,11 +258,13 @@ SYMPTOMS = {
     "length-bias": Symptom("length bias", ("length/chosen", "length/rejected"), length_bias, True),
     "longer": Symptom("answers growing longer", ("*length",), longer, True),
     "chance": Symptom("accuracy at chance", ("eval_*rewards/accuracies",), chance),
-    "collapse": Symptom("entropy collapse", (PAIRS, "entropy"), collapse, True),
+    "collapse": Symptom("entropy collapse", ("*tuned", "entropy"), collapse, True),
     "far": Symptom("distance from the reference", ("*kl",), far, True),
     "cut": Symptom("truncation", ("data:train",), cut),
     "ignorant": Symptom("a critic that knows nothing", ("explained_variance",), ignorant, of_rewards=True),
     "hurried": Symptom("steps too large for their answers", ("clip_fraction", "kl/step"), hurried, of_rewards=True),
+    "off-target": Symptom("a KL that misses its target", ("beta", "kl"), off_target, of_rewards=True),
+    "unending": Symptom("answers that no longer end", ("finished",), unending, of_rewards=True),
     "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound, True),
 }
 
@@ -244,6 +276,7 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     known |= {f"eval_*{name}" for name in ("loss", "rewards/accuracies") if held_out(run["metrics"], name)}
     known |= {"*kl" for key in known if key in ("kl", "summary:kl")}
     known |= {"*length" for key in known if key in ("length/sampled", "summary:length_ratio")}
+    known |= {"*tuned" for key in known if key in (PAIRS, "score")}
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
     signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
     signs += [
@@ -272,5 +305,12 @@ def in_words(finding: Mapping[str, Any]) -> str:
 
 
 def _mean(run: Run, name: str) -> float:
-    series = [value for _, value in points(run["metrics"], name)]
-    return math.fsum(series) / len(series)
+    return _middle(points(run["metrics"], name))
+
+
+def _middle(series: Points) -> float:
+    return math.fsum(value for _, value in series) / len(series)
+
+
+def _tenth(series: Points) -> int:
+    return max(FEW, len(series) // LATE)

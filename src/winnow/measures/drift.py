@@ -40,8 +40,13 @@ def kl(policy: Float[Tensor, " all"], reference: Float[Tensor, " all"], count: i
     It must be taken token by token: with the r of a whole answer it hangs on answers that are never drawn, and k2, (log r)^2 / 2,
     which is biased everywhere, is then far off (tests/test_statistics.py has both in numbers).
     """
+    return float(k3(policy, reference).sum()) / count
+
+
+def k3(policy: Float[Tensor, " all"], reference: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+    """Of each token what `kl` sums: r - 1 - log r, in nats, float64."""
     log_ratio = reference.double() - policy.double()
-    return float((torch.expm1(log_ratio) - log_ratio).sum()) / count
+    return torch.expm1(log_ratio) - log_ratio
 
 
 def exact(

@@ -57,7 +57,7 @@ class Answers:
 
     def summed(self, value_N: Float[Tensor, " N"]) -> Float[Tensor, " C"]:
         """Per answer."""
-        return torch.zeros_like(self.score_C).index_add(0, self.completion_N, value_N)
+        return value_N.new_zeros(len(self.score_C)).index_add(0, self.completion_N, value_N)
 
 
 def by_gae(answers: Answers, beta: float, gamma: float, lam: float, *, whiten_rewards: bool) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:

@@ -19,6 +19,7 @@ from winnow.data.pack import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
 from winnow.measures import drift
+from winnow.measures.clustered import flat, mean
 from winnow.models import LoadedModel
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group
@@ -140,20 +141,29 @@ def advantages(rollout: Rollout, settings: PPOSettings, beta: float) -> tuple[Pe
 def figures(rollout: Rollout, beta: float, returns: PerToken | None) -> Row:
     """What dashboards show of an iteration's answers, all of them drawn from the policy as it was before the iteration's steps.
 
-    score: the mean; reward: after the KL penalty; kl: nats per answer to the reference (k3 per token, `drift.kl`).
+    score: the mean; reward: after the KL penalty; kl: nats per answer to the reference (k3 per token, `drift.kl`); NAME_low, NAME_high: `intervals`.
     """
     known = rollout.answers
     count = len(known.score_C)
     kl = drift.kl(known.logp_N, known.reference_N, count)
     row: Row = {"score": float(known.score_C.double().mean()), "score/deviation": float(known.score_C.double().std(correction=0)), "kl": kl}
     row |= {"reward": float(known.summed(known.reward_N(beta)).double().mean()), "beta": beta, "finished": rollout.finished / count}
-    row |= {"length/sampled": len(known.logp_N) / count, "answers": count}
+    row |= {"length/sampled": len(known.logp_N) / count, "answers": count, **intervals(rollout)}
     if returns is not None and known.value_N is not None:
         errors_N = returns.value - known.value_N
         explained = pg.explained_variance(pg.moments(returns.value), pg.moments(errors_N))
         row |= {"value": float(known.value_N.double().mean()), "return": float(returns.value.double().mean())}
         row |= {} if math.isnan(explained) else {"explained_variance": explained}
     return row
+
+
+def intervals(rollout: Rollout) -> Row:
+    """95 % intervals over prompts of mean score, KL and length, as NAME_low and NAME_high, and how many prompts there are; of one prompt no interval."""
+    known, prompts = rollout.answers, [group.where for group in rollout.groups for _ in group.sequences]
+    values = {"score": known.score_C, "kl": known.summed(drift.k3(known.logp_N, known.reference_N))}
+    values["length/sampled"] = known.completion_N.bincount(minlength=len(prompts))
+    found = flat({name: mean(value_C.tolist(), prompts) for name, value_C in values.items()})
+    return {"prompts": len(set(prompts)), **{name: value for name, value in found.items() if name not in values}}
 
 
 def _logps(actor: Actor, groups: Sequence[RenderedGroup], tokens: int) -> Tensor:

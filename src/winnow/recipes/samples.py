@@ -98,8 +98,8 @@ def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, ste
 
 
 def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine, theirs: Engine) -> Callable[[int], Row]:
-    """step -> `kl` to the reference in nats per answer with its interval (`kl_low`, `kl_high`) and count, and `length/sampled`, over the policy's
-    answers to `count` prompts.
+    """step -> `kl` to the reference in nats per answer and `length/sampled` in tokens, each with its interval (`_low`, `_high`), and their count
+    `kl_samples`, over the policy's answers to `count` prompts.
 
     engine, theirs: how the policy is computed, and the reference.
     The same random numbers at every step, so that what changes is the policy. Of several processes one answers, and has the figures.
@@ -119,7 +119,7 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
             return {}
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
         found = mean([drift.kl(a, b, 1) for a, b in zip(policy.split(lengths), said.split(lengths))], range(len(groups)))
-        return {**flat({"kl": found}), "kl_samples": found.count, "length/sampled": sum(lengths) / len(groups)}
+        return {**flat({"kl": found, "length/sampled": mean(lengths, range(len(groups)))}), "kl_samples": found.count}
 
     return measure
 
