@@ -73,6 +73,10 @@ noise: $(VENV)/ready ## planted label flips on the demo's world (run `make demo`
 rounds: $(VENV)/ready ## online rounds on the demo's world beside one offline round, a quick form (run `make demo` first)
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/online.py $(OUT)
 
+proof: $(VENV)/ready ## PPO to its known optimum, and the reward model to the true order of the demo's world (run `make demo` first)
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/ppo.py
+	HF_HUB_OFFLINE=1 $(BIN)/python bench/reward.py $(OUT) runs/proof 3
+
 soak: $(VENV)/ready ## 200 kills at random moments: nothing may be lost
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/soak.py --kills 200
 

@@ -2,8 +2,9 @@
 
     winnow demo --out runs/demo && python bench/reward.py runs/demo runs/reward [SEEDS]
 
-Reviews are the grammar's own, four to a prompt, each pair labelled once by the true reward's Bradley-Terry (some 16 % of the labels contradict the true order);
+Reviews are the grammar's own, four to a prompt, each pair labelled once by the true reward's Bradley-Terry (a seventh of the labels contradict the true order);
 the held-out pairs are the demo's: answers of its SFT model to other prompts, without noise. True ties are no pairs; their share is printed.
+It leaves with 1 where a seed's model has fewer than 90 % of them in the true order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from winnow.figures import percent
 from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.recipes import world
 
-PROMPTS, ANSWERS, SEED = 12_000, 4, 777
+PROMPTS, ANSWERS, SEED = 24_000, 4, 777
+NEEDED = 0.9
 SETTINGS: dict[str, Any] = {"lr": 2e-3, "steps": 400, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 50}
 
 
@@ -68,5 +70,6 @@ def main(demo: Path, out: Path, seed: int, **changes: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for seed in range(int(sys.argv[3]) if len(sys.argv) > 3 else 1):
-        main(Path(sys.argv[1]), Path(sys.argv[2]) / f"seed{seed}", seed)
+    seeds = range(int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    found = [main(Path(sys.argv[1]), Path(sys.argv[2]) / f"seed{seed}", seed)["value"] for seed in seeds]
+    sys.exit(min(found) < NEEDED)
