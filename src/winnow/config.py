@@ -290,7 +290,7 @@ class FrontierSettings(Settings):
     quick: bool = setting(False, "fewer, shorter runs: minutes instead of half an hour", "amount")
     seeds: int | None = setting(
         None,
-        "trainings of each setting, each with labels of its own (default 3, quick 2, or as many as there are); more of them go on, fewer are an error",
+        "trainings of each setting, each with labels of its own, in both worlds (default 3, quick 2, reviews 1, or as many as there are); more of them go on",
         "amount",
         ge=1,
         le=100,
