@@ -198,7 +198,7 @@ def rlhf(ledger: Figures) -> list[dict[str, Any]]:
     for cost in ledger["costs"]:
         columns = [_cost(cost[name]) for name in ("dpo", "ppo")]
         rows = [(name, [column[name] for column in columns]) for name in columns[0]]
-        about = "Medians over runs. Comparisons and answers are the same ones for both. Seconds of the processor are of one thread, and mind no other work."
+        about = "Medians over runs. SFT model, answers and comparisons are the same ones for both, and not counted. Processor seconds are of one thread."
         found.append({"title": TITLES[cost["world"]], "sentences": [about], "heads": ("DPO", "PPO, learned reward"), "rows": rows})
         rates = [(STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]]
         if rates:
