@@ -25,6 +25,7 @@ from winnow.ranks import count, leads, rank
 
 MAIN, SAVES, LONG = "main", "saves", "long"
 FOREVER = datetime.timedelta(days=30)
+MOMENT = 2.0  # seconds
 LOST = ("gloo", "NCCL", "nccl", "TCPStore", "Broken pipe", "Connection reset")  # what an error says that comes from another process
 
 
@@ -162,11 +163,20 @@ def told(message: str) -> str:
         return message
     try:
         first, _, before = _job.store.compare_set("failed", "", f"{rank()} {message}").decode().partition(" ")
+        _stay(_job)
     except RuntimeError:  # the store went with its host
         return f"rank {rank()}: {message}"
     if int(first) == rank():
         return f"rank {rank()}: {message}"
     return "" if before == message else f"rank {rank()}, after rank {first} failed: {message}"
+
+
+def _stay(job: Job) -> None:
+    """The process that may hold the store goes last: the others are given a moment to see what was said. Who is gone is not waited for much."""
+    job.store.add("told", 1)
+    until = time.monotonic() + MOMENT
+    while rank() == 0 and job.store.add("told", 0) < count() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _gathered(value: Tensor, channel: str) -> list[Tensor]:
