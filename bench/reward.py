@@ -23,7 +23,7 @@ from winnow.recipes import world
 
 PROMPTS, ANSWERS, SEED = 24_000, 4, 777
 NEEDED = 0.9
-SETTINGS: dict[str, Any] = {"lr": 1e-3, "steps": 800, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 50}
+SETTINGS: dict[str, Any] = {"lr": 1e-3, "steps": 1600, "batch_size": 32, "schedule": "cosine", "max_tokens": 4096, "eval_every": 50}
 
 
 def labelled(count: int, seed: int) -> tuple[list[dict[str, Any]], float]:
