@@ -63,7 +63,8 @@ def subline(ledger: Figures) -> str:
     """How much was done."""
     parts = [f"{TITLES[name]}: {number(facts['start']['prompts'])} prompts" for name, facts in ledger["worlds"].items()]
     minutes = [f"{number(ledger['seconds'] / 60, 2)} minutes"] if ledger.get("seconds") else []
-    return " · ".join([f"{number(len(ledger['points']))} trainings, up to {max(ledger['seeds'].values())} seeds", *parts, *minutes])
+    trained = sum(p["lr"] is not None for p in ledger["points"])
+    return " · ".join([f"{number(trained)} trainings, up to {max(ledger['seeds'].values())} seeds", *parts, *minutes])
 
 
 def cards(ledger: Figures) -> list[Card]:
