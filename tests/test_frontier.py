@@ -587,6 +587,11 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     assert page.index("Reward against KL") < page.index("Preference training")
     assert read_json(out / "report.json")["summary"]["win_rate"] is not None
     assert runs.tree(out / "sft") == model
+    ledger = figures(out / "frontier")
+    (out / "rounds").mkdir()  # what else was done there
+    for more in ((), ("--frontier",)):  # the same commands again
+        assert runs.winnow(monkeypatch, "demo", "--out", out, *more) == 0
+    assert figures(out / "frontier") == ledger
     assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken
     kept = read_json(out / "frontier" / "frontier.json")["settings"]["sft"]
     assert kept == weights_hash(models.load(str(out / "sft"), device="cpu").model)

@@ -64,7 +64,8 @@ def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
     """All stages; each is skipped where it is already done. Ends with a table and the path of the report."""
     settings = resolved.settings
     out = RunFolder(settings.out)
-    out.create(ours=STAGES)
+    if not (out.root / "reviews.jsonl").exists():  # a demo that has begun may have company: a frontier, rounds
+        out.create(ours=STAGES)
     with out.lock():
         if not out.finished:
             _stages(settings, out, command)
