@@ -66,3 +66,4 @@ if __name__ == "__main__":
     if dist.leads():
         print("told " + json.dumps(told))
     sys.stdout.flush()
+    torch.distributed.destroy_process_group()  # both leave together: under load one that was left behind aborted once
