@@ -28,6 +28,7 @@ from winnow.data.pack import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_device, pick_dtype
+from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.probe import choose
 from winnow.layers import compile_layers
 from winnow.objectives.terms import objective
@@ -35,7 +36,6 @@ from winnow.train.feed import alone
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer
-from winnow.train.reference import Reference, compute, offsets
 from winnow.train.step import take_step
 
 SHAPES: dict[str, tuple[str, dict[str, Any], str | None]] = {  # family, configuration, adapter

@@ -47,12 +47,12 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
     from winnow.device import keep_memory, pick_device
+    from winnow.engine.dataset_logps import Reference, compute, offsets
     from winnow.engine.probe import choose
     from winnow.objectives.terms import objective as named
     from winnow.train.feed import alone
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
-    from winnow.train.reference import Reference, compute, offsets
     from winnow.train.step import take_step
 
     device = pick_device("cpu")

@@ -15,11 +15,12 @@ from winnow.config import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
+from winnow.engine.dataset_logps import compute
 from winnow.files import read_jsonl
 from winnow.measures import drift
-from winnow.recipes import samples
+from winnow.recipes import asking
 from winnow.sample import Answer, Sampling, sample
-from winnow.train.reference import Frozen, compute
+from winnow.train.reference import Frozen
 
 CPU = torch.device("cpu")
 END, VOCABULARY, LONGEST = 1, 5, 3
@@ -98,7 +99,7 @@ def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
     _, held_out = prepare(
         [str(world / "train.jsonl")], renderer, DPOSettings(model="m", data=("d",), out="o"), Wanted("preference"), held_out=[str(world / "held.jsonl")]
     )
-    probe = samples.probe(held_out, held_out["eval_"], renderer)
+    probe = asking.probe(held_out, held_out["eval_"], renderer)
     answers = sample(policy, probe.prompts[:8], Sampling(probe.end, max_new_tokens=probe.room, seed=0))
     groups = drift.as_groups(probe.prompts[:8], answers, probe.end)
     assert measured[6] == pytest.approx(drift.kl(scores(policy.model, groups), scores(start.model, groups), len(groups)), rel=1e-4)

@@ -14,7 +14,8 @@ import runs
 import tiny
 from winnow import api, models
 from winnow.errors import ModelError, RunError
-from winnow.files import RunFolder, read_json, read_jsonl, sha256_file
+from winnow.files import read_json, read_jsonl, sha256_file
+from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample
 
 ANSWER = "rewards/accuracies"

@@ -16,6 +16,7 @@ from winnow.config import Follow
 from winnow.data.records import Comparison
 from winnow.data.render import TokenSequence
 from winnow.engine import head, rows
+from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.files import read_json, read_jsonl
 from winnow.objectives.table import TABLE
@@ -23,7 +24,6 @@ from winnow.objectives.terms import objective
 from winnow.train.feed import alone
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
-from winnow.train.reference import Reference, compute, offsets
 from winnow.train.start import check_identity
 from winnow.train.step import held_out, take_step
 

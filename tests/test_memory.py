@@ -19,7 +19,7 @@ from winnow.config import DPOSettings, TrainSettings, parse_lora
 from winnow.data.dataset import Wanted
 from winnow.data.pack import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.device import pick_dtype
+from winnow.device import available, pick_dtype
 from winnow.engine import head, rows
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
@@ -271,7 +271,7 @@ def test_a_rehearsal_leaves_nothing_behind_and_other_errors_alone():
 
 
 def test_free_memory_is_what_the_system_says():
-    free = memory.available(torch.device("cpu"))
+    free = available(torch.device("cpu"))
     assert 2**20 < free < 2**50
     assert Memory(1, 2, 3, 4, 5, 6).total == 21
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32

@@ -17,9 +17,9 @@ from winnow import hashes, models, outlines
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.engine import rows as engine
+from winnow.engine.probe import engine_for
 from winnow.errors import ModelError
 from winnow.layers import enable_checkpointing
-from winnow.recipes.engines import engine_for
 
 
 @pytest.fixture(scope="module")

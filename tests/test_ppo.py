@@ -29,18 +29,19 @@ from winnow.batch import collate
 from winnow.config import FREE
 from winnow.config_rl import PPOSettings
 from winnow.data.stream import Cursor
+from winnow.engine.dataset_logps import PerToken, offsets
 from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
-from winnow.files import RunFolder, read_json, read_jsonl
-from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group, surrogate, value_error
+from winnow.files import read_json, read_jsonl
+from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
 from winnow.resolved import resolve
+from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample
 from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
-from winnow.train.reference import offsets
 from winnow.train.step import Steps, take_step
 
 

@@ -17,13 +17,13 @@ from winnow import api, hashes, models, outlines, quantized
 from winnow.batch import collate
 from winnow.config import Lora, TrainSettings
 from winnow.engine import head, probe, rows
+from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import ModelError, RunError
 from winnow.files import read_json
 from winnow.recipes import planning, training
 from winnow.train import memory
 from winnow.train.limit import limit_of
-from winnow.train.start import fingerprint, same_model
 
 FOUR = {"lora": "r=4", "quantize": "nf4"}
 # 64 weights of a row share a scale: on a CPU bitsandbytes reads shorter rows with the wrong ones

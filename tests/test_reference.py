@@ -12,14 +12,16 @@ import runs
 import tiny
 from winnow import models
 from winnow.batch import collate
+from winnow.engine import dataset_logps
 from winnow.engine import rows as engine
+from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.files import cache_folder
 from winnow.hashes import weights_hash
 from winnow.recipes import training
 from winnow.train import reference
-from winnow.train.reference import Reference, compute, identity, offsets, spot_check, store, stored
+from winnow.train.reference import identity, spot_check, store, stored
 
 CPU = torch.device("cpu")
 
@@ -102,7 +104,7 @@ def test_a_model_that_gives_no_numbers_is_no_reference():
 @pytest.fixture
 def computed(monkeypatch):
     """How many groups each reference pass computed."""
-    counts, plain = [], reference.compute
+    counts, plain = [], dataset_logps.compute
 
     def counted(engine, model, groups, *rest, **more):
         counts.append(len(groups))

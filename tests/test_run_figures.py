@@ -16,7 +16,7 @@ from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.figures import wilson
 from winnow.files import read_json, read_jsonl
-from winnow.recipes import samples
+from winnow.recipes import asking
 from winnow.run_figures import figures
 
 
@@ -116,12 +116,12 @@ def test_prompts_are_drawn_at_random_and_not_the_first_ones(tmp_path):
     file = tiny.write(tmp_path / "held.jsonl", tiny.pairs(200))
     one, _ = prepare([str(file)], Renderer(tokenizer), EvalSettings(model="m", data=("d",)), EVERYTHING)
     first = [group.sequences[0].ids[: group.sequences[0].start] for group in one.groups]
-    orders = [samples.probe({"eval_": one}, one, Renderer(tokenizer), seed).prompts for seed in (0, 1, 0)]
+    orders = [asking.probe({"eval_": one}, one, Renderer(tokenizer), seed).prompts for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1] != first != orders[0]
     assert sorted(orders[0]) == sorted(first)
-    chosen = [[first.index(prompt) for prompt in samples.probe({}, one, Renderer(tokenizer), seed).prompts] for seed in range(40)]
-    assert {len(some) for some in chosen} == {samples.SHOWN}
-    mean = sum(i for some in chosen for i in some) / (40 * samples.SHOWN)
+    chosen = [[first.index(prompt) for prompt in asking.probe({}, one, Renderer(tokenizer), seed).prompts] for seed in range(40)]
+    assert {len(some) for some in chosen} == {asking.SHOWN}
+    mean = sum(i for some in chosen for i in some) / (40 * asking.SHOWN)
     assert abs(mean - 99.5) < 4 * math.sqrt((200**2 - 1) / 12 / 240)  # of the first ones it would be 2.5
 
 

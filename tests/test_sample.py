@@ -12,9 +12,9 @@ import torch
 import tiny
 from winnow import models
 from winnow.engine import rows
+from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.sample import ROWS, TOKENS, Answer, Sampling, _together, choose, drawn, sample, words
-from winnow.train.reference import compute
 
 END = 1
 

@@ -12,7 +12,8 @@ import runs
 from farm import Farm
 from winnow import signals
 from winnow.errors import Stopped
-from winnow.files import RunFolder, read_json
+from winnow.files import read_json
+from winnow.run_folder import RunFolder
 from winnow.train import checkpoint
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}

@@ -19,13 +19,13 @@ from winnow.collect.bradley_terry import Game as Met
 from winnow.collect.bradley_terry import fit
 from winnow.data.render import RenderedGroup
 from winnow.engine import rows
+from winnow.engine.dataset_logps import compute
 from winnow.engine.tiled import SEGMENTS
 from winnow.measures import drift, noise
 from winnow.measures.calibration import brier, calibration, chance
 from winnow.measures.lengths import controlled
 from winnow.measures.winrate import Game, Share, detectable, interval, over_prompts, prompts_needed, share, sign_test
 from winnow.sample import Answer
-from winnow.train.reference import compute
 
 CPU = torch.device("cpu")
 END, VOCABULARY, LONGEST = 1, 5, 3

@@ -6,7 +6,6 @@ from typing import Any
 
 from winnow.config import DPOSettings, EvalSettings, RewardSettings, SFTSettings
 from winnow.config_rl import PPOSettings
-from winnow.files import RunFolder
 from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
 from winnow.recipes import ppo as ppo_recipe
@@ -14,6 +13,7 @@ from winnow.recipes import reward as reward_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
 from winnow.resolved import resolve
+from winnow.run_folder import RunFolder
 
 
 def sft(**settings: Any) -> RunFolder:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import re
 import sys
+from pathlib import Path
 
 import torch
 
+from winnow import ranks
 from winnow.errors import ModelError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
@@ -45,3 +49,16 @@ def keep_memory(largest: int = MUCH) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, largest)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def available(device: torch.device) -> int:
+    """Bytes this process may still take: of the GPU, or its share of the machine within its control group, where the job has several on it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free // ranks.here()

@@ -17,7 +17,8 @@ from winnow import hashes, hub, quantized
 from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.files import RunFolder, folder_atomic, read_json
+from winnow.files import folder_atomic, read_json
+from winnow.run_folder import RunFolder
 from winnow.shards import dtype_of
 
 ADAPTER = "adapter_config.json"

@@ -19,10 +19,11 @@ from markupsafe import Markup
 from winnow import collection, collection_page, frontier_page, rounds
 from winnow.errors import RunError
 from winnow.figures import held_out, number, visible
-from winnow.files import RunFolder, read_json, write_atomic, write_json
+from winnow.files import read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
 from winnow.run_figures import SUMMARY, figures, of_summary
+from winnow.run_folder import RunFolder
 from winnow.symptoms import SYMPTOMS, examine
 
 SCHEMA = 1

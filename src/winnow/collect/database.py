@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from winnow.collect.items import Item, as_json
+from winnow.collect.items import Item
 from winnow.collect.tasks import How
-from winnow.data.records import Comparison, Message, Text
+from winnow.data.records import Comparison, Message, Text, as_json
 from winnow.errors import RunError
 
 APPLICATION, SCHEMA = 0x57_4E_56_54, 1

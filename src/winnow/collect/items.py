@@ -10,7 +10,7 @@ from winnow.console import safe, say
 from winnow.data.cells import BadRow, shown
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, group_of
-from winnow.data.records import Comparison, PreferenceGroup, Text
+from winnow.data.records import Comparison, PreferenceGroup, Text, as_json
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem
 from winnow.files import sha256_json
@@ -55,11 +55,6 @@ def items(spec: str, limit: int | None = None) -> list[Item]:
     if few:
         say(f"{safe(spec)}: left aside, with fewer than two answers: {few:,} rows")
     return list(found.values())
-
-
-def as_json(text: Text) -> Any:
-    """A prompt or an answer as rows hold it: a string, or a list of messages."""
-    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in text]
 
 
 def _read(spec: str) -> Iterator[Item | Problem]:

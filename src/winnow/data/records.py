@@ -121,3 +121,8 @@ def demonstration(group: PreferenceGroup) -> PreferenceGroup | None:
 
 def _calls_tools(text: Text) -> bool:
     return not isinstance(text, str) and any(message.extra.get("tool_calls") for message in text)
+
+
+def as_json(text: Text) -> Any:
+    """A prompt or an answer as rows hold it: a string, or a list of messages."""
+    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in text]

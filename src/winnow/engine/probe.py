@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.batch import Batch, collate
+from winnow.console import safe, say
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows, scalar
 from winnow.engine.api import Engine
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
 from winnow.layers import as_written
-from winnow.models import has_experts
+from winnow.models import LoadedModel, has_experts
 
 # What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of
 # gradients. Between them four times the difference of padded and unpadded rows decides, which is what rounding does on this model.
@@ -187,3 +188,20 @@ def _scored(engine: Engine, model: Any, batch: Batch) -> dict[str, Tensor]:
 def _slope(logp_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Something smooth that tells tokens apart, the same however the batch is cut."""
     return torch.cos(3 * logp_N)
+
+
+def engine_for(loaded: LoadedModel, asked: str, longest: int, *, train: bool) -> Engine:
+    """The engine for this model and sequences of up to `longest` tokens; train: its gradients too. Raises ModelError where the one asked for is wrong."""
+    vocabulary = len(loaded.tokenizer)
+    if asked == VARLEN.NAME and loaded.device.type != "cuda":
+        raise ModelError(f"engine {asked} is made of flash kernels, which need a GPU", remedy="--engine auto")
+    if asked != "auto":
+        engine = kind_of(loaded.model).named(asked)
+        prove(engine, loaded.model, vocabulary, longest, train=train)
+        return engine
+    choice = choose(loaded.model, vocabulary, longest, train=train)
+    for line in choice.passed_over:
+        say(f"[yellow]engine passed over:[/] {safe(line)}")
+    if choice.passed_over:
+        say(f"engine: {choice.engine.NAME}, the next that gives this model's own numbers")
+    return choice.engine

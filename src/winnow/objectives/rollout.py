@@ -7,32 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from winnow.batch import Batch
+from winnow.engine.dataset_logps import PerToken
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.scores import Sums
 from winnow.objectives.terms import Columns, Known
 
 Estimate = Literal["gae", "rloo", "grpo"]
-
-
-@dataclass(frozen=True)
-class PerToken:
-    """A number per scored token of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
-
-    value: Float[Tensor, " all"]
-    start: NDArray[Any]
-
-    def of(self, batch: Batch) -> Float[Tensor, " N"]:
-        """The batch's N numbers, in its order, on its device."""
-        parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
-        return torch.cat(parts).to(batch.target_N.device, non_blocking=True)
 
 
 # ---------------------------------------------------------------- advantages

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from winnow import models
-from winnow.collect.items import as_json
 from winnow.config_collect import SamplingSettings
 from winnow.console import safe, say
+from winnow.data.dataset import Dataset
 from winnow.data.prompts import Prompt, as_turns
-from winnow.data.records import Text
+from winnow.data.records import Text, as_json
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
 from winnow.files import sha256_json
@@ -76,3 +78,56 @@ def _room(name: str, places: list[str], prompts: list[tuple[int, ...]], settings
     if room < settings.max_new_tokens:
         say(f"{safe(name)}: answers of at most {room:,} tokens: its limit is {limit:,} with the prompt")
     return room
+
+
+SHOWN = 6  # prompts whose answers stand in the report
+
+
+LONGEST = 128  # tokens of an answer
+
+
+LOOKED = 20 * SHOWN  # rows of the training data that are looked at for prompts that leave room
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts to be answered while training goes on, in random order, how long an answer may be, and the token that ends it.
+
+    of: how many prompts they were drawn from (of training data: rows), which are held out or not; seed: of the order and of the answers.
+    """
+
+    prompts: list[tuple[int, ...]]
+    room: int
+    end: int
+    of: int = 0
+    held_out: bool = False
+    seed: int = 0
+
+
+def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer, seed: int = 0) -> Probe:
+    """The distinct prompts of the first held-out set that leave room for an answer, in an order of chance; of the training data, where nothing is held
+    out, a few, for there may be millions.
+    """
+    source = next(iter(held_out.values()), train_set)
+    room = LONGEST if renderer.limit is None else max(1, min(LONGEST, renderer.limit // 2))
+    count, rng = len(source.groups), random.Random(seed)
+    numbers = range(count) if held_out else rng.sample(range(count), min(count, LOOKED))
+    prompts = (first.ids[: first.start] for first in (source.groups[i].sequences[0] for i in numbers))
+    fitting = list(_distinct(prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit))
+    asked = shuffled(fitting, room, renderer.end_id(train_set.chat), held_out=bool(held_out), seed=seed)
+    return asked if held_out else replace(asked, prompts=asked.prompts[:SHOWN], of=count)
+
+
+def shuffled(prompts: Sequence[tuple[int, ...]], room: int, end: int, *, held_out: bool, seed: int) -> Probe:
+    """These prompts in an order of chance."""
+    order = random.Random(f"prompts {seed}").sample(range(len(prompts)), len(prompts))
+    return Probe([prompts[i] for i in order], room, end, len(prompts), held_out, seed)
+
+
+def _distinct(prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The prompts in their order, each once."""
+    seen: set[tuple[int, ...]] = set()
+    for prompt in prompts:
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt

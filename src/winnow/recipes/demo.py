@@ -20,12 +20,13 @@ from winnow.config import DemoSettings, DPOSettings, SFTSettings
 from winnow.console import Steps, console, safe, say
 from winnow.data.render import Renderer
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, write_json, write_jsonl
+from winnow.files import read_json, write_json, write_jsonl
 from winnow.measures.clustered import told
 from winnow.models import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world
 from winnow.recipes.demo_figures import Sampled
 from winnow.resolved import Resolved, resolve
+from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample, words
 
 STAGES = (

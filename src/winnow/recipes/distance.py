@@ -10,15 +10,15 @@ import torch
 from winnow.console import Steps
 from winnow.data.pack import budget
 from winnow.data.render import RenderedGroup, Renderer
+from winnow.device import available
 from winnow.engine.api import Engine
+from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, share
 from winnow.models import LoadedModel
-from winnow.recipes import samples
+from winnow.recipes import asking
 from winnow.recipes.heldsets import HeldOut
 from winnow.sample import Sampling, sample
-from winnow.train.memory import available
-from winnow.train.reference import compute
 
 ROOM = 1.25  # a second model is loaded beside the first where so many times its bytes are free: weights, and what a pass needs
 
@@ -49,7 +49,7 @@ class Distance:
 
 def draw(one: HeldOut, loaded: LoadedModel, engine: Engine, rendered: Renderer, count: int, seed: int) -> Drawn:
     """`count` answers, or a few more: to prompts of the set drawn at random, or equally many to each where there are fewer prompts than that."""
-    asked = samples.probe({"eval_": one.data}, one.data, rendered, seed)
+    asked = asking.probe({"eval_": one.data}, one.data, rendered, seed)
     prompts = asked.prompts[:count]
     each = -(-count // len(prompts)) if prompts else 0
     with Steps("answers", len(prompts)) as steps:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from winnow.config import DPOSettings, parse_follow
 from winnow.errors import SettingsError
-from winnow.files import RunFolder
 from winnow.objectives.table import Value
 from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.resolved import Resolved
+from winnow.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6
 

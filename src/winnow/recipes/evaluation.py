@@ -14,7 +14,7 @@ from winnow.console import safe, say
 from winnow.data.pack import budget
 from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
-from winnow.files import RunFolder, read_json, versions, write_atomic, write_json, write_jsonl
+from winnow.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.measures import rewardbench, slices
 from winnow.measures.clustered import told
 from winnow.objectives.terms import FLAGS, Objective, objective
@@ -24,6 +24,7 @@ from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
 from winnow.recipes.saying import Said
 from winnow.resolved import Resolved, validated
+from winnow.run_folder import RunFolder
 
 SCHEMA = 2
 WRITTEN = ("report.html", "report.json", "rows.jsonl")

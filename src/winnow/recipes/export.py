@@ -9,10 +9,10 @@ from winnow.config import ExportSettings
 from winnow.console import safe, say
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar
+from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
-from winnow.files import RunFolder
 from winnow.resolved import Resolved
-from winnow.train.start import fingerprint, same_model
+from winnow.run_folder import RunFolder
 
 
 def run(resolved: Resolved[ExportSettings]) -> Path:

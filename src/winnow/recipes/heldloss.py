@@ -14,11 +14,11 @@ from winnow.batch import Batch, joined
 from winnow.data.render import RenderedGroup
 from winnow.data.stream import Share
 from winnow.engine.api import Columns
+from winnow.engine.dataset_logps import Reference, offsets
 from winnow.measures import heldout
 from winnow.measures.clustered import ONE, Figure
 from winnow.objectives.terms import Known, Objective
 from winnow.train.feed import Data
-from winnow.train.reference import Reference, offsets
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows
 WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"

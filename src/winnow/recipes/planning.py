@@ -16,7 +16,7 @@ from winnow.data.ranking import Pairs
 from winnow.data.render import Renderer
 from winnow.data.stream import epoch_size
 from winnow.data.windows import Windows
-from winnow.device import pick_device, pick_dtype
+from winnow.device import available, pick_device, pick_dtype
 from winnow.engine.probe import LOGPS, SCALARS
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
@@ -25,7 +25,7 @@ from winnow.ranks import count
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
 from winnow.train.loop import Plan
-from winnow.train.memory import Memory, available, estimate, held, packed_share, remedies, together
+from winnow.train.memory import Memory, estimate, held, packed_share, remedies, together
 
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:

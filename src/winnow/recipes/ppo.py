@@ -15,19 +15,19 @@ from winnow.config_rl import PPOSettings
 from winnow.console import Steps, safe, say
 from winnow.data.stream import Cursor, Share, batches
 from winnow.device import keep_memory
+from winnow.engine.probe import engine_for
 from winnow.engine.scalar import scalar_head
 from winnow.errors import RunError
-from winnow.files import RunFolder
 from winnow.models import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.rollout import TokenLoss, surrogate, value_error
-from winnow.recipes import ppo_job, record, references, rewarding, samples
-from winnow.recipes.engines import engine_for
+from winnow.recipes import asking, ppo_job, record, references, rewarding, samples
 from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out
 from winnow.recipes.rewarding import Reward
 from winnow.recipes.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
 from winnow.resolved import Resolved
+from winnow.run_folder import RunFolder
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.feed import Data
 from winnow.train.loop import State, to_the_end
@@ -67,7 +67,7 @@ def _train(job: Job) -> None:
     record.note(job.run, reference=reference)
     _say_head(job, players, counts)
     prompts = [job.asked.ids[i] for i in job.held_out or job.train]
-    shown = samples.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)
+    shown = asking.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)
     if progress.step == 0:
         samples.write(job.run, policy.loaded, job.tokenizer, shown, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():

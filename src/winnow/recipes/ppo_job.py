@@ -19,11 +19,12 @@ from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.device import pick_device
 from winnow.errors import DataError, ModelError
-from winnow.files import RunFolder, sha256_json, tidy
+from winnow.files import sha256_json, tidy
 from winnow.models import LoadedModel
 from winnow.recipes import record, rewarding
 from winnow.recipes.asking import Asked, ask
 from winnow.resolved import Resolved, read_text
+from winnow.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.loop import Plan
 from winnow.train.metrics import require

@@ -16,10 +16,11 @@ from winnow.data.layouts import unread
 from winnow.data.pack import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
-from winnow.files import RunFolder, read_json, sha256_json, versions, write_atomic, write_json
+from winnow.files import read_json, sha256_json, versions, write_atomic, write_json
 from winnow.models import LoadedModel
 from winnow.ranks import count, leads
 from winnow.resolved import Resolved
+from winnow.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint
 from winnow.train.loop import Plan

@@ -13,15 +13,16 @@ from winnow import dist, models
 from winnow.config import TrainSettings
 from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset
-from winnow.engine import rows
+from winnow.engine import dataset_logps, rows
 from winnow.engine.api import Engine
+from winnow.engine.dataset_logps import Reference
+from winnow.engine.fingerprint import fingerprint
 from winnow.errors import TrainingError
 from winnow.files import cache_folder
 from winnow.models import LoadedModel
 from winnow.ranks import leads
 from winnow.train import reference
-from winnow.train.reference import Frozen, Reference
-from winnow.train.start import fingerprint
+from winnow.train.reference import Frozen
 
 ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
 
@@ -70,8 +71,8 @@ class Scorer:
             say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")
             return kept
         with Steps("reference", len(one.groups)) as steps:
-            value = reference.compute(self.engine, source.net, one.groups, self.tokens, source.device, steps.advance, share=True)
-        kept = Reference(name, value, reference.offsets(one.groups))
+            value = dataset_logps.compute(self.engine, source.net, one.groups, self.tokens, source.device, steps.advance, share=True)
+        kept = Reference(name, value, dataset_logps.offsets(one.groups))
         if leads():
             reference.store(store, kept)
         say(f"reference: {len(kept.value):,} log-probs, kept for other runs in {safe(reference.file_of(store, name))}")

@@ -18,17 +18,18 @@ from winnow.config_rl import PPOSettings
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
+from winnow.engine.dataset_logps import PerToken, compute, offsets
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
 from winnow.models import LoadedModel
 from winnow.objectives import policy_gradient as pg
-from winnow.objectives.rollout import Answers, PerToken, by_gae, by_group
+from winnow.objectives.rollout import Answers, by_gae, by_group
 from winnow.recipes.asking import Asked
 from winnow.recipes.rewarding import Reward, Said
 from winnow.sample import Answer, sample, words
 from winnow.train.metrics import Row
 from winnow.train.optim import Optimizer
-from winnow.train.reference import Frozen, compute, offsets
+from winnow.train.reference import Frozen
 
 
 @dataclass(frozen=True)

@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
 from winnow import dist
-from winnow.data.dataset import Dataset
 from winnow.data.pack import budget
-from winnow.data.render import RenderedGroup, Renderer
+from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
-from winnow.files import RunFolder, read_jsonl, write_jsonl
+from winnow.engine.dataset_logps import compute
+from winnow.files import read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
 from winnow.models import LoadedModel
 from winnow.ranks import leads
+from winnow.recipes.asking import SHOWN, Probe
 from winnow.recipes.references import ReferenceModel
+from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample, words
 from winnow.shards import whole
 from winnow.train.metrics import Row
-from winnow.train.reference import compute
-
-SHOWN = 6  # prompts whose answers stand in the report
-LONGEST = 128  # tokens of an answer
-LOOKED = 20 * SHOWN  # rows of the training data that are looked at for prompts that leave room
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Prompts to be answered while training goes on, in random order, how long an answer may be, and the token that ends it.
-
-    of: how many prompts they were drawn from (of training data: rows), which are held out or not; seed: of the order and of the answers.
-    """
-
-    prompts: list[tuple[int, ...]]
-    room: int
-    end: int
-    of: int = 0
-    held_out: bool = False
-    seed: int = 0
-
-
-def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer, seed: int = 0) -> Probe:
-    """The distinct prompts of the first held-out set that leave room for an answer, in an order of chance; of the training data, where nothing is held
-    out, a few, for there may be millions.
-    """
-    source = next(iter(held_out.values()), train_set)
-    room = LONGEST if renderer.limit is None else max(1, min(LONGEST, renderer.limit // 2))
-    count, rng = len(source.groups), random.Random(seed)
-    numbers = range(count) if held_out else rng.sample(range(count), min(count, LOOKED))
-    prompts = (first.ids[: first.start] for first in (source.groups[i].sequences[0] for i in numbers))
-    fitting = list(_distinct(prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit))
-    asked = shuffled(fitting, room, renderer.end_id(train_set.chat), held_out=bool(held_out), seed=seed)
-    return asked if held_out else replace(asked, prompts=asked.prompts[:SHOWN], of=count)
-
-
-def shuffled(prompts: Sequence[tuple[int, ...]], room: int, end: int, *, held_out: bool, seed: int) -> Probe:
-    """These prompts in an order of chance."""
-    order = random.Random(f"prompts {seed}").sample(range(len(prompts)), len(prompts))
-    return Probe([prompts[i] for i in order], room, end, len(prompts), held_out, seed)
-
-
-def _distinct(prompts: Iterable[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """The prompts in their order, each once."""
-    seen: set[tuple[int, ...]] = set()
-    for prompt in prompts:
-        if prompt not in seen:
-            seen.add(prompt)
-            yield prompt
 
 
 def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:

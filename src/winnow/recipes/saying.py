@@ -17,16 +17,16 @@ from winnow.data.render import Renderer
 from winnow.device import DTYPES
 from winnow.engine import rows
 from winnow.engine.api import Engine
+from winnow.engine.dataset_logps import compute
+from winnow.engine.fingerprint import fingerprint, same_model
+from winnow.engine.probe import engine_for
 from winnow.errors import ModelError
 from winnow.models import LoadedModel
 from winnow.recipes import distance
 from winnow.recipes.distance import Distance
-from winnow.recipes.engines import engine_for
 from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.setfigures import Spoken
 from winnow.rewards import Dialogue
-from winnow.train.reference import compute
-from winnow.train.start import fingerprint, same_model
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,20 @@ from winnow.data.pack import most_expensive, pack
 from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine
+from winnow.engine.probe import engine_for
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
-from winnow.files import RunFolder, cache_folder, make_writable, read_json, tidy
+from winnow.files import cache_folder, make_writable, read_json, tidy
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.ranks import count, leads
-from winnow.recipes import record, references, samples
-from winnow.recipes.engines import engine_for
+from winnow.recipes import asking, record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
+from winnow.run_folder import RunFolder
 from winnow.shards import gathered, shard, whole
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint, Progress
@@ -204,7 +205,7 @@ def _run(job: Job) -> None:
     loaded = replace(loaded, shards=shard(loaded.model))
     live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
     optimizer = _rehearsed(job, loaded, engine, live)
-    probe = samples.Probe([], 0, 0) if job.objective.rewards else samples.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
+    probe = asking.Probe([], 0, 0) if job.objective.rewards else asking.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
     again = job.settings.stream is not None and job.stored  # the next window's reference is asked later
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)

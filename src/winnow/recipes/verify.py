@@ -6,7 +6,8 @@ from pathlib import Path
 
 from winnow.console import safe, say
 from winnow.errors import RunError
-from winnow.files import RunFolder, read_json, read_jsonl, sha256_file, unsealed
+from winnow.files import read_json, read_jsonl, sha256_file, unsealed
+from winnow.run_folder import RunFolder
 from winnow.train import checkpoint
 
 

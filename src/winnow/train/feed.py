@@ -9,8 +9,8 @@ from winnow.batch import Batch, collate
 from winnow.data.pack import Work, pack, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.stream import Share
+from winnow.engine.dataset_logps import Reference
 from winnow.ranks import count, rank
-from winnow.train.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ size, and they make and drop the same tensors as the real ones. What is alive at
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow import models, outlines, quantized, ranks
+from winnow import models, outlines, quantized
 from winnow.batch import Batch
 from winnow.config import TrainSettings, parse_lora, scores
 from winnow.engine import head
@@ -165,19 +162,6 @@ def together(settings: TrainSettings, device: torch.device = CPU) -> Iterator[Ch
         change = change | following[0][1]
         if len(said) > 1:
             yield " and ".join(said) + " together", change
-
-
-def available(device: torch.device) -> int:
-    """Bytes this process may still take: of the GPU, or its share of the machine within its control group, where the job has several on it."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if Path("/proc/meminfo").exists() else None
-    free = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free // ranks.here()
 
 
 def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) -> tuple[int, int]:

@@ -8,53 +8,27 @@ another identity is never read; a damaged one is an error.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from winnow import dist
-from winnow.batch import Batch, collate
-from winnow.data.pack import pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
-from winnow.errors import RunError, TrainingError
+from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.errors import RunError
 from winnow.files import sha256_json, write_atomic
-from winnow.objectives.rollout import PerToken
-from winnow.ranks import count, rank
 from winnow.shards import dtype_of, local
 
 SPOTS = 4  # groups of a stored set that are computed again when it is read
 # Largest per-token difference (nats) two passes over the same tokens may show when only padding and summation order differ.
 NOISE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 0.5}
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Reference log-probs of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
-
-    identity: str
-    value: Float[Tensor, " all"]
-    start: NDArray[Any]
-
-    def of(self, batch: Batch) -> Float[Tensor, " N"]:
-        """The batch's N reference log-probs, in its order, on its device."""
-        return PerToken(self.value, self.start).of(batch)
-
-    def into(self, batch: Batch) -> Batch:
-        """The batch with them in it."""
-        return replace(batch, reference_N=self.of(batch))
 
 
 class Frozen:
@@ -88,55 +62,10 @@ class Frozen:
             self.weights[name] = own.to(self.device)
 
 
-def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
-    """Where each group's scored tokens begin in one long vector; one more entry for the end."""
-    tokens = tokens_of(groups)
-    ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
-    return np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at]
-
-
 def identity(source: str, groups: Sequence[RenderedGroup], dtype: torch.dtype, engine: Engine) -> str:
     """Hash of everything the numbers depend on. source: the model's (`hashes.source_hash`)."""
     tokens = tokens_of(groups).identity("ids", "length", "start", "sequences")
     return sha256_json({"schema": 3, "source": source, "tokens": tokens, "dtype": str(dtype), "engine": engine.NAME})
-
-
-def compute(
-    engine: Engine,
-    model: nn.Module,
-    groups: Sequence[RenderedGroup],
-    tokens: int,
-    device: torch.device,
-    tick: Callable[[int], None],
-    *,
-    share: bool = False,
-) -> Float[Tensor, " all"]:
-    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished.
-
-    share: each process of the job computes its part, and all get all; otherwise whoever asks computes the whole.
-    """
-    start = offsets(groups)
-    value: Tensor | None = None
-    ranks = count() if share else 1
-    for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
-        if number % ranks != (rank() if share else 0):
-            continue
-        items = part or [0]  # nothing left for this one: the others need it to compute with all the same
-        batch = collate([groups[i] for i in items], items)
-        with torch.no_grad():
-            logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
-        if not torch.isfinite(logp_N).all():
-            raise TrainingError(
-                f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype"
-            )
-        if value is None:
-            value = torch.zeros(start[-1], dtype=logp_N.dtype)
-        for i, own in zip(part, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
-            value[start[i] : start[i + 1]] = own
-        tick(len(part) * ranks)
-    if value is None:
-        return torch.empty(0)
-    return dist.summed(value) if share else value  # what the others computed is 0 here
 
 
 def only_noise(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from winnow.batch import Batch, collate
-from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.batch import Batch
 from winnow.engine.api import Columns, Engine, Said, no_slope
 from winnow.errors import TrainingError
 from winnow.objectives.terms import Objective
@@ -19,9 +16,6 @@ from winnow.shards import dtype_of
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.reference import NOISE, only_noise
-
-# Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
-SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}
 
 
 def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, want: Sequence[str] = ("entropy",), live: Live | None = None) -> None:
@@ -41,21 +35,6 @@ def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, wan
             f"memory runs out in the most expensive micro-batch: {len(batch.token_T):,} distinct tokens of {rows}",
             remedy="a smaller --max-tokens, --checkpointing, --lora auto, or a smaller --max-length; `winnow check` tells what each needs",
         ) from error
-
-
-def fingerprint(engine: Engine, model: Any, vocabulary: int) -> Float[Tensor, " N"]:
-    """Log-probs (nats), or numbers of a scalar head, of fixed token sequences, spread over the vocabulary and long enough that every layer matters:
-    what a model says, however its weights are stored.
-    """
-    ids = [tuple((7919 * (i + 1) * (k + 1)) % vocabulary for i in range(32)) for k in range(4)]
-    group = RenderedGroup(tuple(TokenSequence(row, 1) for row in ids), (), (None,) * 4, "fingerprint")
-    with torch.no_grad():
-        return engine.logps(model, collate([group]).to(next(model.parameters()).device))["logp"].cpu()
-
-
-def same_model(one: Float[Tensor, " N"], other: Float[Tensor, " N"], dtypes: Sequence[torch.dtype]) -> bool:
-    """Whether two fingerprints are those of one model, up to the rounding of the coarser dtype."""
-    return bool((one.double() - other.double()).abs().max() <= max(SAME[dtype] for dtype in dtypes))
 
 
 def check_identity(model: Any, batch: Batch, *, objective: Objective, engine: Engine, other: Said | None = None) -> dict[str, float]:

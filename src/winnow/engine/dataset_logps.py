@@ -1,0 +1,97 @@
+"""Log-probs of a whole data set: one number per scored token, computed without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from winnow import dist
+from winnow.batch import Batch, collate
+from winnow.data.pack import pack_all
+from winnow.data.render import RenderedGroup
+from winnow.data.tokens import tokens_of
+from winnow.engine.api import Engine
+from winnow.errors import TrainingError
+from winnow.ranks import count, rank
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """A number per scored token of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
+
+    value: Float[Tensor, " all"]
+    start: NDArray[Any]
+
+    def of(self, batch: Batch) -> Float[Tensor, " N"]:
+        """The batch's N numbers, in its order, on its device."""
+        parts = [self.value[self.start[i] : self.start[i + 1]] for i in batch.items]
+        return torch.cat(parts).to(batch.target_N.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference log-probs of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
+
+    identity: str
+    value: Float[Tensor, " all"]
+    start: NDArray[Any]
+
+    def of(self, batch: Batch) -> Float[Tensor, " N"]:
+        """The batch's N reference log-probs, in its order, on its device."""
+        return PerToken(self.value, self.start).of(batch)
+
+    def into(self, batch: Batch) -> Batch:
+        """The batch with them in it."""
+        return replace(batch, reference_N=self.of(batch))
+
+
+def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
+    """Where each group's scored tokens begin in one long vector; one more entry for the end."""
+    tokens = tokens_of(groups)
+    ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
+    return np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at]
+
+
+def compute(
+    engine: Engine,
+    model: nn.Module,
+    groups: Sequence[RenderedGroup],
+    tokens: int,
+    device: torch.device,
+    tick: Callable[[int], None],
+    *,
+    share: bool = False,
+) -> Float[Tensor, " all"]:
+    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished.
+
+    share: each process of the job computes its part, and all get all; otherwise whoever asks computes the whole.
+    """
+    start = offsets(groups)
+    value: Tensor | None = None
+    ranks = count() if share else 1
+    for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
+        if number % ranks != (rank() if share else 0):
+            continue
+        items = part or [0]  # nothing left for this one: the others need it to compute with all the same
+        batch = collate([groups[i] for i in items], items)
+        with torch.no_grad():
+            logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
+        if not torch.isfinite(logp_N).all():
+            raise TrainingError(
+                f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype"
+            )
+        if value is None:
+            value = torch.zeros(start[-1], dtype=logp_N.dtype)
+        for i, own in zip(part, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
+            value[start[i] : start[i + 1]] = own
+        tick(len(part) * ranks)
+    if value is None:
+        return torch.empty(0)
+    return dist.summed(value) if share else value  # what the others computed is 0 here
