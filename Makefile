@@ -9,7 +9,7 @@ OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
 
-STRICT = src/winnow/errors.py src/winnow/secrets.py src/winnow/config.py src/winnow/config_collect.py src/winnow/config_rl.py src/winnow/resolved.py src/winnow/files.py \
+STRICT = src/winnow/errors.py src/winnow/system/redact.py src/winnow/config.py src/winnow/config_collect.py src/winnow/config_rl.py src/winnow/resolved.py src/winnow/system/files.py \
          src/winnow/trl.py src/winnow/data src/winnow/objectives
 LOOSE  = --config-file= --ignore-missing-imports --check-untyped-defs
 CODE   = src tests bench examples docs .ci

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from winnow import api, models
-from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.measures import noise
 from winnow.recipes import demo, world
+from winnow.system.files import read_json, read_jsonl, write_jsonl
 
 RATE = 0.1
 FRESH = 1024  # prompts of the audit

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from winnow.config_collect import OnlineSettings
-from winnow.files import read_json, read_jsonl, write_json, write_jsonl
 from winnow.measures.winrate import Mean, over_prompts
 from winnow.recipes import online, world
 from winnow.resolved import resolve
+from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROUNDS, PROMPTS, HELD_OUT = 3, 800, 512  # prompts of a round
 STEPS = 36  # of a round: the offline one has all of them at once

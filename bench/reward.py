@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from winnow import api
-from winnow.figures import percent
-from winnow.files import read_json, read_jsonl, write_jsonl
 from winnow.recipes import world
+from winnow.system.files import read_json, read_jsonl, write_jsonl
+from winnow.system.format import percent
 
 PROMPTS, ANSWERS, SEED = 24_000, 4, 777
 NEEDED = 0.9

@@ -7,7 +7,7 @@ words: of the command line. ranks: how many processes (1). out: where what they 
 fault: {"point": of a save or step, "time": its how-manieth passing (from 1), "rank", "signal"}: a process sends itself that signal there (or
        hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows that the fault came to pass. "power": the run
        folder in which the power is cut before that.
-without: functions of winnow.files that do nothing in this job, or "folder_atomic" and "write_atomic": nothing but write.
+without: functions of winnow.system.files that do nothing in this job, or "folder_atomic" and "write_atomic": nothing but write.
 moment: {"after": seconds, "rank"}: that process is killed then, wherever it is.
 points: whether the answer lists the points that were passed.
 limit: seconds after which everybody is killed.
@@ -69,7 +69,6 @@ def serve() -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: F401
 
     import winnow.cli
-    import winnow.dist
     import winnow.recipes.dpo
     import winnow.recipes.sft  # noqa: F401
 
@@ -164,7 +163,7 @@ def start(job: dict[str, Any], out: Path, rank: int, count: int, port: int) -> i
 
 def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
     """Points of saves and steps are listed, and at one of them the fault comes to pass."""
-    from winnow import files
+    from winnow.system import files
 
     fault, seen = job.get("fault"), dict[str, int]()
     power = Power(Path(fault["power"]), out) if fault and fault.get("power") else None
@@ -217,7 +216,8 @@ def watch(reached: Callable[[str], None]) -> None:
 
 
 def disable(name: str) -> None:
-    from winnow import files, models
+    from winnow import models
+    from winnow.system import files
     from winnow.train import checkpoint
 
     @contextmanager

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 import tiny
-from winnow import dist, hashes, models, shards
+from winnow import hashes, models, shards
 from winnow.batch import collate
 from winnow.config import Lora
 from winnow.engine.tiled import SEGMENTS
 from winnow.models import LoadedModel
 from winnow.objectives.terms import DEMONSTRATION
+from winnow.system import distributed as dist
 from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.step import take_step

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import tiny
 from winnow import api
-from winnow.files import read_jsonl
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_jsonl
+from winnow.system.run_folder import RunFolder
 
 torch.set_num_threads(1)  # the models are tiny: threads only wait for each other
 TIMING = ("pairs_per_second", "tokens_per_second", "hardware_share")

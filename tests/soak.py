@@ -21,8 +21,8 @@ from typing import Any
 import runs
 import test_kill
 from farm import Farm
-from winnow.files import read_jsonl
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_jsonl
+from winnow.system.run_folder import RunFolder
 
 EACH = 10  # kills of one run
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {

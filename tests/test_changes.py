@@ -14,8 +14,8 @@ import tiny
 from winnow import api
 from winnow.config import FREE, DPOSettings, RewardSettings
 from winnow.errors import RunError
-from winnow.files import read_json
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 
 KEPT = {"steps": 4, "save_every": 1, "keep": 3, "schedule": "constant", "warmup": 0}
 # Another value of every setting a number depends on.

@@ -11,7 +11,7 @@ import torch
 import tiny
 from winnow.data.stream import Cursor
 from winnow.errors import RunError
-from winnow.files import sha256_file, tidy, write_sealed
+from winnow.system.files import sha256_file, tidy, write_sealed
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 from winnow.train.optim import Optimizer

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from winnow.figures import wilson
 from winnow.measures import calibration, clustered, displacement, heldout, rewardbench
 from winnow.measures.clustered import Figure, mean, ratio, share, stratified
 from winnow.measures.winrate import interval, over_prompts
+from winnow.system.format import wilson
 
 
 def test_a_row_per_prompt_gives_the_ordinary_intervals():

@@ -21,8 +21,8 @@ from winnow.collect.store import Store
 from winnow.collect.tasks import Cast, How
 from winnow.collect.votes import Outcome
 from winnow.errors import RunError
-from winnow.figures import wilson
-from winnow.files import sha256_json
+from winnow.system.files import sha256_json
+from winnow.system.format import wilson
 
 SAYS = {"A": "first", "B": "second", "T": "tie", "X": "bad", "S": "skip", "E": "error"}
 START = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC

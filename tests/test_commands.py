@@ -18,8 +18,8 @@ from winnow import models
 from winnow.batch import collate
 from winnow.cli import cli
 from winnow.engine import rows as engine
-from winnow.files import read_json, read_jsonl
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

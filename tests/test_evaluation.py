@@ -19,12 +19,12 @@ from winnow import api, evaluation_page, evaluation_signs, hashes, models, rewar
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
-from winnow.figures import number, percent, wilson
-from winnow.files import read_json, read_jsonl, sha256_file
 from winnow.measures import drift, rewardbench
 from winnow.recipes import distance
 from winnow.rewards import Dialogue
 from winnow.sample import Sampling, sample
+from winnow.system.files import read_json, read_jsonl, sha256_file
+from winnow.system.format import number, percent, wilson
 
 CPU = "cpu"
 

@@ -24,11 +24,12 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
-from winnow import hub, models
-from winnow.files import cache_folder, read_json, read_jsonl
+from winnow import models
 from winnow.recipes import generation, references, samples, training
-from winnow.run_folder import RunFolder
 from winnow.sample import Answer
+from winnow.system import hub
+from winnow.system.files import cache_folder, read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 
 

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
-from winnow import console, frontier_page, frontier_words, models, report, scorers
+from winnow import frontier_page, frontier_words, models, report, scorers
 from winnow.batch import collate
 from winnow.engine import rows
 from winnow.errors import RunError
-from winnow.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from winnow.hashes import weights_hash
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
@@ -30,6 +29,8 @@ from winnow.recipes import frontier_claims as claims
 from winnow.recipes.frontier_costs import costs
 from winnow.rewards import Dialogue, scores
 from winnow.sample import Sampling, sample
+from winnow.system import console
+from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
 WORLD = World()
 TABLE = Table(WORLD.reference_XA, 3 * WORLD.reward_XA)

@@ -11,10 +11,10 @@ import tiny
 from winnow.batch import collate
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.figures import wilson
 from winnow.measures import heldout
 from winnow.measures.winrate import win_rate
 from winnow.objectives import scores
+from winnow.system.format import wilson
 from winnow.train.metrics import add, divide
 
 Z = 1.959963984540054

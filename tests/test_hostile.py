@@ -14,9 +14,9 @@ import runs
 import tiny
 from winnow import api, models
 from winnow.errors import ModelError, RunError
-from winnow.files import read_json, read_jsonl, sha256_file
-from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample
+from winnow.system.files import read_json, read_jsonl, sha256_file
+from winnow.system.run_folder import RunFolder
 
 ANSWER = "rewards/accuracies"
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import runs
-from winnow.run_folder import RunFolder
+from winnow.system.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STUB = """#!/bin/bash

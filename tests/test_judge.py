@@ -29,8 +29,8 @@ from winnow.collect.questions import NoVerdict
 from winnow.collect.votes import Vote, by_pair
 from winnow.data.records import Message
 from winnow.data.sources import load
-from winnow.files import cache_folder, read_jsonl
 from winnow.recipes import judging
+from winnow.system.files import cache_folder, read_jsonl
 
 KEY = "sk-0123456789abcdefghij"
 

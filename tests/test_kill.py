@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from farm import Farm
-from winnow.run_folder import RunFolder
+from winnow.system.run_folder import RunFolder
 
 STEPS = 10
 # What a save goes through, in the order in which one process does; found by a run that lists its points, and held against it.

@@ -13,8 +13,8 @@ from winnow.config import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_device
 from winnow.engine import rows as engine
-from winnow.files import read_jsonl
 from winnow.models import with_lora
+from winnow.system.files import read_jsonl
 from winnow.train.limit import Limit, limit_of, matrix_rate
 
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ from winnow.data.render import TokenSequence
 from winnow.engine import head, rows
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
-from winnow.files import read_json, read_jsonl
 from winnow.objectives.table import TABLE
 from winnow.objectives.terms import objective
+from winnow.system.files import read_json, read_jsonl
 from winnow.train.feed import alone
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer

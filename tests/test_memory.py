@@ -23,10 +23,10 @@ from winnow.device import available, pick_dtype
 from winnow.engine import head, rows
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
-from winnow.files import read_json
 from winnow.layers import enable_checkpointing
 from winnow.recipes import planning
 from winnow.resolved import resolve
+from winnow.system.files import read_json
 from winnow.train import memory
 from winnow.train.memory import Memory, estimate, remedies
 from winnow.train.optim import Optimizer

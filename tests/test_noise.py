@@ -11,8 +11,8 @@ import runs
 import tiny
 from winnow import api
 from winnow.errors import DataError, SettingsError
-from winnow.files import read_json, read_jsonl
 from winnow.measures import noise
+from winnow.system.files import read_json, read_jsonl
 
 
 def labels(rate, temperature, count=40_000, seed=0, spread=3.0):

@@ -20,8 +20,8 @@ from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.data.tokens import tokens_of
 from winnow.errors import DataError, NothingLeft, Problem, SettingsError
-from winnow.files import read_json, read_jsonl
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 
 
 def made(*comparisons, count=4):

@@ -19,7 +19,7 @@ from winnow.data.pack import budget, pack
 from winnow.data.render import Renderer
 from winnow.data.stream import Share, order
 from winnow.errors import DataError
-from winnow.files import read_jsonl
+from winnow.system.files import read_jsonl
 
 spec = importlib.util.spec_from_file_location("plain_loop", Path(__file__).parents[1] / "examples" / "plain_loop.py")
 plain_loop = importlib.util.module_from_spec(spec)

@@ -34,12 +34,12 @@ from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
-from winnow.files import read_json, read_jsonl
 from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
 from winnow.resolved import resolve
-from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.step import Steps, take_step

@@ -20,8 +20,8 @@ from winnow.engine import head, probe, rows
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import ModelError, RunError
-from winnow.files import read_json
 from winnow.recipes import planning, training
+from winnow.system.files import read_json
 from winnow.train import memory
 from winnow.train.limit import limit_of
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import runs
 import tiny
 from farm import Farm
-from winnow.files import read_json
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 
 NEAR = 1e-12
 BASE = {"batch_size": 8, "steps": 6, "lr": 1e-3, "dtype": "float64", "max_tokens": 100, "save_every": 2, "eval_every": 3, "rank_timeout": 60}

@@ -17,9 +17,9 @@ from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
-from winnow.files import cache_folder
 from winnow.hashes import weights_hash
 from winnow.recipes import training
+from winnow.system.files import cache_folder
 from winnow.train import reference
 from winnow.train.reference import identity, spot_check, store, stored
 

@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 
 from winnow import headline, plots, report, symptoms
 from winnow.errors import RunError
-from winnow.figures import number, percent, visible, wilson
+from winnow.system.format import number, percent, visible, wilson
 
 NASTY = (
     "<script>alert(1)</script>",

@@ -12,9 +12,9 @@ import pytest
 import runs
 import tiny
 from winnow.errors import RunError
-from winnow.files import cache_folder, read_json, read_jsonl
 from winnow.recipes import planning
-from winnow.run_folder import RunFolder
+from winnow.system.files import cache_folder, read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 
 STEPS, EVERY = 70, 7
 

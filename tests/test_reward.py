@@ -19,9 +19,9 @@ from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import scalar
 from winnow.engine.probe import SCALARS
 from winnow.errors import ModelError, RunError
-from winnow.files import read_json, read_jsonl
 from winnow.objectives.terms import objective, reward
 from winnow.recipes import check
+from winnow.system.files import read_json, read_jsonl
 
 F64 = torch.float64
 

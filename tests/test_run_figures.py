@@ -14,10 +14,10 @@ from winnow import api, headline, report
 from winnow.config import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
-from winnow.figures import wilson
-from winnow.files import read_json, read_jsonl
 from winnow.recipes import asking
 from winnow.run_figures import figures
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.format import wilson
 
 
 def test_every_figure_names_its_n_step_and_source(tmp_path):

@@ -15,7 +15,7 @@ import tiny
 from winnow.data.prompts import prompts
 from winnow.data.sources import load
 from winnow.errors import DataError
-from winnow.files import read_jsonl
+from winnow.system.files import read_jsonl
 
 
 @pytest.fixture(scope="module")

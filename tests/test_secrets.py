@@ -9,11 +9,11 @@ import sys
 import pytest
 
 import runs
-from winnow.console import safe, say
 from winnow.errors import SettingsError
-from winnow.files import read_json
 from winnow.resolved import resolve
-from winnow.secrets import LEAST, blanked
+from winnow.system.console import safe, say
+from winnow.system.files import read_json
+from winnow.system.redact import LEAST, blanked
 
 HUB = "hf_" + "aB3dE6gH9k" * 3 + "Lm0p"  # the form of a token
 HELD = {"HF_TOKEN": HUB, "WANDB_API_KEY": "0123456789abcdef" * 2, "db_password": "correct horse 'battery'", "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+bPxRfi=="}

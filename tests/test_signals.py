@@ -10,10 +10,10 @@ import pytest
 
 import runs
 from farm import Farm
-from winnow import signals
 from winnow.errors import Stopped
-from winnow.files import read_json
-from winnow.run_folder import RunFolder
+from winnow.system import signals
+from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}

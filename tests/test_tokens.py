@@ -23,7 +23,7 @@ from winnow.data.parallel import CHUNK, _ask, rendered
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.errors import DataError, ModelError, RunError
-from winnow.files import sha256_json
+from winnow.system.files import sha256_json
 
 TEXT = tiny.tokenizer()
 CHAT = tiny.tokenizer(template=tiny.TEMPLATE)

@@ -21,12 +21,12 @@ from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.errors import ModelError, TrainingError
-from winnow.files import read_json, read_jsonl
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation, verify
 from winnow.resolved import resolve
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 from winnow.train.feed import alone
 from winnow.train.optim import Optimizer, rate
 from winnow.train.start import check_identity

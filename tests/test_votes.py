@@ -14,11 +14,11 @@ from winnow.collect.items import Item, items
 from winnow.collect.store import Store
 from winnow.collect.tasks import Cast, How
 from winnow.collect.votes import Vote
-from winnow.console import console
 from winnow.data.records import Comparison
 from winnow.data.sources import load
 from winnow.errors import DataError, RunError
-from winnow.files import read_jsonl
+from winnow.system.console import console
+from winnow.system.files import read_jsonl
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from winnow.config import DPOSettings
 from winnow.data import sources
 from winnow.data.windows import Windows
 from winnow.errors import DataError, SettingsError
-from winnow.files import read_json
 from winnow.resolved import resolve
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 from winnow.train import loop
 
 

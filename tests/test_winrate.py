@@ -26,9 +26,9 @@ from endpoints import line as verdict
 from winnow import doubts, matches, scorers, winrate_page
 from winnow.collect import endpoint
 from winnow.collect.votes import Vote
-from winnow.files import read_json, read_jsonl, sha256_file
 from winnow.matches import Match
 from winnow.recipes import sampling
+from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PROMPTS = 14
 TASTE = "test_winrate:taste"

@@ -13,7 +13,7 @@ from winnow.recipes import reward as reward_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
 from winnow.resolved import resolve
-from winnow.run_folder import RunFolder
+from winnow.system.run_folder import RunFolder
 
 
 def sft(**settings: Any) -> RunFolder:

@@ -12,14 +12,14 @@ from pathlib import Path
 import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
-from winnow import ranks, signals
 from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
 from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
 from winnow.config_rl import PPOSettings
-from winnow.console import complain, safe, say
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
 from winnow.resolved import Resolved
+from winnow.system import launch, signals
+from winnow.system.console import complain, safe, say
 
 TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
@@ -199,7 +199,7 @@ def cli(context: click.RichContext) -> None:
     or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
     """
     name = context.invoked_subcommand
-    if ranks.count() > 1 and name not in TOGETHER:
+    if launch.count() > 1 and name not in TOGETHER:
         raise SettingsError(
             f"winnow {name} runs in one process, and this job has {ranks.count()}", remedy=f"without torchrun; {' and '.join(TOGETHER)} take several"
         )
@@ -354,10 +354,10 @@ def main() -> None:
 
 def _tell(message: str) -> None:
     """An error on stderr; of several processes the first one's first, and the same words once."""
-    if ranks.count() > 1 and "torch" in sys.modules:
-        from winnow import dist
+    if launch.count() > 1 and "torch" in sys.modules:
+        from winnow.system import distributed
 
-        message = dist.told(message)
+        message = distributed.told(message)
     if message:
         complain(message)
 

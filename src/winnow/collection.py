@@ -22,7 +22,7 @@ from winnow.collect.pairing import different, draw
 from winnow.collect.votes import Vote, by_pair, counts, pair_of, score, whole
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.records import plain
-from winnow.figures import median, wilson
+from winnow.system.format import median, wilson
 
 LATEST = 4_102_444_800.0  # 2100: what is later is no time
 HANDFUL = 6  # votes shown with their texts: drawn, not picked

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from winnow.figures import number, percent
 from winnow.headline import Card
 from winnow.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.system.format import number, percent
 
 Figures = Mapping[str, Any]
 

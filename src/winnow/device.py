@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from winnow import ranks
 from winnow.errors import ModelError
+from winnow.system import launch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 MUCH, LITTLE = 2**25, 2**20  # bytes of a block that is kept: as a rule, and where memory is short (docs/log.md)
@@ -61,4 +61,4 @@ def available(device: torch.device) -> int:
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
-    return free // ranks.here()
+    return free // launch.here()

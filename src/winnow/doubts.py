@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from winnow.collect.rulings import STEADY
-from winnow.figures import number, percent
+from winnow.system.format import number, percent
 
 Figures = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from winnow.evaluation_signs import beside, counted, reasons, shown, span
-from winnow.figures import number, percent
 from winnow.headline import Card
 from winnow.report import from_template, plain
+from winnow.system.format import number, percent
 
 Report = Mapping[str, Any]
 Figure = Mapping[str, Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from winnow.figures import number, percent
 from winnow.symptoms import DISPLACED, FAR, Sign, in_words
+from winnow.system.format import number, percent
 
 Report = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from winnow.figures import number, percent, signed
+from winnow.system.format import number, percent, signed
 
 Figures = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow import quantized
-from winnow.files import sha256_json
+from winnow.system.files import sha256_json
 
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
 

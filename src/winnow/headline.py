@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow import rounds
-from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 from winnow.measures.clustered import mean
+from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]
 

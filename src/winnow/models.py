@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from winnow import hashes, hub, quantized
+from winnow import hashes, quantized
 from winnow.config import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.files import folder_atomic, read_json
-from winnow.run_folder import RunFolder
 from winnow.shards import dtype_of
+from winnow.system import hub
+from winnow.system.files import folder_atomic, read_json
+from winnow.system.run_folder import RunFolder
 
 ADAPTER = "adapter_config.json"
 HEAD = "score"  # what transformers' decoders call the layer that scores

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from winnow.config import DemoSettings, Settings
 from winnow.errors import SettingsError
 from winnow.resolved import Resolved, resolve, unknown
-from winnow.secrets import blanked
+from winnow.system.redact import blanked
 
 PANELS = {
     "needed": "Needed",

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from winnow.figures import Points, number, points, visible
+from winnow.system.format import Points, number, points, visible
 
 WIDTH, HEIGHT = 400, 226  # CSS pixels at scale 1; three of them stand side by side on a laptop
 MOST = 600  # points drawn per line: more are finer than the screen's pixels

@@ -18,13 +18,13 @@ from markupsafe import Markup
 
 from winnow import collection, collection_page, frontier_page, rounds
 from winnow.errors import RunError
-from winnow.figures import held_out, number, visible
-from winnow.files import read_json, write_atomic, write_json
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
 from winnow.run_figures import SUMMARY, figures, of_summary
-from winnow.run_folder import RunFolder
 from winnow.symptoms import SYMPTOMS, examine
+from winnow.system.files import read_json, write_atomic, write_json
+from winnow.system.format import held_out, number, visible
+from winnow.system.run_folder import RunFolder
 
 SCHEMA = 1
 PREVIEW = 600  # characters of a sample shown before it is folded

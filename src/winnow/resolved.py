@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from winnow.config import Settings, TrainSettings
 from winnow.errors import SettingsError
-from winnow.secrets import blanked
+from winnow.system.redact import blanked
 from winnow.trl import advice
 
 # What people trust. The part under "lora" replaces values when an adapter is trained.

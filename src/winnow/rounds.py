@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.figures import number, percent
-from winnow.files import read_json
 from winnow.plots import Drawing, Line, Panel, draw_one
+from winnow.system.files import read_json
+from winnow.system.format import number, percent
 
 LEDGER = "online.json"
 MEANS = ("over_first", "over_previous")

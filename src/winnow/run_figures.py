@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from winnow.figures import RECENT, looks, points, wilson
 from winnow.measures.clustered import ONE, mean
+from winnow.system.format import RECENT, looks, points, wilson
 
 Run = Mapping[str, Any]
 

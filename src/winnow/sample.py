@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow import signals
 from winnow.layers import as_written
 from winnow.models import LoadedModel, is_adapter
+from winnow.system import signals
 
 ROWS, TOKENS = 256, 2**17  # most sequences that are generated together, and most tokens of their caches
 SLACK = 1.25  # prompts of a batch are at most so many times as long as its shortest: the rest would be padding

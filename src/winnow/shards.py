@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from winnow.layers import layers_of
-from winnow.ranks import count, leads, rank
+from winnow.system.launch import count, leads, rank
 
 Found = TypeVar("Found")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.figures import RECENT, Points, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
+from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
 
 Run = Mapping[str, Any]
 

@@ -10,11 +10,11 @@ from typing import Any
 from winnow import report as pages
 from winnow.collection_page import chance, nats, several
 from winnow.doubts import same
-from winnow.figures import number, percent, signed
-from winnow.files import write_atomic, write_json
 from winnow.headline import Card
 from winnow.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
-from winnow.run_folder import RunFolder
+from winnow.system.files import write_atomic, write_json
+from winnow.system.format import number, percent, signed
+from winnow.system.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
 

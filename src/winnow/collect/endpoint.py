@@ -21,8 +21,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_e
 from tenacity.wait import wait_exponential, wait_random
 
 from winnow.errors import JudgeError
-from winnow.files import make_folder, read_json, sha256_json, write_json
-from winnow.secrets import BLANK, blanked
+from winnow.system.files import make_folder, read_json, sha256_json, write_json
+from winnow.system.redact import BLANK, blanked
 
 T = TypeVar("T")
 R = TypeVar("R")

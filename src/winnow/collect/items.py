@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from winnow.console import safe, say
 from winnow.data.cells import BadRow, shown
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, group_of
 from winnow.data.records import Comparison, PreferenceGroup, Text, as_json
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem
-from winnow.files import sha256_json
+from winnow.system.console import safe, say
+from winnow.system.files import sha256_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from winnow.collect import views
 from winnow.collect.guard import BODY, Door, Refused, guarded
 from winnow.collect.store import Store
 from winnow.collect.tasks import Cast, NoTask, Outdated
-from winnow.console import complain
 from winnow.errors import RunError
+from winnow.system.console import complain
 
 YEAR = 365 * 24 * 3600
 REASON = 2000  # characters

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from winnow.collect.items import Item
 from winnow.collect.votes import Outcome
-from winnow.console import visible
 from winnow.data.jsonl import strict_json
 from winnow.data.records import Text
 from winnow.errors import SettingsError
+from winnow.system.console import visible
 
 Form = Literal["line", "json"]
 

@@ -20,7 +20,7 @@ from winnow.data.jsonl import Row
 from winnow.data.records import plain
 from winnow.data.sources import open_rows
 from winnow.errors import DataError, JudgeError, Problem, SettingsError
-from winnow.files import sha256_file
+from winnow.system.files import sha256_file
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
 KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"

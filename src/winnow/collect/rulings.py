@@ -12,7 +12,7 @@ from typing import Any, Literal
 from winnow.collect.items import Item
 from winnow.collect.votes import Vote, by_pair, pair_of, score
 from winnow.data.records import Comparison, as_json
-from winnow.figures import wilson
+from winnow.system.format import wilson
 
 Labels = Literal["hard", "soft", "drawn"]
 STEADY = 0.6  # of pairs with the same verdict in both orders; below it verdicts are about the order

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from winnow.collect.guard import Door, key, names
 from winnow.collect.page import Page, app
 from winnow.collect.store import Store
-from winnow.console import safe, say
 from winnow.errors import RunError, SettingsError
+from winnow.system.console import safe, say
 
 ENDING = 5  # seconds an answer that is on its way may still take
 

@@ -27,7 +27,7 @@ from winnow.collect.pairing import different, draw
 from winnow.collect.tasks import Cast, Entry, How, NoTask, Outdated, Progress, Task
 from winnow.collect.votes import OUTCOMES, Vote
 from winnow.errors import DataError, Problem, RunError
-from winnow.files import make_folder, sync_folder
+from winnow.system.files import make_folder, sync_folder
 
 ENTRY = "l.number, l.act, t.id, l.annotator, l.revision, l.outcome, l.strength, l.reason, l.seconds, l.at"
 LOG = "log l JOIN tasks t ON t.number = l.task JOIN pairs p ON p.number = t.pair"

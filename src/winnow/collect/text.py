@@ -16,7 +16,7 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 from winnow.data.records import Text
-from winnow.figures import visible
+from winnow.system.format import visible
 
 LONGEST = 20_000  # characters that are drawn as markdown: more (tables, open brackets) can take a parser seconds
 MOST_WORDS = 4_000  # of two answers together that are compared word by word: a matcher's time grows with their product

@@ -17,7 +17,7 @@ from winnow.collect.tasks import Entry, Task
 from winnow.collect.text import Turn
 from winnow.collect.votes import Outcome
 from winnow.data.records import plain
-from winnow.figures import visible
+from winnow.system.format import visible
 
 OUTCOMES: dict[Outcome, str] = {"first": "Answer 1 is better", "second": "Answer 2 is better", "tie": "Tie", "bad": "Both bad", "skip": "Skip"}
 KEYS = {"first": "1", "second": "2", "tie": "3", "bad": "4", "skip": "s"}

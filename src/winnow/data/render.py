@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from winnow.data.cells import spoken
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
-from winnow.files import sha256_json
+from winnow.system.files import sha256_json
 
 # Unicode noncharacters: they stand for a special token's spelling while the template runs.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

@@ -14,12 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from winnow import hub
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.layouts import LAYOUTS, As, advice, detect, group_of
 from winnow.data.records import PreferenceGroup
 from winnow.data.tables import numbered, read_arrow, read_csv, read_parquet, readable, rows_of
 from winnow.errors import DataError, Problem, SettingsError
+from winnow.system import hub
 
 READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
     ".jsonl": read_rows,

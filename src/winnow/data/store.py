@@ -14,14 +14,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from winnow.console import Steps, safe, say
 from winnow.data import render, tokens
 from winnow.data.parallel import Chunk, rendered, workers
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.tokens import Tokens
 from winnow.errors import Problem, RunError
-from winnow.files import cache_folder, folder_atomic, sha256_file, sha256_json
+from winnow.system.console import Steps, safe, say
+from winnow.system.files import cache_folder, folder_atomic, sha256_file, sha256_json
 
 LARGE = 20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.errors import Problem, RunError
-from winnow.files import read_json, sha256_file, sha256_json, write_json
+from winnow.system.files import read_json, sha256_file, sha256_json, write_json
 
 SCHEMA = 2
 Columns = Mapping[str, NDArray[Any]]

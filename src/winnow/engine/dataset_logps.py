@@ -12,14 +12,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from winnow import dist
 from winnow.batch import Batch, collate
 from winnow.data.pack import pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
 from winnow.errors import TrainingError
-from winnow.ranks import count, rank
+from winnow.system import distributed
+from winnow.system.launch import count, rank
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,4 @@ def compute(
         tick(len(part) * ranks)
     if value is None:
         return torch.empty(0)
-    return dist.summed(value) if share else value  # what the others computed is 0 here
+    return distributed.summed(value) if share else value  # what the others computed is 0 here

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from winnow.batch import Batch, collate
-from winnow.console import safe, say
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows, scalar
 from winnow.engine.api import Engine
@@ -24,6 +23,7 @@ from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
 from winnow.layers import as_written
 from winnow.models import LoadedModel, has_experts
+from winnow.system.console import safe, say
 
 # What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of
 # gradients. Between them four times the difference of padded and unpadded rows decides, which is what rounding does on this model.

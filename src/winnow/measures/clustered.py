@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from winnow.figures import wilson
+from winnow.system.format import wilson
 
 Vector = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import binomtest, norm, t
 
-from winnow.figures import wilson
+from winnow.system.format import wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,18 @@ from typing import Any
 
 from winnow import hashes
 from winnow.config_collect import SamplingSettings
-from winnow.console import Steps
 from winnow.data.pack import budget
 from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import compute
 from winnow.engine.probe import engine_for
-from winnow.files import read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.measures.winrate import Mean, interval, over_prompts
 from winnow.models import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
 from winnow.sample import sample, words
+from winnow.system.console import Steps
+from winnow.system.files import read_jsonl, write_jsonl
 
 Rows = list[dict[str, Any]]
 

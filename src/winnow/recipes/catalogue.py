@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from winnow.console import console, safe, say
 from winnow.errors import SettingsError
 from winnow.objectives.choices import SETTINGS, modifiers, settings_of, shown
 from winnow.objectives.table import TABLE, Entry, Value
+from winnow.system.console import console, safe, say
 
 FAMILIES = ("of the margin", "of both sides", "thumbs up and down", "rankings", "without a reference")
 

@@ -17,17 +17,17 @@ from rich.table import Table
 
 from winnow import models, report
 from winnow.config import DemoSettings, DPOSettings, SFTSettings
-from winnow.console import Steps, console, safe, say
 from winnow.data.render import Renderer
 from winnow.errors import RunError
-from winnow.files import read_json, write_json, write_jsonl
 from winnow.measures.clustered import told
 from winnow.models import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world
 from winnow.recipes.demo_figures import Sampled
 from winnow.resolved import Resolved, resolve
-from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample, words
+from winnow.system.console import Steps, console, safe, say
+from winnow.system.files import read_json, write_json, write_jsonl
+from winnow.system.run_folder import RunFolder
 
 STAGES = (
     *("tokenizer", "world", "reviews.jsonl", "reviews_held_out.jsonl", "sft", "preferences.jsonl", "held_out.jsonl", "dpo"),

@@ -10,14 +10,14 @@ from pathlib import Path
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.tiled import SEGMENTS
-from winnow.files import read_json
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, ratio, share
 from winnow.measures.winrate import win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import world
-from winnow.run_folder import RunFolder
 from winnow.sample import Answer
+from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from winnow.console import Steps
 from winnow.data.pack import budget
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.device import available
@@ -19,6 +18,7 @@ from winnow.models import LoadedModel
 from winnow.recipes import asking
 from winnow.recipes.heldsets import HeldOut
 from winnow.sample import Sampling, sample
+from winnow.system.console import Steps
 
 ROOM = 1.25  # a second model is loaded beside the first where so many times its bytes are free: weights, and what a pass needs
 

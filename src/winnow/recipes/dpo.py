@@ -9,7 +9,7 @@ from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from winnow import evaluation_page, evaluation_signs, models
 from winnow.config import EvalSettings
-from winnow.console import safe, say
 from winnow.data.pack import budget
 from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
-from winnow.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.measures import rewardbench, slices
 from winnow.measures.clustered import told
 from winnow.objectives.terms import FLAGS, Objective, objective
@@ -24,7 +22,9 @@ from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
 from winnow.recipes.saying import Said
 from winnow.resolved import Resolved, validated
-from winnow.run_folder import RunFolder
+from winnow.system.console import safe, say
+from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
+from winnow.system.run_folder import RunFolder
 
 SCHEMA = 2
 WRITTEN = ("report.html", "report.json", "rows.jsonl")

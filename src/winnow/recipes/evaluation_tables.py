@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow.console import console, safe, say
 from winnow.evaluation_signs import beside, counted, reasons, shown, span
+from winnow.system.console import console, safe, say
 
 Report = Mapping[str, Any]
 SHARES = ("accuracies", "auc")  # what is told in percent

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from winnow import models, scorers
 from winnow.config import ExportSettings
-from winnow.console import safe, say
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.console import safe, say
+from winnow.system.run_folder import RunFolder
 
 
 def run(resolved: Resolved[ExportSettings]) -> Path:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow import dist
-from winnow.console import safe, say
 from winnow.data.pack import pack_all
 from winnow.engine.api import Engine
-from winnow.figures import percent
 from winnow.objectives.terms import Known, Objective
-from winnow.ranks import count
 from winnow.recipes.setfigures import Spoken, described, rows
+from winnow.system import distributed
+from winnow.system.console import safe, say
+from winnow.system.format import percent
+from winnow.system.launch import count
 from winnow.train.feed import Data, by_rank
 
 
@@ -38,7 +38,7 @@ def _spoken(net: Any, data: Data, engine: Engine, tokens: int, device: torch.dev
         own.append(value_N[:0] if batch.idle else value_N)
     order = [i for part in by_rank(list(pack_all(data.groups, tokens, None, count()))) for i in part]
     lengths = [len(g.sequences) if data.whole else sum(len(one.ids) - one.start for one in g.sequences) for g in (data.groups[i] for i in order)]
-    parts: dict[int, Tensor] = dict(zip(order, dist.gather_columns({"logp": torch.cat(own)})["logp"].split(lengths)))
+    parts: dict[int, Tensor] = dict(zip(order, distributed.gather_columns({"logp": torch.cat(own)})["logp"].split(lengths)))
     if data.whole:
         return Spoken(scores=[parts[i].double().tolist() for i in range(len(data.groups))])
     return Spoken(torch.cat([parts[i] for i in range(len(data.groups))]), None if data.reference is None else data.reference.value)

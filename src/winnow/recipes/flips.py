@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from winnow.console import console, safe, say
 from winnow.errors import DataError
 from winnow.measures import noise
+from winnow.system.console import console, safe, say
 
 SHOWN = 10  # most suspicious rows that are printed
 

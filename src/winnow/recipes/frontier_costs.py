@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from winnow.files import read_json, read_jsonl
 from winnow.recipes.frontier_claims import closest, of
-from winnow.run_folder import RunFolder
+from winnow.system.files import read_json, read_jsonl
+from winnow.system.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments

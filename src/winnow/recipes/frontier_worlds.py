@@ -17,13 +17,13 @@ from winnow.config_collect import JudgeSettings, SampleSettings
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.tiled import SEGMENTS
-from winnow.files import read_json, write_json, write_jsonl
 from winnow.measures import drift, frontier
 from winnow.measures.frontier import Table
 from winnow.measures.winrate import over_prompts, win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import demo, judging, sampling, sft, small_world, world
 from winnow.resolved import resolve
+from winnow.system.files import read_json, write_json, write_jsonl
 
 K = 4  # answers to a prompt that are compared
 BEST_OF = (1, 2, 4, 8, 16, 64)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from winnow.config import EvalSettings
-from winnow.console import safe, say
 from winnow.data import sources
 from winnow.data.dataset import Dataset, Wanted, held_out_alone
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.errors import SettingsError
-from winnow.files import sha256_file
 from winnow.measures import slices
+from winnow.system.console import safe, say
+from winnow.system.files import sha256_file
 
 SUBSET = "subset"  # RewardBench's column
 

@@ -16,12 +16,12 @@ from winnow.collect.items import Item, items
 from winnow.collect.questions import NoVerdict
 from winnow.collect.votes import Vote
 from winnow.config_collect import JudgeSettings
-from winnow.console import safe, say
 from winnow.errors import JudgeError, RunError, SettingsError
-from winnow.figures import number, percent
-from winnow.files import cache_folder, locked, make_folder, sha256_json
-from winnow.recipes.growing import Growing, Row
 from winnow.resolved import Resolved
+from winnow.system.append_file import Growing, Row
+from winnow.system.console import safe, say
+from winnow.system.files import cache_folder, locked, make_folder, sha256_json
+from winnow.system.format import number, percent
 
 ON_SCORES = ("labels", "scale")
 ON_ENDPOINT = ("judge_model", "question", "verdict", "orders", "key_env", "judge_temperature", "reply_tokens", "timeout", "concurrency", "budget")

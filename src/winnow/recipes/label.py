@@ -15,9 +15,9 @@ from winnow.collect.serve import serve
 from winnow.collect.store import Store
 from winnow.collect.tasks import How
 from winnow.config_collect import LabelSettings
-from winnow.console import safe, say
 from winnow.errors import DataError, SettingsError
 from winnow.resolved import Resolved
+from winnow.system.console import safe, say
 
 GOLDS = 0.1  # of an annotator's tasks, where there are any whose answer is known
 

@@ -21,9 +21,9 @@ from winnow.engine.probe import LOGPS, SCALARS
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
 from winnow.objectives.terms import Objective, objective
-from winnow.ranks import count
 from winnow.recipes.rendering import renderer
 from winnow.resolved import Resolved
+from winnow.system.launch import count
 from winnow.train.loop import Plan
 from winnow.train.memory import Memory, estimate, held, packed_share, remedies, together
 

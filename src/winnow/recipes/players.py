@@ -9,7 +9,6 @@ from typing import Any
 
 from winnow import models
 from winnow.config_collect import SampleSettings, WinrateSettings
-from winnow.console import safe, say
 from winnow.data import cells
 from winnow.data.cells import BadRow
 from winnow.data.jsonl import Row
@@ -18,10 +17,11 @@ from winnow.data.prompts import Prompt
 from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
-from winnow.files import sha256_file, sha256_json
 from winnow.recipes import sampling
 from winnow.recipes.asking import name_of
 from winnow.resolved import Resolved, handed_on
+from winnow.system.console import safe, say
+from winnow.system.files import sha256_file, sha256_json
 
 SHOWN = 5  # of the prompts that have no answer, all for one reason
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow import hashes, models, report, scorers, signals
+from winnow import hashes, models, report, scorers
 from winnow.config import parse_lora
 from winnow.config_rl import PPOSettings
-from winnow.console import Steps, safe, say
 from winnow.data.stream import Cursor, Share, batches
 from winnow.device import keep_memory
 from winnow.engine.probe import engine_for
@@ -27,7 +26,9 @@ from winnow.recipes.reviewing import held_out
 from winnow.recipes.rewarding import Reward
 from winnow.recipes.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system import signals
+from winnow.system.console import Steps, safe, say
+from winnow.system.run_folder import RunFolder
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.feed import Data
 from winnow.train.loop import State, to_the_end

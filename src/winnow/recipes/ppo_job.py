@@ -8,23 +8,24 @@ from typing import Any
 
 import torch
 
-from winnow import files, models, outlines
+from winnow import models, outlines
 from winnow.config import parse_lora
 from winnow.config_collect import SamplingSettings
 from winnow.config_rl import PPOSettings
-from winnow.console import safe, say
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.device import pick_device
 from winnow.errors import DataError, ModelError
-from winnow.files import sha256_json, tidy
 from winnow.models import LoadedModel
 from winnow.recipes import record, rewarding
 from winnow.recipes.asking import Asked, ask
 from winnow.resolved import Resolved, read_text
-from winnow.run_folder import RunFolder
+from winnow.system import files
+from winnow.system.console import safe, say
+from winnow.system.files import sha256_json, tidy
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.loop import Plan
 from winnow.train.metrics import require

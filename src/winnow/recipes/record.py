@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from winnow.config import FREE, TrainSettings
-from winnow.console import safe, say
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
 from winnow.data.pack import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
-from winnow.files import read_json, sha256_json, versions, write_atomic, write_json
 from winnow.models import LoadedModel
-from winnow.ranks import count, leads
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.console import safe, say
+from winnow.system.files import read_json, sha256_json, versions, write_atomic, write_json
+from winnow.system.launch import count, leads
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint
 from winnow.train.loop import Plan

@@ -16,9 +16,9 @@ from winnow.config import ModelSettings
 from winnow.config_collect import ComparingSettings, JudgeSettings
 from winnow.data.prompts import Prompt
 from winnow.errors import JudgeError
-from winnow.files import read_jsonl
 from winnow.recipes import judging
 from winnow.resolved import Resolved, resolve
+from winnow.system.files import read_jsonl
 
 
 @dataclass

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from winnow import dist, models
+from winnow import models
 from winnow.config import TrainSettings
-from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset
 from winnow.engine import dataset_logps, rows
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import Reference
 from winnow.engine.fingerprint import fingerprint
 from winnow.errors import TrainingError
-from winnow.files import cache_folder
 from winnow.models import LoadedModel
-from winnow.ranks import leads
+from winnow.system import distributed
+from winnow.system.console import Steps, safe, say
+from winnow.system.files import cache_folder
+from winnow.system.launch import leads
 from winnow.train import reference
 from winnow.train.reference import Frozen
 
@@ -65,7 +66,7 @@ class Scorer:
         """
         store = cache_folder("reference")
         kept = reference.stored(store, name, one.groups)
-        if all(dist.gather(kept is not None)) and kept is not None:  # one that came late may see what another has just written
+        if all(distributed.gather(kept is not None)) and kept is not None:  # one that came late may see what another has just written
             noise = reference.spot_check(self.engine, source.net, one.groups, kept, self.tokens, source.device)
             where = safe(reference.file_of(store, name))
             say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")

@@ -13,10 +13,10 @@ from winnow.config_rl import PPOSettings
 from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
-from winnow.files import sha256_json
 from winnow.models import LoadedModel
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.files import sha256_json
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from winnow import dist
 from winnow.config_rl import PPOSettings
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
@@ -27,6 +26,7 @@ from winnow.objectives.rollout import Answers, by_gae, by_group
 from winnow.recipes.asking import Asked
 from winnow.recipes.rewarding import Reward, Said
 from winnow.sample import Answer, sample, words
+from winnow.system import distributed
 from winnow.train.metrics import Row
 from winnow.train.optim import Optimizer
 from winnow.train.reference import Frozen
@@ -71,7 +71,7 @@ class Rollout:
 def drawn(policy: LoadedModel, asked: Asked, items: Sequence[int], k: int, seed: int) -> list[list[Answer]]:
     """`k` answers to each of the prompts numbered `items`. Raises Halt where a signal cut them short."""
     answers = sample(policy, [asked.ids[i] for i in items], replace(asked.how, seed=seed), k=k)
-    dist.obey()  # answers a signal has cut short are nobody's
+    distributed.obey()  # answers a signal has cut short are nobody's
     return answers
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from winnow import dist
 from winnow.data.pack import budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import compute
-from winnow.files import read_jsonl, write_jsonl
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
 from winnow.models import LoadedModel
-from winnow.ranks import leads
 from winnow.recipes.asking import SHOWN, Probe
 from winnow.recipes.references import ReferenceModel
-from winnow.run_folder import RunFolder
 from winnow.sample import Sampling, sample, words
 from winnow.shards import whole
+from winnow.system import distributed
+from winnow.system.files import read_jsonl, write_jsonl
+from winnow.system.launch import leads
+from winnow.system.run_folder import RunFolder
 from winnow.train.metrics import Row
 
 
@@ -63,7 +63,7 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
             answers = sample(loaded, prompts, how) if leads() else []
             groups = drift.as_groups(prompts, answers, asked.end)
             policy = _scores(engine, loaded, groups)
-        dist.obey()
+        distributed.obey()
         with reference() as other, whole(other.net):
             said = _scores(theirs, other, groups)
         if not groups:

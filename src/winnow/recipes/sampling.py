@@ -9,18 +9,18 @@ from typing import Any
 
 from winnow import hashes, models, vllm
 from winnow.config_collect import SampleSettings
-from winnow.console import safe, say
 from winnow.data.prompts import prompts
 from winnow.data.records import Completion, Message, PreferenceGroup, Text
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.device import keep_memory
 from winnow.errors import ModelError
-from winnow.files import locked, make_folder, sha256_json
 from winnow.models import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
-from winnow.recipes.growing import Growing
 from winnow.resolved import Resolved
 from winnow.sample import Answer, drawn, seeds, words
+from winnow.system.append_file import Growing
+from winnow.system.console import safe, say
+from winnow.system.files import locked, make_folder, sha256_json
 
 SAYS_HOW = ("weights", "template", "k", "max_new_tokens", "temperature", "top_p", "seed")  # of a row: what its answers depend on
 

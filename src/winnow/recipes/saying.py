@@ -11,7 +11,6 @@ from torch import Tensor
 
 from winnow import hashes, models, rewards, scorers
 from winnow.config import EvalSettings
-from winnow.console import Steps
 from winnow.data.pack import budget
 from winnow.data.render import Renderer
 from winnow.device import DTYPES
@@ -27,6 +26,7 @@ from winnow.recipes.distance import Distance
 from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.setfigures import Spoken
 from winnow.rewards import Dialogue
+from winnow.system.console import Steps
 
 
 @dataclass(frozen=True)

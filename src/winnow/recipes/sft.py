@@ -7,7 +7,7 @@ from winnow.objectives.terms import DEMONSTRATION
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 2e-5, 2e-4
 

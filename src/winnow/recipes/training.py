@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from winnow import dist, hashes, models, outlines, report, scorers, signals
+from winnow import hashes, models, outlines, report, scorers
 from winnow.batch import collate
 from winnow.config import BESIDES, Follow, TrainSettings, parse_lora, scores
-from winnow.console import Steps, safe, say
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.pack import most_expensive, pack
 from winnow.data.render import Renderer
@@ -21,18 +20,20 @@ from winnow.engine.api import Engine
 from winnow.engine.probe import engine_for
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
-from winnow.files import cache_folder, make_writable, read_json, tidy
 from winnow.layers import compile_layers, enable_checkpointing
 from winnow.models import LoadedModel
 from winnow.objectives.terms import Objective
-from winnow.ranks import count, leads
 from winnow.recipes import asking, record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
 from winnow.shards import gathered, shard, whole
+from winnow.system import distributed, signals
+from winnow.system.console import Steps, safe, say
+from winnow.system.files import cache_folder, make_writable, read_json, tidy
+from winnow.system.launch import count, leads
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint, Progress
 from winnow.train.feed import Data
@@ -98,9 +99,9 @@ def train(
 ) -> RunFolder:
     """Run, or resume, or notice that it is finished. Raises before anything is loaded when settings or data cannot be used."""
     run = RunFolder(resolved.settings.out)
-    dist.begin(resolved.settings.rank_timeout)
-    with ExitStack() as held, dist.watched():
-        with dist.leader_first():
+    distributed.begin(resolved.settings.rank_timeout)
+    with ExitStack() as held, distributed.watched():
+        with distributed.leader_first():
             if leads():
                 run.create()
                 held.enter_context(run.lock())
@@ -200,7 +201,7 @@ def _run(job: Job) -> None:
     loaded = _scored_by(job) if job.objective.rewards else _policy(job.settings)
     counts = models.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
-    dist.same("the engine that is right for the model", engine.NAME)
+    distributed.same("the engine that is right for the model", engine.NAME)
     limit = limit_of(loaded.model, loaded.device)
     loaded = replace(loaded, shards=shard(loaded.model))
     live = Live(loaded.net, engine, follow=job.follow, distributions=job.objective.live) if job.live else None
@@ -338,8 +339,8 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
             "weights": weights,
             "reference": names,
         }
-        dist.same("settings, data, weights or reference", identity)
-        dist.same("the plan", asdict(job.plan))
+        distributed.same("settings, data, weights or reference", identity)
+        distributed.same("the plan", asdict(job.plan))
         kept = record.newest(job.run, identity, job.settings.allow_change, BESIDES)
         told = {"weights_hash": weights, "reference": shown}
         asked = [scorer.score(source, one, name) if scorer and name else None for one, name in zip(job.sets, names)]
@@ -389,11 +390,11 @@ def _window(job: Job, number: int) -> Dataset:
         stop_on_errors(found)
     except DataError as error:
         found = error
-    wrong = [text for text in dist.gather("" if isinstance(found, Dataset | NothingLeft) else found.what) if text]
+    wrong = [text for text in distributed.gather("" if isinstance(found, Dataset | NothingLeft) else found.what) if text]
     if wrong:
         rest = f"{found.remedy}; " if isinstance(found, DataError) and found.remedy else ""
         raise DataError(wrong[0], remedy=f"{rest}mend the data and give the same command again: it goes on from here")
-    dist.same(f"window {number + 1} of the data", found.account["fingerprint"] if isinstance(found, Dataset) else "nothing is left of it")
+    distributed.same(f"window {number + 1} of the data", found.account["fingerprint"] if isinstance(found, Dataset) else "nothing is left of it")
     if isinstance(found, DataError):
         raise found
     record.same_window(job.run, number, found, job.settings.allow_change)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow.console import safe, say
 from winnow.errors import RunError
-from winnow.files import read_json, read_jsonl, sha256_file, unsealed
-from winnow.run_folder import RunFolder
+from winnow.system.console import safe, say
+from winnow.system.files import read_json, read_jsonl, sha256_file, unsealed
+from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 
 

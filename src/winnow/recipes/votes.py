@@ -14,10 +14,10 @@ from winnow.collect.bradley_terry import Fit, Game, fit, points
 from winnow.collect.export import Rules, Sheet, rows, votes_of
 from winnow.collect.votes import by_pair, counts
 from winnow.config_collect import VotesExportSettings
-from winnow.console import console, safe, say
 from winnow.errors import NothingLeft, SettingsError
-from winnow.files import make_folder, write_jsonl
 from winnow.resolved import Resolved
+from winnow.system.console import console, safe, say
+from winnow.system.files import make_folder, write_jsonl
 
 
 def export(resolved: Resolved[VotesExportSettings]) -> Path:

@@ -19,21 +19,21 @@ from winnow import matches, winrate_page
 from winnow.collect import rules, rulings
 from winnow.collect.votes import pair_of, score
 from winnow.config_collect import WinrateSettings
-from winnow.console import console, safe, say
 from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain
 from winnow.device import keep_memory
 from winnow.doubts import doubts
 from winnow.errors import RunError
-from winnow.figures import visible
-from winnow.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
 from winnow.matches import Match
 from winnow.recipes import players
 from winnow.recipes.asking import distinct
 from winnow.recipes.players import Answers, Player
 from winnow.recipes.referee import Referee
 from winnow.resolved import Resolved
-from winnow.run_folder import RunFolder
+from winnow.system.console import console, safe, say
+from winnow.system.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
+from winnow.system.format import visible
+from winnow.system.run_folder import RunFolder
 
 LEDGER = "winrate.json"
 FREE = ("out", "timeout", "concurrency", "budget", "key_env")  # no figure depends on these

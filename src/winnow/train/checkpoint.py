@@ -18,10 +18,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from winnow import dist, files, ranks, shards
+from winnow import shards
 from winnow.data.stream import Cursor
 from winnow.errors import RunError, TrainingError
-from winnow.files import folder_atomic, must_have, read_json, remove_folder, sha256_file, sync_file, unsealed, versions, write_json, write_sealed, writing
+from winnow.system import distributed, files, launch
+from winnow.system.files import (
+    folder_atomic,
+    must_have,
+    read_json,
+    remove_folder,
+    sha256_file,
+    sync_file,
+    unsealed,
+    versions,
+    write_json,
+    write_sealed,
+    writing,
+)
 
 SCHEMA = 2
 READS = (1, 2)  # 1: written by one process, before evaluations were noted
@@ -62,10 +75,10 @@ def save(
     target = folder / f"step_{progress.step}"
     with _shared(target) as temporary:
         written = _written(temporary, dict(zip(PARTS, (weights, optimizer, reference))))
-        if ranks.leads():
+        if launch.leads():
             write_json(temporary / "progress.json", asdict(progress))
             written |= _described(temporary / "progress.json")
-            head = {"schema": SCHEMA, "world": ranks.count(), "versions": versions(), "identity": identity, "files": written}
+            head = {"schema": SCHEMA, "world": launch.count(), "versions": versions(), "identity": identity, "files": written}
             write_sealed(temporary / "manifest.json", head)
             files.reached("manifest written")
     return target
@@ -75,14 +88,14 @@ def save(
 def _shared(target: Path) -> Iterator[Path]:
     """A folder that all processes fill and the leader puts in its place; none goes on before it is there."""
     with ExitStack() as stack:
-        own = str(stack.enter_context(folder_atomic(target))) if ranks.leads() else ""
-        yield Path(dist.gather(own, dist.SAVES)[0])
-    dist.gather("committed", dist.SAVES)
+        own = str(stack.enter_context(folder_atomic(target))) if launch.leads() else ""
+        yield Path(distributed.gather(own, distributed.SAVES)[0])
+    distributed.gather("committed", distributed.SAVES)
 
 
 def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """This process's files, on the disk; what all of them wrote, by file name, with sizes and hashes."""
-    of = "" if ranks.count() == 1 else f".{ranks.rank()}-of-{ranks.count()}"
+    of = "" if launch.count() == 1 else f".{ranks.rank()}-of-{ranks.count()}"
     mine: dict[str, Any] = {}
     problem: OSError | None = None
     try:
@@ -96,7 +109,7 @@ def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict
                 mine |= _described(file)
     except OSError as error:
         problem = error
-    everyone = dist.gather({"files": mine, "problem": None if problem is None else str(problem)}, dist.SAVES)
+    everyone = distributed.gather({"files": mine, "problem": None if problem is None else str(problem)}, distributed.SAVES)
     if problem is not None:
         raise problem
     for number, one in enumerate(everyone):
@@ -121,7 +134,7 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
         found.append(error.what)
     for number, (name, expected) in enumerate(sorted(manifest["files"].items())):
         file = folder / name
-        if share and number % ranks.count() != ranks.rank():
+        if share and number % launch.count() != launch.rank():
             continue
         if not file.exists():
             found.append(f"{file}: missing")
@@ -129,7 +142,7 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
             found.append(f"{file}: damaged: its bytes are not those that were saved")
     there = sorted(folder.iterdir()) if manifest["files"] else []
     found += [f"{file}: not a file of this checkpoint" for file in there if file.name not in (*manifest["files"], "manifest.json")]
-    return list(dict.fromkeys(one for many in dist.gather(found) for one in many)) if share else found
+    return list(dict.fromkeys(one for many in distributed.gather(found) for one in many)) if share else found
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -195,7 +208,7 @@ def saved(folder: Path) -> list[Path]:
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with newer ones. Raises RunError when none of them does."""
     wrong: list[str] = []
-    for name in reversed(dist.gather([path.name for path in saved(folder)])[0]):  # as the leader sees the folder
+    for name in reversed(distributed.gather([path.name for path in saved(folder)])[0]):  # as the leader sees the folder
         try:
             return load(folder / name), wrong
         except RunError as error:

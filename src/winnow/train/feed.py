@@ -10,7 +10,7 @@ from winnow.data.pack import Work, pack, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.stream import Share
 from winnow.engine.dataset_logps import Reference
-from winnow.ranks import count, rank
+from winnow.system.launch import count, rank
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow import dist, files, ranks
 from winnow.batch import Batch
 from winnow.data.pack import Work
 from winnow.data.stream import Cursor, batches, epoch_size
@@ -19,6 +18,7 @@ from winnow.engine.api import Engine
 from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.scores import undecided
 from winnow.objectives.terms import Objective
+from winnow.system import distributed, files, launch
 from winnow.train.checkpoint import Progress
 from winnow.train.feed import Data, Micro
 from winnow.train.limit import Limit
@@ -66,7 +66,7 @@ class Training:
     @property
     def work(self) -> Work | None:
         """What packing goes by: FLOPs where several processes are to have equally much, else tokens."""
-        return self.limit.work if self.limit and ranks.count() > 1 else None
+        return self.limit.work if self.limit and launch.count() > 1 else None
 
     def state(self) -> State:
         """Weights, moments, and the reference's weights where they move: all tensors a checkpoint holds."""
@@ -146,20 +146,20 @@ def to_the_end(
                 tell(row)
             if best or due(progress.step, plan.save_every, plan.steps):
                 save()
-            dist.obey()
+            distributed.obey()
             if progress.step >= plan.steps:
                 saver.wait()
                 return progress
             row, progress = advance(progress)
             best = False
             tell(row)
-            dist.alive(progress.step)
+            distributed.alive(progress.step)
             files.reached(f"step {progress.step}")
-    except (DataError, JudgeError, dist.Halt) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
+    except (DataError, JudgeError, distributed.Halt) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
         saver.wait()  # what went wrong with it is raised, and not that all is well
         save()
         saver.wait()
-        if not isinstance(error, dist.Halt):
+        if not isinstance(error, distributed.Halt):
             raise
         raise Stopped(error.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
     finally:
@@ -247,8 +247,8 @@ def speed(micro: Micro, began: float, limit: Limit | None) -> tuple[int, Row]:
     seconds = time.perf_counter() - began
     batches = [batch for batch in micro.own if not batch.idle]
     own = [count(batches), sum(len(batch.pair_M2) for batch in batches), limit.share(batches, seconds) if limit else 0.0]
-    tokens, pairs, share = (sum(values) for values in zip(*dist.gather(own)))
-    shared = {"hardware_share": share / ranks.count()} if limit else {}
+    tokens, pairs, share = (sum(values) for values in zip(*distributed.gather(own)))
+    shared = {"hardware_share": share / launch.count()} if limit else {}
     return tokens, {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds, **shared}
 
 
@@ -263,7 +263,7 @@ def moved(before: Sequence[Tensor], optimizer: Optimizer, micro: Micro, counted:
     """
     idle = not counted or all(undecided(batch) for batch in micro.own if not batch.idle)
     changed = any(not torch.equal(a, b) for a, b in zip(before, samples(optimizer)))
-    seen = dist.gather([idle, changed])
+    seen = distributed.gather([idle, changed])
     if all(idle for idle, _ in seen):
         return False
     if not any(changed for _, changed in seen):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow.console import safe, say
 from winnow.errors import SettingsError
-from winnow.files import read_jsonl, sync_file, write_jsonl, writing
-from winnow.ranks import leads
+from winnow.system.console import safe, say
+from winnow.system.files import read_jsonl, sync_file, write_jsonl, writing
+from winnow.system.launch import leads
 
 Sums = dict[str, tuple[float, float]]
 Row = dict[str, float | int]

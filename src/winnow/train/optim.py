@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from winnow import dist
 from winnow.errors import ModelError, RunError
 from winnow.shards import local
+from winnow.system import distributed as dist
 
 
 def rate(step: int, *, lr: float, schedule: str, warmup: int, steps: int) -> float:

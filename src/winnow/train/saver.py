@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from winnow import files, ranks
+from winnow.system import files, launch
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Progress
 
@@ -48,6 +48,6 @@ class Saver:
 
     def _write(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
         checkpoint.save(self.folder, progress, weights, optimizer, self.identity, reference)
-        if ranks.leads():
+        if launch.leads():
             checkpoint.prune(self.folder, keep=self.keep, best=progress.best_step if self.keep_best else None, current=progress.step)
             files.reached("pruned")

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow import dist
 from winnow.batch import Batch, joined
 from winnow.engine.api import Columns, Engine, Said, Slope, no_slope
 from winnow.errors import TrainingError
 from winnow.objectives.scores import with_margin
 from winnow.objectives.terms import Known, Objective
-from winnow.ranks import count
+from winnow.system import distributed
+from winnow.system.launch import count
 from winnow.train.feed import Micro
 from winnow.train.live import Live
 from winnow.train.metrics import Row, Sums, add, divide
@@ -124,7 +124,7 @@ def held_out(
             counts[i] += units
 
     for batch in batches:
-        dist.obey()
+        distributed.obey()
         ready, other = _asked(model, batch, live)
         with torch.no_grad():
             columns = {name: value_N.cpu() for name, value_N in engine.logps(model, ready, objective.want, other).items()}
@@ -144,13 +144,13 @@ def held_out(
 
 def added(numbers: Sequence[float]) -> tuple[float, ...]:
     """Each number's sum over all processes."""
-    return tuple(math.fsum(values) for values in zip(*dist.gather(list(numbers))))
+    return tuple(math.fsum(values) for values in zip(*distributed.gather(list(numbers))))
 
 
 def _added_sums(sums: Sums) -> Sums:
     """Sums and counts over all processes."""
     found: Sums = {}
-    for one in dist.gather(sums):
+    for one in distributed.gather(sums):
         add(found, {name: (total, count) for name, (total, count) in one.items()})
     return found
 
@@ -162,7 +162,7 @@ def _finite_totals(parts: Sequence[Part], terms: int, optimizer: Optimizer) -> t
         total, fine = (torch.stack(values).cpu() for values in list(zip(*parts))[:2])
         totals = total.double().sum(0).tolist()
         bad = "" if fine.all() else _rows(parts[int(fine.int().argmin())][2])
-    wrong = next((rows for rows in dist.gather(bad) if rows), "")
+    wrong = next((rows for rows in distributed.gather(bad) if rows), "")
     if wrong:
         optimizer.forget()
         raise TrainingError(f"the loss is not finite in a batch with {wrong}", remedy="a lower --lr or --clip; the last checkpoint is intact")
@@ -233,7 +233,7 @@ def _together(kept: Sequence[Kept], everyones: Iterable[Batch]) -> Kept:
         return columns, joined([batch for _, batch in kept])
     device = kept[0][1].target_N.device
     given = [batch.reference_N for _, batch in kept if batch.reference_N is not None]
-    found = dist.gather_columns(columns | ({"reference": torch.cat(given)} if given else {}))
+    found = distributed.gather_columns(columns | ({"reference": torch.cat(given)} if given else {}))
     reference_N = found.pop("reference", None)
     batch = replace(joined(list(everyones)), reference_N=reference_N).to(device)
     return {name: value_N.to(device) for name, value_N in found.items()}, batch

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from winnow.errors import RunError
-from winnow.files import make_writable, sha256_file, write_atomic, write_sealed
+from winnow.system.files import make_writable, sha256_file, write_atomic, write_sealed
 
 
 class RunFolder:

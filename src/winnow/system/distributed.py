@@ -19,9 +19,9 @@ import torch
 import torch.distributed as c10d
 from torch import Tensor
 
-from winnow import signals
 from winnow.errors import RankError, RunError, Stopped, WinnowError
-from winnow.ranks import count, leads, rank
+from winnow.system import signals
+from winnow.system.launch import count, leads, rank
 
 MAIN, SAVES, LONG = "main", "saves", "long"
 FOREVER = datetime.timedelta(days=30)

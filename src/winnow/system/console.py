@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from winnow.ranks import leads
-from winnow.secrets import blanked
+from winnow.system.launch import leads
+from winnow.system.redact import blanked
 
 console = Console(highlight=False)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.console import Steps, safe, say
 from winnow.errors import RunError
-from winnow.files import read_jsonl, sync_folder, write_jsonl
+from winnow.system.console import Steps, safe, say
+from winnow.system.files import read_jsonl, sync_folder, write_jsonl
 
 Row = dict[str, Any]
 

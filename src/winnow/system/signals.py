@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from winnow.errors import Stopped
-from winnow.ranks import leads
+from winnow.system.launch import leads
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
