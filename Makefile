@@ -9,8 +9,8 @@ OUT    ?= runs/demo
 TESTS  ?=
 BIN     = $(VENV)/bin
 
-STRICT = src/winnow/errors.py src/winnow/system/redact.py src/winnow/config.py src/winnow/config_collect.py src/winnow/config_rl.py src/winnow/resolved.py src/winnow/system/files.py \
-         src/winnow/trl.py src/winnow/data src/winnow/objectives
+STRICT = src/winnow/errors.py src/winnow/system/redact.py src/winnow/config/options.py src/winnow/config/collection.py src/winnow/config/ppo.py src/winnow/config/resolve.py src/winnow/system/files.py \
+         src/winnow/config/trl_names.py src/winnow/data src/winnow/objectives
 LOOSE  = --config-file= --ignore-missing-imports --check-untyped-defs
 CODE   = src tests bench examples docs .ci
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from countable import LONGEST, distance, distribution, write_world
 from winnow import models
-from winnow.config_rl import PPOSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import resolve
 from winnow.recipes import ppo
-from winnow.resolved import resolve
 from winnow.train import checkpoint
 
 EVERY, BETA = 10, 0.5

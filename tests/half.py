@@ -14,7 +14,7 @@ import torch
 import tiny
 from winnow import hashes, models, shards
 from winnow.batch import collate
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.engine.tiled import SEGMENTS
 from winnow.models import LoadedModel
 from winnow.objectives.terms import DEMONSTRATION

@@ -19,7 +19,7 @@ import runs
 import tiny
 from test_sources import COLUMNS, WRITERS, json_values
 from winnow import models
-from winnow.config import CheckSettings
+from winnow.config.options import CheckSettings
 from winnow.data.sources import load
 from winnow.errors import DataError, Problem
 from winnow.recipes import check

@@ -17,11 +17,11 @@ import runs
 import tiny
 from winnow import models, outlines, quantized
 from winnow.batch import collate
-from winnow.config import CheckSettings, TrainSettings, parse_lora
+from winnow.config.options import CheckSettings, TrainSettings, parse_lora
+from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.recipes import planning, training
-from winnow.resolved import resolve
 from winnow.train import memory
 from winnow.train.memory import HOLES_GPU, estimate
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config import (
+from winnow.config.collection import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config.options import (
     CheckSettings,
     DemoSettings,
     DPOSettings,
@@ -23,10 +24,9 @@ from winnow.config import (
     SFTSettings,
     parse_lora,
 )
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
-from winnow.config_rl import PPOSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import PRESETS, resolve
 from winnow.errors import SettingsError
-from winnow.resolved import PRESETS, resolve
 
 SOURCE = Path(winnow.__file__).parent
 NEEDED = {"model": "M", "data": ["d.jsonl"], "out": "RUN"}

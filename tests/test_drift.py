@@ -11,7 +11,7 @@ import torch
 import runs
 import tiny
 from winnow import models
-from winnow.config import DPOSettings
+from winnow.config.options import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine

@@ -15,7 +15,7 @@ import tiny
 from exact import Exact
 from winnow import models
 from winnow.batch import collate
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.data.pack import pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence

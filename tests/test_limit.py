@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import runs
 import tiny
 from winnow.batch import collate
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_device
 from winnow.engine import rows as engine

@@ -12,7 +12,7 @@ import tiny
 from exact import Exact
 from winnow import api
 from winnow.batch import collate
-from winnow.config import Follow
+from winnow.config.options import Follow
 from winnow.data.records import Comparison
 from winnow.data.render import TokenSequence
 from winnow.engine import head, rows

@@ -15,7 +15,8 @@ import runs
 import tiny
 from winnow import models, outlines
 from winnow.batch import collate
-from winnow.config import DPOSettings, TrainSettings, parse_lora
+from winnow.config.options import DPOSettings, TrainSettings, parse_lora
+from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.pack import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
@@ -25,7 +26,6 @@ from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
 from winnow.layers import enable_checkpointing
 from winnow.recipes import planning
-from winnow.resolved import resolve
 from winnow.system.files import read_json
 from winnow.train import memory
 from winnow.train.memory import Memory, estimate, remedies

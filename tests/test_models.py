@@ -15,7 +15,7 @@ import runs
 import tiny
 from winnow import hashes, models, outlines
 from winnow.batch import collate
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.engine import rows as engine
 from winnow.engine.probe import engine_for
 from winnow.errors import ModelError

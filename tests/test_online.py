@@ -14,12 +14,12 @@ import pytest
 import runs
 import tiny
 from winnow import report
-from winnow.config_collect import OnlineSettings
+from winnow.config.collection import OnlineSettings
+from winnow.config.resolve import resolve
 from winnow.errors import RunError
 from winnow.measures.winrate import interval
 from winnow.recipes import online
 from winnow.recipes.asking import name_of
-from winnow.resolved import resolve
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PER_ROUND, HELD = 6, 4

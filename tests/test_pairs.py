@@ -12,7 +12,7 @@ import pytest
 import runs
 import tiny
 from winnow import api
-from winnow.config import DataSettings
+from winnow.config.options import DataSettings
 from winnow.data import mismatch, ranking
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.ranking import chosen, ranks
@@ -324,9 +324,9 @@ def test_an_evaluation_equals_the_last_one_of_training(world, tmp_path, text):
 )
 def test_presets_give_way(given, objective_, beta):
     """A preset's beta belongs to its objective; what is typed wins over it."""
-    from winnow.config import DPOSettings
+    from winnow.config.options import DPOSettings
+    from winnow.config.resolve import resolve
     from winnow.recipes.dpo import chosen as settled
-    from winnow.resolved import resolve
 
     _, resolved = settled(resolve(DPOSettings, {"model": "m", "data": ["d"], "out": "o", **given}))
     assert (resolved.settings.objective, resolved.settings.beta) == (objective_, beta)

@@ -26,8 +26,9 @@ import tiny
 from countable import JUDGE, LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
 from winnow import models, scorers
 from winnow.batch import collate
-from winnow.config import FREE
-from winnow.config_rl import PPOSettings
+from winnow.config.options import FREE
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import resolve
 from winnow.data.stream import Cursor
 from winnow.engine.dataset_logps import PerToken, offsets
 from winnow.engine.rows import logps
@@ -36,7 +37,6 @@ from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
 from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
-from winnow.resolved import resolve
 from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder

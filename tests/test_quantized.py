@@ -15,7 +15,7 @@ import runs
 import tiny
 from winnow import api, hashes, models, outlines, quantized
 from winnow.batch import collate
-from winnow.config import Lora, TrainSettings
+from winnow.config.options import Lora, TrainSettings
 from winnow.engine import head, probe, rows
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.tiled import SEGMENTS

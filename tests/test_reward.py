@@ -13,7 +13,7 @@ import runs
 import tiny
 from winnow import api, models, rewards, scorers
 from winnow.batch import collate
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import scalar

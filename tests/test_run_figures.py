@@ -11,7 +11,7 @@ import runs
 import tiny
 from test_report import data, environment, healthy, make
 from winnow import api, headline, report
-from winnow.config import EvalSettings
+from winnow.config.options import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.recipes import asking

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import runs
+from winnow.config.resolve import resolve
 from winnow.errors import SettingsError
-from winnow.resolved import resolve
 from winnow.system.console import safe, say
 from winnow.system.files import read_json
 from winnow.system.redact import LEAST, blanked
@@ -129,7 +129,7 @@ def test_a_setting_with_a_secret_is_refused_before_anything_is_written(world, tm
 
 
 def test_a_prompt_is_text_for_the_model_and_no_setting_that_is_kept():
-    from winnow.config_collect import GenerateSettings
+    from winnow.config.collection import GenerateSettings
 
     assert resolve(GenerateSettings, {"model": "m", "prompt": [ADDRESS]}).settings.prompt == (ADDRESS,)
     with pytest.raises(SettingsError, match="model: a secret"):

@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from runs import dpo, numbers, tree, world
-from winnow.config import DPOSettings
+from winnow.config.options import DPOSettings
 from winnow.data import dataset, sources, store, tokens
 from winnow.data.pack import cost
 from winnow.data.parallel import CHUNK, _ask, rendered

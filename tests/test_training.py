@@ -15,8 +15,9 @@ import runs
 import tiny
 from winnow import api, models
 from winnow.batch import collate
-from winnow.config import ExportSettings, Lora
-from winnow.config_collect import GenerateSettings
+from winnow.config.collection import GenerateSettings
+from winnow.config.options import ExportSettings, Lora
+from winnow.config.resolve import resolve
 from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
@@ -24,7 +25,6 @@ from winnow.errors import ModelError, TrainingError
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation, verify
-from winnow.resolved import resolve
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
 from winnow.train.feed import alone

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from winnow.config import DPOSettings
+from winnow.config.options import DPOSettings
+from winnow.config.resolve import resolve
+from winnow.config.trl_names import FIELDS, MORE, NAMES, OTHERS, advice
 from winnow.errors import SettingsError
-from winnow.resolved import resolve
-from winnow.trl import FIELDS, MORE, NAMES, OTHERS, advice
 
 ROOT = Path(__file__).parents[1]
 OURS = {field.alias or name for name, field in DPOSettings.model_fields.items()}

@@ -10,11 +10,11 @@ import torch
 
 import runs
 import tiny
-from winnow.config import DPOSettings
+from winnow.config.options import DPOSettings
+from winnow.config.resolve import resolve
 from winnow.data import sources
 from winnow.data.windows import Windows
 from winnow.errors import DataError, SettingsError
-from winnow.resolved import resolve
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 from winnow.train import loop

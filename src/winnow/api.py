@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from winnow.config import DPOSettings, EvalSettings, RewardSettings, SFTSettings
-from winnow.config_rl import PPOSettings
+from winnow.config.options import DPOSettings, EvalSettings, RewardSettings, SFTSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import resolve
 from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
 from winnow.recipes import ppo as ppo_recipe
 from winnow.recipes import reward as reward_recipe
 from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
-from winnow.resolved import resolve
 from winnow.system.run_folder import RunFolder
 
 

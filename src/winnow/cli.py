@@ -12,12 +12,12 @@ from pathlib import Path
 import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
-from winnow.config import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
-from winnow.config_collect import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
-from winnow.config_rl import PPOSettings
+from winnow.config.collection import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config.options import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
-from winnow.resolved import Resolved
 from winnow.system import launch, signals
 from winnow.system.console import complain, safe, say
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from winnow import hashes, quantized
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
 from winnow.shards import dtype_of

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import rich_click as click
 from pydantic.fields import FieldInfo
 
-from winnow.config import DemoSettings, Settings
+from winnow.config.options import DemoSettings, Settings
+from winnow.config.resolve import Resolved, resolve, unknown
 from winnow.errors import SettingsError
-from winnow.resolved import Resolved, resolve, unknown
 from winnow.system.redact import blanked
 
 PANELS = {

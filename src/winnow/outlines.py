@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.errors import ModelError
 from winnow.models import HEAD, is_adapter_folder, locate, with_lora
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from winnow import models
-from winnow.config import Lora
+from winnow.config.options import Lora
 from winnow.data.render import Renderer
 from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from winnow.config import DataSettings
+from winnow.config.options import DataSettings
 from winnow.data import doctor, ranking, sources
 from winnow.data.doctor import Finding
 from winnow.data.mismatch import with_mismatched

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from winnow.config.resolve import read_text
 from winnow.data import cells
 from winnow.data.cells import BadRow
 from winnow.data.jsonl import Row
@@ -12,7 +13,6 @@ from winnow.data.layouts import LAYOUTS, group_of
 from winnow.data.records import Message, PreferenceGroup, Text
 from winnow.data.sources import READERS, layout_of, open_rows
 from winnow.errors import DataError, Problem
-from winnow.resolved import read_text
 
 Prompt = tuple[str, Text]  # where it stands, and what it says
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from winnow import hashes
-from winnow.config_collect import SamplingSettings
+from winnow.config.collection import SamplingSettings
 from winnow.data.pack import budget
 from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup

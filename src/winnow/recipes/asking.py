@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from winnow import models
-from winnow.config_collect import SamplingSettings
+from winnow.config.collection import SamplingSettings
+from winnow.config.resolve import read_text
 from winnow.data.dataset import Dataset
 from winnow.data.prompts import Prompt, as_turns
 from winnow.data.records import Text, as_json
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
 from winnow.models import LoadedModel
-from winnow.resolved import read_text
 from winnow.sample import Sampling
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json

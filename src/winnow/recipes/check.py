@@ -10,7 +10,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config import CheckSettings, RewardSettings, SFTSettings, parse_follow
+from winnow.config.options import CheckSettings, RewardSettings, SFTSettings, parse_follow
+from winnow.config.resolve import Resolved, handed_on
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
 from winnow.data.render import Renderer, TokenSequence
@@ -20,7 +21,6 @@ from winnow.objectives.terms import DEMONSTRATION, Objective
 from winnow.recipes import dpo, reward, sft
 from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
 from winnow.recipes.training import possible, refuse_idle
-from winnow.resolved import Resolved, handed_on
 from winnow.system.console import console, safe, say, visible
 from winnow.train.loop import Plan
 

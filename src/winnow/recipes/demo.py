@@ -16,14 +16,14 @@ from typing import Any
 from rich.table import Table
 
 from winnow import models, report
-from winnow.config import DemoSettings, DPOSettings, SFTSettings
+from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
+from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
 from winnow.measures.clustered import told
 from winnow.models import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world
 from winnow.recipes.demo_figures import Sampled
-from winnow.resolved import Resolved, resolve
 from winnow.sample import Sampling, sample, words
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl

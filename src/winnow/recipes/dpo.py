@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from winnow.config import DPOSettings, parse_follow
+from winnow.config.options import DPOSettings, parse_follow
+from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError
 from winnow.objectives.table import Value
 from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
-from winnow.resolved import Resolved
 from winnow.system.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6

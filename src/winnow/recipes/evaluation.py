@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow import evaluation_page, evaluation_signs, models
-from winnow.config import EvalSettings
+from winnow.config.options import EvalSettings
+from winnow.config.resolve import Resolved, validated
 from winnow.data.pack import budget
 from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
@@ -21,7 +22,6 @@ from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
 from winnow.recipes.saying import Said
-from winnow.resolved import Resolved, validated
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from winnow import models, scorers
-from winnow.config import ExportSettings
+from winnow.config.options import ExportSettings
+from winnow.config.resolve import Resolved
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
-from winnow.resolved import Resolved
 from winnow.system.console import safe, say
 from winnow.system.run_folder import RunFolder
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from winnow import frontier_page, frontier_words, models, report, scorers
-from winnow.config import DemoSettings, FrontierSettings
+from winnow.config.options import DemoSettings, FrontierSettings
+from winnow.config.resolve import Resolved
 from winnow.errors import RunError
 from winnow.hashes import weights_hash
 from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import CRITIC, METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
-from winnow.resolved import Resolved
 from winnow.system.console import Steps, as_part, safe, say
 from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
 from winnow.system.run_folder import RunFolder

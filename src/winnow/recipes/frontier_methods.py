@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.config import DPOSettings, RewardSettings, SFTSettings
-from winnow.config_rl import PPOSettings
+from winnow.config.options import DPOSettings, RewardSettings, SFTSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import resolve
 from winnow.recipes import dpo, ppo, reward, sft
 from winnow.recipes.frontier_worlds import World
-from winnow.resolved import resolve
 from winnow.system.files import read_jsonl, write_json
 
 CRITIC = 8  # times the policy's rate: a critic that lags behind teaches nothing (docs/ppo.md)

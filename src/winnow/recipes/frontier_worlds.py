@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from winnow import models, rewards
-from winnow.config import SFTSettings
-from winnow.config_collect import JudgeSettings, SampleSettings
+from winnow.config.collection import JudgeSettings, SampleSettings
+from winnow.config.options import SFTSettings
+from winnow.config.resolve import resolve
 from winnow.data.pack import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.tiled import SEGMENTS
@@ -22,7 +23,6 @@ from winnow.measures.frontier import Table
 from winnow.measures.winrate import over_prompts, win_rate
 from winnow.models import LoadedModel
 from winnow.recipes import demo, judging, sampling, sft, small_world, world
-from winnow.resolved import resolve
 from winnow.system.files import read_json, write_json, write_jsonl
 
 K = 4  # answers to a prompt that are compared

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow.config_collect import GenerateSettings
+from winnow.config.collection import GenerateSettings
+from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import plain
 from winnow.device import keep_memory
 from winnow.recipes.asking import ask, load
-from winnow.resolved import Resolved
 from winnow.sample import sample, words
 from winnow.system.console import console, safe, say
 from winnow.system.files import write_jsonl

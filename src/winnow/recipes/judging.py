@@ -15,9 +15,9 @@ from winnow.collect.endpoint import UNREACHED, Asking, Endpoint, Failed, Spent, 
 from winnow.collect.items import Item, items
 from winnow.collect.questions import NoVerdict
 from winnow.collect.votes import Vote
-from winnow.config_collect import JudgeSettings
+from winnow.config.collection import JudgeSettings
+from winnow.config.resolve import Resolved
 from winnow.errors import JudgeError, RunError, SettingsError
-from winnow.resolved import Resolved
 from winnow.system.append_file import Growing, Row
 from winnow.system.console import safe, say
 from winnow.system.files import cache_folder, locked, make_folder, sha256_json

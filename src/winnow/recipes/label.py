@@ -14,9 +14,9 @@ from winnow.collect.items import Item, items
 from winnow.collect.serve import serve
 from winnow.collect.store import Store
 from winnow.collect.tasks import How
-from winnow.config_collect import LabelSettings
+from winnow.config.collection import LabelSettings
+from winnow.config.resolve import Resolved
 from winnow.errors import DataError, SettingsError
-from winnow.resolved import Resolved
 from winnow.system.console import safe, say
 
 GOLDS = 0.1  # of an annotator's tasks, where there are any whose answer is known

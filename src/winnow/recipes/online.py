@@ -16,15 +16,15 @@ from typing import Any
 from rich.table import Table
 
 from winnow import report, rounds
-from winnow.config import FREE, DPOSettings
-from winnow.config_collect import OnlineSettings, SampleSettings
+from winnow.config.collection import OnlineSettings, SampleSettings
+from winnow.config.options import FREE, DPOSettings
+from winnow.config.resolve import Resolved, handed_on
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import as_json
 from winnow.errors import DataError, RunError, SettingsError
 from winnow.recipes import against, dpo, sampling
 from winnow.recipes.asking import distinct, name_of
 from winnow.recipes.referee import Referee
-from winnow.resolved import Resolved, handed_on
 from winnow.rounds import LEDGER
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_writable, read_json, read_jsonl, sha256_json, write_json, write_jsonl

@@ -9,7 +9,8 @@ from typing import Any
 
 from winnow import models, outlines, quantized
 from winnow.batch import collate
-from winnow.config import DPOSettings, TrainSettings, scores
+from winnow.config.options import DPOSettings, TrainSettings, scores
+from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget, largest, most_expensive
 from winnow.data.ranking import Pairs
@@ -22,7 +23,6 @@ from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
 from winnow.objectives.terms import Objective, objective
 from winnow.recipes.rendering import renderer
-from winnow.resolved import Resolved
 from winnow.system.launch import count
 from winnow.train.loop import Plan
 from winnow.train.memory import Memory, estimate, held, packed_share, remedies, together

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow import models
-from winnow.config_collect import SampleSettings, WinrateSettings
+from winnow.config.collection import SampleSettings, WinrateSettings
+from winnow.config.resolve import Resolved, handed_on
 from winnow.data import cells
 from winnow.data.cells import BadRow
 from winnow.data.jsonl import Row
@@ -19,7 +20,6 @@ from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
 from winnow.recipes import sampling
 from winnow.recipes.asking import name_of
-from winnow.resolved import Resolved, handed_on
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_file, sha256_json
 

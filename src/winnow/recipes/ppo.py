@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from winnow import hashes, models, report, scorers
-from winnow.config import parse_lora
-from winnow.config_rl import PPOSettings
+from winnow.config.options import parse_lora
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import Resolved
 from winnow.data.stream import Cursor, Share, batches
 from winnow.device import keep_memory
 from winnow.engine.probe import engine_for
@@ -25,7 +26,6 @@ from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out
 from winnow.recipes.rewarding import Reward
 from winnow.recipes.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
-from winnow.resolved import Resolved
 from winnow.system import signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.run_folder import RunFolder

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from winnow import models, outlines
-from winnow.config import parse_lora
-from winnow.config_collect import SamplingSettings
-from winnow.config_rl import PPOSettings
+from winnow.config.collection import SamplingSettings
+from winnow.config.options import parse_lora
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import Resolved, read_text
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
@@ -21,7 +22,6 @@ from winnow.errors import DataError, ModelError
 from winnow.models import LoadedModel
 from winnow.recipes import record, rewarding
 from winnow.recipes.asking import Asked, ask
-from winnow.resolved import Resolved, read_text
 from winnow.system import files
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, tidy

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from winnow.config import FREE, TrainSettings
+from winnow.config.options import FREE, TrainSettings
+from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
 from winnow.data.pack import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
 from winnow.models import LoadedModel
-from winnow.resolved import Resolved
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, sha256_json, versions, write_atomic, write_json
 from winnow.system.launch import count, leads

@@ -12,12 +12,12 @@ from winnow import rewards, scorers
 from winnow.collect import rules, rulings
 from winnow.collect.endpoint import refuse_absent
 from winnow.collect.items import Item
-from winnow.config import ModelSettings
-from winnow.config_collect import ComparingSettings, JudgeSettings
+from winnow.config.collection import ComparingSettings, JudgeSettings
+from winnow.config.options import ModelSettings
+from winnow.config.resolve import Resolved, resolve
 from winnow.data.prompts import Prompt
 from winnow.errors import JudgeError
 from winnow.recipes import judging
-from winnow.resolved import Resolved, resolve
 from winnow.system.files import read_jsonl
 
 

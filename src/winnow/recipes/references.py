@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from winnow import models
-from winnow.config import TrainSettings
+from winnow.config.options import TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.engine import dataset_logps, rows
 from winnow.engine.api import Engine

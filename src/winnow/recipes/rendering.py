@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from winnow import models
-from winnow.config import EvalSettings, TrainSettings, scores
+from winnow.config.options import EvalSettings, TrainSettings, scores
+from winnow.config.resolve import read_text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, SettingsError
-from winnow.resolved import read_text
 
 
 def renderer(settings: TrainSettings | EvalSettings, *, scorer: bool = False) -> Renderer:

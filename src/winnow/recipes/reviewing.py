@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from winnow.batch import collate
-from winnow.config_rl import PPOSettings
+from winnow.config.ppo import PPOSettings
 from winnow.data.pack import budget, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.measures.drift import of_batch

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from winnow.config import RewardSettings
+from winnow.config.options import RewardSettings
+from winnow.config.resolve import Resolved
 from winnow.objectives.terms import Objective, reward
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
-from winnow.resolved import Resolved
 from winnow.system.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 1e-5, 1e-4

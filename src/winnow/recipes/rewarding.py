@@ -9,12 +9,12 @@ from pathlib import Path
 from winnow import hashes, models, rewards, scorers
 from winnow.collect import rules
 from winnow.collect.items import Item
-from winnow.config_rl import PPOSettings
+from winnow.config.ppo import PPOSettings
+from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
 from winnow.models import LoadedModel
-from winnow.resolved import Resolved
 from winnow.system.files import sha256_json
 from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from winnow.config_rl import PPOSettings
+from winnow.config.ppo import PPOSettings
 from winnow.data.pack import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow import hashes, models, vllm
-from winnow.config_collect import SampleSettings
+from winnow.config.collection import SampleSettings
+from winnow.config.resolve import Resolved
 from winnow.data.prompts import prompts
 from winnow.data.records import Completion, Message, PreferenceGroup, Text
 from winnow.data.render import RenderedGroup, Renderer
@@ -16,7 +17,6 @@ from winnow.device import keep_memory
 from winnow.errors import ModelError
 from winnow.models import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
-from winnow.resolved import Resolved
 from winnow.sample import Answer, drawn, seeds, words
 from winnow.system.append_file import Growing
 from winnow.system.console import safe, say

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from winnow import hashes, models, rewards, scorers
-from winnow.config import EvalSettings
+from winnow.config.options import EvalSettings
 from winnow.data.pack import budget
 from winnow.data.render import Renderer
 from winnow.device import DTYPES

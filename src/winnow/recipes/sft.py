@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from winnow.config import SFTSettings
+from winnow.config.options import SFTSettings
+from winnow.config.resolve import Resolved
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
-from winnow.resolved import Resolved
 from winnow.system.run_folder import RunFolder
 
 RATE, ADAPTER_RATE = 2e-5, 2e-4

@@ -11,7 +11,8 @@ import torch
 
 from winnow import hashes, models, outlines, report, scorers
 from winnow.batch import collate
-from winnow.config import BESIDES, Follow, TrainSettings, parse_lora, scores
+from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
+from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.pack import most_expensive, pack
 from winnow.data.render import Renderer
@@ -27,7 +28,6 @@ from winnow.recipes import asking, record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
-from winnow.resolved import Resolved
 from winnow.shards import gathered, shard, whole
 from winnow.system import distributed, signals
 from winnow.system.console import Steps, safe, say

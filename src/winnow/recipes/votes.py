@@ -13,9 +13,9 @@ from winnow.collect.agreement import LABELS, Annotator, Figure, against, alpha, 
 from winnow.collect.bradley_terry import Fit, Game, fit, points
 from winnow.collect.export import Rules, Sheet, rows, votes_of
 from winnow.collect.votes import by_pair, counts
-from winnow.config_collect import VotesExportSettings
+from winnow.config.collection import VotesExportSettings
+from winnow.config.resolve import Resolved
 from winnow.errors import NothingLeft, SettingsError
-from winnow.resolved import Resolved
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_folder, write_jsonl
 

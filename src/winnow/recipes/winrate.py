@@ -18,7 +18,8 @@ from rich.table import Table
 from winnow import matches, winrate_page
 from winnow.collect import rules, rulings
 from winnow.collect.votes import pair_of, score
-from winnow.config_collect import WinrateSettings
+from winnow.config.collection import WinrateSettings
+from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain
 from winnow.device import keep_memory
@@ -29,7 +30,6 @@ from winnow.recipes import players
 from winnow.recipes.asking import distinct
 from winnow.recipes.players import Answers, Player
 from winnow.recipes.referee import Referee
-from winnow.resolved import Resolved
 from winnow.system.console import console, safe, say
 from winnow.system.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
 from winnow.system.format import visible

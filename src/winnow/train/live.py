@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow.batch import Batch
-from winnow.config import Follow
+from winnow.config.options import Follow
 from winnow.engine.api import Engine, Said
 from winnow.shards import local
 from winnow.train.reference import Frozen

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from winnow import models, outlines, quantized
 from winnow.batch import Batch
-from winnow.config import TrainSettings, parse_lora, scores
+from winnow.config.options import TrainSettings, parse_lora, scores
 from winnow.engine import head
 from winnow.engine.api import Engine
 from winnow.engine.scalar import is_scalar

@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from winnow.config import Settings, TrainSettings
+from winnow.config.options import Settings, TrainSettings
+from winnow.config.trl_names import advice
 from winnow.errors import SettingsError
 from winnow.system.redact import blanked
-from winnow.trl import advice
 
 # What people trust. The part under "lora" replaces values when an adapter is trained.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from winnow.config import DPOSettings, FrozenSettings, Settings, setting
+from winnow.config.options import DPOSettings, FrozenSettings, Settings, setting
 
 
 class PromptSettings(Settings):

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from winnow.config import ModelSettings, parse_lora, setting, unknown_change
-from winnow.config_collect import PromptSettings
+from winnow.config.collection import PromptSettings
+from winnow.config.options import ModelSettings, parse_lora, setting, unknown_change
 
 
 class PPOSettings(PromptSettings, ModelSettings):
