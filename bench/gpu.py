@@ -24,7 +24,7 @@ from workloads import WORKLOADS, Workload, rows
 from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config.options import Lora, TrainSettings
-from winnow.data.pack import budget, most_expensive, pack
+from winnow.data.packing import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import pick_device, pick_dtype

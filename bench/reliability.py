@@ -25,7 +25,7 @@ import torch
 
 import tiny
 from winnow import models
-from winnow.data.pack import pack
+from winnow.data.packing import pack
 from winnow.data.render import Renderer
 from winnow.data.sources import load
 from winnow.device import keep_memory

@@ -43,7 +43,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from winnow.batch import collate
-    from winnow.data.pack import budget, pack
+    from winnow.data.packing import budget, pack
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
     from winnow.device import keep_memory, pick_device

@@ -113,7 +113,7 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
 
 def in_order(case: Case, rows: Sequence[Row]) -> list[Row]:
     """The rows in the order in which Winnow takes them: TRL shuffles otherwise, so it is given them one after the other."""
-    from winnow.data.stream import Cursor, Share, batches
+    from winnow.data.order import Cursor, Share, batches
 
     stream = batches([Share(len(rows))], case.batch_size, 0, Cursor())
     return [rows[i] for _ in range(case.steps) for i in next(stream)[0]]

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow.batch import Batch, collate
-from winnow.data.mismatch import with_mismatched
+from winnow.data.mismatched import with_mismatched
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.tokens import gathered, packed

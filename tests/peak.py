@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config.options import TrainSettings, parse_lora
-from winnow.data.pack import most_expensive, pack
+from winnow.data.packing import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.tiled import SEGMENTS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from winnow.data.stream import Cursor
+from winnow.data.order import Cursor
 from winnow.errors import RunError
 from winnow.system.files import sha256_file, tidy, write_sealed
 from winnow.train import checkpoint

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from winnow.data.doctor import IDENTICAL, UNCOMPARED, Finding, clean, examine
+from winnow.data.checks import IDENTICAL, UNCOMPARED, Finding, clean, examine
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.sources import load

@@ -16,7 +16,7 @@ from exact import Exact
 from winnow import models
 from winnow.batch import collate
 from winnow.config.options import Lora
-from winnow.data.pack import pack
+from winnow.data.packing import pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import head, layout, probe, rows, segments, varlen

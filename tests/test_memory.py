@@ -18,7 +18,7 @@ from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, parse_lora
 from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
-from winnow.data.pack import most_expensive
+from winnow.data.packing import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.device import available, pick_dtype
 from winnow.engine import head, rows

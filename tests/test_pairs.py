@@ -13,9 +13,10 @@ import runs
 import tiny
 from winnow import api
 from winnow.config.options import DataSettings
-from winnow.data import mismatch, ranking
+from winnow.data import mismatched as mismatch
+from winnow.data import pairs as ranking
 from winnow.data.dataset import Wanted, prepare
-from winnow.data.ranking import chosen, ranks
+from winnow.data.pairs import chosen, ranks
 from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.data.tokens import tokens_of

@@ -15,9 +15,9 @@ from exact import Exact
 from winnow import api, completion_logps
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, detect, group_of
-from winnow.data.pack import budget, pack
+from winnow.data.order import Share, order
+from winnow.data.packing import budget, pack
 from winnow.data.render import Renderer
-from winnow.data.stream import Share, order
 from winnow.errors import DataError
 from winnow.system.files import read_jsonl
 
@@ -71,7 +71,7 @@ LINES = [  # of the layouts that stand one row per line
 
 def test_completion_logps_of_any_rows_equal_a_plain_loop(shared_data, monkeypatch):
     """Rows of every layout in one call, more than one micro-batch holds: each answer as if it were alone, in the order given."""
-    monkeypatch.setattr("winnow.data.pack.BUDGET", 1000)
+    monkeypatch.setattr("winnow.data.packing.BUDGET", 1000)
     tokenizer = tiny.tokenizer(template=tiny.TEMPLATE)
     model = tiny.model("gpt2", dtype=torch.float64, vocab_size=len(tokenizer), n_positions=2048)
     files = [read_jsonl(shared_data / "layouts" / f"{name}.jsonl")[:2] for name in LINES]

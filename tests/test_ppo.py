@@ -29,7 +29,7 @@ from winnow.batch import collate
 from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
-from winnow.data.stream import Cursor
+from winnow.data.order import Cursor
 from winnow.engine.dataset_logps import PerToken, offsets
 from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE

@@ -185,7 +185,7 @@ def test_stored_numbers_are_held_against_the_model(tmp_path):
 
 
 def test_large_sets_are_packed_window_by_window(monkeypatch):
-    monkeypatch.setattr("winnow.data.pack.WINDOW", 4)
+    monkeypatch.setattr("winnow.data.packing.WINDOW", 4)
     groups, model = tiny.groups(11), tiny.model("llama", dtype=torch.float64)
     found = compute(SEGMENTS, model, groups, 200, CPU, lambda n: None)
     torch.testing.assert_close(found, numbers(model, groups), rtol=0, atol=1e-12)

@@ -17,8 +17,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 import tiny
 from runs import dpo, numbers, tree, world
 from winnow.config.options import DPOSettings
-from winnow.data import dataset, sources, store, tokens
-from winnow.data.pack import cost
+from winnow.data import dataset, sources, token_cache, tokens
+from winnow.data.packing import cost
 from winnow.data.parallel import CHUNK, _ask, rendered
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import Renderer
@@ -54,13 +54,13 @@ def quiet(done: int) -> None:
 
 
 def tokenised(texts, renderer):
-    return store.tokenised(texts, store.said(texts), renderer)
+    return token_cache.tokenised(texts, token_cache.said(texts), renderer)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Every set is large, and stored below a folder of the test."""
-    monkeypatch.setattr(store, "LARGE", 1)
+    monkeypatch.setattr(token_cache, "LARGE", 1)
     monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WINNOW_WORKERS", "1")
     return tmp_path / "cache" / "tokens"
@@ -226,7 +226,7 @@ def test_a_tokenizer_written_in_python_has_no_key_and_leaves_no_file(cache, caps
 
 
 def test_a_small_set_leaves_no_file(cache, monkeypatch):
-    monkeypatch.setattr(store, "LARGE", 20_000)
+    monkeypatch.setattr(token_cache, "LARGE", 20_000)
     assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
     assert not cache.exists()
 
@@ -266,7 +266,7 @@ def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Steps, "advance", stop)
+        patch.setattr(token_cache.Steps, "advance", stop)
         with pytest.raises(KeyboardInterrupt):
             tokenised(pairs(30), Renderer(TEXT))
     assert stored(cache) == []
@@ -300,7 +300,7 @@ def test_a_cache_that_cannot_be_written_is_told(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize("large", [1, 20_000])
 def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monkeypatch, large):
     """Account and findings, rows that cannot be scored, and the account of a second start."""
-    monkeypatch.setattr(store, "LARGE", large)
+    monkeypatch.setattr(token_cache, "LARGE", large)
     rows = tiny.pairs(40)
     rows[3]["prompt"] = "long " * 40
     rows[5] = {**rows[5], "chosen": "</s>", "rejected": "x"}
@@ -332,7 +332,7 @@ def test_a_run_on_mapped_tokens_is_the_run_on_tokens_in_memory(cache, tmp_path, 
     """Reference, training, evaluation and samples; and a run begun on the one goes on with the other."""
     here, runs = world(tmp_path), {}
     for large in (1, 20_000):
-        monkeypatch.setattr(store, "LARGE", large)
+        monkeypatch.setattr(token_cache, "LARGE", large)
         runs[large] = dpo(here, tmp_path / f"run{large}", eval_data=[str(here / "held.jsonl")], save_every=2)
     assert numbers(runs[1]) == numbers(runs[20_000])
     assert (runs[1].root / "data.json").read_bytes() == (runs[20_000].root / "data.json").read_bytes()

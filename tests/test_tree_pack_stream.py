@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from winnow.batch import collate
-from winnow.data.pack import Work, budget, cost, largest, most_expensive, pack
+from winnow.data.order import Cursor, Share, batches, epoch_size, order
+from winnow.data.packing import Work, budget, cost, largest, most_expensive, pack
+from winnow.data.prefix_tree import SHARED, grow, size
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.data.stream import Cursor, Share, batches, epoch_size, order
 from winnow.data.tokens import tokens_of
-from winnow.data.tree import SHARED, grow, size
 from winnow.engine.rows import sequences as rows_of
 from winnow.errors import DataError
 

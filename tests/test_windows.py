@@ -13,7 +13,7 @@ import tiny
 from winnow.config.options import DPOSettings
 from winnow.config.resolve import resolve
 from winnow.data import sources
-from winnow.data.windows import Windows
+from winnow.data.streaming import Windows
 from winnow.errors import DataError, SettingsError
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.data.ranking import ranks
+from winnow.data.pairs import ranks
+from winnow.data.prefix_tree import grow
 from winnow.data.render import RenderedGroup
-from winnow.data.tree import grow
 
 # What is known of a completion beside comparisons: nothing, a label, that it is a demonstration, that it answers another prompt.
 UNKNOWN, BAD, GOOD, SHOWN, MISMATCHED = -1, 0, 1, 2, -2

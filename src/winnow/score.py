@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from winnow.batch import collate
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, advice, detect, group_of
-from winnow.data.pack import budget, pack
+from winnow.data.packing import budget, pack
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from winnow.collect.items import Item, items
 from winnow.collect.store import Store
 from winnow.collect.votes import OUTCOMES, Vote, by_pair, score, whole
-from winnow.data.cells import shown
+from winnow.data.fields import shown
 from winnow.data.jsonl import read_rows
 from winnow.data.records import as_json
 from winnow.errors import DataError, Problem, RunError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from winnow.data.cells import BadRow, shown
+from winnow.data.fields import BadRow, shown
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, group_of
 from winnow.data.records import Comparison, PreferenceGroup, Text, as_json

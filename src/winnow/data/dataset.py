@@ -9,15 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from winnow.config.options import DataSettings
-from winnow.data import doctor, ranking, sources
-from winnow.data.doctor import Finding
-from winnow.data.mismatch import with_mismatched
-from winnow.data.ranking import Pairs
+from winnow.data import checks, sources
+from winnow.data import pairs as ranking
+from winnow.data.checks import Finding
+from winnow.data.mismatched import with_mismatched
+from winnow.data.order import Share
+from winnow.data.pairs import Pairs
 from winnow.data.records import PreferenceGroup, demonstration
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
-from winnow.data.store import said, tokenised
-from winnow.data.stream import Share
+from winnow.data.token_cache import said, tokenised
 from winnow.data.tokens import Tokens
 from winnow.errors import SHOWN, DataError, NothingLeft, Problem, SettingsError
 
@@ -143,12 +144,12 @@ def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> 
 
 def _drop_unjudged(part: _Part, kind: Kind) -> None:
     """Leave out comparisons of identical completions, and groups about which nothing is said that could be learnt."""
-    texts, gone = doctor.clean(part.texts)
-    identical = set(gone.get(doctor.IDENTICAL, ()))
-    lost = gone.get(doctor.UNCOMPARED, [])  # groups: a row is dropped for one reason, so that the counts add up
+    texts, gone = checks.clean(part.texts)
+    identical = set(gone.get(checks.IDENTICAL, ()))
+    lost = gone.get(checks.UNCOMPARED, [])  # groups: a row is dropped for one reason, so that the counts add up
     part.dropped["identical completions"] = sum(where in identical for where in lost)
     part.dropped["no comparison"] = len(lost) - part.dropped["identical completions"]
-    part.identical = sum(where not in set(lost) for where in gone.get(doctor.IDENTICAL, ()))
+    part.identical = sum(where not in set(lost) for where in gone.get(checks.IDENTICAL, ()))
     part.texts = texts
     if kind == "any":
         return
@@ -207,7 +208,7 @@ def _finish(parts: Sequence[_Part], renderer: Renderer, settings: DataSettings, 
         raise NothingLeft(f"{names}: no row is left to use", _dropped(parts), remedy="winnow check shows what became of each")
     account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
-    findings = doctor.examine(texts, groups, list(elsewhere))
+    findings = checks.examine(texts, groups, list(elsewhere))
     account["findings"] = [{"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows), "remedy": f.remedy} for f in findings]
     shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
     if wanted.mismatched:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from winnow.data import cells
-from winnow.data.cells import BadRow
+from winnow.data import fields
+from winnow.data.fields import BadRow
 from winnow.data.jsonl import Row, json_type
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, Text, problems_of
 from winnow.errors import Problem
@@ -37,7 +37,7 @@ def group_of(row: Row, layout: Layout, as_: As) -> PreferenceGroup | list[Proble
 
 def pairs(row: Row, as_: As) -> PreferenceGroup:
     """prompt, chosen, rejected. A string prompt before whole dialogues (UltraFeedback) is only checked: the dialogue is the truth."""
-    prompt = cells.text_or_turns(row, "prompt")
+    prompt = fields.text_or_turns(row, "prompt")
     if isinstance(prompt, str) and any(isinstance(row.values.get(side), list) and len(row.values[side]) > 1 for side in ("chosen", "rejected")):
         group = implicit_prompt(row, as_)
         first = next((turn.content for turn in group.prompt if isinstance(turn, Message) and turn.role == "user"), "")
@@ -45,12 +45,12 @@ def pairs(row: Row, as_: As) -> PreferenceGroup:
             reason = f"{cells.short(prompt)} is not the first user turn {cells.short(first)}"
             raise BadRow("prompt", reason, "remove the prompt column to go by the dialogue alone")
         return group
-    return _group(row, as_, prompt, [cells.answer(row, "chosen"), cells.answer(row, "rejected")], [_comparison(row)])
+    return _group(row, as_, prompt, [fields.answer(row, "chosen"), fields.answer(row, "rejected")], [_comparison(row)])
 
 
 def implicit_prompt(row: Row, as_: As) -> PreferenceGroup:
     """chosen and rejected as whole dialogues: the prompt is what stands before the last assistant turn, on both sides alike."""
-    before, answers = zip(*(cells.dialogue(row, side) for side in ("chosen", "rejected")))
+    before, answers = zip(*(fields.dialogue(row, side) for side in ("chosen", "rejected")))
     if before[0] != before[1]:
         turn = next((i for i, (a, b) in enumerate(zip(*before)) if a != b), min(map(len, before)))
         raise BadRow("rejected", f"the dialogues differ before the last answer, from turn {turn + 1}", "both sides must answer the same prompt")
@@ -69,49 +69,49 @@ def hh(row: Row, as_: As) -> PreferenceGroup:
 
 def alpaca(row: Row, as_: As) -> PreferenceGroup:
     """instruction, input, chosen, rejected (the `output` beside them is one of the two and is not read)."""
-    return _group(row, as_, _alpaca_prompt(row), [cells.text(row, "chosen"), cells.text(row, "rejected")], [_comparison(row)])
+    return _group(row, as_, _alpaca_prompt(row), [fields.text(row, "chosen"), fields.text(row, "rejected")], [_comparison(row)])
 
 
 def alpaca_demonstration(row: Row, as_: As) -> PreferenceGroup:
     """instruction, input, output."""
-    return _group(row, as_, _alpaca_prompt(row), [cells.text(row, "output")])
+    return _group(row, as_, _alpaca_prompt(row), [fields.text(row, "output")])
 
 
 def unpaired(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completion, label: a thumb up (true, 1) or down (false, 0)."""
-    label = cells.cell(row, "label")
+    label = fields.cell(row, "label")
     if not isinstance(label, (bool, int)) or label not in (0, 1):
         raise BadRow("label", f"is {cells.shown(label)}, expected true or false")
-    return _group(row, as_, cells.text_or_turns(row, "prompt"), [cells.answer(row, "completion")], labels=[bool(label)])
+    return _group(row, as_, fields.text_or_turns(row, "prompt"), [fields.answer(row, "completion")], labels=[bool(label)])
 
 
 def demonstration(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completion."""
-    return _group(row, as_, cells.text_or_turns(row, "prompt"), [cells.answer(row, "completion")])
+    return _group(row, as_, fields.text_or_turns(row, "prompt"), [fields.answer(row, "completion")])
 
 
 def dialogue(row: Row, as_: As) -> PreferenceGroup:
     """messages: the answer is the last assistant turn, the prompt all before it."""
-    prompt, answer = cells.dialogue(row, "messages")
+    prompt, answer = fields.dialogue(row, "messages")
     return _group(row, as_, prompt, [answer])
 
 
 def grouped(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completions, comparisons: each a winner and a loser by index from 0; probability, weight, margin if wanted."""
-    items = cells.listed(row, "comparisons")
-    return _group(row, as_, cells.text_or_turns(row, "prompt"), cells.answers(row), [_indexed(item, f"comparisons[{i}]") for i, item in enumerate(items)])
+    items = fields.listed(row, "comparisons")
+    return _group(row, as_, fields.text_or_turns(row, "prompt"), fields.answers(row), [_indexed(item, f"comparisons[{i}]") for i, item in enumerate(items)])
 
 
 def scored(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completions, scores: the higher score wins, the margin is the gap, equal scores are not compared."""
-    answers = cells.answers(row)
-    return _group(row, as_, cells.text_or_turns(row, "prompt"), answers, _all_pairs(cells.numbers(row, "scores", len(answers))))
+    answers = fields.answers(row)
+    return _group(row, as_, fields.text_or_turns(row, "prompt"), answers, _all_pairs(fields.numbers(row, "scores", len(answers))))
 
 
 def ranked(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completions, ranks: rank 1 is the best, the margin is the gap, equal ranks are not compared."""
-    answers = cells.answers(row)
-    return _group(row, as_, cells.text_or_turns(row, "prompt"), answers, _all_pairs([-rank for rank in cells.numbers(row, "ranks", len(answers))]))
+    answers = fields.answers(row)
+    return _group(row, as_, fields.text_or_turns(row, "prompt"), answers, _all_pairs([-rank for rank in fields.numbers(row, "ranks", len(answers))]))
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
@@ -166,13 +166,13 @@ def advice(columns: Collection[str]) -> str:
     lacks = [need for need in nearest[1].needs if need not in columns]
     if len(lacks) == len(nearest[1].needs):
         return f"layouts known: {known}"
-    hints = "".join(f"; {cells.near(need, columns)}" for need in lacks if cells.near(need, columns))
+    hints = "".join(f"; {cells.near(need, columns)}" for need in lacks if fields.near(need, columns))
     return f"nearest is {nearest[0]}, without {', '.join(lacks)}{hints}. Layouts known: {known}"
 
 
 def unread(layout: str, columns: Collection[str]) -> str:
     """Columns that the layout does not read, each with the one of its own that may have been meant."""
-    meant = {name: cells.near(name, LAYOUTS[layout].takes) for name in columns}
+    meant = {name: fields.near(name, LAYOUTS[layout].takes) for name in columns}
     return ", ".join(f"{name} ({near})" if near else name for name, near in meant.items())
 
 
@@ -184,7 +184,7 @@ _HH_END = "\n\nAssistant:"
 
 
 def _hh_split(row: Row, key: str) -> tuple[str, str]:
-    text = cells.text(row, key)
+    text = fields.text(row, key)
     at = text.rfind(_HH_END) + len(_HH_END)
     if at < len(_HH_END):
         raise BadRow(key, r'has no turn "\n\nAssistant:", so where the prompt ends is not known', "add a prompt column")
@@ -206,8 +206,8 @@ def _hh_turns(prompt: str) -> tuple[Message, ...]:
 
 
 def _alpaca_prompt(row: Row) -> str:
-    instruction = cells.text(row, "instruction")
-    given = cells.text(row, "input") if row.values.get("input") is not None else ""
+    instruction = fields.text(row, "instruction")
+    given = fields.text(row, "input") if row.values.get("input") is not None else ""
     return f"{instruction}\n\n{given}" if given.strip() else instruction
 
 
@@ -218,7 +218,7 @@ def _all_pairs(scores: Sequence[float]) -> list[Comparison]:
 
 def _comparison(row: Row) -> Comparison:
     """Chosen over rejected, with the row's probability, weight and margin (or score gap, as in UltraFeedback)."""
-    given = {name: cells.number(row.values[name], name) for name in _ON_PAIRS[:-1] if row.values.get(name) is not None}
+    given = {name: fields.number(row.values[name], name) for name in _ON_PAIRS[:-1] if row.values.get(name) is not None}
     scores = given.pop("score_chosen", None), given.pop("score_rejected", None)
     if "margin" not in given and scores[0] is not None and scores[1] is not None:
         given["margin"] = scores[0] - scores[1]
@@ -231,13 +231,13 @@ def _indexed(value: Any, name: str) -> Comparison:
     known = ("winner", "loser", "probability", "weight", "margin")
     for key in value:
         if key not in known:  # a misspelt probability would otherwise be lost
-            raise BadRow(name, f"has the unknown key {cells.short(key)}, known: {', '.join(known)}", cells.near(key, known))
+            raise BadRow(name, f"has the unknown key {cells.short(key)}, known: {', '.join(known)}", fields.near(key, known))
     for key in known[:2]:
         if key not in value:
-            raise cells.missing(f"{name}.{key}", key, value.keys())
+            raise fields.missing(f"{name}.{key}", key, value.keys())
         if type(value[key]) is not int:
             raise BadRow(f"{name}.{key}", f"is {cells.shown(value[key])}, expected the index of a completion, from 0")
-    numbers = {key: cells.number(value[key], f"{name}.{key}") for key in known[2:] if value.get(key) is not None}
+    numbers = {key: fields.number(value[key], f"{name}.{key}") for key in known[2:] if value.get(key) is not None}
     return Comparison(value["winner"], value["loser"], **numbers)
 
 
@@ -248,10 +248,10 @@ def _group(
     chat = as_ == "chat" or not all(isinstance(text, str) for text in (prompt, *answers))
     if chat and as_ == "text":
         raise BadRow("prompt", "is or belongs to a list of messages, which has no text without a chat template", "leave out --as text")
-    tools = cells.tools(row.values.get("tools"))
+    tools = fields.tools(row.values.get("tools"))
     if tools and not chat:
         raise BadRow("tools", "are given, but the row is plain text", "--as chat")
     if chat:
-        prompt, answers = cells.spoken(prompt, "user"), [cells.spoken(answer, "assistant") for answer in answers]
+        prompt, answers = fields.spoken(prompt, "user"), [fields.spoken(answer, "assistant") for answer in answers]
     completions = tuple(Completion(text, label) for text, label in zip(answers, labels or [None] * len(answers)))
     return PreferenceGroup(prompt, completions, tuple(comparisons), tools, row.where)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from winnow.config.resolve import read_text
-from winnow.data import cells
-from winnow.data.cells import BadRow
+from winnow.data import fields
+from winnow.data.fields import BadRow
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, group_of
 from winnow.data.records import Message, PreferenceGroup, Text
@@ -67,7 +67,7 @@ def _of_column(row: Row) -> Prompt | Problem:
     if row.values.get("tools"):
         return Problem(row.where, "tools", "are not told to the model that is asked", "leave the column away")
     try:
-        said = cells.text_or_turns(row, "prompt")
+        said = fields.text_or_turns(row, "prompt")
     except BadRow as error:
         return Problem(row.where, error.name, error.reason, error.fix)
     if not isinstance(said, str) and said[-1].role == "assistant":
@@ -77,4 +77,4 @@ def _of_column(row: Row) -> Prompt | Problem:
 
 def as_turns(prompt: Text) -> tuple[Message, ...]:
     """A prompt as the user's turn, or the turns it is."""
-    return cells.spoken(prompt, "user")
+    return fields.spoken(prompt, "user")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from winnow.data.cells import spoken
+from winnow.data.fields import spoken
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
 from winnow.system.files import sha256_json

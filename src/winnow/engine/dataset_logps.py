@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from winnow.batch import Batch, collate
-from winnow.data.pack import pack_all
+from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine

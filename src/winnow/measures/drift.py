@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from winnow.batch import Batch, collate
-from winnow.data.pack import pack_all
+from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.api import Engine, Said
 from winnow.objectives.scores import per_completion

@@ -10,7 +10,7 @@ from typing import Any
 
 from winnow import hashes
 from winnow.config.collection import SamplingSettings
-from winnow.data.pack import budget
+from winnow.data.packing import budget
 from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import compute

@@ -14,8 +14,8 @@ from winnow.config.options import CheckSettings, RewardSettings, SFTSettings, pa
 from winnow.config.resolve import Resolved, handed_on
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
+from winnow.data.order import epoch_size
 from winnow.data.render import Renderer, TokenSequence
-from winnow.data.stream import epoch_size
 from winnow.errors import SettingsError
 from winnow.objectives.terms import DEMONSTRATION, Objective
 from winnow.recipes import dpo, reward, sft

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.data.pack import BUDGET
+from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.tiled import SEGMENTS
 from winnow.measures import drift

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from winnow.data.pack import budget
+from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.device import available
 from winnow.engine.api import Engine

@@ -11,7 +11,7 @@ from typing import Any
 from winnow import evaluation_page, evaluation_signs, models
 from winnow.config.options import EvalSettings
 from winnow.config.resolve import Resolved, validated
-from winnow.data.pack import budget
+from winnow.data.packing import budget
 from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
 from winnow.measures import rewardbench, slices

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.data.pack import pack_all
+from winnow.data.packing import pack_all
 from winnow.engine.api import Engine
 from winnow.objectives.terms import Known, Objective
 from winnow.recipes.setfigures import Spoken, described, rows

@@ -15,7 +15,7 @@ from winnow import models, rewards
 from winnow.config.collection import JudgeSettings, SampleSettings
 from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
-from winnow.data.pack import BUDGET
+from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.tiled import SEGMENTS
 from winnow.measures import drift, frontier

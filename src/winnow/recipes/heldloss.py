@@ -11,8 +11,8 @@ from scipy.stats import t
 from torch import Tensor
 
 from winnow.batch import Batch, joined
+from winnow.data.order import Share
 from winnow.data.render import RenderedGroup
-from winnow.data.stream import Share
 from winnow.engine.api import Columns
 from winnow.engine.dataset_logps import Reference, offsets
 from winnow.measures import heldout

@@ -12,11 +12,11 @@ from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
-from winnow.data.pack import BUDGET, GPU_BUDGET, budget, largest, most_expensive
-from winnow.data.ranking import Pairs
+from winnow.data.order import epoch_size
+from winnow.data.packing import BUDGET, GPU_BUDGET, budget, largest, most_expensive
+from winnow.data.pairs import Pairs
 from winnow.data.render import Renderer
-from winnow.data.stream import epoch_size
-from winnow.data.windows import Windows
+from winnow.data.streaming import Windows
 from winnow.device import available, pick_device, pick_dtype
 from winnow.engine.probe import LOGPS, SCALARS
 from winnow.engine.tiled import SEGMENTS, VARLEN

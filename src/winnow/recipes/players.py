@@ -10,8 +10,8 @@ from typing import Any
 from winnow import models
 from winnow.config.collection import SampleSettings, WinrateSettings
 from winnow.config.resolve import Resolved, handed_on
-from winnow.data import cells
-from winnow.data.cells import BadRow
+from winnow.data import fields
+from winnow.data.fields import BadRow
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, group_of
 from winnow.data.prompts import Prompt
@@ -132,11 +132,11 @@ def _ours(row: Row) -> tuple[str, list[str | None]]:
     """A row of `sample`, whose wordless answers are None, or of `generate`."""
     if "after" in row.values:
         raise BadRow("after", "stands beside before: answers of two models", "generate without --before, once for each")
-    prompt = cells.text_or_turns(row, "prompt")
+    prompt = fields.text_or_turns(row, "prompt")
     if "answer" in row.values:
-        texts: list[Text] = [cells.as_text(value, f"answer[{i}]") for i, value in enumerate(cells.listed(row, "answer"))]
+        texts: list[Text] = [fields.as_text(value, f"answer[{i}]") for i, value in enumerate(fields.listed(row, "answer"))]
         return name_of(prompt), [plain(text) if _spoken(text) else None for text in texts]
-    return name_of(prompt), [*map(plain, cells.answers(row)), *[None] * int(row.values.get("left_out", 0))]
+    return name_of(prompt), [*map(plain, fields.answers(row)), *[None] * int(row.values.get("left_out", 0))]
 
 
 def _other(row: Row, layout: str) -> tuple[str, list[str | None]]:

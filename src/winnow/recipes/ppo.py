@@ -13,7 +13,7 @@ from winnow import hashes, models, report, scorers
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
-from winnow.data.stream import Cursor, Share, batches
+from winnow.data.order import Cursor, Share, batches
 from winnow.device import keep_memory
 from winnow.engine.probe import engine_for
 from winnow.engine.scalar import scalar_head

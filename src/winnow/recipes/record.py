@@ -13,7 +13,7 @@ from winnow.config.options import FREE, TrainSettings
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
-from winnow.data.pack import largest
+from winnow.data.packing import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
 from winnow.models import LoadedModel

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from winnow.batch import collate
 from winnow.config.ppo import PPOSettings
-from winnow.data.pack import budget, pack_all
+from winnow.data.packing import budget, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.measures.drift import of_batch
 from winnow.measures.winrate import over_prompts

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from winnow.config.ppo import PPOSettings
-from winnow.data.pack import BUDGET, GPU_BUDGET, budget
+from winnow.data.packing import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import PerToken, compute, offsets

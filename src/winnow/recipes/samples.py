@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from winnow.data.pack import budget
+from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import compute

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from winnow import hashes, models, rewards, scorers
 from winnow.config.options import EvalSettings
-from winnow.data.pack import budget
+from winnow.data.packing import budget
 from winnow.data.render import Renderer
 from winnow.device import DTYPES
 from winnow.engine import rows

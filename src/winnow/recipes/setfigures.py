@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from winnow.data.order import Share
 from winnow.data.render import RenderedGroup
-from winnow.data.stream import Share
 from winnow.measures import heldout
 from winnow.measures.calibration import calibration, sureness
 from winnow.measures.clustered import Figure, told

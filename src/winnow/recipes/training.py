@@ -14,7 +14,7 @@ from winnow.batch import collate
 from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
-from winnow.data.pack import most_expensive, pack
+from winnow.data.packing import most_expensive, pack
 from winnow.data.render import Renderer
 from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from winnow import shards
-from winnow.data.stream import Cursor
+from winnow.data.order import Cursor
 from winnow.errors import RunError, TrainingError
 from winnow.system import distributed, files, launch
 from winnow.system.files import (

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from winnow.batch import Batch, collate
-from winnow.data.pack import Work, pack, pack_all
+from winnow.data.order import Share
+from winnow.data.packing import Work, pack, pack_all
 from winnow.data.render import RenderedGroup
-from winnow.data.stream import Share
 from winnow.engine.dataset_logps import Reference
 from winnow.system.launch import count, rank
 

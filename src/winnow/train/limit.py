@@ -11,7 +11,7 @@ import torch
 
 from winnow import quantized
 from winnow.batch import Batch
-from winnow.data.pack import Work
+from winnow.data.packing import Work
 from winnow.models import has_experts
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from winnow.batch import Batch
-from winnow.data.pack import Work
-from winnow.data.stream import Cursor, batches, epoch_size
+from winnow.data.order import Cursor, batches, epoch_size
+from winnow.data.packing import Work
 from winnow.engine.api import Engine
 from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.scores import undecided

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from winnow.data.prefix_tree import Growing, root, size
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
-from winnow.data.tree import Growing, root, size
 from winnow.errors import DataError, Problem
 
 WINDOW = 2048  # groups packed together where a whole data set is walked through
