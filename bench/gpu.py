@@ -21,16 +21,16 @@ import torch
 from transformers import AutoConfig
 from workloads import WORKLOADS, Workload, rows
 
-from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config.options import Lora, TrainSettings
 from winnow.data.packing import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.device import pick_device, pick_dtype
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.probe import choose
-from winnow.layers import compile_layers
+from winnow.models import loading, meta
+from winnow.models.device import pick_device, pick_dtype
+from winnow.models.layers import compile_layers
 from winnow.objectives.terms import objective
 from winnow.train.feed import alone
 from winnow.train.limit import limit_of
@@ -85,9 +85,9 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens, len(groups))]), dtype, asked)
     torch.manual_seed(0)
     with torch.device(device):
-        model = outlines.outline(config, dtype)
+        model = meta.outline(config, dtype)
     if lora:
-        model = models.with_lora(model, lora, 0)
+        model = loading.with_lora(model, lora, 0)
     if compiled:
         compile_layers(model)
     chosen = choose(model, settings["vocab_size"], workload.longest)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from winnow import api, models
+from winnow import api
 from winnow.measures import noise
+from winnow.models import loading
 from winnow.recipes import demo, world
 from winnow.system.files import read_json, read_jsonl, write_jsonl
 
@@ -48,7 +49,7 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
 def answered(folder: Path, seed: int) -> list[Row]:
     """Four answers of the demo's SFT model to prompts of their own."""
     prompts = world.openings(FRESH, 1000 + seed)
-    sampled = demo._sample(models.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
+    sampled = demo._sample(loading.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
     return [{"prompt": prompt, "completions": texts} for prompt, texts, _ in demo._said(prompts, sampled)]
 
 

@@ -17,9 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from countable import LONGEST, distance, distribution, write_world
-from winnow import models
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
+from winnow.models import loading
 from winnow.recipes import ppo
 from winnow.train import checkpoint
 
@@ -36,7 +36,7 @@ def curve(seed: int, way: dict[str, Any]) -> list[float]:
         os.chdir(root)  # where the reward's module is looked for
         sys.modules.pop("judge_of_words", None)
         run = ppo.run(resolve(PPOSettings, {"model": str(root / "model"), "out": str(root / "run"), "seed": seed, **ALIKE, **way}, origin="argument"))
-        model = models.load(str(root / "model")).model
+        model = loading.load(str(root / "model")).model
         start_XA = distribution(model)
         found = [distance(start_XA, start_XA, BETA)]
         for folder in checkpoint.saved(run.checkpoints):

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 
 import tiny
-from winnow import models
 from winnow.data.packing import pack
 from winnow.data.render import Renderer
 from winnow.data.sources import load
-from winnow.device import keep_memory
 from winnow.engine.tiled import SEGMENTS
+from winnow.models import loading
+from winnow.models.device import keep_memory
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.train.checkpoint import Progress
 from winnow.train.feed import Data
@@ -70,7 +70,7 @@ def saving(out: Path) -> None:
     that of the few steps which the save touches.
     """
     keep_memory()
-    loaded = models.load(str(out / "model"), device="cpu", train=True)
+    loaded = loading.load(str(out / "model"), device="cpu", train=True)
     optimizer = Optimizer(loaded.model, kind="adamw", weight_decay=0.0, clip=1.0)
     renderer = Renderer(loaded.tokenizer)
     groups = [renderer.render(group) for group in load(str(out / "pairs.jsonl")).groups[:8]]

@@ -46,9 +46,9 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.data.packing import budget, pack
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
-    from winnow.device import keep_memory, pick_device
     from winnow.engine.dataset_logps import Reference, compute, offsets
     from winnow.engine.probe import choose
+    from winnow.models.device import keep_memory, pick_device
     from winnow.objectives.terms import objective as named
     from winnow.train.feed import alone
     from winnow.train.limit import limit_of, matrix_rate

@@ -216,7 +216,7 @@ def watch(reached: Callable[[str], None]) -> None:
 
 
 def disable(name: str) -> None:
-    from winnow import models
+    from winnow.models import loading
     from winnow.system import files
     from winnow.train import checkpoint
 
@@ -229,7 +229,7 @@ def disable(name: str) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     instead = {"folder_atomic": plain, "write_atomic": write}.get(name, lambda path: None)
-    for module in (files, models, checkpoint):
+    for module in (files, loading, checkpoint):
         if getattr(module, name, None) is not None:
             setattr(module, name, instead)
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import tiny
-from winnow import hashes, models, shards
 from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.engine.tiled import SEGMENTS
-from winnow.models import LoadedModel
+from winnow.models import fsdp, hashes, loading
+from winnow.models.loading import LoadedModel
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.system import distributed as dist
 from winnow.train.feed import Data, alone
@@ -29,7 +29,7 @@ GROUPS = tiny.groups(6)
 
 def loaded(adapter: bool) -> LoadedModel:
     model = tiny.model("llama", dtype=torch.bfloat16)
-    return LoadedModel(models.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU)
+    return LoadedModel(loading.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU)
 
 
 def trained(one: LoadedModel, micro: Any) -> tuple[dict[str, Any], Optimizer]:
@@ -40,21 +40,21 @@ def trained(one: LoadedModel, micro: Any) -> tuple[dict[str, Any], Optimizer]:
 
 def compared(adapter: bool, whole: LoadedModel, theirs: dict[str, Any], plain: Optimizer) -> dict[str, Any]:
     fresh, ours = loaded(adapter), loaded(adapter)
-    ours = LoadedModel(ours.model, None, "here", CPU, shards.shard(ours.model))
-    with shards.whole(ours.net):
+    ours = LoadedModel(ours.model, None, "here", CPU, fsdp.shard(ours.model))
+    with fsdp.whole(ours.net):
         same = hashes.weights_hash(ours.model) == hashes.weights_hash(fresh.model)
         kinds = [str(p.dtype) for _, p in ours.model.named_parameters()] == [str(p.dtype) for _, p in whole.model.named_parameters()]
     row, optimizer = trained(ours, Data(GROUPS, [], None).micro_batches(range(6), 60))
     near = {name: abs(row[name] / theirs[name] - 1) for name in ("loss", "grad_norm")}
     moved = [(mine - shard(weight)).abs().max().item() for mine, weight in zip(optimizer.weights().values(), plain.weights().values()) if mine.numel()]
     masters = {str(weight.dtype) for weight in optimizer.weights().values()}
-    with shards.whole(ours.net):
+    with fsdp.whole(ours.net):
         again = [str(p.dtype) for _, p in ours.model.named_parameters()] == [str(p.dtype) for _, p in whole.model.named_parameters()]
     return {"hash": same, "dtypes": kinds and again, "near": near, "moved": max(moved), "masters": sorted(masters), "computes": str(ours.dtype)}
 
 
 def shard(weight: torch.Tensor) -> torch.Tensor:
-    return weight[shards.rows(len(weight))]
+    return weight[fsdp.rows(len(weight))]
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config.options import TrainSettings, parse_lora
 from winnow.data.packing import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.tiled import SEGMENTS
-from winnow.layers import enable_checkpointing
+from winnow.models import loading, meta
+from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
+from winnow.models.layers import enable_checkpointing
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer
 
@@ -42,9 +42,9 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     fullest = most_expensive(groups, tokens, 64)  # training rehearses it
     expected = estimate(config, collate([groups[i] for i in fullest]), torch.float32, settings)
     before = held("VmRSS")
-    model = outlines.outline(config, torch.float32)
+    model = meta.outline(config, torch.float32)
     if lora:
-        model = models.with_lora(model, lora, 0)
+        model = loading.with_lora(model, lora, 0)
     if settings.checkpointing:
         enable_checkpointing(model)
     keep_memory(LITTLE if settings.checkpointing else MUCH)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import runs
 import tiny
 from test_sources import COLUMNS, WRITERS, json_values
-from winnow import models
 from winnow.config.options import CheckSettings
 from winnow.data.sources import load
 from winnow.errors import DataError, Problem
+from winnow.models import loading
 from winnow.recipes import check
 
 # Values that mean something to one setting or another, or nearly.
@@ -70,7 +70,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "template").write_text(tiny.TEMPLATE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(models, "_load_weights", refuse)
+        patch.setattr(loading, "_load_weights", refuse)
         patch.setattr(check, "memory_line", lambda *_: "")
         yield folder
 

@@ -15,12 +15,12 @@ from transformers import AutoConfig
 
 import runs
 import tiny
-from winnow import models, outlines, quantized
 from winnow.batch import collate
 from winnow.config.options import CheckSettings, TrainSettings, parse_lora
 from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.models import loading, meta, quantization
 from winnow.recipes import planning, training
 from winnow.train import memory
 from winnow.train.memory import HOLES_GPU, estimate
@@ -70,8 +70,8 @@ def without_activations(monkeypatch):
 
 def test_the_shape_is_that_of_llama_3_8b():
     with torch.device("meta"):
-        model = models.with_lora(outlines.outline(AutoConfig.for_model(**SHAPE), torch.bfloat16), parse_lora("r=16"), 0)
-    assert models.parameter_counts(model) == {"total": PARAMETERS + ADAPTER, "trainable": ADAPTER}
+        model = loading.with_lora(meta.outline(AutoConfig.for_model(**SHAPE), torch.bfloat16), parse_lora("r=16"), 0)
+    assert loading.parameter_counts(model) == {"total": PARAMETERS + ADAPTER, "trainable": ADAPTER}
     assert (PARAMETERS, ADAPTER) == (8_030_261_248, 41_943_040)
 
 
@@ -143,7 +143,7 @@ def world(tmp_path, monkeypatch):
         return known[key]
 
     monkeypatch.setattr(planning, "memory_of", memory_of)
-    monkeypatch.setattr(quantized, "refuse", lambda device: None)
+    monkeypatch.setattr(quantization, "refuse", lambda device: None)
     for place in (planning, training):
         monkeypatch.setattr(place, "pick_device", lambda name: GPU)
     return tmp_path

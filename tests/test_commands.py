@@ -14,10 +14,10 @@ import yaml
 
 import runs
 import tiny
-from winnow import models
 from winnow.batch import collate
 from winnow.cli import cli
 from winnow.engine import rows as engine
+from winnow.models import loading
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
 
@@ -323,7 +323,7 @@ def test_export_is_the_model_that_was_trained(trained, tmp_path, call):
     code, said, _ = call("export", trained.root, "--out", tmp_path / "out")
     assert (code, "log-probs differ by at most 0.0e+00" in said) == (0, True)
     batch = collate(tiny.groups(3))
-    live, saved = (engine.logps(models.load(str(path), device="cpu").model, batch)["logp"] for path in (trained.root, tmp_path / "out"))
+    live, saved = (engine.logps(loading.load(str(path), device="cpu").model, batch)["logp"] for path in (trained.root, tmp_path / "out"))
     assert torch.equal(live, saved)
     assert call("export", trained.root, "--out", tmp_path / "out")[0] == 2  # not empty
     assert call("export", trained.root, "--out", tmp_path / "two", "--merge")[0] == 2  # no adapter

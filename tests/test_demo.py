@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import runs
-from winnow import hashes, models
 from winnow.data.render import Renderer
 from winnow.measures.clustered import mean, share
 from winnow.measures.winrate import win_rate
+from winnow.models import hashes, loading
 from winnow.recipes import demo, demo_figures, world
 from winnow.sample import Answer
 from winnow.system.files import read_json, read_jsonl
@@ -61,7 +61,7 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "second") == 0
     second = read_json(tmp_path / "second" / "report.json")["summary"]
     assert {name: value for name, value in second.items() if name != "seconds"} == {name: value for name, value in summary.items() if name != "seconds"}
-    models_ = [hashes.weights_hash(models.load(str(tmp_path / name / "dpo"), device="cpu").model) for name in ("first", "second")]
+    models_ = [hashes.weights_hash(loading.load(str(tmp_path / name / "dpo"), device="cpu").model) for name in ("first", "second")]
     assert models_[0] == models_[1]
 
 
@@ -104,10 +104,10 @@ def test_the_figures_of_the_summary_are_what_they_say():
 def test_the_kl_of_the_summary_is_exact(tmp_path):
     """Against a plain loop over every token, and its own model at no distance."""
     world.write_tokenizer(tmp_path / "tokenizer")
-    tokenizer = models.load_tokenizer(str(tmp_path / "tokenizer"))
+    tokenizer = loading.load_tokenizer(str(tmp_path / "tokenizer"))
     for name, seed in (("a", 1), ("b", 2)):
-        models.create(tmp_path / name, tokenizer, seed=seed, **demo.SHAPE)
-    a, b = (models.load(str(tmp_path / name), device="cpu") for name in "ab")
+        loading.create(tmp_path / name, tokenizer, seed=seed, **demo.SHAPE)
+    a, b = (loading.load(str(tmp_path / name), device="cpu") for name in "ab")
     prompts = world.openings(3, 0)
     said = demo.sampled(a, prompts, 5, k=2)
     answers = []

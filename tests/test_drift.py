@@ -10,13 +10,13 @@ import torch
 
 import runs
 import tiny
-from winnow import models
 from winnow.config.options import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
+from winnow.models import loading
 from winnow.recipes import asking
 from winnow.sample import Answer, Sampling, sample
 from winnow.system.files import read_jsonl
@@ -94,7 +94,7 @@ def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
     assert list(measured) == [0, 3, 6]
     assert measured[0] == 0
     assert min(measured[3], measured[6]) > 0.01
-    policy, start = models.load(str(run.root), device="cpu"), models.load(str(world / "model"), device="cpu")
+    policy, start = loading.load(str(run.root), device="cpu"), loading.load(str(world / "model"), device="cpu")
     renderer = Renderer(policy.tokenizer, limit=256)
     _, held_out = prepare(
         [str(world / "train.jsonl")], renderer, DPOSettings(model="m", data=("d",), out="o"), Wanted("preference"), held_out=[str(world / "held.jsonl")]

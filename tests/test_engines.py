@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import tiny
 from exact import Exact
-from winnow import models
 from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.packing import pack
@@ -23,7 +22,8 @@ from winnow.engine import head, layout, probe, rows, segments, varlen
 from winnow.engine.layout import arrange, items_of
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
 from winnow.errors import ModelError
-from winnow.layers import compile_layers, enable_checkpointing
+from winnow.models import loading
+from winnow.models.layers import compile_layers, enable_checkpointing
 
 F64, F32 = torch.float64, torch.float32
 ENGINES = [SEGMENTS, MASKS, SINGLE]
@@ -314,7 +314,7 @@ def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
 
 def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
-    loaded = models.load(str(folder), dtype="float64", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
+    loaded = loading.load(str(folder), dtype="float64", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
     torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)  # zeros would hide it
     groups = [tiny.trie(i, 2) for i in range(3)]
     with Exact():
@@ -327,7 +327,7 @@ def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
 def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
     """Its sum with the layer is float32, as peft keeps adapters, beside states in bfloat16."""
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
-    loaded = models.load(str(folder), dtype="bfloat16", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
+    loaded = loading.load(str(folder), dtype="bfloat16", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
     torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)
     assert loaded.model.get_output_embeddings().lora_B["default"].weight.dtype == torch.float32
     assert probe.choose(loaded.model, 97, 60, [SEGMENTS]).engine is SEGMENTS

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import runs
 import tiny
 from test_report import NASTY, Page
-from winnow import api, evaluation_page, evaluation_signs, hashes, models, rewards, scorers
+from winnow import api, evaluation_page, evaluation_signs
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
 from winnow.measures import drift, rewardbench
+from winnow.models import hashes, loading, reward_models, scoring
+from winnow.models.scoring import Dialogue
 from winnow.recipes import distance
-from winnow.rewards import Dialogue
 from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.format import number, percent, wilson
@@ -68,7 +69,7 @@ def test_a_report_says_where_every_figure_comes_from(world, tmp_path):
     assert report == json.loads(json.dumps(found.report))
     (one,) = report["sets"].values()
     assert one["files"] == [{"name": str(world / "held.jsonl"), "bytes": (world / "held.jsonl").stat().st_size, "sha256": sha256_file(world / "held.jsonl")}]
-    policy, start = (models.load(str(world / name), device=CPU).model for name in ("run", "model"))
+    policy, start = (loading.load(str(world / name), device=CPU).model for name in ("run", "model"))
     assert report["weights"] == {"model": hashes.weights_hash(policy), "reference": hashes.weights_hash(start)}
     assert report["versions"]["torch"] == torch.__version__
     for name, figure in one["figures"].items():
@@ -142,7 +143,7 @@ def test_kl_is_exact_over_the_vocabulary(world):
     (one,) = found.report["sets"].values()
     far = one["kl"]
     assert (far["how"], far["kl"]["count"], far["kl"]["prompts"], far["most"]) == ("exact", 24, 8, 128)  # three each: 20 do not divide by 8 prompts
-    policy, start = (models.load(str(world / name), device=CPU) for name in ("run", "model"))
+    policy, start = (loading.load(str(world / name), device=CPU) for name in ("run", "model"))
     prompts = {
         row["where"]: policy.tokenizer(json.loads(line)["prompt"])["input_ids"]
         for row, line in zip(found.rows, (world / "held.jsonl").read_text().splitlines())
@@ -319,13 +320,13 @@ def scorer(tmp_path_factory):
 
 
 def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, capsys):
-    assert models.is_scorer(str(scorer))
-    assert not models.is_scorer(str(world / "model"))
+    assert loading.is_scorer(str(scorer))
+    assert not loading.is_scorer(str(world / "model"))
     ranked = [{"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]} for i in range(12)]
     file = tiny.write(tmp_path / "ranked.jsonl", ranked)
     found = api.evaluate(model=str(scorer), data=[str(file)], device=CPU, out=str(tmp_path / "out"), by=["prompt"])
-    loaded = scorers.load(str(scorer), device=CPU)
-    scores = [rewards.scores(loaded, [Dialogue(row["prompt"], text) for text in row["completions"]]) for row in ranked]
+    loaded = reward_models.load(str(scorer), device=CPU)
+    scores = [scoring.scores(loaded, [Dialogue(row["prompt"], text) for text in row["completions"]]) for row in ranked]
     margins = [own[w] - own[v] for own in scores for w, v in ((1, 0), (2, 0), (1, 2))]
     assert [row["rewards/margins"] for row in found.rows] != []
     assert sorted(row["rewards/margins"] for row in found.rows) == pytest.approx(sorted(margins), abs=1e-5)
@@ -344,10 +345,10 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, caps
 def test_rewardbench_of_a_reward_model(scorer, tmp_path):
     file = tiny.write(tmp_path / "bench.jsonl", bench_rows())
     found = api.evaluate(model=str(scorer), rewardbench=str(file), device=CPU)
-    loaded = scorers.load(str(scorer), device=CPU)
+    loaded = reward_models.load(str(scorer), device=CPU)
     hits = []
     for row in bench_rows():
-        chosen, rejected = rewards.scores(loaded, [Dialogue(row["prompt"], row["chosen"]), Dialogue(row["prompt"], row["rejected"])])
+        chosen, rejected = scoring.scores(loaded, [Dialogue(row["prompt"], row["chosen"]), Dialogue(row["prompt"], row["rejected"])])
         hits.append(chosen > rejected and row["chosen"] != row["rejected"])
     expected = rewardbench.scores([row["subset"] for row in bench_rows()], hits)
     assert found.summary["rewardbench"] == pytest.approx(expected.overall.value)
@@ -357,8 +358,8 @@ def test_rewardbench_of_a_reward_model(scorer, tmp_path):
 def test_labels_of_a_reward_model(scorer, tmp_path):
     rows = [{"prompt": f"{i}?", "completion": "ab" * (1 + i % 4), "label": i % 3 == 0} for i in range(10)]
     found = api.evaluate(model=str(scorer), data=[str(tiny.write(tmp_path / "thumbs.jsonl", rows))], device=CPU)
-    loaded = scorers.load(str(scorer), device=CPU)
-    scores = rewards.scores(loaded, [Dialogue(row["prompt"], row["completion"]) for row in rows])
+    loaded = reward_models.load(str(scorer), device=CPU)
+    scores = scoring.scores(loaded, [Dialogue(row["prompt"], row["completion"]) for row in rows])
     good, bad = [s for s, row in zip(scores, rows) if row["label"]], [s for s, row in zip(scores, rows) if not row["label"]]
     assert found.summary["rewards/auc"] == pytest.approx(stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad)))
 
@@ -429,7 +430,7 @@ def test_a_calibration_plot_stands_where_its_numbers_say():
 def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
     """A whole model and an adapter: their run folders are known as reward models, and evaluated by the scores training ended with."""
     run = api.reward(**runs.settings(world, tmp_path / "run", eval_data=[str(world / "held.jsonl")], lora=lora, lr=1e-2))
-    assert models.is_scorer(str(run.root))
+    assert loading.is_scorer(str(run.root))
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], device=CPU)
     last = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
     for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen"):

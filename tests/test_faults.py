@@ -17,8 +17,8 @@ import pytest
 
 import runs
 import tiny
-from winnow import models
 from winnow.data.jsonl import CAP
+from winnow.models import loading
 from winnow.recipes import check
 
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
@@ -168,7 +168,7 @@ def here(world, tmp_path, monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "_load_weights", refuse)
+    monkeypatch.setattr(loading, "_load_weights", refuse)
     monkeypatch.setattr(check, "memory_line", lambda *_: "")  # takes longer than all the rest, and knows of no row
     return tmp_path
 

@@ -24,7 +24,7 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
-from winnow import models
+from winnow.models import loading
 from winnow.recipes import generation, references, samples, training
 from winnow.sample import Answer
 from winnow.system import hub
@@ -53,7 +53,7 @@ def no_weights(monkeypatch):
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "_load_weights", refuse)
+    monkeypatch.setattr(loading, "_load_weights", refuse)
 
 
 def told(error):

@@ -15,19 +15,20 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
-from winnow import frontier_page, frontier_words, models, report, scorers
+from winnow import frontier_page, frontier_words, report
 from winnow.batch import collate
 from winnow.engine import rows
 from winnow.errors import RunError
-from winnow.hashes import weights_hash
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
+from winnow.models import loading, reward_models
+from winnow.models.hashes import weights_hash
+from winnow.models.scoring import Dialogue, scores
 from winnow.objectives.scores import per_completion
 from winnow.recipes import demo, frontier_worlds, small_world
 from winnow.recipes import frontier as recipe
 from winnow.recipes import frontier_claims as claims
 from winnow.recipes.frontier_costs import costs
-from winnow.rewards import Dialogue, scores
 from winnow.sample import Sampling, sample
 from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
@@ -187,8 +188,8 @@ def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("small")
     small_world.write_tokenizer(root / "tokenizer")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    models.create(root / "world", models.load_tokenizer(str(root / "tokenizer")), seed=3, max_position_embeddings=8, **shape)
-    return models.load(str(root / "world"), device="cpu")
+    loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=3, max_position_embeddings=8, **shape)
+    return loading.load(str(root / "world"), device="cpu")
 
 
 def test_all_that_can_be_said_is_counted(model):
@@ -472,8 +473,8 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
 
     # a point is what its run says, computed again from its model
     point = first["points"][0]
-    table = small_world.table(models.load(str(out / "small" / "sft"), device="cpu").model)
-    logp_XA = small_world.logps(models.load(str(out / point["run"]), device="cpu").model)
+    table = small_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
+    logp_XA = small_world.logps(loading.load(str(out / point["run"]), device="cpu").model)
     here = frontier.place(table, logp_XA)
     assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
     assert point["path"] == [{"step": 2, "kl": pytest.approx(here.kl, abs=1e-6), "reward": pytest.approx(here.reward, abs=1e-6)}]
@@ -516,7 +517,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     ledger = read_json(out / "frontier.json")
     points = {(p["method"], p["seed"]): p for p in ledger["points"]}
     assert sorted(points) == sorted((name, seed) for name in values for seed in (0, 1))
-    table = small_world.table(models.load(str(out / "small" / "sft"), device="cpu").model)
+    table = small_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
     for (name, seed), point in points.items():
         if name == "best_of_learned":
             continue
@@ -532,10 +533,10 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
             assert point["generated"] == round(sum(row["answers"] * row["length/sampled"] for row in metrics)) > 0
         else:
             assert settings["data"] == [str(out / "small" / f"labels-{seed}.jsonl")]
-        here = frontier.place(table, small_world.logps(models.load(str(out / point["run"]), device="cpu").model))
+        here = frontier.place(table, small_world.logps(loading.load(str(out / point["run"]), device="cpu").model))
         assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
     for seed in (0, 1):
-        scorer = scorers.load(str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu")
+        scorer = reward_models.load(str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu")
         said = [Dialogue(small_world.prompts()[3], " " + " ".join(answer), (), "here") for answer in small_world.answers()[1:]]
         assert small_world.scores(scorer)[3, 1:].tolist() == pytest.approx(scores(scorer, said), abs=1e-6)
         best = frontier.best_of(Table(table.reference_XA, small_world.scores(scorer)), 4)
@@ -545,7 +546,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     (cost,) = ledger["costs"]
     assert (len(cost["ppo"]["models"]), cost["ppo"]["runs"], cost["ppo"]["seeds"]) == (4, 2, 2)
     inputs = ledger["inputs"]["small"]
-    assert inputs["sft"] == weights_hash(models.load(str(out / "small" / "sft"), device="cpu").model)
+    assert inputs["sft"] == weights_hash(loading.load(str(out / "small" / "sft"), device="cpu").model)
     assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
     assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
     report.write(out)
@@ -595,7 +596,7 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     assert figures(out / "frontier") == ledger
     assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken
     kept = read_json(out / "frontier" / "frontier.json")["settings"]["sft"]
-    assert kept == weights_hash(models.load(str(out / "sft"), device="cpu").model)
+    assert kept == weights_hash(loading.load(str(out / "sft"), device="cpu").model)
     (weights,) = (out / "sft" / "model").glob("*.safetensors")
     tensors = load_file(weights)
     name = next(iter(tensors))

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import runs
 import tiny
-from winnow import api, models
+from winnow import api
 from winnow.errors import ModelError, RunError
+from winnow.models import loading
 from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.run_folder import RunFolder
@@ -166,8 +167,8 @@ def test_a_models_own_generation_settings_do_not_touch_the_samples(world, tmp_pa
     """They would, by transformers' rules: whatever is not asked for is taken from the model."""
     bent = shutil.copytree(world / "model", tmp_path / "bent")
     (bent / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "suppress_tokens": [40, 41, 42]}))
-    lora = models.Lora(r=2, alpha=2) if adapter else None
-    plain, own = (models.load(str(folder), device="cpu", lora=lora, train=True) for folder in (world / "model", bent))
+    lora = loading.Lora(r=2, alpha=2) if adapter else None
+    plain, own = (loading.load(str(folder), device="cpu", lora=lora, train=True) for folder in (world / "model", bent))
     for how in (Sampling(1, 12, temperature=0.0), Sampling(1, 12, seed=3)):
         assert sample(plain, [(5, 6, 7)] * 4, how) == sample(own, [(5, 6, 7)] * 4, how)
     kept = (own.model.get_base_model() if adapter else own.model).generation_config

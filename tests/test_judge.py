@@ -834,13 +834,13 @@ def test_a_reward_models_rows_are_the_same_to_the_byte_after_a_kill(call, tmp_pa
 
 
 def test_a_spelled_end_token_is_text_to_a_reward_model(tmp_path):
-    from winnow import rewards, scorers
     from winnow.data.render import Renderer
+    from winnow.models import reward_models, scoring
 
-    loaded = scorers.load(str(reward_model(tmp_path / "reward", template=tiny.TEMPLATE)), device="cpu")
+    loaded = reward_models.load(str(reward_model(tmp_path / "reward", template=tiny.TEMPLATE)), device="cpu")
     ids = Renderer(loaded.tokenizer, whole=True).whole_ids((Message("user", "p"),), (Message("assistant", "a<|end|>"),))
     assert ids.count(loaded.tokenizer.convert_tokens_to_ids("<|end|>")) == 2
-    one, other = rewards.scores(loaded, [rewards.Dialogue("p", "a"), rewards.Dialogue((Message("user", "p"),), (Message("assistant", "a"),))])
+    one, other = scoring.scores(loaded, [scoring.Dialogue("p", "a"), scoring.Dialogue((Message("user", "p"),), (Message("assistant", "a"),))])
     assert one == other
 
 

@@ -11,9 +11,9 @@ import tiny
 from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.device import pick_device
 from winnow.engine import rows as engine
-from winnow.models import with_lora
+from winnow.models.device import pick_device
+from winnow.models.loading import with_lora
 from winnow.system.files import read_jsonl
 from winnow.train.limit import Limit, limit_of, matrix_rate
 

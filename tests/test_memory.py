@@ -13,18 +13,18 @@ import torch
 
 import runs
 import tiny
-from winnow import models, outlines
 from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, parse_lora
 from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.packing import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.device import available, pick_dtype
 from winnow.engine import head, rows
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
-from winnow.layers import enable_checkpointing
+from winnow.models import loading, meta
+from winnow.models.device import available, pick_dtype
+from winnow.models.layers import enable_checkpointing
 from winnow.recipes import planning
 from winnow.system.files import read_json
 from winnow.train import memory
@@ -72,7 +72,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
     model = tiny.model(family)
     expected, _ = memory._alive(memory._outline(model.config, torch.float32, asked), batch, asked, engine)
     if asked.lora:
-        model = models.with_lora(model, parse_lora(asked.lora), 0)
+        model = loading.with_lora(model, parse_lora(asked.lora), 0)
     if asked.checkpointing:
         enable_checkpointing(model)
     for p in model.parameters():
@@ -101,12 +101,12 @@ def test_logits_that_are_formed_twice_are_counted_too(family, monkeypatch):
 
 def test_training_an_adapter_that_is_there_is_planned_as_that(tmp_path):
     folder = tiny.folder(tmp_path / "model")
-    first = models.load(str(folder), device="cpu", lora=parse_lora("r=4"))
-    models.save(first.model, first.tokenizer, tmp_path / "adapter")
+    first = loading.load(str(folder), device="cpu", lora=parse_lora("r=4"))
+    loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     batch = collate([tiny.trie(i, 2) for i in range(3)])
     named = settings().model_copy(update={"model": str(tmp_path / "adapter")})
-    fresh = estimate(models.load_config(str(folder)), batch, torch.float32, settings(lora="r=4"))
-    assert estimate(models.load_config(named.model), batch, torch.float32, named) == fresh
+    fresh = estimate(loading.load_config(str(folder)), batch, torch.float32, settings(lora="r=4"))
+    assert estimate(loading.load_config(named.model), batch, torch.float32, named) == fresh
     assert not any("--lora" in words for words, _ in remedies(named, 1024, 100))
 
 
@@ -127,7 +127,7 @@ def of(config, processes, dtype=torch.float32, device="cpu", **changes):
 def test_of_several_processes_each_holds_its_part():
     """Embeddings, head and last norm, and two of four layers, are whole while a layer computes; the head is the largest part that is summed at once."""
     config = tiny.model("llama", num_hidden_layers=4).config
-    model = outlines.outline(config, torch.float32)
+    model = meta.outline(config, torch.float32)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     every = sum(p.numel() for p in model.parameters())
     outside = every - 4 * layer

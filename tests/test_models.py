@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
-from winnow import hashes, models, outlines
 from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.engine import rows as engine
 from winnow.engine.probe import engine_for
 from winnow.errors import ModelError
-from winnow.layers import enable_checkpointing
+from winnow.models import hashes, loading, meta
+from winnow.models.layers import enable_checkpointing
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def load(path, **settings):
-    return models.load(str(path), device="cpu", **settings)
+    return loading.load(str(path), device="cpu", **settings)
 
 
 # half of everything is dropped, wherever a family keeps its dropout: a module, a number handed to a function, the layer itself
@@ -87,7 +87,7 @@ def test_pickled_weights_are_refused(folder, tmp_path):
 @pytest.fixture
 def adapter(folder, tmp_path):
     adapted = load(folder, lora=Lora(r=4, alpha=8))
-    models.save(adapted.model, adapted.tokenizer, tmp_path / "adapter")
+    loading.save(adapted.model, adapted.tokenizer, tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
@@ -95,7 +95,7 @@ def test_a_pickled_adapter_is_refused(adapter):
     """peft would read it, with torch.load."""
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    for read in (load, lambda path: models.load_config(str(path))):
+    for read in (load, lambda path: loading.load_config(str(path))):
         with pytest.raises(ModelError, match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded"):
             read(adapter)
 
@@ -129,7 +129,7 @@ def test_foreign_code_is_not_run_unasked(folder, tmp_path):
     with pytest.raises(ModelError, match="--trust-remote-code"):
         load(odd)
     with pytest.raises(ModelError, match="--trust-remote-code"):
-        models.length_limit(str(odd))
+        loading.length_limit(str(odd))
     assert not (tmp_path / "mark").exists()
 
 
@@ -138,7 +138,7 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path, value):
     model = load(folder).model
     with torch.no_grad():
         model.lm_head.weight[3, 3] = value
-    models.save(model, tiny.tokenizer(), tmp_path / "broken")
+    loading.save(model, tiny.tokenizer(), tmp_path / "broken")
     with pytest.raises(ModelError, match=r"weight lm_head\.weight holds NaN or infinity"):
         load(tmp_path / "broken")
 
@@ -158,14 +158,14 @@ def test_a_model_that_is_not_there(name):
 
 def test_a_device_that_is_not_there(folder):
     with pytest.raises(ModelError, match="--device cpu, or auto"):
-        models.load(str(folder), device="cuda:77")
+        loading.load(str(folder), device="cuda:77")
     with pytest.raises(ModelError, match="--device cpu, or auto"):
-        models.load(str(folder), device="toaster")
+        loading.load(str(folder), device="toaster")
 
 
 def test_saving_and_loading_changes_no_bit(folder, tmp_path):
     one = load(folder)
-    models.save(one.model, one.tokenizer, tmp_path / "again")
+    loading.save(one.model, one.tokenizer, tmp_path / "again")
     two = load(tmp_path / "again")
     assert hashes.weights_hash(one.model) == hashes.weights_hash(two.model)
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
@@ -191,18 +191,18 @@ def test_an_adapter_begins_as_its_base_model_trains_alone_and_merges(folder, tmp
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
         live = engine.logps(adapted, batch)["logp"]
         assert float((live - start).abs().max()) > 0.01
-        models.save(adapted, base.tokenizer, tmp_path / "adapter")
+        loading.save(adapted, base.tokenizer, tmp_path / "adapter")
         found = load(tmp_path / "adapter", train=True).model
         assert torch.equal(engine.logps(found, batch)["logp"], live)
         assert [name for name, p in found.named_parameters() if p.requires_grad] == trainable
         assert not any(p.requires_grad for p in load(tmp_path / "adapter").model.parameters())
-        merged = models.merged(load(tmp_path / "adapter").model)
+        merged = loading.merged(load(tmp_path / "adapter").model)
         torch.testing.assert_close(engine.logps(merged, batch)["logp"], live, rtol=0, atol=1e-5)
 
 
 def test_an_adapters_own_dropout_is_off(folder, tmp_path):
     adapted = load(folder, lora=Lora(r=4, alpha=8))
-    models.save(adapted.model, adapted.tokenizer, tmp_path / "adapter")
+    loading.save(adapted.model, adapted.tokenizer, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_dropout": 0.5}))
     found = load(tmp_path / "adapter", train=True).model
@@ -219,17 +219,17 @@ def test_modules_that_do_not_exist_are_named(folder):
 
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8), Lora(r=2, targets=("q_proj",))])
 def test_parameters_are_counted_without_loading(folder, lora):
-    counts = models.parameter_counts(load(folder, lora=lora).model)
-    config = models.load_config(str(folder))
-    assert models.parameter_counts(outlines.trained_outline(str(folder), config, torch.float32, lora)) == counts
+    counts = loading.parameter_counts(load(folder, lora=lora).model)
+    config = loading.load_config(str(folder))
+    assert loading.parameter_counts(meta.trained_outline(str(folder), config, torch.float32, lora)) == counts
 
 
 def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
     first = load(folder, lora=Lora(r=4, alpha=8))
-    models.save(first.model, first.tokenizer, tmp_path / "adapter")
+    loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     name = str(tmp_path / "adapter")
-    outline = outlines.trained_outline(name, models.load_config(name), torch.float32, None)
-    assert models.parameter_counts(outline) == models.parameter_counts(first.model) == models.parameter_counts(load(tmp_path / "adapter", train=True).model)
+    outline = meta.trained_outline(name, loading.load_config(name), torch.float32, None)
+    assert loading.parameter_counts(outline) == loading.parameter_counts(first.model) == loading.parameter_counts(load(tmp_path / "adapter", train=True).model)
 
 
 def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folder, tmp_path):
@@ -240,7 +240,7 @@ def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folde
     for lora, seed in ((Lora(r=4), 0), (Lora(r=2, targets=("q_proj",)), 1), (Lora(targets=("lm_head",)), 2)):
         assert hashes.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
     trained = load(folder, lora=Lora(r=4, alpha=8))
-    models.save(trained.model, trained.tokenizer, tmp_path / "adapter")
+    loading.save(trained.model, trained.tokenizer, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     before = hashes.source_hash(load(tmp_path / "adapter").model)
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 9}))
@@ -251,8 +251,8 @@ def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folde
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):
     world = runs.world(tmp_path / "world")
     run = runs.sft(world, tmp_path / "run", steps=1)
-    assert models.locate(str(run.root)) == str(run.model)
-    assert models.locate(str(folder)) == str(folder)
+    assert loading.locate(str(run.root)) == str(run.model)
+    assert loading.locate(str(folder)) == str(folder)
     assert hashes.weights_hash(load(run.root).model) == hashes.weights_hash(load(run.model).model)
 
 
@@ -260,7 +260,7 @@ def test_saved_files_can_be_read_by_whom_the_umask_lets(folder, tmp_path):
     loaded = load(folder)
     before = os.umask(0o022)
     try:
-        models.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
+        loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
     finally:
         os.umask(before)
     assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {"0o644"}

@@ -231,7 +231,7 @@ def test_groups_of_ties_alone_are_dropped_and_counted(world, tmp_path):
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_anything_is_loaded(world, tmp_path, monkeypatch, file, settings, told):
-    monkeypatch.setattr("winnow.models.load", None)
+    monkeypatch.setattr("winnow.models.loading.load", None)
     with pytest.raises((DataError, NothingLeft)) as caught:
         runs.dpo(world, tmp_path / "run", data=[str(world / file)], **settings)
     assert re.search(told, str(caught.value))

@@ -24,7 +24,6 @@ from transformers import (
 import runs
 import tiny
 from countable import JUDGE, LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
-from winnow import models, scorers
 from winnow.batch import collate
 from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
@@ -35,6 +34,7 @@ from winnow.engine.rows import logps
 from winnow.engine.scalar import ORACLE
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import SettingsError
+from winnow.models import loading, reward_models
 from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
 from winnow.sample import Sampling, sample
@@ -135,7 +135,7 @@ def test_one_pass_without_clipping_is_the_policy_gradient_by_enumeration(monkeyp
 
 
 def test_ratio_one_and_no_advantage_is_no_gradient(world, monkeypatch):
-    model = models.load(str(world / "model"), dtype="float64").model
+    model = loading.load(str(world / "model"), dtype="float64").model
     groups = everything()
     start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
     for clip in (0.2, math.inf):
@@ -164,7 +164,7 @@ def test_the_critics_gradient_by_finite_differences(monkeypatch):
 
 def test_grpos_kl_pulls_back_to_the_reference(world, monkeypatch):
     """Its slope is 1 - pi_ref / pi, whatever the advantage says; at the reference there is none."""
-    model = models.load(str(world / "model"), dtype="float64").model
+    model = loading.load(str(world / "model"), dtype="float64").model
     groups = everything()
     start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
     none, old = PerToken(torch.zeros_like(old_N), start), PerToken(old_N, start)
@@ -218,7 +218,7 @@ LEARN = {"steps": 40, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "
 def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
     """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
     run = train(world, tmp_path / "run", **LEARN, **kind)
-    start, now = (distribution(models.load(str(name)).model) for name in (world / "model", run.root))
+    start, now = (distribution(loading.load(str(name)).model) for name in (world / "model", run.root))
     start, now = (distance(logp, start, 0.5) for logp in (start, now))
     assert start > 0.5
     assert now < 0.05
@@ -284,10 +284,10 @@ def test_beta_moves_as_by_hand(world, tmp_path):
     [{}, {"advantage": "rloo", "critic_lr": None}, {"advantage": "grpo", "critic_lr": None}, {"reward": "scorer"}, {"lora": "r=2", "schedule": "constant"}],
 )
 def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_path, changes):
-    start = distribution(models.load(str(world / "model")).model)
+    start = distribution(loading.load(str(world / "model")).model)
     made = [train(world, tmp_path / name, steps=3, **changes) for name in ("one", "other")]
     assert numbers(made[0]) == numbers(made[1])
-    now = distribution(models.load(str(made[0].root)).model)
+    now = distribution(loading.load(str(made[0].root)).model)
     assert float((now - start).abs().max()) > 1e-3
 
 
@@ -338,8 +338,8 @@ def of_prompts(name, values):
 
 def replayed(world, *, steps, lr, critic_lr, seed, whiten):
     """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW: the policy's and the critic's weights at the end."""
-    own, frozen = models.load(str(world / "model")), models.load(str(world / "model")).model
-    critic = scorers.load(str(world / "model"), train=True, seed=seed).model
+    own, frozen = loading.load(str(world / "model")), loading.load(str(world / "model")).model
+    critic = reward_models.load(str(world / "model"), train=True, seed=seed).model
     critic.score.weight.data.zero_()
     optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0) for model, rate in ((own.model, lr), (critic, critic_lr))]
     space, rows = {}, []
@@ -402,7 +402,7 @@ def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten)
     rates = {"steps": 3, "lr": 2e-3, "critic_lr": 7e-3, "seed": 5}
     run = train(world, tmp_path / "run", **REPLAYED, **rates, whiten_advantages=whiten)
     policy, critic, rows = replayed(world, **rates, whiten=whiten is None)
-    start = models.load(str(world / "model")).model.state_dict()
+    start = loading.load(str(world / "model")).model.state_dict()
     saved = safetensors.torch.load_file(run.checkpoints / "step_3" / "weights.safetensors")
     for who, model in (("policy", policy), ("critic", critic)):
         for name, weight in model.state_dict().items():
@@ -705,7 +705,7 @@ def test_settings_that_cannot_go_together_are_refused(world, tmp_path, changes, 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(world, tmp_path, call, monkeypatch, changes, told):
     if not (world / "bytes").exists():
         tiny.folder(world / "bytes", hidden_size=16, intermediate_size=32)
-    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(loading, "load", None)
     code, _, error = call(*line(world, tmp_path / "run", **changes))
     assert code == 2
     assert told in error

@@ -13,13 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
-from winnow import api, hashes, models, outlines, quantized
+from winnow import api
 from winnow.batch import collate
 from winnow.config.options import Lora, TrainSettings
 from winnow.engine import head, probe, rows
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import ModelError, RunError
+from winnow.models import hashes, loading, meta, quantization
 from winnow.recipes import planning, training
 from winnow.system.files import read_json
 from winnow.train import memory
@@ -117,7 +118,7 @@ def test_without_bitsandbytes_it_is_refused(refused, as_if_on_a_gpu, monkeypatch
 @pytest.fixture
 def anywhere(monkeypatch):
     """As if device and package were right."""
-    monkeypatch.setattr(quantized, "refuse", lambda device: None)
+    monkeypatch.setattr(quantization, "refuse", lambda device: None)
 
 
 def test_a_model_that_is_quantised_already_is_refused(refused, anywhere, world, tmp_path):
@@ -140,19 +141,19 @@ def test_a_model_with_layers_of_its_own_kind_is_refused(refused, anywhere, tmp_p
 def test_a_weight_takes_4_127_bits():
     """Sixteen values, a scale of 8 bits for 64 of them, one of 32 bits for 256 scales (QLoRA, section 3)."""
     large = 4096 * 14336
-    assert quantized.packed_bytes(large) == large // 2 + large // 64 + 4 * (large // 64 // 256) + 4 * (16 + 256 + 1)
-    assert 8 * quantized.packed_bytes(large) / large == pytest.approx(4.127, abs=5e-4)
-    assert quantized.packed_bytes(65) == 33 + 2 + 4 + 4 * 273  # what does not divide is rounded up
+    assert quantization.packed_bytes(large) == large // 2 + large // 64 + 4 * (large // 64 // 256) + 4 * (16 + 256 + 1)
+    assert 8 * quantization.packed_bytes(large) / large == pytest.approx(4.127, abs=5e-4)
+    assert quantization.packed_bytes(65) == 33 + 2 + 4 + 4 * 273  # what does not divide is rounded up
 
 
 def outlined(family, lora=None):
     with torch.device("meta"):
-        model = outlines.outline(AutoConfig.for_model(family, **{**SHAPES, **EXPERTS}[family]), torch.bfloat16)
-        return model if lora is None else models.with_lora(model, lora, 0)
+        model = meta.outline(AutoConfig.for_model(family, **{**SHAPES, **EXPERTS}[family]), torch.bfloat16)
+        return model if lora is None else loading.with_lora(model, lora, 0)
 
 
 def packable_in(model):
-    return {name: p for name, p in model.named_parameters() if any(p is one for one in quantized.packable(model))}
+    return {name: p for name, p in model.named_parameters() if any(p is one for one in quantization.packable(model))}
 
 
 @pytest.mark.parametrize("family", [*SHAPES, *EXPERTS])
@@ -180,7 +181,7 @@ def test_the_estimate_holds_matrices_packed_and_the_rest_as_it_was():
         memory.estimate(config, batch, torch.bfloat16, TrainSettings(model="made", data=["made"], out="made", **changes)) for changes in ({"lora": "r=4"}, FOUR)
     )
     layers = 2 * [64 * 64, 32 * 64, 32 * 64, 64 * 64, 128 * 64, 128 * 64, 64 * 128]
-    assert plain.weights - packed.weights == sum(2 * n - quantized.packed_bytes(n) for n in layers)
+    assert plain.weights - packed.weights == sum(2 * n - quantization.packed_bytes(n) for n in layers)
     assert packed.activations - plain.activations == pytest.approx(memory.HOLES_ADAPTER * 2 * 128 * 64, abs=1)  # the largest matrix, unpacked
     assert (packed.gradients, packed.optimizer, packed.head) == (plain.gradients, plain.optimizer, plain.head)
 
@@ -215,7 +216,7 @@ def on_cpu(tmp_path_factory):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="an extra (quantize)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WINNOW_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(quantized, "refuse", lambda device: None)
+        patch.setattr(quantization, "refuse", lambda device: None)
         patch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
         yield bitsandbytes
 
@@ -230,20 +231,20 @@ def saved(family, path, **changes):
 
 
 def load(name, **settings):
-    return models.load(name, device="cpu", **{"quantize": "nf4", "dtype": "float32", **settings})
+    return loading.load(name, device="cpu", **{"quantize": "nf4", "dtype": "float32", **settings})
 
 
 def packed_in(model):
-    return {name: p for name, p in model.named_parameters() if quantized.scales(p)}
+    return {name: p for name, p in model.named_parameters() if quantization.scales(p)}
 
 
 @pytest.mark.parametrize("family", [*SHAPES, *EXPERTS])
 def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     name = saved(family, tmp_path / "model")
-    four, outline = load(name, dtype="bfloat16").model, outlines.outline(models.load_config(name), torch.bfloat16).requires_grad_(False)
+    four, outline = load(name, dtype="bfloat16").model, meta.outline(loading.load_config(name), torch.bfloat16).requires_grad_(False)
     found = packed_in(four)
-    assert {key: quantized.count(p) for key, p in found.items()} == {key: p.numel() for key, p in packable_in(outline).items()}
-    parts = [t for p in found.values() for part, t in quantized.scales(p).items() if "bitsandbytes__" not in part]  # that one is text about the others
+    assert {key: quantization.count(p) for key, p in found.items()} == {key: p.numel() for key, p in packable_in(outline).items()}
+    parts = [t for p in found.values() for part, t in quantization.scales(p).items() if "bitsandbytes__" not in part]  # that one is text about the others
     mean_scales = 4 * len(found)
     assert sum(p.nbytes for p in four.parameters()) + sum(t.nbytes for t in parts) + mean_scales == memory.held(outline, "nf4")
 
@@ -252,7 +253,7 @@ def test_weights_in_4_bits_are_counted_as_weights(on_cpu, tmp_path):
     """By what a run prints and by the arithmetic a step is held against, where a byte that holds two would be one."""
     name = saved("llama", tmp_path / "model")
     four, plain = (load(name, quantize=quantize, lora=Lora(r=2)).model for quantize in ("nf4", None))
-    assert models.parameter_counts(four) == models.parameter_counts(plain)
+    assert loading.parameter_counts(four) == loading.parameter_counts(plain)
     ours, theirs = (limit_of(model, torch.device("cpu")) for model in (four, plain))
     assert (ours.per_token, ours.per_scored, ours.per_position) == (theirs.per_token, theirs.per_scored, theirs.per_position)
 
@@ -300,7 +301,7 @@ def test_a_models_hash_knows_its_scales(on_cpu, tmp_path):
     with torch.no_grad():
         for key in packed_in(first.model):
             plain.model.get_parameter(key).mul_(4)
-    models.save(plain.model, plain.tokenizer, tmp_path / "times_four")
+    loading.save(plain.model, plain.tokenizer, tmp_path / "times_four")
     other = load(str(tmp_path / "times_four"))
     assert all(torch.equal(one.data, two.data) for one, two in zip(packed_in(first.model).values(), packed_in(other.model).values()))
     assert hashes.weights_hash(other.model) != hashes.weights_hash(first.model)
@@ -345,7 +346,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
     asked = TrainSettings(model=name, data=["made"], out="made", checkpointing=checkpointing, **FOUR)
     loaded = load(name, dtype="bfloat16", lora=Lora(r=4))
     batch = collate([tiny.trie(i, 2) for i in range(6)])
-    outline = memory._outline(models.load_config(name), torch.bfloat16, asked)
+    outline = memory._outline(loading.load_config(name), torch.bfloat16, asked)
     expected = memory._alive(outline, batch, asked, SEGMENTS)[0] + 2 * 256 * 1024
     if checkpointing:
         training.enable_checkpointing(loaded.model)
@@ -353,7 +354,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     held = [*loaded.model.parameters(), *loaded.model.buffers(), *(p.grad for p in loaded.model.parameters() if p.grad is not None)]
-    scales = [t for p in loaded.model.parameters() for t in quantized.scales(p).values()]
+    scales = [t for p in loaded.model.parameters() for t in quantization.scales(p).values()]
     with head.own_scratch(), memory._Alive([*held, *scales]) as alive:
         SEGMENTS.backward(loaded.model, batch, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     assert 0.85 * expected < alive.most <= expected
@@ -363,15 +364,15 @@ def test_an_adapter_on_matrices_kept_the_other_way_round_fits_the_plain_model(on
     """GPT-2's, which are turned when they are packed: peft would warn, and mend it."""
     name = saved("gpt2", tmp_path / "model")
     four = load(name, lora=Lora(r=2))
-    models.save(four.model, four.tokenizer, tmp_path / "adapter")
+    loading.save(four.model, four.tokenizer, tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["fan_in_fan_out"]
     again = load(str(tmp_path / "adapter"), quantize=None)
-    assert models.parameter_counts(again.model)["total"] == models.parameter_counts(four.model)["total"]
+    assert loading.parameter_counts(again.model)["total"] == loading.parameter_counts(four.model)["total"]
 
 
 def test_merging_into_4_bits_is_refused(on_cpu, tmp_path):
     with pytest.raises(ModelError, match="rounding of 4 bits"):
-        models.merged(load(saved("llama", tmp_path / "model"), lora=Lora(r=2)).model)
+        loading.merged(load(saved("llama", tmp_path / "model"), lora=Lora(r=2)).model)
 
 
 def test_scales_that_are_not_finite_are_refused(on_cpu, tmp_path):
@@ -379,7 +380,7 @@ def test_scales_that_are_not_finite_are_refused(on_cpu, tmp_path):
     plain = load(name, quantize=None)
     with torch.no_grad():
         plain.model.model.layers[0].self_attn.q_proj.weight[0, 0] = math.inf
-    models.save(plain.model, plain.tokenizer, tmp_path / "broken")
+    loading.save(plain.model, plain.tokenizer, tmp_path / "broken")
     with pytest.raises(ModelError, match=r"q_proj\.weight\.nested_absmax holds NaN or infinity"):
         load(str(tmp_path / "broken"))
 
@@ -402,7 +403,7 @@ def test_a_run_learns_and_keeps_its_base(trained, world):
     assert losses[-1] < losses[0] - 1e-3
     environment = read_json(trained.environment)
     assert environment["settings"]["quantize"] == "nf4"
-    assert environment["parameters"] == models.parameter_counts(models.load(str(world / "model"), device="cpu", lora=Lora(r=4)).model)
+    assert environment["parameters"] == loading.parameter_counts(loading.load(str(world / "model"), device="cpu", lora=Lora(r=4)).model)
     assert all(".lora_" in name for name in runs.weights(trained.model))
 
 
@@ -445,8 +446,8 @@ def test_it_is_evaluated_as_it_was_trained(trained, world, capsys):
 
 def test_it_answers_as_it_was_trained(trained, monkeypatch, capsys):
     seen = []
-    load_it = models.load
-    monkeypatch.setattr(models, "load", lambda name, **settings: seen.append(settings["quantize"]) or load_it(name, **settings))
+    load_it = loading.load
+    monkeypatch.setattr(loading, "load", lambda name, **settings: seen.append(settings["quantize"]) or load_it(name, **settings))
     assert runs.winnow(monkeypatch, "generate", "--model", trained.root, "--before", trained.model, "--prompt", "1: red?", "--max-new-tokens", 2) == 0
     assert seen == [None, "nf4"]
     assert f"from the run {trained.root}: quantize=nf4" in capsys.readouterr().out.replace("\n", "")
@@ -461,5 +462,5 @@ def test_it_merges_into_its_base_as_that_was(trained, world, tmp_path, monkeypat
         layer = adapted.model.base_model.model.get_submodule(key.removesuffix(".weight"))
         delta = layer.get_delta_weight("default") if hasattr(layer, "get_delta_weight") else 0
         torch.testing.assert_close(weight, base[key] + delta, rtol=0, atol=1e-7)
-    says = [fingerprint(rows, models.load(str(name), device="cpu").model, 263) for name in (tmp_path / "plain", trained.model)]
+    says = [fingerprint(rows, loading.load(str(name), device="cpu").model, 263) for name in (tmp_path / "plain", trained.model)]
     assert same_model(*says, [torch.float32])

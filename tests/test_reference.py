@@ -10,14 +10,14 @@ import torch
 
 import runs
 import tiny
-from winnow import models
 from winnow.batch import collate
 from winnow.engine import dataset_logps
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.tiled import SEGMENTS
 from winnow.errors import RunError, TrainingError
-from winnow.hashes import weights_hash
+from winnow.models import loading
+from winnow.models.hashes import weights_hash
 from winnow.recipes import training
 from winnow.system.files import cache_folder
 from winnow.train import reference
@@ -147,7 +147,7 @@ def test_a_cache_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
 
 def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monkeypatch):
     world, held = runs.world(tmp_path), []
-    load, fit = models.load, training.fit
+    load, fit = loading.load, training.fit
 
     def watched(name, **settings):
         loaded = load(name, **settings)
@@ -159,7 +159,7 @@ def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monke
         held.append([one() is not None for one in held])
         return fit(*args, **settings)
 
-    monkeypatch.setattr(models, "load", watched)
+    monkeypatch.setattr(loading, "load", watched)
     monkeypatch.setattr(training, "fit", looked)
     runs.dpo(world, tmp_path / "run", reference=str(world / "model"), kl_samples=0, steps=1)
     assert held[-1] == [True, False]  # the policy is, its reference is not

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import runs
 import tiny
-from winnow import api, models, rewards, scorers
+from winnow import api
 from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
@@ -19,6 +19,7 @@ from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import scalar
 from winnow.engine.probe import SCALARS
 from winnow.errors import ModelError, RunError
+from winnow.models import loading, reward_models, scoring
 from winnow.objectives.terms import objective, reward
 from winnow.recipes import check
 from winnow.system.files import read_json, read_jsonl
@@ -136,11 +137,11 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
     tiny.folder(tmp_path / "model", template=template)
     prompt = TURNS if spoken else "how is it?"
     answers = [(Message("assistant", text),) if spoken else text for text in ("it is good", "it is bad<|end|>")]
-    loaded = scorers.load(str(tmp_path / "model"), device="cpu", train=True)
+    loaded = reward_models.load(str(tmp_path / "model"), device="cpu", train=True)
     rendered = Renderer(loaded.tokenizer, whole=True).render(PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),)))
     column = scalar.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
-    models.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
-    judged = rewards.scores(scorers.load(str(tmp_path / "saved"), device="cpu"), [rewards.Dialogue(prompt, answer) for answer in answers])
+    loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    judged = scoring.scores(reward_models.load(str(tmp_path / "saved"), device="cpu"), [scoring.Dialogue(prompt, answer) for answer in answers])
     assert column.tolist() == pytest.approx(judged, abs=1e-5)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -158,21 +159,21 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
 
 
 def test_a_new_head_is_seeded_and_of_its_size(world):
-    one, same, other = (scorers.load(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
+    one, same, other = (reward_models.load(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     layer = torch.nn.Linear(2047, 1, bias=False)
-    scorers.new_head(layer, 0)
+    reward_models.new_head(layer, 0)
     assert float(layer.weight.detach().std()) == pytest.approx(2048**-0.5, rel=0.05)
 
 
 def test_what_has_no_trained_head_is_no_judge(world, tmp_path):
     with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-        scorers.load(str(world / "model"), device="cpu")
+        reward_models.load(str(world / "model"), device="cpu")
     sft = runs.sft(world, tmp_path / "sft", steps=1, lora="r=2")
     for train in (False, True):  # an adapter that was trained to write has no head beside it
         with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-            scorers.load(str(sft.root), device="cpu", train=train)
+            reward_models.load(str(sft.root), device="cpu", train=train)
 
 
 def test_a_family_without_a_classifier_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, capsys):
@@ -289,24 +290,24 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     run = trained(world, tmp_path / "run", lora="r=4,alpha=8", lr=1e-2)
     counts = read_json(run.environment)["parameters"]
     assert 0 < counts["trainable"] < counts["total"] / 2
-    loaded = scorers.load(str(run.root), device="cpu")
-    before = scorers.load(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
-    said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
+    loaded = reward_models.load(str(run.root), device="cpu")
+    before = reward_models.load(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
+    said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
     alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
-    assert rewards.scores(loaded, said) == pytest.approx(alone, abs=1e-5)
+    assert scoring.scores(loaded, said) == pytest.approx(alone, abs=1e-5)
     fresh = [float(before(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
     assert alone != pytest.approx(fresh, abs=1e-2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)  # what goes on begins where that ended
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3)
-    assert rewards.scores(scorers.load(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
+    assert scoring.scores(reward_models.load(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     run = trained(world, tmp_path / "run", steps=2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
-    said = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
-    one, other = (rewards.scores(scorers.load(str(folder.root), device="cpu"), said) for folder in (run, again))
+    said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
+    one, other = (scoring.scores(reward_models.load(str(folder.root), device="cpu"), said) for folder in (run, again))
     assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(RunError, match=r"lr: 1e-09 -> 0\.001"):
         trained(world, tmp_path / "again", model=str(run.root), steps=1)
@@ -322,7 +323,7 @@ def test_a_reward_model_writes_nothing(world, tmp_path, monkeypatch, capsys):
         assert "give a language model, such as the one it was made from" in told
 
 
-SAID = [rewards.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
+SAID = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
 
 
 def scored_by_transformers(folder, said):
@@ -335,32 +336,32 @@ def scored_by_transformers(folder, said):
 @pytest.mark.parametrize("lora", [None, "r=4,alpha=8"], ids=["all weights", "adapter"])
 def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatch, capsys, lora):
     run = trained(world, tmp_path / "run", lora=lora, lr=1e-2)
-    live = rewards.scores(scorers.load(str(run.root), device="cpu"), SAID)
-    before = rewards.scores(scorers.load(str(world / "model"), device="cpu", train=True), SAID)
+    live = scoring.scores(reward_models.load(str(run.root), device="cpu"), SAID)
+    before = scoring.scores(reward_models.load(str(world / "model"), device="cpu", train=True), SAID)
     assert live != pytest.approx(before, abs=1e-2)
     plain, out = (["export", run.root, "--out", tmp_path / name, "--device", "cpu"] for name in ("plain", "out"))
     assert runs.winnow(monkeypatch, *plain) == 0
     assert "loaded again, scores differ by at most 0.0e+00 nats" in capsys.readouterr().out
-    assert rewards.scores(scorers.load(str(tmp_path / "plain"), device="cpu"), SAID) == live
+    assert scoring.scores(reward_models.load(str(tmp_path / "plain"), device="cpu"), SAID) == live
     assert runs.winnow(monkeypatch, *out, "--merge") == (2 if lora is None else 0)
     if lora is None:
         assert "there is no adapter to merge" in capsys.readouterr().err
         return
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
-    assert rewards.scores(scorers.load(str(tmp_path / "out"), device="cpu"), SAID) == pytest.approx(live, abs=1e-5)
+    assert scoring.scores(reward_models.load(str(tmp_path / "out"), device="cpu"), SAID) == pytest.approx(live, abs=1e-5)
     assert scored_by_transformers(tmp_path / "out", SAID) == pytest.approx(live, abs=1e-5)
 
 
 def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, capsys):
-    run, merged = trained(world, tmp_path / "run", steps=1, lora="r=2"), models.merged
+    run, merged = trained(world, tmp_path / "run", steps=1, lora="r=2"), loading.merged
 
     def without_its_head(model):
         made = merged(model)
-        scorers.new_head(made.score, 7)
+        reward_models.new_head(made.score, 7)
         return made
 
-    monkeypatch.setattr(models, "merged", without_its_head)
+    monkeypatch.setattr(loading, "merged", without_its_head)
     assert runs.winnow(monkeypatch, "export", run.root, "--out", tmp_path / "out", "--merge", "--device", "cpu") == 2
     assert "the saved model differs from the live one: a token's score by" in capsys.readouterr().err
 

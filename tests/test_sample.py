@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import tiny
-from winnow import models
 from winnow.engine import rows
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
+from winnow.models import loading
 from winnow.sample import ROWS, TOKENS, Answer, Sampling, _together, choose, drawn, sample, words
 
 END = 1
@@ -25,7 +25,7 @@ def loaded(request, tmp_path_factory):
     made = tiny.tokenizer()
     tiny.model(request.param, vocab_size=len(made), pad_token_id=None, bos_token_id=0, eos_token_id=END).save_pretrained(folder)
     made.save_pretrained(folder)
-    return models.load(str(folder), device="cpu")
+    return loading.load(str(folder), device="cpu")
 
 
 def prompts(count, seed=0):
@@ -111,7 +111,7 @@ def test_batches_hold_little_padding_and_no_more_than_fits():
 @pytest.mark.parametrize("kind", ["words", "metaspace", "bytes"])
 def test_an_answer_keeps_the_blank_it_begins_with(tmp_path, kind):
     """Tokenizers of three families: what is written behind the prompt is what the tokens spell there, so it is read back as the same tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, loading, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from winnow.recipes import world
@@ -120,7 +120,7 @@ def test_an_answer_keeps_the_blank_it_begins_with(tmp_path, kind):
         world.write_tokenizer(tmp_path)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     elif kind == "metaspace":
-        made = Tokenizer(models.WordLevel({"<unk>": 0, "▁the": 1, "▁plot": 2, "▁was": 3, "▁dull": 4, "▁and": 5}, unk_token="<unk>"))
+        made = Tokenizer(loading.WordLevel({"<unk>": 0, "▁the": 1, "▁plot": 2, "▁was": 3, "▁dull": 4, "▁and": 5}, unk_token="<unk>"))
         made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
     else:

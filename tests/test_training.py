@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import runs
 import tiny
-from winnow import api, models
+from winnow import api
 from winnow.batch import collate
 from winnow.config.collection import GenerateSettings
 from winnow.config.options import ExportSettings, Lora
@@ -22,6 +22,7 @@ from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.errors import ModelError, TrainingError
+from winnow.models import loading
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation, verify
@@ -329,15 +330,15 @@ def test_an_adapter_trains_alone_and_its_reference_is_itself(world, tmp_path):
     bare = dpo(world, base, steps=3)
     assert first["logps/chosen"] != pytest.approx(read_jsonl(bare.metrics)[0]["logps/chosen"], abs=0.1)
     with pytest.raises(ModelError, match="already is an adapter"):
-        models.load(str(sft.root), lora=Lora(), device="cpu")
+        loading.load(str(sft.root), lora=Lora(), device="cpu")
     out = export.run(resolve(ExportSettings, {"model": str(run.root), "out": tmp_path / "merged", "merge": True}))
     batch = collate(tiny.groups(3))
-    live, merged = (engine.logps(models.load(str(path), device="cpu").model, batch)["logp"].detach() for path in (run.root, out))
+    live, merged = (engine.logps(loading.load(str(path), device="cpu").model, batch)["logp"].detach() for path in (run.root, out))
     torch.testing.assert_close(live, merged, rtol=0, atol=1e-4)
     assert not (out / "adapter_config.json").exists()
     plain = export.run(resolve(ExportSettings, {"model": str(run.root), "out": tmp_path / "plain"}))
     assert (plain / "adapter_model.safetensors").read_bytes() == (run.model / "adapter_model.safetensors").read_bytes()
-    assert torch.equal(engine.logps(models.load(str(plain), device="cpu").model, batch)["logp"].detach(), live)
+    assert torch.equal(engine.logps(loading.load(str(plain), device="cpu").model, batch)["logp"].detach(), live)
     assert not torch.equal(runs.weights(run.model)[next(iter(runs.weights(run.model)))], runs.weights(sft.model)[next(iter(runs.weights(sft.model)))])
     trained = load_file(run.checkpoints / "step_3" / "weights.safetensors")
     assert trained

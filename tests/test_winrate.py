@@ -23,10 +23,11 @@ import endpoints
 import runs
 import tiny
 from endpoints import line as verdict
-from winnow import doubts, matches, scorers, winrate_page
+from winnow import doubts, matches, winrate_page
 from winnow.collect import endpoint
 from winnow.collect.votes import Vote
 from winnow.matches import Match
+from winnow.models import reward_models
 from winnow.recipes import sampling
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
@@ -443,14 +444,14 @@ def test_a_budget_is_of_the_whole_command_and_the_next_goes_on(world, tmp_path, 
 def test_a_reward_model_is_the_judge(world, tmp_path, call):
     """Its scores, taken here once more, answer by answer."""
     import test_judge
-    from winnow import rewards
+    from winnow.models import scoring
 
     judge_model = test_judge.reward_model(tmp_path / "reward")
     assert call(*line(world, tmp_path / "w", "new", "people.jsonl", judge=f"reward:{judge_model}", device="cpu"))[0] == 0
-    loaded = scorers.load(str(judge_model), device="cpu")
+    loaded = reward_models.load(str(judge_model), device="cpu")
     gains = []
     for row, prompt, people in zip(read_jsonl(tmp_path / "w" / "model-1.answers.jsonl"), asked(world), read_jsonl(world / "people.jsonl"), strict=True):
-        scores = rewards.scores(loaded, [rewards.Dialogue(prompt["prompt"], text) for text in (*row["completions"], people["completion"])])
+        scores = scoring.scores(loaded, [scoring.Dialogue(prompt["prompt"], text) for text in (*row["completions"], people["completion"])])
         gains += [np.mean(scores[:-1]) - scores[-1]] if row["completions"] else []
     (one,) = read_json(tmp_path / "w" / "report.json")["comparisons"]
     assert one["score_gain"] == pytest.approx(students(np.array(gains)), rel=1e-4)

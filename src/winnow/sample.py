@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow.layers import as_written
-from winnow.models import LoadedModel, is_adapter
+from winnow.models.layers import as_written
+from winnow.models.loading import LoadedModel, is_adapter
 from winnow.system import signals
 
 ROWS, TOKENS = 256, 2**17  # most sequences that are generated together, and most tokens of their caches

@@ -21,8 +21,8 @@ from winnow.engine import rows, scalar
 from winnow.engine.api import Engine
 from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
-from winnow.layers import as_written
-from winnow.models import LoadedModel, has_experts
+from winnow.models.layers import as_written
+from winnow.models.loading import LoadedModel, has_experts
 from winnow.system.console import safe, say
 
 # What two right ways of computing may differ by at least and at most: largest log-prob difference (nats), relative norm of

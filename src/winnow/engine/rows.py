@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from winnow.batch import Batch
 from winnow.engine.api import Columns, Said, Slope
-from winnow.shards import bare, released, through
+from winnow.models.fsdp import bare, released, through
 
 NAME = "rows"
 

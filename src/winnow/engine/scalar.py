@@ -19,7 +19,7 @@ from winnow.engine.api import Columns, Said, Slope
 from winnow.engine.rows import padded_rows
 from winnow.engine.tiled import Tiled, bare
 from winnow.errors import ModelError
-from winnow.shards import released, through
+from winnow.models.fsdp import released, through
 
 
 @dataclass(frozen=True)

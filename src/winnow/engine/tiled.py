@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow import shards
 from winnow.batch import Batch
 from winnow.engine import head, masks, segments, single, varlen
 from winnow.engine.api import Columns, Said, Slope
-from winnow.models import is_adapter
-from winnow.shards import Shards, released, through
+from winnow.models import fsdp
+from winnow.models.fsdp import Shards, released, through
+from winnow.models.loading import is_adapter
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Tiled:
 
 def bare(model: Any) -> Any:
     """The transformers model, whether or not it is sharded or an adapter is laid on it."""
-    inner = shards.bare(model)
+    inner = fsdp.bare(model)
     return inner.get_base_model() if is_adapter(inner) else inner
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from winnow import hashes
 from winnow.config.collection import SamplingSettings
 from winnow.data.packing import budget
 from winnow.data.prompts import prompts
@@ -17,7 +16,8 @@ from winnow.engine.dataset_logps import compute
 from winnow.engine.probe import engine_for
 from winnow.measures import drift
 from winnow.measures.winrate import Mean, interval, over_prompts
-from winnow.models import LoadedModel
+from winnow.models import hashes
+from winnow.models.loading import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
 from winnow.sample import sample, words
 from winnow.system.console import Steps

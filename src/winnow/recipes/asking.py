@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from winnow import models
 from winnow.config.collection import SamplingSettings
 from winnow.config.resolve import read_text
 from winnow.data.dataset import Dataset
@@ -14,7 +13,8 @@ from winnow.data.prompts import Prompt, as_turns
 from winnow.data.records import Text, as_json
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
-from winnow.models import LoadedModel
+from winnow.models import loading
+from winnow.models.loading import LoadedModel
 from winnow.sample import Sampling
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json
@@ -44,10 +44,10 @@ def distinct(asked: list[Prompt]) -> list[Prompt]:
 
 def load(name: str, settings: SamplingSettings) -> LoadedModel:
     """A model to be asked, in the bits its run had."""
-    quantize = settings.quantize or models.quantized_as(name)
+    quantize = settings.quantize or loading.quantized_as(name)
     if quantize != settings.quantize:
         say(f"from the run {safe(name)}: quantize={quantize}")
-    loaded = models.load(name, dtype=settings.dtype, device=settings.device, quantize=quantize, trust_remote_code=settings.trust_remote_code)
+    loaded = loading.load(name, dtype=settings.dtype, device=settings.device, quantize=quantize, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
         loaded.tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     return loaded
@@ -68,7 +68,7 @@ def ask(name: str, loaded: LoadedModel, prompts: list[Prompt], settings: Samplin
 
 def _room(name: str, places: list[str], prompts: list[tuple[int, ...]], settings: SamplingSettings) -> int:
     """Tokens an answer may have: what was asked for, or what the model's limit leaves. Raises DataError by prompt."""
-    limit = models.length_limit(name, trust_remote_code=settings.trust_remote_code)
+    limit = loading.length_limit(name, trust_remote_code=settings.trust_remote_code)
     bad = [Problem(where, "", "has no tokens", "say something, or use a tokenizer that writes BOS") for where, ids in zip(places, prompts) if not ids]
     if limit is not None:
         bad += [Problem(where, "", f"has {len(ids):,} tokens, the model's limit is {limit:,}") for where, ids in zip(places, prompts) if len(ids) >= limit]

@@ -15,13 +15,14 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import models, report
+from winnow import report
 from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
 from winnow.measures.clustered import told
-from winnow.models import LoadedModel
+from winnow.models import loading
+from winnow.models.loading import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world
 from winnow.recipes.demo_figures import Sampled
 from winnow.sample import Sampling, sample, words
@@ -100,7 +101,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     )
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
     prompts = world.openings(PROMPTS + HELD_OUT, seed)
-    loaded = models.load(str(root / "sft"), device="cpu")
+    loaded = loading.load(str(root / "sft"), device="cpu")
     train, held_out = (sampled(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
     flipped = _write_preferences(root / "preferences.jsonl", prompts[:PROMPTS], train, seed)
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
@@ -122,7 +123,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
         command,
     )
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
-    policy = models.load(str(root / "dpo"), device="cpu")
+    policy = loading.load(str(root / "dpo"), device="cpu")
     after = sampled(policy, prompts[PROMPTS:], seed + 3)
     found = demo_figures.figures(held_out, after, demo_figures.kl(policy, loaded, prompts[PROMPTS:], after), demo_figures.accuracy(root / "dpo"))
     summary: dict[str, Any] = {"figures": told(found), **{name: one.value for name, one in found.items()}}
@@ -137,7 +138,7 @@ def write_world(root: Path, seed: int) -> None:
     if (root / "reviews.jsonl").exists():
         return
     world.write_tokenizer(root / "tokenizer")
-    models.create(root / "world", models.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE)
+    loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE)
     count = SFT_STEPS * SFT_BATCH  # every review is seen once
     rows = [{"prompt": review.prompt, "completion": review.completion} for review in world.reviews(count + 256, seed)]
     write_jsonl(root / "reviews_held_out.jsonl", rows[count:])

@@ -13,7 +13,7 @@ from winnow.engine.tiled import SEGMENTS
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, ratio, share
 from winnow.measures.winrate import win_rate
-from winnow.models import LoadedModel
+from winnow.models.loading import LoadedModel
 from winnow.recipes import world
 from winnow.sample import Answer
 from winnow.system.files import read_json

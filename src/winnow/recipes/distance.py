@@ -9,12 +9,12 @@ import torch
 
 from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup, Renderer
-from winnow.device import available
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, share
-from winnow.models import LoadedModel
+from winnow.models.device import available
+from winnow.models.loading import LoadedModel
 from winnow.recipes import asking
 from winnow.recipes.heldsets import HeldOut
 from winnow.sample import Sampling, sample

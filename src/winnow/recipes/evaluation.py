@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from winnow import evaluation_page, evaluation_signs, models
+from winnow import evaluation_page, evaluation_signs
 from winnow.config.options import EvalSettings
 from winnow.config.resolve import Resolved, validated
 from winnow.data.packing import budget
-from winnow.device import keep_memory
 from winnow.errors import RunError, SettingsError
 from winnow.measures import rewardbench, slices
 from winnow.measures.clustered import told
+from winnow.models import loading
+from winnow.models.device import keep_memory
 from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes import evaluation_tables, flips, heldsets, saying, setfigures
 from winnow.recipes.heldsets import HeldOut
@@ -42,7 +43,7 @@ class Evaluation:
 
 def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """Every figure with its interval; `report.html`, `report.json` and `rows.jsonl` where a folder was asked for."""
-    settings, scorer = resolved.settings, models.is_scorer(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
+    settings, scorer = resolved.settings, loading.is_scorer(resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code)
     keep_memory()
     made, trained, began = objective("dpo"), None, dict[str, Any]()
     if scorer:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow import models, scorers
 from winnow.config.options import ExportSettings
 from winnow.config.resolve import Resolved
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
+from winnow.models import loading, reward_models
 from winnow.system.console import safe, say
 from winnow.system.run_folder import RunFolder
 
@@ -21,15 +21,15 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
-    scorer = models.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
-    load, engine, what = (scorers.load, scalar.ORACLE, "score") if scorer else (models.load, rows, "log-prob")
+    scorer = loading.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
+    load, engine, what = (reward_models.load, scalar.ORACLE, "score") if scorer else (loading.load, rows, "log-prob")
     loaded = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
-    model = models.merged(loaded.model) if settings.merge else loaded.model
+    model = loading.merged(loaded.model) if settings.merge else loaded.model
     if scorer and settings.merge:  # beside an adapter lies no configuration that would say so
-        scorers.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
-    models.save(model, loaded.tokenizer, settings.out)
+        reward_models.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
+    loading.save(model, loaded.tokenizer, settings.out)
     name = str(dtype).removeprefix("torch.")
     again = load(str(settings.out), dtype=name, device=settings.device, trust_remote_code=settings.trust_remote_code)
     saved = fingerprint(engine, again.model, len(loaded.tokenizer))
@@ -39,7 +39,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
             f"{settings.out}: the saved model differs from the live one: a token's {what} by {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
-    if models.quantized_as(settings.model):
+    if loading.quantized_as(settings.model):
         say("trained beside weights in 4 bits, saved beside the base model's own: log-probs differ from the training's by what 4 bits round away")
     say(f"saved: {safe(settings.out)}; loaded again, {what}s differ by at most {difference:.1e} nats")
     return settings.out

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from winnow import frontier_page, frontier_words, models, report, scorers
+from winnow import frontier_page, frontier_words, report
 from winnow.config.options import DemoSettings, FrontierSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import RunError
-from winnow.hashes import weights_hash
+from winnow.models import loading, reward_models
+from winnow.models.hashes import weights_hash
 from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import CRITIC, METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
@@ -140,7 +141,7 @@ def compute(root: Path, command: str, *, quick: bool, seeds: int | None, seed: i
 def _compute(root: Path, command: str, quick: bool, seeds: int | None, seed: int, trained: Path | None) -> None:
     plans = (("small", QUICK_SMALL, small), ("reviews", QUICK_REVIEWS, partial(reviews, trained=trained))) if quick else FULL
     began, same = time.perf_counter(), sha256_json([_fixed(plan.size) | {"rates": plan.rates} for _, plan, _ in plans])[:16]
-    made = {"quick": quick, "seed": seed, "sft": weights_hash(models.load(str(trained), device="cpu").model) if trained else None, "trainings": same}
+    made = {"quick": quick, "seed": seed, "sft": weights_hash(loading.load(str(trained), device="cpu").model) if trained else None, "trainings": same}
     ledger = _begun(root, made)
     many = {name: _enough(f"{root}: {name}", seeds, ledger.get("seeds", {}).get(name, 0), plan.seeds) for name, plan, _ in plans}
     work = [(name, plan, make, tries(name, plan, many[name], seed)) for name, plan, make in plans]
@@ -235,7 +236,7 @@ def _trained(world: World, one: Try, folder: Path, train: Callable[[World, Try, 
     fresh, began, busy = not folder.exists(), time.perf_counter(), time.process_time()
     cost = train(world, one, folder)
     took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy} if fresh else {"seconds": None, "cpu": None}
-    loaded = models.load(str(folder), device="cpu")
+    loaded = loading.load(str(folder), device="cpu")
     found = world.measure(loaded)
     found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
     return {**found, **took, **cost, "run": str(folder.relative_to(world.root.parent))}
@@ -244,11 +245,11 @@ def _trained(world: World, one: Try, folder: Path, train: Callable[[World, Try, 
 def _picked(world: World, one: Try, scorer: Path) -> Figures:
     """The SFT model's best answer of n, by a reward model: nothing more is trained."""
     assert one.value is not None
-    found = world.picked(scorers.load(str(scorer), device="cpu"), round(one.value))
+    found = world.picked(reward_models.load(str(scorer), device="cpu"), round(one.value))
     return {**found, "path": [], "seconds": None, "cpu": None, "run": str(scorer.relative_to(world.root.parent))}
 
 
-def _path(world: World, loaded: models.LoadedModel, folder: Path) -> list[Figures]:
+def _path(world: World, loaded: loading.LoadedModel, folder: Path) -> list[Figures]:
     """Where the policy was at each checkpoint. The model's weights are exchanged: it is of no use afterwards."""
     found = []
     for saved in checkpoint.saved(RunFolder(folder).checkpoints):
@@ -274,7 +275,7 @@ SOURCES = {
 def _inputs(world: World) -> Figures:
     """What all points of a world were made of: SHA-256 of the SFT model's weights and of the files."""
     files = [world.prompts, *sorted(world.root.glob("answers.jsonl")), *sorted(world.root.glob("labels-*.jsonl")), *sorted(world.root.glob("drawn.json"))]
-    return {"sft": weights_hash(models.load(str(world.sft), device="cpu").model), **{path.name: sha256_file(path) for path in files}}
+    return {"sft": weights_hash(loading.load(str(world.sft), device="cpu").model), **{path.name: sha256_file(path) for path in files}}
 
 
 def _fixed(size: Size) -> Figures:

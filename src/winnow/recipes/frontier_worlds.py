@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from winnow import models, rewards
 from winnow.config.collection import JudgeSettings, SampleSettings
 from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
@@ -21,7 +20,8 @@ from winnow.engine.tiled import SEGMENTS
 from winnow.measures import drift, frontier
 from winnow.measures.frontier import Table
 from winnow.measures.winrate import over_prompts, win_rate
-from winnow.models import LoadedModel
+from winnow.models import loading, scoring
+from winnow.models.loading import LoadedModel
 from winnow.recipes import demo, judging, sampling, sft, small_world, world
 from winnow.system.files import read_json, write_json, write_jsonl
 
@@ -86,11 +86,11 @@ def small(root: Path, size: Size, seed: int) -> World:
     if not (root / "prompts.jsonl").exists():
         small_world.write_tokenizer(root / "tokenizer")
         shape = {**SMALL_SHAPE, "max_position_embeddings": 8}
-        models.create(root / "world", models.load_tokenizer(str(root / "tokenizer")), seed=seed, **shape)
+        loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **shape)
         write_jsonl(root / "demonstrations.jsonl", small_world.demonstrations(size.sft["steps"] * size.sft["batch_size"], seed))
         write_jsonl(root / "prompts.jsonl", [{"prompt": small_world.prompts()[i % len(small_world.prompts())]} for i in range(size.rows)])
     _sft(root, root / "demonstrations.jsonl", size, seed)
-    table = small_world.table(models.load(str(root / "sft"), device="cpu").model)
+    table = small_world.table(loading.load(str(root / "sft"), device="cpu").model)
     return World(
         "small",
         root,
@@ -138,7 +138,7 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
         demo.write_world(root, seed)
         _sft(root, root / "reviews.jsonl", size, seed)
     folder = trained or root / "sft"
-    reference = models.load(str(folder), device="cpu")
+    reference = loading.load(str(folder), device="cpu")
     held_out = openings[demo.PROMPTS :][: size.held_out]
     kept = root / "drawn.json"
     if not kept.exists():
@@ -209,8 +209,8 @@ def _best(drawn: Mapping[str, list[list[Any]]], n: int, by: Sequence[Sequence[fl
 
 def _scores(scorer: LoadedModel, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
     """A reward model's scores of answers to each prompt."""
-    asked = [rewards.Dialogue(prompt, text, (), prompt) for prompt, many in zip(prompts, texts, strict=True) for text in many]
-    found = iter(rewards.scores(scorer, asked))
+    asked = [scoring.Dialogue(prompt, text, (), prompt) for prompt, many in zip(prompts, texts, strict=True) for text in many]
+    found = iter(scoring.scores(scorer, asked))
     return [[next(found) for _ in many] for many in texts]
 
 

@@ -10,7 +10,7 @@ from winnow.config.collection import GenerateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import plain
-from winnow.device import keep_memory
+from winnow.models.device import keep_memory
 from winnow.recipes.asking import ask, load
 from winnow.sample import sample, words
 from winnow.system.console import console, safe, say

@@ -129,12 +129,12 @@ def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
 @contextmanager
 def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
-    from winnow import hashes, rewards, scorers  # torch takes seconds, and the other judges need none
+    from winnow.models import hashes, reward_models, scoring
 
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT, "a reward model")
     name = settings.judge.partition(":")[2]
-    loaded = scorers.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     how = _how(
         settings, weights=hashes.weights_hash(loaded.model)[:16], dtype=str(loaded.dtype).removeprefix("torch."), labels=settings.labels, scale=settings.scale
     )
@@ -144,8 +144,8 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
             part = asked[at : at + TOGETHER]  # whole, also where some of it is there: what is scored together decides the last digits
             if left.isdisjoint(item.id for item in part):
                 continue
-            said = [rewards.Dialogue(item.prompt, answer, item.tools, f"{item.where}: answer {k}") for item in part for k, answer in enumerate(item.answers)]
-            scores = iter(rewards.scores(loaded, said))
+            said = [scoring.Dialogue(item.prompt, answer, item.tools, f"{item.where}: answer {k}") for item in part for k, answer in enumerate(item.answers)]
+            scores = iter(scoring.scores(loaded, said))
             for item in part:
                 mine = [next(scores) for _ in item.answers]
                 if item.id in left:

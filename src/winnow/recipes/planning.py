@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow import models, outlines, quantized
 from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, scores
 from winnow.config.resolve import Resolved
@@ -17,10 +16,11 @@ from winnow.data.packing import BUDGET, GPU_BUDGET, budget, largest, most_expens
 from winnow.data.pairs import Pairs
 from winnow.data.render import Renderer
 from winnow.data.streaming import Windows
-from winnow.device import available, pick_device, pick_dtype
 from winnow.engine.probe import LOGPS, SCALARS
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError
+from winnow.models import loading, meta, quantization
+from winnow.models.device import available, pick_device, pick_dtype
 from winnow.objectives.terms import Objective, objective
 from winnow.recipes.rendering import renderer
 from winnow.system.launch import count
@@ -33,7 +33,7 @@ def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[
     settings: TrainSettings = resolved.settings
     if settings.lr is not None:
         return resolved
-    light = settings.lora is not None or models.is_adapter_folder(settings.model)
+    light = settings.lora is not None or loading.is_adapter_folder(settings.model)
     return resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full)
 
 
@@ -119,14 +119,14 @@ def refuse_quantized(settings: TrainSettings) -> None:
     """Raises ModelError where a training cannot have its frozen weights in 4 bits. Reads no weight."""
     if settings.quantize is None:
         return
-    if settings.lora is None and not models.is_adapter_folder(settings.model):
+    if settings.lora is None and not loading.is_adapter_folder(settings.model):
         raise ModelError("quantize: weights in 4 bits cannot be trained, and there is no adapter to train beside them", remedy="--lora auto")
-    quantized.refuse(pick_device(settings.device))
-    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    quantization.refuse(pick_device(settings.device))
+    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{settings.model}: its weights are quantised already", remedy="leave --quantize away, or give the model as it was before")
     if not packed_share(config, settings.trust_remote_code):
-        raise quantized.nothing_packed(settings.model)
+        raise quantization.nothing_packed(settings.model)
 
 
 LARGEST = 16_384  # tokens: beyond it micro-batches are no quicker
@@ -137,7 +137,7 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
     """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
     whole = scores(settings)
     batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)], whole=whole)
-    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)  # auto: as a rule
     device = pick_device(settings.device)
     engine = SEGMENTS if engine is VARLEN else engine
@@ -173,7 +173,7 @@ def _packed_line(settings: TrainSettings) -> str:
     """How many of the frozen weights are in 4 bits."""
     if settings.quantize is None:
         return ""
-    config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     return f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
 
 
@@ -182,9 +182,9 @@ def _reference_line(settings: TrainSettings) -> str:
     name = getattr(settings, "reference", None)
     if name is None:
         return ""
-    config = models.load_config(name, trust_remote_code=settings.trust_remote_code)
+    config = loading.load_config(name, trust_remote_code=settings.trust_remote_code)
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
-    model = outlines.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
+    model = meta.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
     return f"; while it is asked, the reference model {held(model, settings.quantize) / 2**20:,.0f} MiB besides"
 
 

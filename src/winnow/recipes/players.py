@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow import models
 from winnow.config.collection import SampleSettings, WinrateSettings
 from winnow.config.resolve import Resolved, handed_on
 from winnow.data import fields
@@ -18,6 +17,7 @@ from winnow.data.prompts import Prompt
 from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
+from winnow.models import loading
 from winnow.recipes import sampling
 from winnow.recipes.asking import name_of
 from winnow.system.console import safe, say
@@ -49,8 +49,8 @@ def players(settings: WinrateSettings) -> list[Player]:
     found = [Player(name, source, i, Path(source).is_file(), content(source)) for i, (name, source) in enumerate(zip(names, settings.models, strict=True), 1)]
     for one in found:
         if not one.file:
-            models.load_config(one.source, trust_remote_code=settings.trust_remote_code)
-            models.load_tokenizer(one.source, trust_remote_code=settings.trust_remote_code)
+            loading.load_config(one.source, trust_remote_code=settings.trust_remote_code)
+            loading.load_tokenizer(one.source, trust_remote_code=settings.trust_remote_code)
     if settings.temperatures and all(one.file for one in found[:-1]):
         raise SettingsError("temperatures: files of answers have none", remedy="name a model before the baseline, or leave temperatures away")
     return found
@@ -58,7 +58,7 @@ def players(settings: WinrateSettings) -> list[Player]:
 
 def content(source: str) -> str:
     """A hash of a file of answers, or of a model's weights and configuration as they lie in its folder; of a model elsewhere its name."""
-    path = Path(source if Path(source).is_file() else models.locate(source))
+    path = Path(source if Path(source).is_file() else loading.locate(source))
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
     return sha256_json({file.name: sha256_file(file) for file in files}) if files else source
 

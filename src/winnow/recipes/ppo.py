@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow import hashes, models, report, scorers
+from winnow import report
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.data.order import Cursor, Share, batches
-from winnow.device import keep_memory
 from winnow.engine.probe import engine_for
 from winnow.engine.scalar import scalar_head
 from winnow.errors import RunError
-from winnow.models import LoadedModel
+from winnow.models import hashes, loading, reward_models
+from winnow.models.device import keep_memory
+from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.rollout import TokenLoss, surrogate, value_error
 from winnow.recipes import asking, ppo_job, record, references, rewarding, samples
@@ -63,7 +64,7 @@ def _train(job: Job) -> None:
     reference = references.described(settings.model, policy.loaded, None, len(job.tokenizer))  # the policy is still as it began
     kept = record.newest(job.run, identity, settings.allow_change, ("weights", "critic", "reward"))
     progress = _restore(job, players, kept)
-    counts = models.parameter_counts(policy.loaded.model)
+    counts = loading.parameter_counts(policy.loaded.model)
     record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
     record.note(job.run, reference=reference)
     _say_head(job, players, counts)
@@ -84,7 +85,7 @@ def _train(job: Job) -> None:
         )
     samples.write(job.run, policy.loaded, job.tokenizer, shown, progress.step)
     record.note(job.run, known=progress.known, sealed=True)
-    models.save(policy.loaded.model, job.tokenizer, job.run.model)
+    loading.save(policy.loaded.model, job.tokenizer, job.run.model)
     job.run.seal()
     report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
@@ -94,13 +95,13 @@ def _players(job: Job, reward: Reward) -> Players:
     """All that takes part, as it is before the first step."""
     settings = job.settings
     given: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
-    loaded = models.load(settings.model, lora=parse_lora(settings.lora), seed=settings.seed, train=True, **given)
+    loaded = loading.load(settings.model, lora=parse_lora(settings.lora), seed=settings.seed, train=True, **given)
     assert settings.lr is not None
     policy = _actor(job, loaded, settings.lr)
     critic = None
     if settings.advantage == "gae":
         assert settings.critic_lr is not None
-        critic = _actor(job, scorers.load(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
+        critic = _actor(job, reward_models.load(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
         with torch.no_grad():  # not before its engine is proved: of a head of zeros everything is right
             for weight in scalar_head(critic.loaded.model).parameters():
                 weight.zero_()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from winnow import models, outlines
 from winnow.config.collection import SamplingSettings
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
@@ -17,9 +16,10 @@ from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
-from winnow.device import pick_device
 from winnow.errors import DataError, ModelError
-from winnow.models import LoadedModel
+from winnow.models import loading, meta
+from winnow.models.device import pick_device
+from winnow.models.loading import LoadedModel
 from winnow.recipes import record, rewarding
 from winnow.recipes.asking import Asked, ask
 from winnow.system import files
@@ -61,7 +61,7 @@ def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
         of_lr = settings.lr is not None
         resolved = resolved.fill(f"{TIMES} times lr" if of_lr else "default", critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE)
     if settings.lr is None:
-        light = settings.lora is not None or models.is_adapter_folder(settings.model)
+        light = settings.lora is not None or loading.is_adapter_folder(settings.model)
         resolved = resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=ADAPTER_RATE if light else RATE)
     return resolved
 
@@ -77,7 +77,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
         return None
     _possible(resolved)
     said = prompts(settings.prompts, settings.limit)
-    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     asked = ask(settings.model, LoadedModel(None, tokenizer, settings.model, pick_device(settings.device)), said, _sampling(settings))
@@ -106,19 +106,19 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
         raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
     require(settings.trackers)
     rewarding.refuse(resolved)
-    models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     lora = parse_lora(settings.lora)
     if lora is not None:
-        models.refuse_second_adapter(settings.model)
-        config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        outlines.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
+        loading.refuse_second_adapter(settings.model)
+        config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+        meta.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
     if settings.advantage == "gae":
         name = critic_name(settings)
-        if models.is_adapter_folder(name):
+        if loading.is_adapter_folder(name):
             raise ModelError(f"{name} is an adapter, and a critic begins with a whole model", remedy="--critic MODEL, or merge it: winnow export --merge")
         if name != settings.model:
-            ours, theirs = (models.load_tokenizer(one, trust_remote_code=settings.trust_remote_code) for one in (settings.model, name))
-            models.same_tokens(ours, theirs, name, "critic")
+            ours, theirs = (loading.load_tokenizer(one, trust_remote_code=settings.trust_remote_code) for one in (settings.model, name))
+            loading.same_tokens(ours, theirs, name, "critic")
 
 
 def critic_name(settings: PPOSettings) -> str:

@@ -16,7 +16,7 @@ from winnow.data.layouts import unread
 from winnow.data.packing import largest
 from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
-from winnow.models import LoadedModel
+from winnow.models.loading import LoadedModel
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, sha256_json, versions, write_atomic, write_json
 from winnow.system.launch import count, leads

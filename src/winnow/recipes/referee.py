@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from winnow import rewards, scorers
 from winnow.collect import rules, rulings
 from winnow.collect.endpoint import refuse_absent
 from winnow.collect.items import Item
@@ -17,6 +16,7 @@ from winnow.config.options import ModelSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.prompts import Prompt
 from winnow.errors import JudgeError
+from winnow.models import reward_models, scoring
 from winnow.recipes import judging
 from winnow.system.files import read_jsonl
 
@@ -42,7 +42,7 @@ class Referee:
             refuse_absent(judge)
         elif judge.startswith("reward:"):
             how = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
-            rewards.scores(scorers.load(judge.partition(":")[2], **how), [rewards.Dialogue(text, answer, (), f"a trial on {where}") for answer in said])
+            scoring.scores(reward_models.load(judge.partition(":")[2], **how), [scoring.Dialogue(text, answer, (), f"a trial on {where}") for answer in said])
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # who samples next wants the room
         elif rules.is_function(judge):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from winnow import models
 from winnow.config.options import TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.engine import dataset_logps, rows
@@ -17,7 +16,8 @@ from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import Reference
 from winnow.engine.fingerprint import fingerprint
 from winnow.errors import TrainingError
-from winnow.models import LoadedModel
+from winnow.models import loading
+from winnow.models.loading import LoadedModel
 from winnow.system import distributed
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder
@@ -38,7 +38,7 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
         if named is not None:
-            yield models.load(named, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
+            yield loading.load(named, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
         elif frozen is None:
             yield loaded
         else:

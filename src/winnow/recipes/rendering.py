@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from winnow import models
 from winnow.config.options import EvalSettings, TrainSettings, scores
 from winnow.config.resolve import read_text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, SettingsError
+from winnow.models import loading
 
 
 def renderer(settings: TrainSettings | EvalSettings, *, scorer: bool = False) -> Renderer:
     """The renderer for settings that name a model and data. scorer: the model is a reward model, though no setting says so. Raises ModelError,
     SettingsError, DataError.
     """
-    tokenizer = models.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
-    longest = models.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
+    longest = loading.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.max_length is not None and longest is not None and settings.max_length > longest:
         raise DataError(f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens", remedy=f"--max-length {longest}")
     whole = scorer or scores(settings)

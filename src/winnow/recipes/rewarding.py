@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow import hashes, models, rewards, scorers
 from winnow.collect import rules
 from winnow.collect.items import Item
 from winnow.config.ppo import PPOSettings
@@ -14,7 +13,8 @@ from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
-from winnow.models import LoadedModel
+from winnow.models import hashes, loading, reward_models, scoring
+from winnow.models.loading import LoadedModel
 from winnow.system.files import sha256_json
 from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
@@ -55,7 +55,7 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
             remedy="a run of winnow reward, a reward model, or a function: module:function, FILE.py:function",
         )
     if not is_code(settings.reward):
-        models.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
+        loading.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(f"reward: {settings.reward} runs code, so a file cannot ask for it", remedy="give --reward on the command line")
     else:
@@ -66,11 +66,11 @@ def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
     if is_code(settings.reward):
         return _function(settings)
-    loaded = scorers.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
-        dialogues = [rewards.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}") for one in said for k, answer in enumerate(one.answers)]
-        found = iter(rewards.scores(loaded, dialogues))
+        dialogues = [scoring.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}") for one in said for k, answer in enumerate(one.answers)]
+        found = iter(scoring.scores(loaded, dialogues))
         return [[next(found) for _ in one.answers] for one in said]
 
     return Reward(settings.reward, hashes.source_hash(loaded.model), scores, loaded)

@@ -20,7 +20,7 @@ from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import PerToken, compute, offsets
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
-from winnow.models import LoadedModel
+from winnow.models.loading import LoadedModel
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.rollout import Answers, by_gae, by_group
 from winnow.recipes.asking import Asked

@@ -11,11 +11,11 @@ from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
-from winnow.models import LoadedModel
+from winnow.models.fsdp import whole
+from winnow.models.loading import LoadedModel
 from winnow.recipes.asking import SHOWN, Probe
 from winnow.recipes.references import ReferenceModel
 from winnow.sample import Sampling, sample, words
-from winnow.shards import whole
 from winnow.system import distributed
 from winnow.system.files import read_jsonl, write_jsonl
 from winnow.system.launch import leads

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from winnow import hashes, models, vllm
+from winnow import vllm
 from winnow.config.collection import SampleSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import prompts
 from winnow.data.records import Completion, Message, PreferenceGroup, Text
 from winnow.data.render import RenderedGroup, Renderer
-from winnow.device import keep_memory
 from winnow.errors import ModelError
-from winnow.models import LoadedModel
+from winnow.models import hashes, loading
+from winnow.models.device import keep_memory
+from winnow.models.loading import LoadedModel
 from winnow.recipes.asking import Asked, ask, load
 from winnow.sample import Answer, drawn, seeds, words
 from winnow.system.append_file import Growing
@@ -84,7 +85,7 @@ def _drawn(settings: SampleSettings, loaded: LoadedModel, asked: Asked, done: se
 
 def _refuse(settings: SampleSettings) -> None:
     """Raises ModelError for what vLLM cannot have."""
-    if settings.sampler == "vllm" and models.is_adapter_folder(settings.model):
+    if settings.sampler == "vllm" and loading.is_adapter_folder(settings.model):
         raise ModelError(f"sampler: vllm is given whole models, and {settings.model} is an adapter", remedy="winnow export --merge first")
     if settings.sampler == "vllm" and settings.quantize is not None:
         raise ModelError("sampler: vllm does not take --quantize", remedy="leave one of them away")

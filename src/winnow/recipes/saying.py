@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow import hashes, models, rewards, scorers
 from winnow.config.options import EvalSettings
 from winnow.data.packing import budget
 from winnow.data.render import Renderer
-from winnow.device import DTYPES
 from winnow.engine import rows
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.probe import engine_for
 from winnow.errors import ModelError
-from winnow.models import LoadedModel
+from winnow.models import hashes, loading, reward_models, scoring
+from winnow.models.device import DTYPES
+from winnow.models.loading import LoadedModel
+from winnow.models.scoring import Dialogue
 from winnow.recipes import distance
 from winnow.recipes.distance import Distance
 from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.setfigures import Spoken
-from winnow.rewards import Dialogue
 from winnow.system.console import Steps
 
 
@@ -51,12 +51,12 @@ class Said:
 
 def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:
     """A score for every completion of every set."""
-    loaded = scorers.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     loaded.tokenizer.chat_template = rendered.tokenizer.chat_template
     found = []
     for one in sets:
         asked = [Dialogue(text.prompt, completion.text, text.tools, text.where) for text in one.texts for completion in text.completions]
-        scores = iter(rewards.scores(loaded, asked))
+        scores = iter(scoring.scores(loaded, asked))
         found.append([[next(scores) for _ in text.completions] for text in one.texts])
     return Said(scores=found, weights={"model": hashes.weights_hash(loaded.model)})
 
@@ -68,7 +68,7 @@ def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut
     reference is loaded, but where whole distributions are to be compared and both have room.
     """
     if settings.reference is not None:
-        models.same_tokens(rendered.tokenizer, models.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
+        loading.same_tokens(rendered.tokenizer, loading.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
     policy = _load(settings.model, settings)
     ours = _engine(policy, settings, sets)
     said = [_logps(policy, ours, one, settings, "policy") for one in sets]
@@ -90,7 +90,7 @@ def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut
 
 
 def _load(name: str, settings: EvalSettings) -> LoadedModel:
-    return models.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
+    return loading.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
 
 
 def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]) -> Engine:

@@ -22,10 +22,10 @@ from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.tiled import SEGMENTS
 from winnow.measures.frontier import Table, closed
-from winnow.models import LoadedModel
+from winnow.models.loading import LoadedModel
+from winnow.models.scoring import Dialogue
+from winnow.models.scoring import scores as rewards_of
 from winnow.objectives.scores import per_completion
-from winnow.rewards import Dialogue
-from winnow.rewards import scores as rewards_of
 
 WORDS = ("ba", "de", "fi", "go", "ku", "la", "mi")
 EOS = "</s>"

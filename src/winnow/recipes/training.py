@@ -9,26 +9,27 @@ from typing import Any
 
 import torch
 
-from winnow import hashes, models, outlines, report, scorers
+from winnow import report
 from winnow.batch import collate
 from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.packing import most_expensive, pack
 from winnow.data.render import Renderer
-from winnow.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.engine.api import Engine
 from winnow.engine.probe import engine_for
 from winnow.engine.tiled import SEGMENTS, VARLEN
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
-from winnow.layers import compile_layers, enable_checkpointing
-from winnow.models import LoadedModel
+from winnow.models import hashes, loading, meta, reward_models
+from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
+from winnow.models.fsdp import gathered, shard, whole
+from winnow.models.layers import compile_layers, enable_checkpointing
+from winnow.models.loading import LoadedModel
 from winnow.objectives.terms import Objective
 from winnow.recipes import asking, record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer
-from winnow.shards import gathered, shard, whole
 from winnow.system import distributed, signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
@@ -187,19 +188,19 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
     refuse_quantized(settings)
     lora = parse_lora(settings.lora)
     if lora is not None:
-        models.refuse_second_adapter(settings.model)
+        loading.refuse_second_adapter(settings.model)
     if lora is not None or scores(settings):
-        config = models.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        outlines.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scores(settings))
+        config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+        meta.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scores(settings))
     if reference_model is not None:
-        models.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
-        theirs = models.load_tokenizer(reference_model, trust_remote_code=settings.trust_remote_code)
-        models.same_tokens(renderer.tokenizer, theirs, reference_model)
+        loading.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
+        theirs = loading.load_tokenizer(reference_model, trust_remote_code=settings.trust_remote_code)
+        loading.same_tokens(renderer.tokenizer, theirs, reference_model)
 
 
 def _run(job: Job) -> None:
     loaded = _scored_by(job) if job.objective.rewards else _policy(job.settings)
-    counts = models.parameter_counts(loaded.model)
+    counts = loading.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
     distributed.same("the engine that is right for the model", engine.NAME)
     limit = limit_of(loaded.model, loaded.device)
@@ -249,7 +250,7 @@ def _run(job: Job) -> None:
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
         if leads():
-            models.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
+            loading.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
     if leads():
         job.run.seal()
         report.write(job.run.root)
@@ -257,7 +258,7 @@ def _run(job: Job) -> None:
 
 
 def _policy(settings: TrainSettings) -> LoadedModel:
-    return models.load(
+    return loading.load(
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
@@ -272,7 +273,7 @@ def _policy(settings: TrainSettings) -> LoadedModel:
 def _scored_by(job: Job) -> LoadedModel:
     """The reward model that is trained."""
     settings = job.settings
-    loaded = scorers.load(
+    loaded = reward_models.load(
         settings.model,
         dtype=settings.dtype,
         device=settings.device,
@@ -281,7 +282,7 @@ def _scored_by(job: Job) -> LoadedModel:
         train=True,
         trust_remote_code=settings.trust_remote_code,
     )
-    scorers.choose_padding(loaded.model, job.renderer)
+    reward_models.choose_padding(loaded.model, job.renderer)
     return loaded
 
 

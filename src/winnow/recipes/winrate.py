@@ -22,10 +22,10 @@ from winnow.config.collection import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain
-from winnow.device import keep_memory
 from winnow.doubts import doubts
 from winnow.errors import RunError
 from winnow.matches import Match
+from winnow.models.device import keep_memory
 from winnow.recipes import players
 from winnow.recipes.asking import distinct
 from winnow.recipes.players import Answers, Player

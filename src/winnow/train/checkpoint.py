@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from winnow import shards
 from winnow.data.order import Cursor
 from winnow.errors import RunError, TrainingError
+from winnow.models import fsdp
 from winnow.system import distributed, files, launch
 from winnow.system.files import (
     folder_atomic,
@@ -189,7 +189,7 @@ def _part(slices: Sequence[Any]) -> Tensor:
     if not slices[0].get_shape():
         return torch.as_tensor(slices[0][...])
     sizes = [one.get_shape()[0] for one in slices]
-    own = shards.rows(sum(sizes))
+    own = fsdp.rows(sum(sizes))
     found, first = [], 0
     for one, size in zip(slices, sizes):
         a, b = max(own.start, first), min(own.stop, first + size)

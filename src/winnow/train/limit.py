@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from winnow import quantized
 from winnow.batch import Batch
 from winnow.data.packing import Work
-from winnow.models import has_experts
+from winnow.models import quantization
+from winnow.models.loading import has_experts
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def limit_of(model: Any, device: torch.device) -> Limit | None:
     if has_experts(model.config) or not all(shape) or model.get_output_embeddings() is None:
         return None
     heads, hidden, layers = shape
-    counts = [(quantized.count(p), p.requires_grad) for p in model.parameters()]
+    counts = [(quantization.count(p), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
     entry, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     body = total - entry.numel() - (0 if head is entry else head.numel())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from winnow.batch import Batch
 from winnow.config.options import Follow
 from winnow.engine.api import Engine, Said
-from winnow.shards import local
+from winnow.models.fsdp import local
 from winnow.train.reference import Frozen
 
 

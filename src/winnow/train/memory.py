@@ -18,14 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow import models, outlines, quantized
 from winnow.batch import Batch
 from winnow.config.options import TrainSettings, parse_lora, scores
 from winnow.engine import head
 from winnow.engine.api import Engine
 from winnow.engine.scalar import is_scalar
 from winnow.engine.tiled import SEGMENTS, bare
-from winnow.layers import enable_checkpointing, layers_of
+from winnow.models import loading, meta, quantization
+from winnow.models.layers import enable_checkpointing, layers_of
 
 # The process takes more than what is alive: holes between blocks, which nothing of the right size fills. An adapter's small tensors
 # among the large ones leave more of them; with checkpointing memory is given back to the system. Measured: docs/benchmarks.md.
@@ -71,17 +71,17 @@ def estimate(
     engine: how the model is asked; `segments` as a rule (the flash kernels of a GPU hold no more). Weights; gradients in float32; moments
     and, for half precision, master weights; where the reference is asked `live`, the trainable weights as they were; the logits of one part of
     the batch; and everything else that is alive at the worst moment of the forward and backward pass. processes: of the job, each of which
-    holds its part of all but the last two (`winnow.shards`).
+    holds its part of all but the last two (`winnow.models.fsdp`).
     """
     model = _outline(config, dtype, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     wide = sum(p.numel() * max(4, p.itemsize) for p in trained)  # of the gradients, and of each moment
     holes = HOLES_CHECKPOINTING if settings.checkpointing else HOLES if len(trained) == len(list(model.parameters())) else HOLES_ADAPTER
-    weights, packed = held(model, settings.quantize), quantized.packable(model) if settings.quantize else []
+    weights, packed = held(model, settings.quantize), quantization.packable(model) if settings.quantize else []
     masters = sum(4 * p.numel() for p in trained if p.itemsize < 4)
     step = Memory(weights, wide, wide * (2 if settings.optimizer == "adamw" else 1) + masters, sum(p.nbytes for p in trained) * live, 0, 0)
     step = _shared(step, model, masters, processes) if processes > 1 else step
-    kind = torch.bfloat16 if models.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
+    kind = torch.bfloat16 if loading.has_experts(config) else dtype  # the outline of experts runs in bfloat16 only: what is alive is in proportion
     alive, logits = _alive(model if kind == dtype else _outline(config, kind, settings), batch, settings, engine)
     unpacked = max((p.nbytes for p in packed), default=0)  # a layer in 4 bits makes its matrix while it computes, one at a time
     inside = (alive - logits) * dtype.itemsize // kind.itemsize + unpacked
@@ -122,15 +122,15 @@ def _bytes(parameters: list[nn.Parameter]) -> int:
 
 def held(model: Any, quantize: str | None) -> int:
     """Bytes of an outline's weights, the frozen matrices packed where that is asked for."""
-    packed = quantized.packable(model) if quantize else []
-    return sum(p.nbytes for p in model.parameters()) - sum(p.nbytes - quantized.packed_bytes(p.numel()) for p in packed)
+    packed = quantization.packable(model) if quantize else []
+    return sum(p.nbytes for p in model.parameters()) - sum(p.nbytes - quantization.packed_bytes(p.numel()) for p in packed)
 
 
 def packed_share(config: Any, trust_remote_code: bool) -> float:
     """Of a model's weights, how many would be in 4 bits: of a mixture of experts few, since its experts are no linear layers."""
     with torch.device("meta"):
-        model = outlines.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
-    return sum(p.numel() for p in quantized.packable(model)) / sum(p.numel() for p in model.parameters())
+        model = meta.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
+    return sum(p.numel() for p in quantization.packable(model)) / sum(p.numel() for p in model.parameters())
 
 
 def remedies(settings: TrainSettings, tokens: int, largest: int, device: torch.device = CPU) -> Iterator[Change]:
@@ -142,7 +142,7 @@ def remedies(settings: TrainSettings, tokens: int, largest: int, device: torch.d
     while smaller >= max(largest, 256):
         yield f"--max-tokens {smaller}", {"max_tokens": smaller}
         smaller //= 2
-    adapter = settings.lora is not None or models.is_adapter_folder(settings.model)
+    adapter = settings.lora is not None or loading.is_adapter_folder(settings.model)
     if not settings.checkpointing and not settings.compile:
         yield "--checkpointing (a third slower)", {"checkpointing": True}
     if not adapter:
@@ -189,7 +189,7 @@ def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) ->
 
 
 def _outline(config: Any, dtype: torch.dtype, settings: TrainSettings) -> Any:
-    return outlines.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code, scorer=scores(settings))
+    return meta.trained_outline(settings.model, config, dtype, parse_lora(settings.lora), settings.trust_remote_code, scorer=scores(settings))
 
 
 def _put_on_cpu(model: Any) -> None:

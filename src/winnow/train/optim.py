@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from winnow.errors import ModelError, RunError
-from winnow.shards import local
+from winnow.models.fsdp import local
 from winnow.system import distributed as dist
 
 

@@ -23,7 +23,7 @@ from winnow.data.tokens import tokens_of
 from winnow.engine.api import Engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.errors import RunError
-from winnow.shards import dtype_of, local
+from winnow.models.fsdp import dtype_of, local
 from winnow.system.files import sha256_json, write_atomic
 
 SPOTS = 4  # groups of a stored set that are computed again when it is read

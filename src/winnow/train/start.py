@@ -11,8 +11,8 @@ import torch
 from winnow.batch import Batch
 from winnow.engine.api import Columns, Engine, Said, no_slope
 from winnow.errors import TrainingError
+from winnow.models.fsdp import dtype_of
 from winnow.objectives.terms import Objective
-from winnow.shards import dtype_of
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.reference import NOISE, only_noise

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from winnow.layers import layers_of
+from winnow.models.layers import layers_of
 from winnow.system.launch import count, leads, rank
 
 Found = TypeVar("Found")

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from winnow import models
 from winnow.config.options import Lora
 from winnow.data.render import Renderer
-from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.models import HEAD, LoadedModel
+from winnow.models import loading
+from winnow.models.device import pick_device, pick_dtype
+from winnow.models.loading import HEAD, LoadedModel
 
 
 def load(
@@ -30,17 +30,17 @@ def load(
     train: to be trained, and then a language model will do: it gets a new head (`new_head`). With `lora` an adapter is laid on it, beside which the
     head trains. Raises ModelError as `models.load` does, and for what was not trained to score.
     """
-    source = models.locate(name)
+    source = loading.locate(name)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
-    tokenizer = models.load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = loading.load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = _weights(name, source, kind, seed, train, trust_remote_code)
     if model.config.num_labels != 1:
         raise ModelError(f"{name}: has {model.config.num_labels} labels, a reward model has one", remedy="give a sequence classifier with num_labels 1")
     if lora is not None:
-        models.refuse_second_adapter(name)
-        model = models.with_lora(model, lora, seed)
-    return models.ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+        loading.refuse_second_adapter(name)
+        model = loading.with_lora(model, lora, seed)
+    return loading.ready(name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
 def new_head(layer: nn.Linear, seed: int) -> None:
@@ -58,19 +58,19 @@ def _weights(name: str, source: str, dtype: torch.dtype, seed: int, train: bool,
     """The weights of a model that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
     from transformers import AutoModelForSequenceClassification
 
-    config, base = models.load_config(name, trust_remote_code=trust_remote_code), models.base_of(source)
-    classifies = models.is_classifier(config)
+    config, base = loading.load_config(name, trust_remote_code=trust_remote_code), loading.base_of(source)
+    classifies = loading.is_classifier(config)
     of_one = {} if classifies else {"num_labels": 1}
-    model, missing = models.read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
-    if models.is_adapter_folder(name):
-        missing -= {f"{HEAD}.weight"} if models.adapter_scores(name, source) else set()
+    model, missing = loading.read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
+    if loading.is_adapter_folder(name):
+        missing -= {f"{HEAD}.weight"} if loading.adapter_scores(name, source) else set()
     if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
         raise ModelError(
             f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
         )
     if missing:
         new_head(model.score, seed)
-    return models.with_adapter(name, source, model, train)
+    return loading.with_adapter(name, source, model, train)
 
 
 def choose_padding(model: Any, renderer: Renderer) -> None:

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from winnow import hashes, quantized
 from winnow.config.options import Lora
-from winnow.device import pick_device, pick_dtype
 from winnow.errors import ModelError
-from winnow.shards import dtype_of
+from winnow.models import hashes, quantization
+from winnow.models.device import pick_device, pick_dtype
+from winnow.models.fsdp import dtype_of
 from winnow.system import hub
 from winnow.system.files import folder_atomic, read_json
 from winnow.system.run_folder import RunFolder
@@ -113,11 +113,11 @@ def load(
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     if quantize is not None:
-        quantized.refuse(place)
+        quantization.refuse(place)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _load_weights(name, source, kind, train, trust_remote_code, {} if quantize is None else quantized.loading(kind, place))
-    if quantize is not None and not any(quantized.scales(p) for p in model.parameters()):
-        raise quantized.nothing_packed(name)
+    model = _load_weights(name, source, kind, train, trust_remote_code, {} if quantize is None else quantization.loading(kind, place))
+    if quantize is not None and not any(quantization.scales(p) for p in model.parameters()):
+        raise quantization.nothing_packed(name)
     if lora is not None:
         refuse_second_adapter(name)
         model = with_lora(model, lora, seed)
@@ -186,7 +186,7 @@ def merged(model: Any) -> Any:
     """The base model with its adapter added into the weights."""
     if not is_adapter(model):
         raise ModelError("there is no adapter to merge", remedy="leave --merge away")
-    if any(quantized.scales(p) for p in model.parameters()):
+    if any(quantization.scales(p) for p in model.parameters()):
         raise ModelError("an adapter's product is lost in the rounding of 4 bits", remedy="load the base model without quantize, and merge into that")
     return model.merge_and_unload(safe_merge=True)
 
@@ -200,7 +200,7 @@ def is_adapter(model: Any) -> bool:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """All parameters, and those that train."""
-    counts = [(quantized.count(p), p.requires_grad) for p in model.parameters()]
+    counts = [(quantization.count(p), p.requires_grad) for p in model.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, trains in counts if trains)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from winnow import quantized
+from winnow.models import quantization
 from winnow.system.files import sha256_json
 
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")  # in a configuration, about log-probs
@@ -20,7 +20,7 @@ def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All parameters by name; behind each one in 4 bits what it is read with, without which its bytes mean nothing."""
     for name, parameter in model.named_parameters():
         yield name, parameter
-        yield from ((f"{name}.{part}", value) for part, value in quantized.scales(parameter).items())
+        yield from ((f"{name}.{part}", value) for part, value in quantization.scales(parameter).items())
 
 
 def weights_hash(model: nn.Module, *, base: bool = False) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from winnow.config.options import Lora
 from winnow.errors import ModelError
-from winnow.models import HEAD, is_adapter_folder, locate, with_lora
+from winnow.models.loading import HEAD, is_adapter_folder, locate, with_lora
 
 
 def outline(config: Any, dtype: torch.dtype, trust_remote_code: bool = False, *, scorer: bool = False) -> Any:

@@ -12,7 +12,7 @@ import torch
 from winnow.data.records import Text
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
-from winnow.models import LoadedModel
+from winnow.models.loading import LoadedModel
 
 ROWS, TOKENS = 64, 2**14  # most answers that are scored together, and most of their tokens
 SLACK = 1.1  # the longest of a batch is at most so many times as long as its shortest: the rest would be padding
