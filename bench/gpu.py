@@ -21,18 +21,18 @@ import torch
 from transformers import AutoConfig
 from workloads import WORKLOADS, Workload, rows
 
-from winnow.batch import collate
 from winnow.config.options import Lora, TrainSettings
 from winnow.data.packing import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, compute, offsets
-from winnow.engine.probe import choose
+from winnow.engine.micro_batches import alone
+from winnow.engine.selection import choose
 from winnow.models import loading, meta
 from winnow.models.device import pick_device, pick_dtype
 from winnow.models.layers import compile_layers
 from winnow.objectives.terms import objective
-from winnow.train.feed import alone
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer

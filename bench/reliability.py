@@ -27,12 +27,12 @@ import tiny
 from winnow.data.packing import pack
 from winnow.data.render import Renderer
 from winnow.data.sources import load
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.fast import SEGMENTS
+from winnow.engine.micro_batches import Data
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.train.checkpoint import Progress
-from winnow.train.feed import Data
 from winnow.train.optim import Optimizer
 from winnow.train.saver import Saver
 from winnow.train.step import take_step

@@ -42,15 +42,15 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from winnow.batch import collate
     from winnow.data.packing import budget, pack
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
+    from winnow.engine.batch import collate
     from winnow.engine.dataset_logps import Reference, compute, offsets
-    from winnow.engine.probe import choose
+    from winnow.engine.micro_batches import alone
+    from winnow.engine.selection import choose
     from winnow.models.device import keep_memory, pick_device
     from winnow.objectives.terms import objective as named
-    from winnow.train.feed import alone
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
     from winnow.train.step import take_step

@@ -34,12 +34,12 @@ os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error
 import torch
 from torch import Tensor, nn
 
-from winnow.batch import Batch, collate
 from winnow.data.mismatched import with_mismatched
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.tokens import gathered, packed
 from winnow.engine import rows as engine
+from winnow.engine.batch import Batch, collate
 from winnow.errors import SettingsError
 from winnow.objectives.terms import objective
 

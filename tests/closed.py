@@ -14,10 +14,10 @@ from itertools import permutations, product
 import torch
 from torch import Tensor, nn
 
-from winnow.batch import Batch, collate
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
+from winnow.engine.batch import Batch, collate
 from winnow.objectives import losses
 from winnow.objectives.scores import per_completion
 

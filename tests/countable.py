@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from winnow.batch import collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS
 from winnow.objectives.scores import per_completion
 
 WORDS, END, LONGEST = ("ba", "de", "fi"), "</s>", 3

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 import tiny
-from winnow.batch import collate
 from winnow.config.options import Lora
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS
+from winnow.engine.micro_batches import Data, alone
 from winnow.models import fsdp, hashes, loading
 from winnow.models.loading import LoadedModel
 from winnow.objectives.terms import DEMONSTRATION
 from winnow.system import distributed as dist
-from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.step import take_step
 

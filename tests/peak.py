@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from winnow.batch import collate
 from winnow.config.options import TrainSettings, parse_lora
 from winnow.data.packing import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS
 from winnow.models import loading, meta
 from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.models.layers import enable_checkpointing

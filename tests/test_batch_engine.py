@@ -10,8 +10,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 import tiny
-from winnow.batch import collate
 from winnow.engine import rows
+from winnow.engine.batch import collate
 from winnow.objectives.scores import per_completion
 from winnow.objectives.terms import objective
 

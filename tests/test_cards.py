@@ -15,11 +15,11 @@ from transformers import AutoConfig
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.config.options import CheckSettings, TrainSettings, parse_lora
 from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine.batch import collate
 from winnow.models import loading, meta, quantization
 from winnow.recipes import planning, training
 from winnow.train import memory

@@ -14,9 +14,9 @@ import yaml
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.cli import cli
 from winnow.engine import rows as engine
+from winnow.engine.batch import collate
 from winnow.models import loading
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 import tiny
 import winnow
-from winnow.batch import collate
 from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import rows
+from winnow.engine.batch import collate
 from winnow.objectives.scores import per_completion
 from winnow.objectives.terms import objective
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 import tiny
 from exact import Exact
-from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.packing import pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import head, layout, probe, rows, segments, varlen
-from winnow.engine.layout import arrange, items_of
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
+from winnow.engine import output_head, rows, segments, selection, tree_layout, varlen
+from winnow.engine.batch import collate
+from winnow.engine.fast import MASKS, SEGMENTS, SINGLE, VARLEN, Tiled
+from winnow.engine.tree_layout import arrange, items_of
 from winnow.errors import ModelError
 from winnow.models import loading
 from winnow.models.layers import compile_layers, enable_checkpointing
@@ -32,7 +32,7 @@ ENGINES = [SEGMENTS, MASKS, SINGLE]
 @pytest.fixture(autouse=True)
 def _both_kinds_of_calls(monkeypatch):
     """These tests' items are short: at this limit some have a call of their own and some share one."""
-    monkeypatch.setattr(layout, "SMALL", 250)
+    monkeypatch.setattr(tree_layout, "SMALL", 250)
 
 
 def model(family, dtype=F64, **changes):
@@ -86,7 +86,7 @@ def test_it_does_not_matter_which_items_share_a_call(monkeypatch, family):
     runs = collate(groups).runs
     ours, kinds, found = model(family), [], []
     for small in (0, 250, 10**6):
-        monkeypatch.setattr(layout, "SMALL", small)
+        monkeypatch.setattr(tree_layout, "SMALL", small)
         places = arrange(runs, items_of(runs), torch.device("cpu"))
         kinds.append((len(places.alone), sum(len(one.query_BQ) for one in places.shared)))
         assert sum(kinds[-1]) == len(places.items)
@@ -101,7 +101,7 @@ def test_it_does_not_matter_which_items_share_a_call(monkeypatch, family):
 
 def test_the_probe_looks_at_both_kinds_of_calls(monkeypatch):
     monkeypatch.undo()
-    runs = collate(probe.trees(97, 500)).runs
+    runs = collate(selection.trees(97, 500)).runs
     places = arrange(runs, items_of(runs), torch.device("cpu"))
     assert any(places.items[number].before for number in places.alone)
     assert any(not places.items[number].before for number in places.alone)
@@ -217,12 +217,12 @@ def test_flash_kernels_equal_the_oracle(family):
     """In bfloat16, as the kernels take it, against rows in bfloat16: as near as padded and unpadded rows are to each other."""
     big = {"hidden_size": 128, "head_dim": 32} if family == "qwen3" else {"n_embd": 128} if family == "gpt2" else {"hidden_size": 128}
     ours = tiny.model(family, dtype=torch.bfloat16, **big).cuda()
-    assert probe.choose(ours, 97, 60).engine is VARLEN
+    assert selection.choose(ours, 97, 60).engine is VARLEN
 
 
 def test_a_gpu_engine_asked_for_on_a_cpu_says_so():
     with pytest.raises(ModelError, match=r"engine varlen: (.*CUDA|.*cuda|NotImplementedError)"):
-        probe.prove(VARLEN, model("llama", F32), 97, 60)
+        selection.prove(VARLEN, model("llama", F32), 97, 60)
 
 
 # --- the head ----------------------------------------------------------------------------------------------------------
@@ -237,8 +237,8 @@ def test_every_way_through_the_head_gives_the_same(family, tied, limits, monkeyp
     with Exact():
         ours = model(family, tie_word_embeddings=tied)
         expected = looked(rows, ours, groups)
-        monkeypatch.setattr(head, "TILE", limits[0])
-        monkeypatch.setattr(head, "LARGEST", limits[1])
+        monkeypatch.setattr(output_head, "TILE", limits[0])
+        monkeypatch.setattr(output_head, "LARGEST", limits[1])
         assert_equal(looked(SEGMENTS, ours, groups), expected, 1e-10)
 
 
@@ -267,9 +267,9 @@ def test_what_another_model_says_and_how_peaked_the_own_is(engine, family, limit
     """KL(q || p) of whole distributions and log sum p^2 at each token, and the gradients of both slopes, equal the oracle's."""
     ours, groups = model(family), [tiny.trie(i, 3) for i in range(3)]
     batch, kept = collate(groups), {name: p.detach().clone() for name, p in ours.named_parameters()}
-    monkeypatch.setattr(head, "TILE", limits[0])
-    monkeypatch.setattr(head, "LARGEST", limits[1])
-    monkeypatch.setattr(head, "ROWS", 7)
+    monkeypatch.setattr(output_head, "TILE", limits[0])
+    monkeypatch.setattr(output_head, "LARGEST", limits[1])
+    monkeypatch.setattr(output_head, "ROWS", 7)
     found = []
     with Exact():
         for one in (rows, engine):
@@ -292,7 +292,7 @@ def test_what_another_model_says_and_how_peaked_the_own_is(engine, family, limit
 
 
 def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
-    monkeypatch.setattr(head, "TILE", 97 * 4 * 20)
+    monkeypatch.setattr(output_head, "TILE", 97 * 4 * 20)
     groups = [tiny.trie(i, 2) for i in range(6)]
     batch, asked = collate(groups, [5, 3, 8, 1, 0, 2]), []
 
@@ -330,7 +330,7 @@ def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
     loaded = loading.load(str(folder), dtype="bfloat16", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
     torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)
     assert loaded.model.get_output_embeddings().lora_B["default"].weight.dtype == torch.float32
-    assert probe.choose(loaded.model, 97, 60, [SEGMENTS]).engine is SEGMENTS
+    assert selection.choose(loaded.model, 97, 60, [SEGMENTS]).engine is SEGMENTS
 
 
 def test_a_dora_adapter_on_the_output_layer_is_refused():
@@ -346,7 +346,7 @@ def test_a_dora_adapter_on_the_output_layer_is_refused():
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.MORE])
 def test_the_fast_engine_is_chosen_where_it_is_right(family):
-    choice = probe.choose(model(family, F32), 97, 60)
+    choice = selection.choose(model(family, F32), 97, 60)
     assert (choice.engine, choice.passed_over) == (SEGMENTS, ())
 
 
@@ -354,7 +354,7 @@ def test_the_fast_engine_is_chosen_where_it_is_right(family):
 def test_odd_families_get_a_slower_engine_or_the_right_numbers(family):
     """Whatever is chosen equals the oracle, on other trees than the probe's; and who was passed over is said."""
     ours = model(family, F32)
-    choice = probe.choose(ours, 97, 60)
+    choice = selection.choose(ours, 97, 60)
     assert {"falcon": MASKS, "gptj": MASKS, "phimoe": SEGMENTS}.get(family, SINGLE) is choice.engine
     assert len(choice.passed_over) == [SEGMENTS, MASKS, SINGLE].index(choice.engine)
     groups = [tiny.trie(i, 2) for i in range(3)]
@@ -403,10 +403,10 @@ def shifted(model, batch):
 @pytest.mark.parametrize("train", [True, False])
 def test_the_probe_rejects_planted_bugs(family, bug, train):
     ours = model(family, F32)
-    choice = probe.choose(ours, 97, 60, [bug, SINGLE], train=train)
+    choice = selection.choose(ours, 97, 60, [bug, SINGLE], train=train)
     assert choice.engine is SINGLE
     assert "planted: differs from rows" in choice.passed_over[0]
-    assert probe.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME == "planted"  # it is the bug that is seen
+    assert selection.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME == "planted"  # it is the bug that is seen
     assert all(p.grad is None for p in ours.parameters())
 
 
@@ -420,7 +420,7 @@ def test_the_probe_misses_a_gradient_that_is_not_there():
             model.get_input_embeddings().weight.grad = None
             return columns
 
-    assert "forgetful: differs from rows" in probe.choose(model("llama", F32), 97, 60, [Forgetful(), SINGLE]).passed_over[0]
+    assert "forgetful: differs from rows" in selection.choose(model("llama", F32), 97, 60, [Forgetful(), SINGLE]).passed_over[0]
 
 
 @pytest.mark.parametrize(
@@ -429,8 +429,8 @@ def test_the_probe_misses_a_gradient_that_is_not_there():
 def test_planted_bugs_are_seen_in_half_precision(bug):
     """Where they do more than rounding does: a position more changes a random Llama by a third of what bfloat16 does, Qwen 3 by thirty times as much."""
     ours = tiny.model("qwen3", dtype=torch.bfloat16)
-    assert probe.choose(ours, 97, 60, [bug, SINGLE]).engine is SINGLE
-    assert probe.choose(ours, 97, 60, [planted(lambda item: item)]).engine.NAME == "planted"
+    assert selection.choose(ours, 97, 60, [bug, SINGLE]).engine is SINGLE
+    assert selection.choose(ours, 97, 60, [planted(lambda item: item)]).engine.NAME == "planted"
 
 
 def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
@@ -450,9 +450,9 @@ def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
 
     ours = model("gemma3_text", F32, sliding_window=64, max_position_embeddings=256)
     bug = Tiled("forgetful", segments.hidden, without_window)
-    assert probe.choose(ours, 97, 60, [bug]).engine is bug  # nothing that the data would show
-    assert probe.choose(ours, 97, 100, [bug]).engine is rows
-    assert probe.choose(ours, 97, 100).engine is SEGMENTS
+    assert selection.choose(ours, 97, 60, [bug]).engine is bug  # nothing that the data would show
+    assert selection.choose(ours, 97, 100, [bug]).engine is rows
+    assert selection.choose(ours, 97, 100).engine is SEGMENTS
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
@@ -483,7 +483,7 @@ def test_a_wrong_compilation_is_seen_by_the_probe():
 
     ours = model("llama", F32)
     compile_layers(ours, backend=wrong)
-    choice = probe.choose(ours, 97, 60, train=False)
+    choice = selection.choose(ours, 97, 60, train=False)
     assert choice.engine is rows
     assert all("differs from rows" in line for line in choice.passed_over)
 
@@ -495,9 +495,9 @@ def test_a_model_without_layers_is_not_compiled():
 
 def test_an_engine_asked_for_by_name_is_proved_too():
     with pytest.raises(ModelError, match=r"engine segments: differs from rows by .*\n  -> --engine auto"):
-        probe.prove(SEGMENTS, model("falcon", F32), 97, 60)
-    probe.prove(MASKS, model("falcon", F32), 97, 60)
-    probe.prove(rows, model("falcon", F32), 97, 60)
+        selection.prove(SEGMENTS, model("falcon", F32), 97, 60)
+    selection.prove(MASKS, model("falcon", F32), 97, 60)
+    selection.prove(rows, model("falcon", F32), 97, 60)
 
 
 def test_a_mask_of_the_models_own_is_not_ignored():

@@ -16,8 +16,8 @@ import runs
 import tiny
 from closed import F64, World
 from winnow import frontier_page, frontier_words, report
-from winnow.batch import collate
 from winnow.engine import rows
+from winnow.engine.batch import collate
 from winnow.errors import RunError
 from winnow.measures import frontier
 from winnow.measures.frontier import Table

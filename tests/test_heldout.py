@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tiny
-from winnow.batch import collate
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine.batch import collate
 from winnow.measures import heldout
 from winnow.measures.winrate import win_rate
 from winnow.objectives import scores

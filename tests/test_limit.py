@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows as engine
+from winnow.engine.batch import collate
 from winnow.models.device import pick_device
 from winnow.models.loading import with_lora
 from winnow.system.files import read_jsonl

@@ -11,17 +11,17 @@ import runs
 import tiny
 from exact import Exact
 from winnow import api
-from winnow.batch import collate
 from winnow.config.options import Follow
 from winnow.data.records import Comparison
 from winnow.data.render import TokenSequence
-from winnow.engine import head, rows
+from winnow.engine import output_head, rows
+from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, compute, offsets
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
+from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
+from winnow.engine.micro_batches import alone
 from winnow.objectives.table import TABLE
 from winnow.objectives.terms import objective
 from winnow.system.files import read_json, read_jsonl
-from winnow.train.feed import alone
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.start import check_identity
@@ -96,7 +96,7 @@ def test_cutting_the_batch_differently_changes_nothing(text):
 @pytest.mark.parametrize("engine", [SEGMENTS, MASKS, SINGLE], ids=lambda e: e.NAME)
 @pytest.mark.parametrize("text", ["tdpo", "kto", "dpo:wpo=true", "dpo:0.8,bco:0.2,sft:1", "plackett_luce", "tdpo,kto:0.5"])
 def test_the_fast_engines_train_the_same(engine, text, monkeypatch):
-    monkeypatch.setattr(head, "TILE", 97 * 8 * 20)  # several parts to a micro-batch
+    monkeypatch.setattr(output_head, "TILE", 97 * 8 * 20)  # several parts to a micro-batch
     with Exact():
         losses, gradients, *_ = trained(text, CUTS[1])
         also, kept, *_ = trained(text, CUTS[1], engine)

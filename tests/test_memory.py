@@ -13,14 +13,14 @@ import torch
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, parse_lora
 from winnow.config.resolve import resolve
 from winnow.data.dataset import Wanted
 from winnow.data.packing import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import head, rows
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE
+from winnow.engine import output_head, rows
+from winnow.engine.batch import collate
+from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
 from winnow.models import loading, meta
 from winnow.models.device import available, pick_dtype
@@ -79,7 +79,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    with head.own_scratch(), memory._Alive(known) as alive:
+    with output_head.own_scratch(), memory._Alive(known) as alive:
         engine.backward(model, batch, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     if engine in (SEGMENTS, MASKS):
         assert alive.most == expected > 0
@@ -90,8 +90,8 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_logits_that_are_formed_twice_are_counted_too(family, monkeypatch):
     """A group with more logits than are held whole: of a large vocabulary, with long answers."""
-    monkeypatch.setattr(head, "LARGEST", 97 * 4 * 10)
-    monkeypatch.setattr(head, "TILE", 97 * 4 * 7)
+    monkeypatch.setattr(output_head, "LARGEST", 97 * 4 * 10)
+    monkeypatch.setattr(output_head, "TILE", 97 * 4 * 7)
     test_what_is_alive_is_counted_exactly(family, {}, SEGMENTS)
     group = RenderedGroup(tuple(TokenSequence((1, 2, *(3 + (7 * k + i) % 90 for i in range(520))), 2) for k in range(2)), (), (None,) * 2, "long")
     monkeypatch.undo()

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.engine import rows as engine
-from winnow.engine.probe import engine_for
+from winnow.engine.batch import collate
+from winnow.engine.selection import engine_for
 from winnow.errors import ModelError
 from winnow.models import hashes, loading, meta
 from winnow.models.layers import enable_checkpointing

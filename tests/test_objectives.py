@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from test_losses import bent, naive_discopop, naive_exo, naive_robust, odds, ranking
-from winnow.batch import collate, joined
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
+from winnow.engine.batch import collate, joined
 from winnow.errors import SettingsError
 from winnow.objectives import losses
 from winnow.objectives.choices import MODIFIERS, SETTINGS, modifiers, settings_of

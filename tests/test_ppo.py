@@ -24,15 +24,16 @@ from transformers import (
 import runs
 import tiny
 from countable import JUDGE, LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
-from winnow.batch import collate
 from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.data.order import Cursor
+from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import PerToken, offsets
+from winnow.engine.fast import SEGMENTS
+from winnow.engine.micro_batches import Data, alone
 from winnow.engine.rows import logps
-from winnow.engine.scalar import ORACLE
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.scalar_head import ORACLE
 from winnow.errors import SettingsError
 from winnow.models import loading, reward_models
 from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
@@ -40,7 +41,6 @@ from winnow.recipes import ppo, ppo_job
 from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.train.feed import Data, alone
 from winnow.train.optim import Optimizer
 from winnow.train.step import Steps, take_step
 

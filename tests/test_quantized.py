@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import runs
 import tiny
 from winnow import api
-from winnow.batch import collate
 from winnow.config.options import Lora, TrainSettings
-from winnow.engine import head, probe, rows
+from winnow.engine import output_head, rows, selection
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS
 from winnow.engine.fingerprint import fingerprint, same_model
-from winnow.engine.tiled import SEGMENTS
 from winnow.errors import ModelError, RunError
 from winnow.models import hashes, loading, meta, quantization
 from winnow.recipes import planning, training
@@ -288,7 +288,7 @@ def test_log_probs_are_those_of_the_rounded_weights(on_cpu, family, tmp_path):
         found = rows.logps(four, batch)["logp"]
         torch.testing.assert_close(found, rows.logps(rounded, batch)["logp"], rtol=0, atol=1e-5)
     assert float((found - before).abs().max()) > 2e-2
-    assert torch.equal(head.head_of(four).weight, head.head_of(load(name, quantize=None).model).weight)
+    assert torch.equal(output_head.head_of(four).weight, output_head.head_of(load(name, quantize=None).model).weight)
 
 
 def test_a_models_hash_knows_its_scales(on_cpu, tmp_path):
@@ -330,13 +330,13 @@ def test_the_fast_engine_is_proved_on_it(on_cpu, family, checkpointing, tmp_path
         for key, p in loaded.model.named_parameters():
             if "lora_B" in key:
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(key)))
-    choice = probe.choose(loaded.model, 263, 60)
+    choice = selection.choose(loaded.model, 263, 60)
     assert (choice.engine, choice.passed_over) == (SEGMENTS, ())
-    batch = collate(probe.trees(263, 60))
-    truth, seen = (probe._look(engine, loaded.model, batch, True) for engine in (rows, SEGMENTS))
+    batch = collate(selection.trees(263, 60))
+    truth, seen = (selection._look(engine, loaded.model, batch, True) for engine in (rows, SEGMENTS))
     assert len(truth.gradients) == sum(p.requires_grad for p in loaded.model.parameters()) > 0
     assert all(g.any() for g in truth.gradients.values())
-    assert probe.distance(truth, seen) < 1e-4
+    assert selection.distance(truth, seen) < 1e-4
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -355,7 +355,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
             p.grad = torch.zeros_like(p)
     held = [*loaded.model.parameters(), *loaded.model.buffers(), *(p.grad for p in loaded.model.parameters() if p.grad is not None)]
     scales = [t for p in loaded.model.parameters() for t in quantization.scales(p).values()]
-    with head.own_scratch(), memory._Alive([*held, *scales]) as alive:
+    with output_head.own_scratch(), memory._Alive([*held, *scales]) as alive:
         SEGMENTS.backward(loaded.model, batch, lambda columns, part: {"logp": torch.zeros_like(columns["logp"])}, ("entropy",))
     assert 0.85 * expected < alive.most <= expected
 

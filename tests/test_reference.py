@@ -10,11 +10,11 @@ import torch
 
 import runs
 import tiny
-from winnow.batch import collate
 from winnow.engine import dataset_logps
 from winnow.engine import rows as engine
+from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, compute, offsets
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.fast import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.models import loading
 from winnow.models.hashes import weights_hash

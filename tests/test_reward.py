@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import runs
 import tiny
 from winnow import api
-from winnow.batch import collate
 from winnow.config.options import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
-from winnow.engine import scalar
-from winnow.engine.probe import SCALARS
+from winnow.engine import scalar_head
+from winnow.engine.batch import collate
+from winnow.engine.selection import SCALARS
 from winnow.errors import ModelError, RunError
 from winnow.models import loading, reward_models, scoring
 from winnow.objectives.terms import objective, reward
@@ -139,7 +139,7 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
     answers = [(Message("assistant", text),) if spoken else text for text in ("it is good", "it is bad<|end|>")]
     loaded = reward_models.load(str(tmp_path / "model"), device="cpu", train=True)
     rendered = Renderer(loaded.tokenizer, whole=True).render(PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),)))
-    column = scalar.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
+    column = scalar_head.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
     loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
     judged = scoring.scores(reward_models.load(str(tmp_path / "saved"), device="cpu"), [scoring.Dialogue(prompt, answer) for answer in answers])
     assert column.tolist() == pytest.approx(judged, abs=1e-5)

@@ -7,14 +7,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import tiny
-from winnow.batch import collate
-from winnow.engine import scalar
-from winnow.engine.probe import SCALARS, choose, kind_of
+from winnow.engine import scalar_head
+from winnow.engine.batch import collate
+from winnow.engine.selection import SCALARS, choose, kind_of
 from winnow.errors import ModelError
 
 FAMILIES = [name for name in tiny.FAMILIES if name != "gemma3_text"]  # whose classifier transformers keeps apart from its text model
 # float64, but transformers turns positions into angles in float32: the last digits are those of 1e-7
-ENGINES = [*SCALARS.ladder[1:], scalar.ORACLE]
+ENGINES = [*SCALARS.ladder[1:], scalar_head.ORACLE]
 
 
 def classifier(family, dtype=torch.float64):
@@ -79,8 +79,8 @@ def test_the_fastest_engine_is_proved_on_a_scalar_head_too(family):
 
 def test_a_language_model_has_no_scalar_head():
     model = tiny.model("llama")
-    assert not scalar.is_scalar(model)
+    assert not scalar_head.is_scalar(model)
     with pytest.raises(ModelError, match="has no head called score"):
-        scalar.ORACLE.logps(model, collate(tiny.groups(1)))
+        scalar_head.ORACLE.logps(model, collate(tiny.groups(1)))
     with pytest.raises(ModelError, match="says nothing of a vocabulary"):
-        scalar.ORACLE.said(classifier("llama"), collate(tiny.groups(1)))
+        scalar_head.ORACLE.said(classifier("llama"), collate(tiny.groups(1)))

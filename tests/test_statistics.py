@@ -20,7 +20,7 @@ from winnow.collect.bradley_terry import fit
 from winnow.data.render import RenderedGroup
 from winnow.engine import rows
 from winnow.engine.dataset_logps import compute
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.fast import SEGMENTS
 from winnow.measures import drift, noise
 from winnow.measures.calibration import brier, calibration, chance
 from winnow.measures.lengths import controlled

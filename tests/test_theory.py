@@ -32,10 +32,10 @@ from closed import (
     rankings,
     soft_values,
 )
-from winnow.batch import Batch, collate
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
+from winnow.engine.batch import Batch, collate
 from winnow.objectives import losses
 from winnow.objectives.scores import per_completion
 from winnow.objectives.terms import objective

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 import runs
 import tiny
 from winnow import api
-from winnow.batch import collate
 from winnow.config.collection import GenerateSettings
 from winnow.config.options import ExportSettings, Lora
 from winnow.config.resolve import resolve
 from winnow.data.records import Comparison
 from winnow.engine import rows as engine
+from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.micro_batches import alone
 from winnow.errors import ModelError, TrainingError
 from winnow.models import loading
 from winnow.objectives.terms import DEMONSTRATION
@@ -28,7 +29,6 @@ from winnow.objectives.terms import objective as preference
 from winnow.recipes import export, generation, verify
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.train.feed import alone
 from winnow.train.optim import Optimizer, rate
 from winnow.train.start import check_identity
 from winnow.train.step import take_step

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from winnow.batch import collate
 from winnow.data.order import Cursor, Share, batches, epoch_size, order
 from winnow.data.packing import Work, budget, cost, largest, most_expensive, pack
 from winnow.data.prefix_tree import SHARED, grow, size
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.tokens import tokens_of
+from winnow.engine.batch import collate
 from winnow.engine.rows import sequences as rows_of
 from winnow.errors import DataError
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.batch import collate
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, advice, detect, group_of
 from winnow.data.packing import budget, pack
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
+from winnow.engine.batch import collate
 from winnow.errors import DataError
 from winnow.objectives.scores import per_completion
 

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from winnow.batch import Batch, collate
 from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
+from winnow.engine.batch import Batch, collate
 from winnow.errors import TrainingError
 from winnow.system import distributed
 from winnow.system.launch import count, rank

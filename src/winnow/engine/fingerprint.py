@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.batch import collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
+from winnow.engine.batch import collate
 
 # Largest difference of a token's log-prob between two fingerprints of one model: saved, merged (which adds in another order), on another device.
 SAME = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25}

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from winnow.batch import Batch
-from winnow.engine.api import Columns, Said, Slope
+from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.batch import Batch
 from winnow.models.fsdp import bare, released, through
 
 NAME = "rows"

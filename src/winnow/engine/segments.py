@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface
 
-from winnow.batch import Batch
-from winnow.engine import head
-from winnow.engine.layout import Layout, arrange, items_of
+from winnow.engine import output_head
+from winnow.engine.batch import Batch
+from winnow.engine.tree_layout import Layout, arrange, items_of
 from winnow.errors import ModelError
 
 NAME = "segments"
@@ -52,7 +52,7 @@ def attention(model: Any, name: str) -> Iterator[None]:
 
 def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     """Hidden states that predict something, before the output layer."""
-    found = head.body(model)(input_ids=batch.token_T[None], position_ids=batch.position_T[None], use_cache=False)
+    found = output_head.body(model)(input_ids=batch.token_T[None], position_ids=batch.position_T[None], use_cache=False)
     return found.last_hidden_state[0][batch.state_U]
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AttentionInterface
 
-from winnow.batch import Batch
-from winnow.engine import layout, segments
+from winnow.engine import segments, tree_layout
+from winnow.engine.batch import Batch
 from winnow.errors import ModelError
 
 NAME = "varlen"
@@ -48,7 +48,7 @@ def items_of(batch: Batch) -> Items:
     """The kernel's numbers, made on the CPU and sent once."""
     device = batch.token_T.device
     queries, keys, seen = [0], [0], []
-    for item in layout.items_of(batch.runs):
+    for item in tree_layout.items_of(batch.runs):
         runs = [batch.runs[s] for s in (*item.before, *item.own)]
         seen += [torch.arange(run.start, run.start + run.length) for run in runs]
         queries.append(queries[-1] + sum(batch.runs[s].length for s in item.own))

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.batch import Batch, collate
 from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.api import Engine, Said
+from winnow.engine.base import Engine, Said
+from winnow.engine.batch import Batch, collate
 from winnow.objectives.scores import per_completion
 from winnow.sample import Answer
 

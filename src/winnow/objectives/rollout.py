@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.batch import Batch
+from winnow.engine.batch import Batch
 from winnow.engine.dataset_logps import PerToken
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.scores import Sums

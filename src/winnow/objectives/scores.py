@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from winnow.batch import BAD, GOOD, SHOWN, Batch
+from winnow.engine.batch import BAD, GOOD, SHOWN, Batch
 
 Sums = dict[str, tuple[float, float]]  # name -> (sum, count): divided once, after everything was added up
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.batch import MISMATCHED, Batch
+from winnow.engine.batch import MISMATCHED, Batch
 from winnow.objectives import batchwise, losses, scores
 from winnow.objectives.choices import Choice, choices
 from winnow.objectives.scores import Sums

@@ -13,7 +13,7 @@ from winnow.data.packing import budget
 from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import compute
-from winnow.engine.probe import engine_for
+from winnow.engine.selection import engine_for
 from winnow.measures import drift
 from winnow.measures.winrate import Mean, interval, over_prompts
 from winnow.models import hashes

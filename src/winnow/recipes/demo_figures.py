@@ -9,7 +9,7 @@ from pathlib import Path
 
 from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.fast import SEGMENTS
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, ratio, share
 from winnow.measures.winrate import win_rate

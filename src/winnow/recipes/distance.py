@@ -9,7 +9,7 @@ import torch
 
 from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup, Renderer
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.measures.clustered import Figure, mean, share

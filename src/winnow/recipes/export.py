@@ -7,7 +7,7 @@ from pathlib import Path
 from winnow.config.options import ExportSettings
 from winnow.config.resolve import Resolved
 from winnow.data.render import Renderer
-from winnow.engine import rows, scalar
+from winnow.engine import rows, scalar_head
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
 from winnow.models import loading, reward_models
@@ -22,7 +22,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
     scorer = loading.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
-    load, engine, what = (reward_models.load, scalar.ORACLE, "score") if scorer else (loading.load, rows, "log-prob")
+    load, engine, what = (reward_models.load, scalar_head.ORACLE, "score") if scorer else (loading.load, rows, "log-prob")
     loaded = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype

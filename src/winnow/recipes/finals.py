@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from winnow.data.packing import pack_all
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
+from winnow.engine.micro_batches import Data, by_rank
 from winnow.objectives.terms import Known, Objective
 from winnow.recipes.setfigures import Spoken, described, rows
 from winnow.system import distributed
 from winnow.system.console import safe, say
 from winnow.system.format import percent
 from winnow.system.launch import count
-from winnow.train.feed import Data, by_rank
 
 
 def measured(made: Objective, net: Any, sets: Mapping[str, Data], engine: Engine, tokens: int, device: torch.device, known: Known) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
 from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.fast import SEGMENTS
 from winnow.measures import drift, frontier
 from winnow.measures.frontier import Table
 from winnow.measures.winrate import over_prompts, win_rate

@@ -10,15 +10,15 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from winnow.batch import Batch, joined
 from winnow.data.order import Share
 from winnow.data.render import RenderedGroup
-from winnow.engine.api import Columns
+from winnow.engine.base import Columns
+from winnow.engine.batch import Batch, joined
 from winnow.engine.dataset_logps import Reference, offsets
+from winnow.engine.micro_batches import Data
 from winnow.measures import heldout
 from winnow.measures.clustered import ONE, Figure
 from winnow.objectives.terms import Known, Objective
-from winnow.train.feed import Data
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows
 WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"

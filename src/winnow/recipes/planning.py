@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow.batch import collate
 from winnow.config.options import DPOSettings, TrainSettings, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
@@ -16,8 +15,9 @@ from winnow.data.packing import BUDGET, GPU_BUDGET, budget, largest, most_expens
 from winnow.data.pairs import Pairs
 from winnow.data.render import Renderer
 from winnow.data.streaming import Windows
-from winnow.engine.probe import LOGPS, SCALARS
-from winnow.engine.tiled import SEGMENTS, VARLEN
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS, VARLEN
+from winnow.engine.selection import LOGPS, SCALARS
 from winnow.errors import DataError, ModelError
 from winnow.models import loading, meta, quantization
 from winnow.models.device import available, pick_device, pick_dtype

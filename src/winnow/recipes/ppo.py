@@ -14,8 +14,9 @@ from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.data.order import Cursor, Share, batches
-from winnow.engine.probe import engine_for
-from winnow.engine.scalar import scalar_head
+from winnow.engine.micro_batches import Data
+from winnow.engine.scalar_head import scalar_head
+from winnow.engine.selection import engine_for
 from winnow.errors import RunError
 from winnow.models import hashes, loading, reward_models
 from winnow.models.device import keep_memory
@@ -31,7 +32,6 @@ from winnow.system import signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.run_folder import RunFolder
 from winnow.train.checkpoint import Checkpoint, Progress
-from winnow.train.feed import Data
 from winnow.train.loop import State, to_the_end
 from winnow.train.metrics import MetricsFile, Row
 from winnow.train.optim import Optimizer, rate

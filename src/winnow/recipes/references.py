@@ -12,7 +12,7 @@ import torch
 from winnow.config.options import TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.engine import dataset_logps, rows
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import Reference
 from winnow.engine.fingerprint import fingerprint
 from winnow.errors import TrainingError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from winnow.batch import collate
 from winnow.config.ppo import PPOSettings
 from winnow.data.packing import budget, pack_all
 from winnow.data.render import RenderedGroup
+from winnow.engine.batch import collate
 from winnow.measures.drift import of_batch
 from winnow.measures.winrate import over_prompts
 from winnow.recipes.asking import Asked

@@ -16,7 +16,7 @@ from torch import Tensor
 from winnow.config.ppo import PPOSettings
 from winnow.data.packing import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import PerToken, compute, offsets
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean

@@ -7,7 +7,7 @@ from typing import Any
 
 from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean

@@ -13,10 +13,10 @@ from winnow.config.options import EvalSettings
 from winnow.data.packing import budget
 from winnow.data.render import Renderer
 from winnow.engine import rows
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
 from winnow.engine.fingerprint import fingerprint, same_model
-from winnow.engine.probe import engine_for
+from winnow.engine.selection import engine_for
 from winnow.errors import ModelError
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.device import DTYPES

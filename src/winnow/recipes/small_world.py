@@ -18,9 +18,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
-from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.tiled import SEGMENTS
+from winnow.engine.batch import Batch, collate
+from winnow.engine.fast import SEGMENTS
 from winnow.measures.frontier import Table, closed
 from winnow.models.loading import LoadedModel
 from winnow.models.scoring import Dialogue

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from winnow import report
-from winnow.batch import collate
 from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.packing import most_expensive, pack
 from winnow.data.render import Renderer
-from winnow.engine.api import Engine
-from winnow.engine.probe import engine_for
-from winnow.engine.tiled import SEGMENTS, VARLEN
+from winnow.engine.base import Engine
+from winnow.engine.batch import collate
+from winnow.engine.fast import SEGMENTS, VARLEN
+from winnow.engine.micro_batches import Data
+from winnow.engine.selection import engine_for
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
 from winnow.models import hashes, loading, meta, reward_models
 from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
@@ -37,7 +38,6 @@ from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint
 from winnow.train.checkpoint import Checkpoint, Progress
-from winnow.train.feed import Data
 from winnow.train.limit import limit_of
 from winnow.train.live import Live
 from winnow.train.loop import Plan, Training, fit

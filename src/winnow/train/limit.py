@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from winnow.batch import Batch
 from winnow.data.packing import Work
+from winnow.engine.batch import Batch
 from winnow.models import quantization
 from winnow.models.loading import has_experts
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from winnow.batch import Batch
 from winnow.config.options import Follow
-from winnow.engine.api import Engine, Said
+from winnow.engine.base import Engine, Said
+from winnow.engine.batch import Batch
 from winnow.models.fsdp import local
 from winnow.train.reference import Frozen
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.batch import Batch
 from winnow.data.order import Cursor, batches, epoch_size
 from winnow.data.packing import Work
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
+from winnow.engine.batch import Batch
+from winnow.engine.micro_batches import Data, Micro
 from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.scores import undecided
 from winnow.objectives.terms import Objective
 from winnow.system import distributed, files, launch
 from winnow.train.checkpoint import Progress
-from winnow.train.feed import Data, Micro
 from winnow.train.limit import Limit
 from winnow.train.live import Live
 from winnow.train.metrics import MetricsFile, Row

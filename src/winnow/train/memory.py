@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow.batch import Batch
 from winnow.config.options import TrainSettings, parse_lora, scores
-from winnow.engine import head
-from winnow.engine.api import Engine
-from winnow.engine.scalar import is_scalar
-from winnow.engine.tiled import SEGMENTS, bare
+from winnow.engine import output_head as head
+from winnow.engine.base import Engine
+from winnow.engine.batch import Batch
+from winnow.engine.fast import SEGMENTS, bare
+from winnow.engine.scalar_head import is_scalar
 from winnow.models import loading, meta, quantization
 from winnow.models.layers import enable_checkpointing, layers_of
 

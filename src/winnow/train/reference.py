@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
-from winnow.engine.api import Engine
+from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.errors import RunError
 from winnow.models.fsdp import dtype_of, local

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from winnow.batch import Batch
-from winnow.engine.api import Columns, Engine, Said, no_slope
+from winnow.engine.base import Columns, Engine, Said, no_slope
+from winnow.engine.batch import Batch
 from winnow.errors import TrainingError
 from winnow.models.fsdp import dtype_of
 from winnow.objectives.terms import Objective

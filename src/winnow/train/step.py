@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.batch import Batch, joined
-from winnow.engine.api import Columns, Engine, Said, Slope, no_slope
+from winnow.engine.base import Columns, Engine, Said, Slope, no_slope
+from winnow.engine.batch import Batch, joined
+from winnow.engine.micro_batches import Micro
 from winnow.errors import TrainingError
 from winnow.objectives.scores import with_margin
 from winnow.objectives.terms import Known, Objective
 from winnow.system import distributed
 from winnow.system.launch import count
-from winnow.train.feed import Micro
 from winnow.train.live import Live
 from winnow.train.metrics import Row, Sums, add, divide
 from winnow.train.optim import Optimizer

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.batch import Batch
+from winnow.engine.batch import Batch
 
 Columns = dict[str, Float[Tensor, " N"]]
 Slope = Callable[[Columns, Batch], Columns]  # d loss / d column, for "logp" and, where it was asked for, "kl"

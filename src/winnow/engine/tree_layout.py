@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from winnow.batch import Run
+from winnow.engine.batch import Run
 
 SMALL = 64 * 64  # queries x keys of an item up to which it shares a call: a call costs about as much as this many products
 STEP = 16  # items of one call differ by less than this in queries and in keys

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.batch import Batch
-from winnow.engine import head, masks, segments, single, varlen
-from winnow.engine.api import Columns, Said, Slope
+from winnow.engine import masks, output_head, segments, unpadded, varlen
+from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.batch import Batch
 from winnow.models import fsdp
 from winnow.models.fsdp import Shards, released, through
 from winnow.models.loading import is_adapter
@@ -31,7 +31,7 @@ class Tiled:
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-        columns = head.logps(head.head_of(inner), state_UH, batch, want, other)
+        columns = output_head.logps(output_head.head_of(inner), state_UH, batch, want, other)
         released(model)
         return columns
 
@@ -40,14 +40,14 @@ class Tiled:
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-            return head.backward(head.head_of(inner), state_UH, batch, slope, want, other)
+            return output_head.backward(output_head.head_of(inner), state_UH, batch, slope, want, other)
 
     def said(self, model: Any, batch: Batch) -> Said:
         """What the model says of the batch: its hidden states and the head they were made for."""
         inner = bare(model)
         with torch.no_grad(), self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-            said = head.Distribution(head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH)
+            said = output_head.Distribution(output_head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH)
             released(model)
             return said
 
@@ -61,4 +61,4 @@ def bare(model: Any) -> Any:
 VARLEN = Tiled(varlen.NAME, varlen.hidden, varlen.inside)
 SEGMENTS = Tiled(segments.NAME, segments.hidden, segments.inside)
 MASKS = Tiled(masks.NAME, masks.hidden, masks.inside)
-SINGLE = Tiled(single.NAME, single.hidden, single.inside)
+SINGLE = Tiled(unpadded.NAME, unpadded.hidden, unpadded.inside)

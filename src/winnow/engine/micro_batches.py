@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from winnow.batch import Batch, collate
 from winnow.data.order import Share
 from winnow.data.packing import Work, pack, pack_all
 from winnow.data.render import RenderedGroup
+from winnow.engine.batch import Batch, collate
 from winnow.engine.dataset_logps import Reference
 from winnow.system.launch import count, rank
 

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.batch import Batch, collate
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import rows, scalar
-from winnow.engine.api import Engine
-from winnow.engine.tiled import MASKS, SEGMENTS, SINGLE, VARLEN
+from winnow.engine import rows, scalar_head
+from winnow.engine.base import Engine
+from winnow.engine.batch import Batch, collate
+from winnow.engine.fast import MASKS, SEGMENTS, SINGLE, VARLEN
 from winnow.errors import ModelError
 from winnow.models.layers import as_written
 from winnow.models.loading import LoadedModel, has_experts
@@ -61,12 +61,12 @@ class Engines:
 
 
 LOGPS = Engines((VARLEN, SEGMENTS, MASKS, SINGLE), rows)
-SCALARS = Engines(tuple(scalar.Scalar(way) for way in (VARLEN, SEGMENTS, MASKS, SINGLE)), scalar.ORACLE)
+SCALARS = Engines(tuple(scalar_head.Scalar(way) for way in (VARLEN, SEGMENTS, MASKS, SINGLE)), scalar_head.ORACLE)
 
 
 def kind_of(model: Any) -> Engines:
     """The engines for a model: by its head, which gives log-probs of a vocabulary or one number."""
-    return SCALARS if scalar.is_scalar(model) else LOGPS
+    return SCALARS if scalar_head.is_scalar(model) else LOGPS
 
 
 def choose(model: Any, vocabulary: int, longest: int, ladder: Sequence[Engine] | None = None, *, train: bool = True) -> Choice:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from winnow.batch import Batch
-from winnow.engine import head, single
-from winnow.engine.api import Columns, Said, Slope
+from winnow.engine import output_head, unpadded
+from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.batch import Batch
+from winnow.engine.fast import Tiled, bare
 from winnow.engine.rows import padded_rows
-from winnow.engine.tiled import Tiled, bare
 from winnow.errors import ModelError
 from winnow.models.fsdp import released, through
 
@@ -76,11 +76,11 @@ def _values(model: Any, state_UH: Tensor) -> Tensor:
 
 def _padded(model: Any, batch: Batch) -> Tensor:
     """Hidden states of every completion as a padded row, the model's own attention: the oracle."""
-    state_CLH = head.body(model)(input_ids=padded_rows(batch), use_cache=False).last_hidden_state
+    state_CLH = output_head.body(model)(input_ids=padded_rows(batch), use_cache=False).last_hidden_state
     at_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
     first_U = torch.empty_like(batch.state_U)
     first_U[batch.state_N.flip(0)] = torch.arange(len(at_N), device=at_N.device).flip(0)
     return state_CLH[batch.completion_N[first_U], at_N[first_U]]
 
 
-ORACLE = Scalar(Tiled("rows", _padded, single.inside))
+ORACLE = Scalar(Tiled("rows", _padded, unpadded.inside))

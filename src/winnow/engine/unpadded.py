@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.batch import Batch
-from winnow.engine import head
+from winnow.engine import output_head
+from winnow.engine.batch import Batch
 from winnow.engine.rows import sequences
 
 NAME = "single"
@@ -25,7 +25,7 @@ def inside(model: Any, batch: Batch) -> Iterator[None]:
 
 def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     """Hidden states that predict something, before the output layer. One that several completions share is taken from the first."""
-    states = [head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0] for ids_L in sequences(batch)]
+    states = [output_head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0] for ids_L in sequences(batch)]
     first_C = torch.tensor([0, *(len(state) for state in states[:-1])], device=batch.token_T.device).cumsum(0)
     at_N = first_C[batch.completion_N] + batch.position_T[batch.source_N]
     at_U = torch.empty_like(batch.state_U)

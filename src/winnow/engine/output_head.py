@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.batch import Batch
-from winnow.engine.api import Columns, Said, Slope
+from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.batch import Batch
 from winnow.errors import ModelError
 
 ROWS = 256  # hidden states whose logits are formed together: they stay in the processor's cache while exp and sums are taken
