@@ -32,7 +32,7 @@ from winnow.engine.selection import choose
 from winnow.models import loading, meta
 from winnow.models.device import pick_device, pick_dtype
 from winnow.models.layers import compile_layers
-from winnow.objectives.terms import objective
+from winnow.objectives.objective import objective
 from winnow.train.limit import limit_of
 from winnow.train.memory import estimate
 from winnow.train.optim import Optimizer

@@ -31,7 +31,7 @@ from winnow.engine.fast import SEGMENTS
 from winnow.engine.micro_batches import Data
 from winnow.models import loading
 from winnow.models.device import keep_memory
-from winnow.objectives.terms import DEMONSTRATION
+from winnow.objectives.objective import DEMONSTRATION
 from winnow.train.checkpoint import Progress
 from winnow.train.optim import Optimizer
 from winnow.train.saver import Saver

@@ -50,7 +50,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.engine.micro_batches import alone
     from winnow.engine.selection import choose
     from winnow.models.device import keep_memory, pick_device
-    from winnow.objectives.terms import objective as named
+    from winnow.objectives.objective import objective as named
     from winnow.train.limit import limit_of, matrix_rate
     from winnow.train.optim import Optimizer
     from winnow.train.step import take_step

@@ -41,7 +41,7 @@ from winnow.data.tokens import gathered, packed
 from winnow.engine import rows as engine
 from winnow.engine.batch import Batch, collate
 from winnow.errors import SettingsError
-from winnow.objectives.terms import objective
+from winnow.objectives.objective import objective
 
 Row = dict[str, Any]
 Settings = Mapping[str, Any]

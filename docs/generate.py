@@ -11,7 +11,7 @@ from typing import Any
 
 from winnow.config.resolve import PRESETS
 from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
-from winnow.objectives.choices import SETTINGS, shown
+from winnow.objectives.parsing import SETTINGS, shown
 from winnow.objectives.table import TABLE, Entry
 from winnow.recipes import catalogue
 

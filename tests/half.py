@@ -18,7 +18,7 @@ from winnow.engine.fast import SEGMENTS
 from winnow.engine.micro_batches import Data, alone
 from winnow.models import fsdp, hashes, loading
 from winnow.models.loading import LoadedModel
-from winnow.objectives.terms import DEMONSTRATION
+from winnow.objectives.objective import DEMONSTRATION
 from winnow.system import distributed as dist
 from winnow.train.optim import Optimizer
 from winnow.train.step import take_step

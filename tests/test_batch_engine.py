@@ -12,8 +12,8 @@ from jaxtyping import TypeCheckError
 import tiny
 from winnow.engine import rows
 from winnow.engine.batch import collate
+from winnow.objectives.objective import objective
 from winnow.objectives.scores import per_completion
-from winnow.objectives.terms import objective
 
 
 def naive(model, groups):

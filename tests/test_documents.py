@@ -15,8 +15,8 @@ from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.engine import rows
 from winnow.engine.batch import collate
+from winnow.objectives.objective import objective
 from winnow.objectives.scores import per_completion
-from winnow.objectives.terms import objective
 
 # The example batch of the first document.
 CHOSEN = torch.tensor([-10.5, -12.1, -9.8, -11.0, -13.5, -10.1, -11.8, -12.5])

@@ -19,8 +19,8 @@ from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
 from winnow.engine.micro_batches import alone
+from winnow.objectives.objective import objective
 from winnow.objectives.table import TABLE
-from winnow.objectives.terms import objective
 from winnow.system.files import read_json, read_jsonl
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer

@@ -16,9 +16,9 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate, joined
 from winnow.errors import SettingsError
 from winnow.objectives import losses
-from winnow.objectives.choices import MODIFIERS, SETTINGS, modifiers, settings_of
+from winnow.objectives.objective import DEMONSTRATION, objective
+from winnow.objectives.parsing import MODIFIERS, SETTINGS, modifiers, settings_of
 from winnow.objectives.table import TABLE
-from winnow.objectives.terms import DEMONSTRATION, objective
 
 F64 = torch.float64
 

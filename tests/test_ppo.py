@@ -36,7 +36,7 @@ from winnow.engine.rows import logps
 from winnow.engine.scalar_head import ORACLE
 from winnow.errors import SettingsError
 from winnow.models import loading, reward_models
-from winnow.objectives.rollout import Answers, by_gae, by_group, surrogate, value_error
+from winnow.objectives.ppo import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
 from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl

@@ -20,7 +20,7 @@ from winnow.engine.batch import collate
 from winnow.engine.selection import SCALARS
 from winnow.errors import ModelError, RunError
 from winnow.models import loading, reward_models, scoring
-from winnow.objectives.terms import objective, reward
+from winnow.objectives.objective import objective, reward
 from winnow.recipes import check
 from winnow.system.files import read_json, read_jsonl
 

@@ -37,8 +37,8 @@ from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
 from winnow.engine.batch import Batch, collate
 from winnow.objectives import losses
+from winnow.objectives.objective import objective
 from winnow.objectives.scores import per_completion
-from winnow.objectives.terms import objective
 
 WORLD = World()
 REFERENCE_XA, REWARD_XA = WORLD.reference_XA, WORLD.reward_XA

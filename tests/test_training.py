@@ -24,8 +24,8 @@ from winnow.engine.dataset_logps import Reference, compute, offsets
 from winnow.engine.micro_batches import alone
 from winnow.errors import ModelError, TrainingError
 from winnow.models import loading
-from winnow.objectives.terms import DEMONSTRATION
-from winnow.objectives.terms import objective as preference
+from winnow.objectives.objective import DEMONSTRATION
+from winnow.objectives.objective import objective as preference
 from winnow.recipes import export, generation, verify
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder

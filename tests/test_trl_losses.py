@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from winnow.objectives.terms import objective
+from winnow.objectives.objective import objective
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))

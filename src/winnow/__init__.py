@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from winnow.data.render import Renderer
     from winnow.errors import DataError, ModelError, RunError, SettingsError, TrainingError, WinnowError
     from winnow.objectives import losses
+    from winnow.objectives.completion_logps import completion_logps
     from winnow.objectives.losses import dpo_loss, preference_loss
-    from winnow.score import completion_logps
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOME = {
     "losses": "winnow.objectives",
     "dpo_loss": "winnow.objectives.losses",
     "preference_loss": "winnow.objectives.losses",
-    "completion_logps": "winnow.score",
+    "completion_logps": "winnow.objectives.completion_logps",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from winnow.errors import SettingsError
-from winnow.objectives.choices import SETTINGS, modifiers, settings_of, shown
+from winnow.objectives.parsing import SETTINGS, modifiers, settings_of, shown
 from winnow.objectives.table import TABLE, Entry, Value
 from winnow.system.console import console, safe, say
 

@@ -17,7 +17,7 @@ from winnow.data.layouts import unread
 from winnow.data.order import epoch_size
 from winnow.data.render import Renderer, TokenSequence
 from winnow.errors import SettingsError
-from winnow.objectives.terms import DEMONSTRATION, Objective
+from winnow.objectives.objective import DEMONSTRATION, Objective
 from winnow.recipes import dpo, reward, sft
 from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
 from winnow.recipes.training import possible, refuse_idle

@@ -5,8 +5,8 @@ from __future__ import annotations
 from winnow.config.options import DPOSettings, parse_follow
 from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError
+from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.objectives.table import Value
-from winnow.objectives.terms import FLAGS, Objective, objective
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.system.run_folder import RunFolder

@@ -17,7 +17,7 @@ from winnow.measures import rewardbench, slices
 from winnow.measures.clustered import told
 from winnow.models import loading
 from winnow.models.device import keep_memory
-from winnow.objectives.terms import FLAGS, Objective, objective
+from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.recipes import evaluation_tables, flips, heldsets, saying, setfigures
 from winnow.recipes.heldsets import HeldOut
 from winnow.recipes.planning import wanted

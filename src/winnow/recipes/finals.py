@@ -11,7 +11,7 @@ from torch import Tensor
 from winnow.data.packing import pack_all
 from winnow.engine.base import Engine
 from winnow.engine.micro_batches import Data, by_rank
-from winnow.objectives.terms import Known, Objective
+from winnow.objectives.objective import Known, Objective
 from winnow.recipes.setfigures import Spoken, described, rows
 from winnow.system import distributed
 from winnow.system.console import safe, say

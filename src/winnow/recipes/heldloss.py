@@ -18,7 +18,7 @@ from winnow.engine.dataset_logps import Reference, offsets
 from winnow.engine.micro_batches import Data
 from winnow.measures import heldout
 from winnow.measures.clustered import ONE, Figure
-from winnow.objectives.terms import Known, Objective
+from winnow.objectives.objective import Known, Objective
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows
 WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"

@@ -21,7 +21,7 @@ from winnow.engine.selection import LOGPS, SCALARS
 from winnow.errors import DataError, ModelError
 from winnow.models import loading, meta, quantization
 from winnow.models.device import available, pick_device, pick_dtype
-from winnow.objectives.terms import Objective, objective
+from winnow.objectives.objective import Objective, objective
 from winnow.recipes.rendering import renderer
 from winnow.system.launch import count
 from winnow.train.loop import Plan

@@ -22,7 +22,7 @@ from winnow.models import hashes, loading, reward_models
 from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
-from winnow.objectives.rollout import TokenLoss, surrogate, value_error
+from winnow.objectives.ppo import TokenLoss, surrogate, value_error
 from winnow.recipes import asking, ppo_job, record, references, rewarding, samples
 from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out

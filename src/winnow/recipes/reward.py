@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from winnow.config.options import RewardSettings
 from winnow.config.resolve import Resolved
-from winnow.objectives.terms import Objective, reward
+from winnow.objectives.objective import Objective, reward
 from winnow.recipes.planning import with_rate
 from winnow.recipes.training import train
 from winnow.system.run_folder import RunFolder

@@ -22,7 +22,7 @@ from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
 from winnow.models.loading import LoadedModel
 from winnow.objectives import policy_gradient as pg
-from winnow.objectives.rollout import Answers, by_gae, by_group
+from winnow.objectives.ppo import Answers, by_gae, by_group
 from winnow.recipes.asking import Asked
 from winnow.recipes.rewarding import Reward, Said
 from winnow.sample import Answer, sample, words

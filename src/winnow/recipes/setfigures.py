@@ -18,7 +18,7 @@ from winnow.measures import heldout
 from winnow.measures.calibration import calibration, sureness
 from winnow.measures.clustered import Figure, told
 from winnow.measures.displacement import displacement
-from winnow.objectives.terms import Known, Objective
+from winnow.objectives.objective import Known, Objective
 from winnow.recipes.heldloss import loss
 
 Rows = list[dict[str, Any]]

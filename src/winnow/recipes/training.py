@@ -26,7 +26,7 @@ from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
-from winnow.objectives.terms import Objective
+from winnow.objectives.objective import Objective
 from winnow.recipes import asking, record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted

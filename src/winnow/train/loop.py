@@ -17,8 +17,8 @@ from winnow.engine.base import Engine
 from winnow.engine.batch import Batch
 from winnow.engine.micro_batches import Data, Micro
 from winnow.errors import DataError, JudgeError, Stopped, TrainingError
+from winnow.objectives.objective import Objective
 from winnow.objectives.scores import undecided
-from winnow.objectives.terms import Objective
 from winnow.system import distributed, files, launch
 from winnow.train.checkpoint import Progress
 from winnow.train.limit import Limit

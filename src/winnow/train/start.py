@@ -12,7 +12,7 @@ from winnow.engine.base import Columns, Engine, Said, no_slope
 from winnow.engine.batch import Batch
 from winnow.errors import TrainingError
 from winnow.models.fsdp import dtype_of
-from winnow.objectives.terms import Objective
+from winnow.objectives.objective import Objective
 from winnow.train.live import Live
 from winnow.train.optim import Optimizer
 from winnow.train.reference import NOISE, only_noise

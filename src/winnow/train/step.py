@@ -15,8 +15,8 @@ from winnow.engine.base import Columns, Engine, Said, Slope, no_slope
 from winnow.engine.batch import Batch, joined
 from winnow.engine.micro_batches import Micro
 from winnow.errors import TrainingError
+from winnow.objectives.objective import Known, Objective
 from winnow.objectives.scores import with_margin
-from winnow.objectives.terms import Known, Objective
 from winnow.system import distributed
 from winnow.system.launch import count
 from winnow.train.live import Live

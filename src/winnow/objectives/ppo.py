@@ -16,8 +16,8 @@ from torch import Tensor
 from winnow.engine.batch import Batch
 from winnow.engine.dataset_logps import PerToken
 from winnow.objectives import policy_gradient as pg
+from winnow.objectives.objective import Columns, Known
 from winnow.objectives.scores import Sums
-from winnow.objectives.terms import Columns, Known
 
 Estimate = Literal["gae", "rloo", "grpo"]
 

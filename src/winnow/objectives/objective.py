@@ -18,7 +18,7 @@ from torch import Tensor
 
 from winnow.engine.batch import MISMATCHED, Batch
 from winnow.objectives import batchwise, losses, scores
-from winnow.objectives.choices import Choice, choices
+from winnow.objectives.parsing import Choice, choices
 from winnow.objectives.scores import Sums
 from winnow.objectives.table import ENTRIES, Entry, Value
 
