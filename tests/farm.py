@@ -195,16 +195,16 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
 
 def watch(reached: Callable[[str], None]) -> None:
     """Two more points, where a run may be for long: each held-out micro-batch, each sampled token."""
-    from winnow import sample
+    from winnow.generation import sampler
     from winnow.train import step
 
-    asked = sample.ALONE["stopping_criteria"][0]
+    asked = sampler.ALONE["stopping_criteria"][0]
 
     def told(*given: Any, **more: Any) -> Any:
         reached("sampled token")
         return asked(*given, **more)
 
-    sample.ALONE["stopping_criteria"] = [told]
+    sampler.ALONE["stopping_criteria"] = [told]
     obey = step.dist.obey
 
     def held_out() -> None:

@@ -9,11 +9,11 @@ import torch
 
 import runs
 from winnow.data.render import Renderer
+from winnow.generation.sampler import Answer
 from winnow.measures.clustered import mean, share
 from winnow.measures.winrate import win_rate
 from winnow.models import hashes, loading
 from winnow.recipes import demo, demo_figures, world
-from winnow.sample import Answer
 from winnow.system.files import read_json, read_jsonl
 
 PROMISED = ("true_reward", "grammatical", "win_rate", "kl", "accuracy", "length_ratio", "seconds")

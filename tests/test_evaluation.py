@@ -19,11 +19,11 @@ from winnow import api, evaluation_page, evaluation_signs
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation_signs import examine
+from winnow.generation.sampler import Sampling, sample
 from winnow.measures import drift, rewardbench
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.scoring import Dialogue
 from winnow.recipes import distance
-from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.format import number, percent, wilson
 

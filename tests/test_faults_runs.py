@@ -24,9 +24,9 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
+from winnow.generation.sampler import Answer
 from winnow.models import loading
 from winnow.recipes import generation, references, samples, training
-from winnow.sample import Answer
 from winnow.system import hub
 from winnow.system.files import cache_folder, read_json, read_jsonl
 from winnow.system.run_folder import RunFolder

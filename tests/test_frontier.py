@@ -19,6 +19,7 @@ from winnow import frontier_page, frontier_words, report
 from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
+from winnow.generation.sampler import Sampling, sample
 from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.models import loading, reward_models
@@ -29,7 +30,6 @@ from winnow.recipes import demo, frontier_worlds, small_world
 from winnow.recipes import frontier as recipe
 from winnow.recipes import frontier_claims as claims
 from winnow.recipes.frontier_costs import costs
-from winnow.sample import Sampling, sample
 from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 

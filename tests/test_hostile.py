@@ -14,8 +14,8 @@ import runs
 import tiny
 from winnow import api
 from winnow.errors import ModelError, RunError
+from winnow.generation.sampler import Sampling, sample
 from winnow.models import loading
-from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.run_folder import RunFolder
 

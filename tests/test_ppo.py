@@ -35,10 +35,10 @@ from winnow.engine.micro_batches import Data, alone
 from winnow.engine.rows import logps
 from winnow.engine.scalar_head import ORACLE
 from winnow.errors import SettingsError
+from winnow.generation.sampler import Sampling, sample
 from winnow.models import loading, reward_models
 from winnow.objectives.ppo import Answers, by_gae, by_group, surrogate, value_error
 from winnow.recipes import ppo, ppo_job
-from winnow.sample import Sampling, sample
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
 from winnow.train.optim import Optimizer

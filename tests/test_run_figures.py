@@ -14,7 +14,7 @@ from winnow import api, headline, report
 from winnow.config.options import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
-from winnow.recipes import asking
+from winnow.generation import prompts as asking
 from winnow.run_figures import figures
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.format import wilson

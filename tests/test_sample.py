@@ -12,9 +12,9 @@ import torch
 import tiny
 from winnow.engine import rows
 from winnow.engine.dataset_logps import compute
+from winnow.generation.sampler import ROWS, TOKENS, Answer, Sampling, _together, choose, drawn, sample, words
 from winnow.measures import drift
 from winnow.models import loading
-from winnow.sample import ROWS, TOKENS, Answer, Sampling, _together, choose, drawn, sample, words
 
 END = 1
 
@@ -39,7 +39,7 @@ def test_neither_order_nor_neighbours_have_a_part(loaded, monkeypatch):
     order = list(range(20))
     random.Random(1).shuffle(order)
     same(sample(loaded, [asked[i] for i in order], how, k=3), [whole[i] for i in order])
-    monkeypatch.setattr("winnow.sample.ROWS", 4)
+    monkeypatch.setattr("winnow.generation.sampler.ROWS", 4)
     same(sample(loaded, asked, how, k=3), whole)
     same([made for _, made in sorted(drawn(loaded, asked, how, k=3, done=set(range(15))))], whole[15:])
     same([many[:2] for many in whole], sample(loaded, asked, how, k=2))  # the third answer has no part in the first two

@@ -97,7 +97,7 @@ def test_killed_in_the_midst(world, whole, tmp_path):
     assert same(out.read_bytes(), (tmp_path / "b.jsonl").read_bytes())
 
 
-SLOWLY = "import sys, winnow.sample as s; s.ROWS = 3; from winnow.cli import main; main()"
+SLOWLY = "import sys, winnow.generation.sampler as s; s.ROWS = 3; from winnow.cli import main; main()"
 
 
 def test_the_file_of_another_command_is_refused(world, whole, tmp_path, call):

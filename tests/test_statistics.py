@@ -21,11 +21,11 @@ from winnow.data.render import RenderedGroup
 from winnow.engine import rows
 from winnow.engine.dataset_logps import compute
 from winnow.engine.fast import SEGMENTS
+from winnow.generation.sampler import Answer
 from winnow.measures import drift, noise
 from winnow.measures.calibration import brier, calibration, chance
 from winnow.measures.lengths import controlled
 from winnow.measures.winrate import Game, Share, detectable, interval, over_prompts, prompts_needed, share, sign_test
-from winnow.sample import Answer
 
 CPU = torch.device("cpu")
 END, VOCABULARY, LONGEST = 1, 5, 3

@@ -12,8 +12,8 @@ from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.base import Engine, Said
 from winnow.engine.batch import Batch, collate
+from winnow.generation.sampler import Answer
 from winnow.objectives.scores import per_completion
-from winnow.sample import Answer
 
 
 def as_groups(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Answer]], end: int) -> list[RenderedGroup]:

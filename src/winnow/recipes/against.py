@@ -14,12 +14,12 @@ from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import compute
 from winnow.engine.selection import engine_for
+from winnow.generation.prompts import Asked, ask, load
+from winnow.generation.sampler import sample, words
 from winnow.measures import drift
 from winnow.measures.winrate import Mean, interval, over_prompts
 from winnow.models import hashes
 from winnow.models.loading import LoadedModel
-from winnow.recipes.asking import Asked, ask, load
-from winnow.sample import sample, words
 from winnow.system.console import Steps
 from winnow.system.files import read_jsonl, write_jsonl
 

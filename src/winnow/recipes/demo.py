@@ -20,12 +20,12 @@ from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
+from winnow.generation.sampler import Sampling, sample, words
 from winnow.measures.clustered import told
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world
 from winnow.recipes.demo_figures import Sampled
-from winnow.sample import Sampling, sample, words
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder

@@ -10,9 +10,9 @@ from winnow.config.collection import GenerateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import plain
+from winnow.generation.prompts import ask, load
+from winnow.generation.sampler import sample, words
 from winnow.models.device import keep_memory
-from winnow.recipes.asking import ask, load
-from winnow.sample import sample, words
 from winnow.system.console import console, safe, say
 from winnow.system.files import write_jsonl
 

@@ -22,8 +22,8 @@ from winnow.config.resolve import Resolved, handed_on
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import as_json
 from winnow.errors import DataError, RunError, SettingsError
+from winnow.generation.prompts import distinct, name_of
 from winnow.recipes import against, dpo, sampling
-from winnow.recipes.asking import distinct, name_of
 from winnow.recipes.referee import Referee
 from winnow.rounds import LEDGER
 from winnow.system.console import console, safe, say

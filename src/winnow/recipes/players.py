@@ -17,9 +17,9 @@ from winnow.data.prompts import Prompt
 from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
+from winnow.generation.prompts import name_of
 from winnow.models import loading
 from winnow.recipes import sampling
-from winnow.recipes.asking import name_of
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_file, sha256_json
 

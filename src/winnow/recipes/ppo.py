@@ -18,12 +18,13 @@ from winnow.engine.micro_batches import Data
 from winnow.engine.scalar_head import scalar_head
 from winnow.engine.selection import engine_for
 from winnow.errors import RunError
+from winnow.generation import prompts as asking
 from winnow.models import hashes, loading, reward_models
 from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.ppo import TokenLoss, surrogate, value_error
-from winnow.recipes import asking, ppo_job, record, references, rewarding, samples
+from winnow.recipes import ppo_job, record, references, rewarding, samples
 from winnow.recipes.ppo_job import Job
 from winnow.recipes.reviewing import held_out
 from winnow.recipes.rewarding import Reward

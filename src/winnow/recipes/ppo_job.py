@@ -17,11 +17,11 @@ from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.errors import DataError, ModelError
+from winnow.generation.prompts import Asked, ask
 from winnow.models import loading, meta
 from winnow.models.device import pick_device
 from winnow.models.loading import LoadedModel
 from winnow.recipes import record, rewarding
-from winnow.recipes.asking import Asked, ask
 from winnow.system import files
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, tidy

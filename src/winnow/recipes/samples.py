@@ -9,13 +9,13 @@ from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
+from winnow.generation.prompts import SHOWN, Probe
+from winnow.generation.sampler import Sampling, sample, words
 from winnow.measures import drift
 from winnow.measures.clustered import flat, mean
 from winnow.models.fsdp import whole
 from winnow.models.loading import LoadedModel
-from winnow.recipes.asking import SHOWN, Probe
 from winnow.recipes.references import ReferenceModel
-from winnow.sample import Sampling, sample, words
 from winnow.system import distributed
 from winnow.system.files import read_jsonl, write_jsonl
 from winnow.system.launch import leads

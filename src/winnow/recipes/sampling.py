@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from winnow import vllm
 from winnow.config.collection import SampleSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import prompts
 from winnow.data.records import Completion, Message, PreferenceGroup, Text
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.errors import ModelError
+from winnow.generation import vllm
+from winnow.generation.prompts import Asked, ask, load
+from winnow.generation.sampler import Answer, drawn, seeds, words
 from winnow.models import hashes, loading
 from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
-from winnow.recipes.asking import Asked, ask, load
-from winnow.sample import Answer, drawn, seeds, words
 from winnow.system.append_file import Growing
 from winnow.system.console import safe, say
 from winnow.system.files import locked, make_folder, sha256_json

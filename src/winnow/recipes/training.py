@@ -21,13 +21,14 @@ from winnow.engine.fast import SEGMENTS, VARLEN
 from winnow.engine.micro_batches import Data
 from winnow.engine.selection import engine_for
 from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
+from winnow.generation import prompts as asking
 from winnow.models import hashes, loading, meta, reward_models
 from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
-from winnow.recipes import asking, record, references, samples
+from winnow.recipes import record, references, samples
 from winnow.recipes.finals import measured
 from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
 from winnow.recipes.references import ReferenceModel, Scorer

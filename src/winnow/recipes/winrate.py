@@ -24,10 +24,10 @@ from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain
 from winnow.doubts import doubts
 from winnow.errors import RunError
+from winnow.generation.prompts import distinct
 from winnow.matches import Match
 from winnow.models.device import keep_memory
 from winnow.recipes import players
-from winnow.recipes.asking import distinct
 from winnow.recipes.players import Answers, Player
 from winnow.recipes.referee import Referee
 from winnow.system.console import console, safe, say

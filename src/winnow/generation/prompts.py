@@ -13,9 +13,9 @@ from winnow.data.prompts import Prompt, as_turns
 from winnow.data.records import Text, as_json
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
+from winnow.generation.sampler import Sampling
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.sample import Sampling
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from winnow.errors import ModelError
-from winnow.sample import Answer, Sampling
+from winnow.generation.sampler import Answer, Sampling
 
 TOGETHER = 1024  # prompts that are handed over at once: what is done is on the disk before the next
 
