@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from winnow import api
-from winnow.measures import noise
+from winnow.evaluation.statistics import label_noise as noise
 from winnow.models import loading
 from winnow.recipes import demo, world
 from winnow.system.files import read_json, read_jsonl, write_jsonl

@@ -19,7 +19,7 @@ from typing import Any
 
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
-from winnow.measures.winrate import Mean, over_prompts
+from winnow.evaluation.statistics.winrate import Mean, over_prompts
 from winnow.recipes import online, world
 from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 

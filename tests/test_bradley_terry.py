@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from winnow.collect.bradley_terry import Game, fit, points
+from winnow.evaluation.statistics.bradley_terry import Game, fit, points
 
 
 def games(*scores):
@@ -134,7 +134,7 @@ def test_half_points_are_ties_and_shares():
 
 def test_many_games_take_few_steps(monkeypatch):
     """Near the top of many games rounding is all there is to gain: nothing is halved for it."""
-    from winnow.collect import bradley_terry
+    from winnow.evaluation.statistics import bradley_terry
 
     solved, inverse = [], bradley_terry._inverse
     monkeypatch.setattr(bradley_terry, "_inverse", lambda *given: solved.append(1) or inverse(*given))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from winnow.measures import calibration, clustered, displacement, heldout, rewardbench
-from winnow.measures.clustered import Figure, mean, ratio, share, stratified
-from winnow.measures.winrate import interval, over_prompts
+from winnow.evaluation import heldout
+from winnow.evaluation.statistics import calibration, displacement, intervals, rewardbench
+from winnow.evaluation.statistics.intervals import Figure, mean, ratio, share, stratified
+from winnow.evaluation.statistics.winrate import interval, over_prompts
 from winnow.system.format import wilson
 
 
@@ -65,8 +66,8 @@ def test_one_prompt_has_a_value_and_says_why_it_has_no_interval():
     for found in (mean([1.0, 2.0], ["a", "a"]), share([True, False], ["a", "a"])):
         assert (found.low, found.high, found.prompts) == (None, None, 1)
         assert "one prompt" in found.why
-    assert clustered.flat({"x": mean([1.0], ["a"]), "n": 3}) == {"x": 1.0, "n": 3}
-    assert clustered.flat({"x": mean([1.0, 1.0], "ab")}) == {"x": 1.0, "x_low": 1.0, "x_high": 1.0}
+    assert intervals.flat({"x": mean([1.0], ["a"]), "n": 3}) == {"x": 1.0, "n": 3}
+    assert intervals.flat({"x": mean([1.0, 1.0], "ab")}) == {"x": 1.0, "x_low": 1.0, "x_high": 1.0}
 
 
 def test_intervals_cover_when_answers_share_a_prompt():

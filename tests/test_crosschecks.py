@@ -19,10 +19,10 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import SpecificationWarning
 
-from winnow.collect.bradley_terry import Game as Met
-from winnow.collect.bradley_terry import fit, settled
-from winnow.measures.lengths import controlled
-from winnow.measures.winrate import Game, detectable, interval, prompts_needed, share, sign_test
+from winnow.evaluation.statistics.bradley_terry import Game as Met
+from winnow.evaluation.statistics.bradley_terry import fit, settled
+from winnow.evaluation.statistics.lengths import controlled
+from winnow.evaluation.statistics.winrate import Game, detectable, interval, prompts_needed, share, sign_test
 
 NAMES = [f"m{i}" for i in range(5)]
 WINNER = {1.0: evalica.Winner.X, 0.0: evalica.Winner.Y, 0.5: evalica.Winner.Draw}

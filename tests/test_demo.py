@@ -9,9 +9,9 @@ import torch
 
 import runs
 from winnow.data.render import Renderer
+from winnow.evaluation.statistics.intervals import mean, share
+from winnow.evaluation.statistics.winrate import win_rate
 from winnow.generation.sampler import Answer
-from winnow.measures.clustered import mean, share
-from winnow.measures.winrate import win_rate
 from winnow.models import hashes, loading
 from winnow.recipes import demo, demo_figures, world
 from winnow.system.files import read_json, read_jsonl

@@ -15,9 +15,9 @@ from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
 from winnow.engine.dataset_logps import compute
+from winnow.evaluation import kl as drift
 from winnow.generation import prompts as asking
 from winnow.generation.sampler import Answer, Sampling, sample
-from winnow.measures import drift
 from winnow.models import loading
 from winnow.system.files import read_jsonl
 from winnow.train.reference import Frozen

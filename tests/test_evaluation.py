@@ -18,12 +18,13 @@ from test_report import NASTY, Page
 from winnow import api, evaluation_page, evaluation_signs
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
+from winnow.evaluation import distance
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics import rewardbench
 from winnow.evaluation_signs import examine
 from winnow.generation.sampler import Sampling, sample
-from winnow.measures import drift, rewardbench
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.scoring import Dialogue
-from winnow.recipes import distance
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.format import number, percent, wilson
 

@@ -11,8 +11,8 @@ import tiny
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
-from winnow.measures import heldout
-from winnow.measures.winrate import win_rate
+from winnow.evaluation import heldout
+from winnow.evaluation.statistics.winrate import win_rate
 from winnow.objectives import scores
 from winnow.system.format import wilson
 from winnow.train.metrics import add, divide

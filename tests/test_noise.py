@@ -11,7 +11,7 @@ import runs
 import tiny
 from winnow import api
 from winnow.errors import DataError, SettingsError
-from winnow.measures import noise
+from winnow.evaluation.statistics import label_noise as noise
 from winnow.system.files import read_json, read_jsonl
 
 

@@ -17,8 +17,8 @@ from winnow import report
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
 from winnow.errors import RunError
+from winnow.evaluation.statistics.winrate import interval
 from winnow.generation.prompts import name_of
-from winnow.measures.winrate import interval
 from winnow.recipes import online
 from winnow.system.files import read_json, read_jsonl, sha256_file
 

@@ -15,17 +15,18 @@ from scipy.special import expit, logit
 from scipy.stats import binom, binomtest, norm, t
 
 import tiny
-from winnow.collect.bradley_terry import Game as Met
-from winnow.collect.bradley_terry import fit
 from winnow.data.render import RenderedGroup
 from winnow.engine import rows
 from winnow.engine.dataset_logps import compute
 from winnow.engine.fast import SEGMENTS
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics import label_noise
+from winnow.evaluation.statistics.bradley_terry import Game as Met
+from winnow.evaluation.statistics.bradley_terry import fit
+from winnow.evaluation.statistics.calibration import brier, calibration, chance
+from winnow.evaluation.statistics.lengths import controlled
+from winnow.evaluation.statistics.winrate import Game, Share, detectable, interval, over_prompts, prompts_needed, share, sign_test
 from winnow.generation.sampler import Answer
-from winnow.measures import drift, noise
-from winnow.measures.calibration import brier, calibration, chance
-from winnow.measures.lengths import controlled
-from winnow.measures.winrate import Game, Share, detectable, interval, over_prompts, prompts_needed, share, sign_test
 
 CPU = torch.device("cpu")
 END, VOCABULARY, LONGEST = 1, 5, 3
@@ -414,7 +415,7 @@ def test_the_parts_of_the_brier_score_are_all_of_it(times):
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(parts.score, abs=1e-12)
     assert abs(parts.within) < 0.01 * parts.score
     assert found.log_loss == pytest.approx(-np.log(expit(margin)).mean())
-    assert parts == brier(margin, noise.calibration(margin))
+    assert parts == brier(margin, label_noise.calibration(margin))
 
 
 def test_calibration_error_of_true_claims_is_chance_and_of_loud_ones_is_more():

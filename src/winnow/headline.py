@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow import rounds
-from winnow.measures.clustered import mean
+from winnow.evaluation.statistics.intervals import mean
 from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]

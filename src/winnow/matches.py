@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import Any
 
 from winnow.collect import rulings
-from winnow.collect.bradley_terry import Game as Met
-from winnow.collect.bradley_terry import fit, settled
 from winnow.collect.votes import Vote
-from winnow.measures.lengths import controlled
-from winnow.measures.winrate import Game, by_prompt, detectable, interval, over_prompts, prompts_needed, share, sign_test
+from winnow.evaluation.statistics.bradley_terry import Game as Met
+from winnow.evaluation.statistics.bradley_terry import fit, settled
+from winnow.evaluation.statistics.lengths import controlled
+from winnow.evaluation.statistics.winrate import Game, by_prompt, detectable, interval, over_prompts, prompts_needed, share, sign_test
 
 DIFFERENCE = 0.05  # from one half: the difference for which the prompts needed are told
 POWER = 0.8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from winnow.measures.clustered import ONE, mean
+from winnow.evaluation.statistics.intervals import ONE, mean
 from winnow.system.format import RECENT, looks, points, wilson
 
 Run = Mapping[str, Any]

@@ -14,10 +14,10 @@ from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import compute
 from winnow.engine.selection import engine_for
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics.winrate import Mean, interval, over_prompts
 from winnow.generation.prompts import Asked, ask, load
 from winnow.generation.sampler import sample, words
-from winnow.measures import drift
-from winnow.measures.winrate import Mean, interval, over_prompts
 from winnow.models import hashes
 from winnow.models.loading import LoadedModel
 from winnow.system.console import Steps

@@ -20,8 +20,8 @@ from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
+from winnow.evaluation.statistics.intervals import told
 from winnow.generation.sampler import Sampling, sample, words
-from winnow.measures.clustered import told
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
 from winnow.recipes import demo_figures, dpo, sft, world

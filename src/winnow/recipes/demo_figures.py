@@ -10,10 +10,10 @@ from pathlib import Path
 from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.fast import SEGMENTS
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics.intervals import Figure, mean, ratio, share
+from winnow.evaluation.statistics.winrate import win_rate
 from winnow.generation.sampler import Answer
-from winnow.measures import drift
-from winnow.measures.clustered import Figure, mean, ratio, share
-from winnow.measures.winrate import win_rate
 from winnow.models.loading import LoadedModel
 from winnow.recipes import world
 from winnow.system.files import read_json

@@ -13,16 +13,17 @@ from winnow.config.options import EvalSettings
 from winnow.config.resolve import Resolved, validated
 from winnow.data.packing import budget
 from winnow.errors import RunError, SettingsError
-from winnow.measures import rewardbench, slices
-from winnow.measures.clustered import told
+from winnow.evaluation import datasets, figures, flips, scoring, slices
+from winnow.evaluation.datasets import HeldOut
+from winnow.evaluation.scoring import Said
+from winnow.evaluation.statistics import rewardbench
+from winnow.evaluation.statistics.intervals import told
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import FLAGS, Objective, objective
-from winnow.recipes import evaluation_tables, flips, heldsets, saying, setfigures
-from winnow.recipes.heldsets import HeldOut
+from winnow.recipes import evaluation_tables
 from winnow.recipes.planning import wanted
 from winnow.recipes.rendering import renderer
-from winnow.recipes.saying import Said
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
@@ -53,9 +54,9 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     _prepare(settings, made, scorer)
     rendered, seed = renderer(settings, scorer=scorer), began.get("settings", {}).get("seed", 0)
     what = replace(wanted(made, settings.pairs), kind="any", mismatched=False) if scorer else replace(wanted(made, settings.pairs), kind="any")
-    sets, bench = heldsets.read(settings, rendered, what, seed), heldsets.bench(settings, rendered, seed)
+    sets, bench = datasets.read(settings, rendered, what, seed), datasets.bench(settings, rendered, seed)
     everything = [*sets, *([bench] if bench else [])]
-    said = saying.by_reward_model(settings, rendered, everything) if scorer else saying.by_policy(settings, rendered, everything, trained)
+    said = scoring.by_reward_model(settings, rendered, everything) if scorer else scoring.by_policy(settings, rendered, everything, trained)
     report: dict[str, Any] = _head(settings, made, scorer, said, command) | {"sets": {}, "rewardbench": None}
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(everything):
@@ -141,7 +142,7 @@ def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
     for name, asked in (("label_noise: looks at implicit rewards", settings.label_noise), ("kl_samples: compares with the reference", settings.kl_samples)):
         if asked and settings.reference is None:
             raise SettingsError(f"{name}, and there is no reference", remedy="--reference MODEL, the one training began with")
-    if settings.label_noise and not setfigures.summed(made):
+    if settings.label_noise and not figures.summed(made):
         raise SettingsError(f"label_noise: margins of {made.name} are no sums of log-ratios", remedy="--objective dpo --beta 0.1, to audit with summed ones")
 
 
@@ -150,7 +151,7 @@ def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
 
 def _rows(one: HeldOut, made: Objective, said: Said, i: int) -> list[dict[str, Any]]:
     """A row per comparison, then per labelled answer, of the set numbered i; with its values of the columns it is split by."""
-    found = setfigures.rows(made, one.data.groups, said.of(i))
+    found = figures.rows(made, one.data.groups, said.of(i))
     return [row | {"by": {name: values[row["where"]] for name, values in one.columns.items()}} for row in found] if one.columns else found
 
 
@@ -162,7 +163,7 @@ def _figures(settings: EvalSettings, made: Objective, one: HeldOut, found: list[
         "data": one.data.account,
         "files": one.files,
         "trained_on": _trained_on(settings, one),
-        **setfigures.described(made, one.data.groups, one.data.shares, found, said.of(i), tokens, before),
+        **figures.described(made, one.data.groups, one.data.shares, found, said.of(i), tokens, before),
         "kl": None if far is None else asdict(far),
         "by": {name: {value: told(part) for value, part in slices.sliced(found, values).items()} for name, values in one.columns.items()},
     }
@@ -172,7 +173,7 @@ def _bench(one: HeldOut, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """RewardBench's scores, by rewards (of a policy without a reference there are none) and by log-probs. A row that was left out, because its answers
     are the same or cannot be scored, is a tie: it counts as wrong, and is counted.
     """
-    subsets = one.columns[heldsets.SUBSET]
+    subsets = one.columns[datasets.SUBSET]
     made: dict[str, Any] = {"title": one.title, "files": one.files, "data": one.data.account, "unscored": len(subsets) - len({row["where"] for row in found})}
     for name, key in (("rewards", "correct"), ("raw", "raw_correct")):
         if any(key in row for row in found):

@@ -11,8 +11,8 @@ from torch import Tensor
 from winnow.data.packing import pack_all
 from winnow.engine.base import Engine
 from winnow.engine.micro_batches import Data, by_rank
+from winnow.evaluation.figures import Spoken, described, rows
 from winnow.objectives.objective import Known, Objective
-from winnow.recipes.setfigures import Spoken, described, rows
 from winnow.system import distributed
 from winnow.system.console import safe, say
 from winnow.system.format import percent

@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from winnow.measures.winrate import over_prompts
+from winnow.evaluation.statistics.winrate import over_prompts
 
 Figures = Mapping[str, Any]
 Place = tuple[float, float]  # KL, reward

@@ -17,9 +17,10 @@ from winnow.config.resolve import resolve
 from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.fast import SEGMENTS
-from winnow.measures import drift, frontier
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics.winrate import over_prompts, win_rate
+from winnow.measures import frontier
 from winnow.measures.frontier import Table
-from winnow.measures.winrate import over_prompts, win_rate
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.recipes import demo, judging, sampling, sft, small_world, world

@@ -8,9 +8,9 @@ from winnow.config.ppo import PPOSettings
 from winnow.data.packing import budget, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.engine.batch import collate
+from winnow.evaluation.kl import of_batch
+from winnow.evaluation.statistics.winrate import over_prompts
 from winnow.generation.prompts import Asked
-from winnow.measures.drift import of_batch
-from winnow.measures.winrate import over_prompts
 from winnow.recipes.rollouts import Players, as_groups, drawn, scored
 from winnow.train.metrics import Row
 

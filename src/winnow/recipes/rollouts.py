@@ -18,10 +18,10 @@ from winnow.data.packing import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import PerToken, compute, offsets
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics.intervals import flat, mean
 from winnow.generation.prompts import Asked
 from winnow.generation.sampler import Answer, sample, words
-from winnow.measures import drift
-from winnow.measures.clustered import flat, mean
 from winnow.models.loading import LoadedModel
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.ppo import Answers, by_gae, by_group

@@ -9,10 +9,10 @@ from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
+from winnow.evaluation import kl as drift
+from winnow.evaluation.statistics.intervals import flat, mean
 from winnow.generation.prompts import SHOWN, Probe
 from winnow.generation.sampler import Sampling, sample, words
-from winnow.measures import drift
-from winnow.measures.clustered import flat, mean
 from winnow.models.fsdp import whole
 from winnow.models.loading import LoadedModel
 from winnow.recipes.references import ReferenceModel

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from winnow import collection
 from winnow.collect.agreement import LABELS, Annotator, Figure, against, alpha, annotators, kappa, labels, observed
-from winnow.collect.bradley_terry import Fit, Game, fit, points
 from winnow.collect.export import Rules, Sheet, rows, votes_of
 from winnow.collect.votes import by_pair, counts
 from winnow.config.collection import VotesExportSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import NothingLeft, SettingsError
+from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_folder, write_jsonl
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from winnow.data.order import Share
 from winnow.data.render import RenderedGroup
-from winnow.measures import heldout
-from winnow.measures.calibration import calibration, sureness
-from winnow.measures.clustered import Figure, told
-from winnow.measures.displacement import displacement
+from winnow.evaluation import heldout
+from winnow.evaluation.heldout_loss import loss
+from winnow.evaluation.statistics.calibration import calibration, sureness
+from winnow.evaluation.statistics.displacement import displacement
+from winnow.evaluation.statistics.intervals import Figure, told
 from winnow.objectives.objective import Known, Objective
-from winnow.recipes.heldloss import loss
 
 Rows = list[dict[str, Any]]
 

@@ -18,14 +18,14 @@ from winnow.engine.dataset_logps import compute
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.selection import engine_for
 from winnow.errors import ModelError
+from winnow.evaluation import distance
+from winnow.evaluation.datasets import HeldOut
+from winnow.evaluation.distance import Distance
+from winnow.evaluation.figures import Spoken
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.device import DTYPES
 from winnow.models.loading import LoadedModel
 from winnow.models.scoring import Dialogue
-from winnow.recipes import distance
-from winnow.recipes.distance import Distance
-from winnow.recipes.heldsets import HeldOut
-from winnow.recipes.setfigures import Spoken
 from winnow.system.console import Steps
 
 

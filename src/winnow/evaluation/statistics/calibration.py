@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from winnow.measures import noise
-from winnow.measures.clustered import Figure, mean
-from winnow.measures.noise import Bin, Margins
+from winnow.evaluation.statistics import label_noise
+from winnow.evaluation.statistics.intervals import Figure, mean
+from winnow.evaluation.statistics.label_noise import Bin, Margins
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ def calibration(margin_M: Margins) -> Calibration:
     """All of it. margin_M: of decided comparisons, ties left out; a margin of 0 takes no side, and counts as one that the label contradicts."""
     if not len(margin_M):
         return Calibration(0, (), None, None, None, None, "there are no decided comparisons")
-    bins = noise.calibration(margin_M)
+    bins = label_noise.calibration(margin_M)
     log_loss = float(np.logaddexp(0, -margin_M).mean())
-    return Calibration(len(margin_M), tuple(bins), noise.calibration_error(bins), chance(bins), brier(margin_M, bins), log_loss)
+    return Calibration(len(margin_M), tuple(bins), label_noise.calibration_error(bins), chance(bins), brier(margin_M, bins), log_loss)
 
 
 @dataclass(frozen=True, slots=True)

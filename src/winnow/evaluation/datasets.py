@@ -12,7 +12,7 @@ from winnow.data.dataset import Dataset, Wanted, held_out_alone
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.errors import SettingsError
-from winnow.measures import slices
+from winnow.evaluation import slices
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_file
 

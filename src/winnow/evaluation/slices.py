@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from winnow.measures import heldout
-from winnow.measures.clustered import Figure
+from winnow.evaluation import heldout
+from winnow.evaluation.statistics.intervals import Figure
 
 NONE, EMPTY = "(none)", "(empty)"  # a row without the cell, and one whose cell is blank
 MOST = 200  # values a column may have: beyond, it is no column of kinds

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
-from winnow.measures.clustered import Figure, flat, mean, share
+from winnow.evaluation.statistics.intervals import Figure, flat, mean, share
 
 
 def interval(wins: int, count: int) -> tuple[float, float]:

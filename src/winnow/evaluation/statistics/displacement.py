@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.measures.clustered import Figure, mean, share
+from winnow.evaluation.statistics.intervals import Figure, mean, share
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import compute
+from winnow.evaluation import kl as drift
+from winnow.evaluation.datasets import HeldOut
+from winnow.evaluation.statistics.intervals import Figure, mean, share
 from winnow.generation import prompts as asking
 from winnow.generation.sampler import Sampling, sample
-from winnow.measures import drift
-from winnow.measures.clustered import Figure, mean, share
 from winnow.models.device import available
 from winnow.models.loading import LoadedModel
-from winnow.recipes.heldsets import HeldOut
 from winnow.system.console import Steps
 
 ROOM = 1.25  # a second model is loaded beside the first where so many times its bytes are free: weights, and what a pass needs

@@ -16,8 +16,8 @@ from winnow.engine.base import Columns
 from winnow.engine.batch import Batch, joined
 from winnow.engine.dataset_logps import Reference, offsets
 from winnow.engine.micro_batches import Data
-from winnow.measures import heldout
-from winnow.measures.clustered import ONE, Figure
+from winnow.evaluation import heldout
+from winnow.evaluation.statistics.intervals import ONE, Figure
 from winnow.objectives.objective import Known, Objective
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import t
 
-from winnow.measures.winrate import Game
+from winnow.evaluation.statistics.winrate import Game
 
 Vector = NDArray[np.float64]
 LEAST = 3  # prompts, for two numbers and a spread

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from winnow.errors import DataError
-from winnow.measures import noise
+from winnow.evaluation.statistics import label_noise
 from winnow.system.console import console, safe, say
 
 SHOWN = 10  # most suspicious rows that are printed
@@ -24,13 +24,13 @@ def say_all(found: Sequence[dict[str, Any]], trained_on: bool) -> dict[str, Any]
     decided = [row for row in found if row["correct"] is not None]
     margin_M = np.array([row["rewards/margins"] for row in decided])
     try:
-        flips = noise.estimate(margin_M)
+        flips = label_noise.estimate(margin_M)
     except ValueError as error:
         raise DataError(f"label_noise: {error}", remedy="more comparisons, or leave --label-noise away") from error
-    for row, p in zip(decided, noise.flipped(margin_M, flips).tolist()):
+    for row, p in zip(decided, label_noise.flipped(margin_M, flips).tolist()):
         row["p_flipped"] = p
-    bins = noise.calibration(margin_M)
-    far = noise.calibration_error(bins)
+    bins = label_noise.calibration(margin_M)
+    far = label_noise.calibration_error(bins)
     _say_calibration(bins)
     say(f"calibration error: {far:.1%} (mean distance of the first two columns); margins times {flips.temperature:.3g} fit best")
     say(f"flipped labels: {flips.rate:.1%} estimated (95 % interval {flips.low:.1%} to {flips.high:.1%}), beyond what a noisy choice explains")
@@ -43,7 +43,7 @@ def say_all(found: Sequence[dict[str, Any]], trained_on: bool) -> dict[str, Any]
     return {"label_noise": {**asdict(flips), "calibration_error": far, "calibration": [asdict(one) for one in bins]}}
 
 
-def _say_calibration(bins: Sequence[noise.Bin]) -> None:
+def _say_calibration(bins: Sequence[label_noise.Bin]) -> None:
     table = Table(title="is s(margin) a probability?", title_justify="left", box=None)
     for column in ("the policy claims", "labels agree", "95 % interval", "comparisons"):
         table.add_column(column, justify="right")
