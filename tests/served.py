@@ -14,8 +14,8 @@ from urllib.parse import urlencode, urlsplit
 
 import runs
 import tiny
-from winnow.collect.store import Store
-from winnow.collect.votes import Vote
+from winnow.preferences.votes import Vote
+from winnow.preferences.votes_db import Store
 
 MODELS = ("model-amber", "model-birch", "model-cedar")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from winnow.collect.agreement import against, alpha, annotators, kappa, labels, observed, share
-from winnow.collect.items import Item
-from winnow.collect.votes import Vote
 from winnow.data.records import Comparison
+from winnow.preferences.agreement import against, alpha, annotators, kappa, labels, observed, share
+from winnow.preferences.items import Item
+from winnow.preferences.votes import Vote
 
 SAYS = {"A": "first", "B": "second", "T": "tie", "X": "bad", "S": "skip", "E": "error"}
 

@@ -15,12 +15,13 @@ from scipy.stats import binomtest
 
 import runs
 from test_report import NASTY, Page, make
-from winnow import collection, collection_page, report
-from winnow.collect.items import items as read_items
-from winnow.collect.store import Store
-from winnow.collect.tasks import Cast, How
-from winnow.collect.votes import Outcome
+from winnow import collection_page, report
 from winnow.errors import RunError
+from winnow.preferences import summary
+from winnow.preferences.items import items as read_items
+from winnow.preferences.tasks import Cast, How
+from winnow.preferences.votes import Outcome
+from winnow.preferences.votes_db import Store
 from winnow.system.files import sha256_json
 from winnow.system.format import wilson
 
@@ -286,7 +287,7 @@ def test_a_run_and_votes_on_one_page(tmp_path: Path) -> None:
 def test_votes_are_drawn_not_picked(tmp_path: Path) -> None:
     rows = [row(n, [vote("AB"[n % 2], reason=f"because {n}", share=0.25 if n % 2 else None)]) for n in range(100)]
     shown = of(voted(tmp_path / "a.jsonl", rows))["shown"]
-    assert len({one["prompt"] for one in shown}) == collection.HANDFUL
+    assert len({one["prompt"] for one in shown}) == summary.HANDFUL
     random.Random(1).shuffle(rows)
     assert of(voted(tmp_path / "b.jsonl", rows))["shown"] == shown
     assert all(one["sides"][0] == {"model": "old", "text": f"answer 0 to {one['prompt'][7:]}"} for one in shown)

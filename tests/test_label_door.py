@@ -13,9 +13,9 @@ import pytest
 import runs
 import served
 from served import MODELS, Visitor
-from winnow.collect.guard import Door, Refused, names
-from winnow.collect.serve import listen
 from winnow.errors import RunError, SettingsError
+from winnow.preferences.labeling.auth import Door, Refused, names
+from winnow.preferences.labeling.server import listen
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from markupsafe import Markup, escape
 
-from winnow.collect.items import Item
-from winnow.collect.tasks import Task
-from winnow.collect.text import LONGEST, MOST_WORDS, TAGS, difference, drawn, lengths, raw, turns
-from winnow.collect.views import looked_at, shown, took
 from winnow.data.records import Message
+from winnow.preferences.items import Item
+from winnow.preferences.labeling.sanitize import LONGEST, MOST_WORDS, TAGS, difference, drawn, lengths, raw, turns
+from winnow.preferences.labeling.views import looked_at, shown, took
+from winnow.preferences.tasks import Task
 
 TAG = re.compile(r"<(/?)([a-z0-9]+)([^<>]*)>")
 

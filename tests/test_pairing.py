@@ -9,10 +9,10 @@ import pytest
 from scipy.special import expit
 from scipy.stats import kendalltau, t
 
-from winnow.collect.items import Item
-from winnow.collect.pairing import chosen, different, draw, gain
 from winnow.data.records import Comparison
 from winnow.evaluation.statistics.bradley_terry import Game, fit
+from winnow.preferences.items import Item
+from winnow.preferences.pairing import chosen, different, draw, gain
 
 
 def item(answers, name="x", models=None, known=()):

@@ -12,14 +12,14 @@ from collections import Counter
 
 import pytest
 
-from winnow.collect import queue
-from winnow.collect.items import Item
-from winnow.collect.queue import APART
-from winnow.collect.store import Store
-from winnow.collect.tasks import Cast, How, NoTask, Outdated
-from winnow.collect.votes import Vote, by_pair
 from winnow.data.records import Comparison, Message
 from winnow.errors import DataError, RunError
+from winnow.preferences import queue
+from winnow.preferences.items import Item
+from winnow.preferences.queue import APART
+from winnow.preferences.tasks import Cast, How, NoTask, Outdated
+from winnow.preferences.votes import Vote, by_pair
+from winnow.preferences.votes_db import Store
 
 
 def made(count=6, answers=3, name="i", known=()):
@@ -301,9 +301,9 @@ def test_models_that_are_known_guide_the_choice(store):
 VOTER = """
 import sys
 from pathlib import Path
-from winnow.collect.items import Item
-from winnow.collect.store import Store
-from winnow.collect.tasks import Cast, How
+from winnow.preferences.items import Item
+from winnow.preferences.votes_db import Store
+from winnow.preferences.tasks import Cast, How
 items = [Item(f"i{n}", f"i{n}?", tuple(f" {n}, {k}" for k in range(3)), ("a", "b", "c"), f"file:{n}") for n in range(int(sys.argv[3]))]
 store = Store.open(Path(sys.argv[1]), items, How(overlap=2))
 while (task := store.next(sys.argv[2])) is not None:

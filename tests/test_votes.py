@@ -8,15 +8,15 @@ import pytest
 
 import runs
 import tiny
-from winnow.collect.agreement import alpha, labels
-from winnow.collect.export import Rules, Sheet, rows, votes_of
-from winnow.collect.items import Item, items
-from winnow.collect.store import Store
-from winnow.collect.tasks import Cast, How
-from winnow.collect.votes import Vote
 from winnow.data.records import Comparison
 from winnow.data.sources import load
 from winnow.errors import DataError, RunError
+from winnow.preferences.agreement import alpha, labels
+from winnow.preferences.export import Rules, Sheet, rows, votes_of
+from winnow.preferences.items import Item, items
+from winnow.preferences.tasks import Cast, How
+from winnow.preferences.votes import Vote
+from winnow.preferences.votes_db import Store
 from winnow.system.console import console
 from winnow.system.files import read_jsonl
 
@@ -54,7 +54,7 @@ def comparison(winner, loser, probability=1.0, weight=1.0, margin=0.0):
 
 def test_half_of_what_a_judge_was_asked_counts_nowhere():
     """One order of a pair answered, the other not: what is left holds the order's whole effect. People's votes on it stay."""
-    from winnow.collection import played
+    from winnow.preferences.summary import played
 
     cast = [vote(0, 1, "first", "judge"), vote(1, 0, "error", "judge"), vote(0, 1, "second", "ann"), vote(1, 2, "error", "judge"), vote(2, 1, "first", "judge")]
     found, counted = rows(sheet(*cast), Rules())

@@ -23,11 +23,12 @@ import endpoints
 import runs
 import tiny
 from endpoints import line as verdict
-from winnow import doubts, matches, winrate_page
-from winnow.collect import endpoint
-from winnow.collect.votes import Vote
-from winnow.matches import Match
+from winnow import doubts, winrate_page
 from winnow.models import reward_models
+from winnow.preferences.judging import endpoint
+from winnow.preferences.judging import games as matches
+from winnow.preferences.judging.games import Match
+from winnow.preferences.votes import Vote
 from winnow.recipes import sampling
 from winnow.system.files import read_json, read_jsonl, sha256_file
 

@@ -68,9 +68,9 @@ def _sample(resolved: Resolved[SampleSettings], line: str) -> None:
 
 
 def _judge(resolved: Resolved[JudgeSettings], line: str) -> None:
-    from winnow.recipes import judging
+    from winnow.preferences.judging import judge
 
-    judging.run(resolved)
+    judge.run(resolved)
 
 
 def _label(resolved: Resolved[LabelSettings], line: str) -> None:

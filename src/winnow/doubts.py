@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from winnow.collect.rulings import STEADY
+from winnow.preferences.judging.verdicts import STEADY
 from winnow.system.format import number, percent
 
 Figures = Mapping[str, Any]

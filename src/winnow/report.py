@@ -16,10 +16,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from winnow import collection, collection_page, frontier_page, rounds
+from winnow import collection_page, frontier_page, rounds
 from winnow.errors import RunError
 from winnow.headline import cards, differences, subline, table, verdict
 from winnow.plots import DASHES, RUN_INKS, draw
+from winnow.preferences import summary as collection
 from winnow.run_figures import SUMMARY, figures, of_summary
 from winnow.symptoms import SYMPTOMS, examine
 from winnow.system.files import read_json, write_atomic, write_json

@@ -23,7 +23,8 @@ from winnow.measures import frontier
 from winnow.measures.frontier import Table
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
-from winnow.recipes import demo, judging, sampling, sft, small_world, world
+from winnow.preferences.judging import judge as judging
+from winnow.recipes import demo, sampling, sft, small_world, world
 from winnow.system.files import read_json, write_json, write_jsonl
 
 K = 4  # answers to a prompt that are compared

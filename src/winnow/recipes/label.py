@@ -9,14 +9,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from winnow.collect import text
-from winnow.collect.items import Item, items
-from winnow.collect.serve import serve
-from winnow.collect.store import Store
-from winnow.collect.tasks import How
 from winnow.config.collection import LabelSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import DataError, SettingsError
+from winnow.preferences.items import Item, items
+from winnow.preferences.labeling import sanitize
+from winnow.preferences.labeling.server import serve
+from winnow.preferences.tasks import How
+from winnow.preferences.votes_db import Store
 from winnow.system.console import safe, say
 
 GOLDS = 0.1  # of an annotator's tasks, where there are any whose answer is known
@@ -68,7 +68,7 @@ def _guidelines(path: Path) -> Markup:
         words = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"guidelines: {path} cannot be read: {error}", remedy="give a text file in UTF-8") from error
-    return text.drawn(words) or Markup('<div class="raw">{}</div>').format(text.raw(words))
+    return sanitize.drawn(words) or Markup('<div class="raw">{}</div>').format(sanitize.raw(words))
 
 
 def _display() -> bool:

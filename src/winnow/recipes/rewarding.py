@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.collect import rules
-from winnow.collect.items import Item
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
@@ -15,6 +13,8 @@ from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.loading import LoadedModel
+from winnow.preferences.items import Item
+from winnow.preferences.judging import rules
 from winnow.system.files import sha256_json
 from winnow.system.run_folder import RunFolder
 from winnow.train import checkpoint

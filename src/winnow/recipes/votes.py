@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from winnow import collection
-from winnow.collect.agreement import LABELS, Annotator, Figure, against, alpha, annotators, kappa, labels, observed
-from winnow.collect.export import Rules, Sheet, rows, votes_of
-from winnow.collect.votes import by_pair, counts
 from winnow.config.collection import VotesExportSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import NothingLeft, SettingsError
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
+from winnow.preferences import summary
+from winnow.preferences.agreement import LABELS, Annotator, Figure, against, alpha, annotators, kappa, labels, observed
+from winnow.preferences.export import Rules, Sheet, rows, votes_of
+from winnow.preferences.votes import by_pair, counts
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_folder, write_jsonl
 
@@ -79,9 +79,9 @@ NAMES = {"first": "left", "second": "right", "tie": "tie", "bad": "both bad", "s
 
 def games_of(sheet: Sheet) -> tuple[list[str], list[Game]]:
     """Models by name, and every opinion as a game between two of them; a prompt is a cluster."""
-    found = collection.played(sheet)
+    found = summary.played(sheet)
     names = sorted({name for game in found for name in game[:2]})
-    return names, collection.games(names, found)
+    return names, summary.games(names, found)
 
 
 def _known_names(sheet: Sheet, names: Sequence[str]) -> None:

@@ -15,9 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import matches, winrate_page
-from winnow.collect import rules, rulings
-from winnow.collect.votes import pair_of, score
+from winnow import winrate_page
 from winnow.config.collection import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
@@ -25,11 +23,15 @@ from winnow.data.records import as_json, plain
 from winnow.doubts import doubts
 from winnow.errors import RunError
 from winnow.generation.prompts import distinct
-from winnow.matches import Match
 from winnow.models.device import keep_memory
+from winnow.preferences.judging import games as matches
+from winnow.preferences.judging import rules
+from winnow.preferences.judging import verdicts as rulings
+from winnow.preferences.judging.budget import Referee
+from winnow.preferences.judging.games import Match
+from winnow.preferences.votes import pair_of, score
 from winnow.recipes import players
 from winnow.recipes.players import Answers, Player
-from winnow.recipes.referee import Referee
 from winnow.system.console import console, safe, say
 from winnow.system.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
 from winnow.system.format import visible

@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 from scipy.special import expit, xlog1py, xlogy
 
-from winnow.collect.items import Item
 from winnow.data.records import as_json
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit
+from winnow.preferences.items import Item
 
 SPREAD = 1.0  # nats: standard deviation of answers' strengths around what their models' would make one expect
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(20)

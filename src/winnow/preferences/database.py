@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from winnow.collect.items import Item
-from winnow.collect.tasks import How
 from winnow.data.records import Comparison, Message, Text, as_json
 from winnow.errors import RunError
+from winnow.preferences.items import Item
+from winnow.preferences.tasks import How
 
 APPLICATION, SCHEMA = 0x57_4E_56_54, 1
 WAIT = 20.0  # seconds for another process that writes

@@ -20,13 +20,13 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from winnow.collect import queue
-from winnow.collect.database import WAIT, body_of, connect, create, item_of, said
-from winnow.collect.items import Item
-from winnow.collect.pairing import different, draw
-from winnow.collect.tasks import Cast, Entry, How, NoTask, Outdated, Progress, Task
-from winnow.collect.votes import OUTCOMES, Vote
 from winnow.errors import DataError, Problem, RunError
+from winnow.preferences import queue
+from winnow.preferences.database import WAIT, body_of, connect, create, item_of, said
+from winnow.preferences.items import Item
+from winnow.preferences.pairing import different, draw
+from winnow.preferences.tasks import Cast, Entry, How, NoTask, Outdated, Progress, Task
+from winnow.preferences.votes import OUTCOMES, Vote
 from winnow.system.files import make_folder, sync_folder
 
 ENTRY = "l.number, l.act, t.id, l.annotator, l.revision, l.outcome, l.strength, l.reason, l.seconds, l.at"

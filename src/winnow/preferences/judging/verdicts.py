@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from winnow.collect.items import Item
-from winnow.collect.votes import Vote, by_pair, pair_of, score
 from winnow.data.records import Comparison, as_json
+from winnow.preferences.items import Item
+from winnow.preferences.votes import Vote, by_pair, pair_of, score
 from winnow.system.format import wilson
 
 Labels = Literal["hard", "soft", "drawn"]

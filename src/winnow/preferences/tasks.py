@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from winnow.collect.votes import Outcome
 from winnow.errors import WinnowError
+from winnow.preferences.votes import Outcome
 
 
 @dataclass(frozen=True, slots=True)

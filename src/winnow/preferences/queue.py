@@ -6,11 +6,11 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 
-from winnow.collect.items import Item
-from winnow.collect.pairing import SPREAD, chosen, different, draw
-from winnow.collect.tasks import How, Task
 from winnow.data.records import Comparison
 from winnow.evaluation.statistics.bradley_terry import Game, fit
+from winnow.preferences.items import Item
+from winnow.preferences.pairing import SPREAD, chosen, different, draw
+from winnow.preferences.tasks import How, Task
 
 TASK, TASKS = "t.id, p.item, t.first, t.second, t.kind, t.revision", "FROM tasks t JOIN pairs p ON p.number = t.pair"
 IN_FLIGHT = 1800.0  # seconds for which a task that was given out, and not answered, is kept from others

@@ -19,11 +19,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from winnow.collect import views
-from winnow.collect.guard import BODY, Door, Refused, guarded
-from winnow.collect.store import Store
-from winnow.collect.tasks import Cast, NoTask, Outdated
 from winnow.errors import RunError
+from winnow.preferences.labeling import views
+from winnow.preferences.labeling.auth import BODY, Door, Refused, guarded
+from winnow.preferences.tasks import Cast, NoTask, Outdated
+from winnow.preferences.votes_db import Store
 from winnow.system.console import complain
 
 YEAR = 365 * 24 * 3600

@@ -9,12 +9,12 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from winnow.collect import rulings
-from winnow.collect.votes import Vote
 from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
 from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import Game, by_prompt, detectable, interval, over_prompts, prompts_needed, share, sign_test
+from winnow.preferences.judging import verdicts
+from winnow.preferences.votes import Vote
 
 DIFFERENCE = 0.05  # from one half: the difference for which the prompts needed are told
 POWER = 0.8
@@ -97,7 +97,7 @@ def mean(matches: Sequence[Match], value: Callable[[Match], float | None]) -> di
 def orders(matches: Sequence[Match]) -> dict[str, Any] | None:
     """What the order of the answers did to a judge that reads them; None for one that scores."""
     votes = [vote for match in {match.votes: match for match in matches if match.votes}.values() for vote in match.votes]
-    found = rulings.position(votes)
+    found = verdicts.position(votes)
     if not found.both and not found.decided:
         return None
     low, high = found.interval if found.both else (None, None)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from winnow.collect import rules, rulings
-from winnow.collect.endpoint import refuse_absent
-from winnow.collect.items import Item
 from winnow.config.collection import ComparingSettings, JudgeSettings
 from winnow.config.options import ModelSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.prompts import Prompt
 from winnow.errors import JudgeError
 from winnow.models import reward_models, scoring
-from winnow.recipes import judging
+from winnow.preferences.items import Item
+from winnow.preferences.judging import judge as judging
+from winnow.preferences.judging import rules, verdicts
+from winnow.preferences.judging.endpoint import refuse_absent
 from winnow.system.files import read_jsonl
 
 
@@ -60,7 +60,7 @@ class Referee:
             own["budget"] = settings.budget - self.sent
         self.sent += judging.run(self._settings(answers, out, **own))
         rows = read_jsonl(out)
-        lost = sum(judging.unreached(vote) for row in rows for vote in rulings.votes_of(row))
+        lost = sum(judging.unreached(vote) for row in rows for vote in verdicts.votes_of(row))
         if lost:
             raise JudgeError(f"{settings.judge}: {lost:,} questions got no reply", remedy="the same command goes on")
         return rows

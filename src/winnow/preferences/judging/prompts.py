@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from winnow.collect.items import Item
-from winnow.collect.votes import Outcome
 from winnow.data.jsonl import strict_json
 from winnow.data.records import Text
 from winnow.errors import SettingsError
+from winnow.preferences.items import Item
+from winnow.preferences.votes import Outcome
 from winnow.system.console import visible
 
 Form = Literal["line", "json"]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import uvicorn
 from markupsafe import Markup
 
-from winnow.collect.guard import Door, key, names
-from winnow.collect.page import Page, app
-from winnow.collect.store import Store
 from winnow.errors import RunError, SettingsError
+from winnow.preferences.labeling.app import Page, app
+from winnow.preferences.labeling.auth import Door, key, names
+from winnow.preferences.votes_db import Store
 from winnow.system.console import safe, say
 
 ENDING = 5  # seconds an answer that is on its way may still take

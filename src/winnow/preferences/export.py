@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from winnow.collect.items import Item, items
-from winnow.collect.store import Store
-from winnow.collect.votes import OUTCOMES, Vote, by_pair, score, whole
 from winnow.data.fields import shown
 from winnow.data.jsonl import read_rows
 from winnow.data.records import as_json
 from winnow.errors import DataError, Problem, RunError
+from winnow.preferences.items import Item, items
+from winnow.preferences.votes import OUTCOMES, Vote, by_pair, score, whole
+from winnow.preferences.votes_db import Store
 
 KINDS = ("once", "repeat", "gold")
 

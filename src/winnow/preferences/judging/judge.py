@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.collect import questions, rules, rulings
-from winnow.collect.endpoint import UNREACHED, Asking, Endpoint, Failed, Spent, at_once, refuse_address
-from winnow.collect.items import Item, items
-from winnow.collect.questions import NoVerdict
-from winnow.collect.votes import Vote
 from winnow.config.collection import JudgeSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import JudgeError, RunError, SettingsError
+from winnow.preferences.items import Item, items
+from winnow.preferences.judging import prompts, rules, verdicts
+from winnow.preferences.judging.endpoint import UNREACHED, Asking, Endpoint, Failed, Spent, at_once, refuse_address
+from winnow.preferences.judging.prompts import NoVerdict
+from winnow.preferences.votes import Vote
 from winnow.system.append_file import Growing, Row
 from winnow.system.console import safe, say
 from winnow.system.files import cache_folder, locked, make_folder, sha256_json
@@ -61,7 +61,7 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
             other = [item.where for item in asked if item.id in rows and rows[item.id].get("columns") != judge.columns(item)]
             if other:
                 raise RunError(f"{settings.out}: {len(other):,} rows were judged by other columns, first {other[0]}", remedy="choose another --out")
-            left = [item for item in asked if item.id not in rows or not rulings.complete(rows[item.id])]
+            left = [item for item in asked if item.id not in rows or not verdicts.complete(rows[item.id])]
             if not left:
                 say(f"{safe(settings.out)}: all {len(names):,} rows are judged; nothing to do")
                 return 0
@@ -94,7 +94,7 @@ def refuse(resolved: Resolved[JudgeSettings]) -> None:
     settings = resolved.settings
     if settings.judge.startswith(("http://", "https://")):
         _refuse(resolved, ON_SCORES + ON_MODEL, "a language model")
-        questions.question(settings.question)
+        prompts.question(settings.question)
         refuse_address(settings.judge, _key(resolved))
     elif settings.judge.startswith("reward:"):
         _refuse(resolved, ON_ENDPOINT, "a reward model")
@@ -155,9 +155,9 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
 
 def _scored(settings: JudgeSettings, item: Item, scores: Sequence[float], how: Mapping[str, Any]) -> Row:
-    asked = rulings.pairs(item, settings.pairs, settings.seed)
-    votes, margins = rulings.by_scores(item, asked, scores, settings.labels, settings.scale, settings.seed, settings.judge)
-    return {**rulings.row(item, votes, rulings.comparisons(votes, margins, ties=settings.ties == "keep"), how), "judge_scores": list(scores)}
+    asked = verdicts.pairs(item, settings.pairs, settings.seed)
+    votes, margins = verdicts.by_scores(item, asked, scores, settings.labels, settings.scale, settings.seed, settings.judge)
+    return {**verdicts.row(item, votes, verdicts.comparisons(votes, margins, ties=settings.ties == "keep"), how), "judge_scores": list(scores)}
 
 
 # --- language models: verdicts -------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _scored(settings: JudgeSettings, item: Item, scores: Sequence[float], how: M
 def _by_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
     settings = resolved.settings
     _refuse(resolved, ON_SCORES + ON_MODEL, "a language model")
-    key, words = _key(resolved), questions.question(settings.question)
+    key, words = _key(resolved), prompts.question(settings.question)
     refuse_address(settings.judge, key)
     model = str(settings.judge_model)
     endpoint = Endpoint(settings.judge.rstrip("/"), model, settings.judge_temperature, settings.reply_tokens, settings.timeout, key)
@@ -182,7 +182,7 @@ def _by_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
                 beyond += 1
                 continue
             yield made
-            last = rulings.votes_of(made)[-1]
+            last = verdicts.votes_of(made)[-1]
             vain = vain + 1 if unreached(last) else 0
             if vain == min(IN_VAIN, len(todo)):
                 raise JudgeError(f"{settings.judge}: {vain:,} rows one after the other got no reply: {last.reason}", remedy="the same command goes on")
@@ -210,22 +210,22 @@ def _ruled(settings: JudgeSettings, asking: Asking, words: str, item: Item, how:
         votes = list(_votes(settings, asking, words, item))
     except Spent:
         return None
-    return rulings.row(item, votes, rulings.comparisons(votes, {}, ties=settings.ties == "keep"), how)
+    return verdicts.row(item, votes, verdicts.comparisons(votes, {}, ties=settings.ties == "keep"), how)
 
 
 def _votes(settings: JudgeSettings, asking: Asking, words: str, item: Item) -> Iterator[Vote]:
     """A vote for each question about an item. Once the server cannot be reached the rest is left for the next time."""
     by = asking.endpoint.model
-    form = questions.SCHEMA if settings.verdict == "json" else None
-    for pair in rulings.pairs(item, settings.pairs, settings.seed):
-        alike = rulings.same(item, pair, by)
+    form = prompts.SCHEMA if settings.verdict == "json" else None
+    for pair in verdicts.pairs(item, settings.pairs, settings.seed):
+        alike = verdicts.same(item, pair, by)
         if alike:
             yield alike
             continue
         for first, second in _orders(settings, item, pair):
-            body = asking.endpoint.body(questions.messages(words, item, first, second, settings.verdict, settings.seed), form)
+            body = asking.endpoint.body(prompts.messages(words, item, first, second, settings.verdict, settings.seed), form)
             try:
-                said = asking.ask(body, lambda reply: questions.verdict(reply, settings.verdict))
+                said = asking.ask(body, lambda reply: prompts.verdict(reply, settings.verdict))
                 yield Vote(item.id, first, second, said.outcome, by, reason=said.reason, at=time.time())
             except (Failed, NoVerdict) as error:
                 yield Vote(item.id, first, second, "error", by, reason=str(error), at=time.time())
@@ -238,7 +238,7 @@ def _orders(settings: JudgeSettings, item: Item, pair: tuple[int, int]) -> list[
     turned = pair[::-1]
     if settings.orders == "both":
         return [pair, turned]
-    return [pair if rulings.chance(settings.seed, "order", item.id, *pair) < 0.5 else turned]
+    return [pair if verdicts.chance(settings.seed, "order", item.id, *pair) < 0.5 else turned]
 
 
 def unreached(vote: Vote) -> bool:
@@ -256,16 +256,16 @@ def _kind(vote: Vote) -> str:
 
 def _told(settings: JudgeSettings, rows: list[Row], judge: Judge) -> None:
     """What came of it, in numbers: of all rows, those of earlier starts too."""
-    votes = [vote for row in rows for vote in rulings.votes_of(row)]
+    votes = [vote for row in rows for vote in verdicts.votes_of(row)]
     made = [one["probability"] for row in rows for one in row["comparisons"]]
-    alike = sum(vote.reason == rulings.ALIKE for vote in votes)
+    alike = sum(vote.reason == verdicts.ALIKE for vote in votes)
     say(
         f"{len(rows):,} rows, {len(made):,} comparisons: {sum(p > 0.5 for p in made):,} decided, {made.count(0.5):,} tied"
         f"{'' if settings.ties == 'keep' else ' (ties are left out)'}; pairs of identical answers: {alike:,}; {_failures(votes)}"
     )
     if judge.told:
         say(judge.told())
-        _told_position(rulings.position(votes))
+        _told_position(verdicts.position(votes))
     say(f"written: {safe(settings.out)}")
 
 
@@ -277,7 +277,7 @@ def _failures(votes: Sequence[Vote]) -> str:
     return f"questions without a verdict: {failed.total():,} ({kinds}); their pairs are not compared, and the same command asks them again"
 
 
-def _told_position(found: rulings.Position) -> None:
+def _told_position(found: verdicts.Position) -> None:
     """What the order of the answers did, as far as it can be told."""
     if found.both:
         low, high = found.interval

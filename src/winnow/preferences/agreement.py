@@ -16,8 +16,8 @@ from typing import Literal
 
 from scipy.stats import binomtest
 
-from winnow.collect.items import Item
-from winnow.collect.votes import Pair, Vote, by_pair, pair_of, score, whole
+from winnow.preferences.items import Item
+from winnow.preferences.votes import Pair, Vote, by_pair, pair_of, score, whole
 
 Label = Literal["low", "high", "tie"]  # which answer of a pair is better, by index; "both bad" is a tie
 LABELS: tuple[Label, ...] = ("low", "high", "tie")

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from winnow.collect.agreement import Figure, against, alpha, annotators, kappa, labels, observed
-from winnow.collect.export import Sheet, votes_of
-from winnow.collect.items import Item
-from winnow.collect.pairing import different, draw
-from winnow.collect.votes import Vote, by_pair, counts, pair_of, score, whole
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.records import plain
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
+from winnow.preferences.agreement import Figure, against, alpha, annotators, kappa, labels, observed
+from winnow.preferences.export import Sheet, votes_of
+from winnow.preferences.items import Item
+from winnow.preferences.pairing import different, draw
+from winnow.preferences.votes import Vote, by_pair, counts, pair_of, score, whole
 from winnow.system.format import median, wilson
 
 LATEST = 4_102_444_800.0  # 2100: what is later is no time

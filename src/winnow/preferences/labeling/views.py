@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from winnow.collect import text
-from winnow.collect.items import Item
-from winnow.collect.tasks import Entry, Task
-from winnow.collect.text import Turn
-from winnow.collect.votes import Outcome
 from winnow.data.records import plain
+from winnow.preferences.items import Item
+from winnow.preferences.labeling import sanitize
+from winnow.preferences.labeling.sanitize import Turn
+from winnow.preferences.tasks import Entry, Task
+from winnow.preferences.votes import Outcome
 from winnow.system.format import visible
 
 OUTCOMES: dict[Outcome, str] = {"first": "Answer 1 is better", "second": "Answer 2 is better", "tie": "Tie", "bad": "Both bad", "skip": "Skip"}
@@ -38,14 +38,14 @@ class Shown:
 
 def shown(item: Item, order: tuple[int, ...]) -> Shown:
     """The item's answers in the order given. No lengths and no differences: before a vote they would be a hint."""
-    tools = text.raw(json.dumps([dict(tool) for tool in item.tools], ensure_ascii=False, indent=2)) if item.tools else None
-    return Shown(text.turns(item.prompt), tuple(text.turns(item.answers[i]) for i in order), tools)
+    tools = sanitize.raw(json.dumps([dict(tool) for tool in item.tools], ensure_ascii=False, indent=2)) if item.tools else None
+    return Shown(sanitize.turns(item.prompt), tuple(sanitize.turns(item.answers[i]) for i in order), tools)
 
 
 def looked_at(item: Item, task: Task) -> Shown:
     """The same pair after the vote, with lengths and differences."""
     before, both = shown(item, (task.left, task.right)), [plain(item.answers[i]) for i in (task.left, task.right)]
-    return Shown(before.prompt, before.answers, before.tools, tuple(map(text.lengths, both)), text.difference(*both))
+    return Shown(before.prompt, before.answers, before.tools, tuple(map(sanitize.lengths, both)), sanitize.difference(*both))
 
 
 def sentence(entry: Entry) -> str:
@@ -75,7 +75,7 @@ def ago(at: float) -> str:
 
 
 def _templates() -> Environment:
-    loader = PackageLoader("winnow.collect", "web")
+    loader = PackageLoader("winnow.preferences.labeling", "web")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     css, js = (Markup(loader.get_source(made, name)[0]) for name in ("page.css", "page.js"))
     made.globals.update(css=css, js=js, outcomes=OUTCOMES, keys=KEYS, strengths=STRENGTHS, sentence=sentence, took=took, ago=ago)

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from winnow.collect.items import Item
 from winnow.data.jsonl import Row
 from winnow.data.records import plain
 from winnow.data.sources import open_rows
 from winnow.errors import DataError, JudgeError, Problem, SettingsError
+from winnow.preferences.items import Item
 from winnow.system.files import sha256_file
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
