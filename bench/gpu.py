@@ -33,10 +33,10 @@ from winnow.models import loading, meta
 from winnow.models.device import pick_device, pick_dtype
 from winnow.models.layers import compile_layers
 from winnow.objectives.objective import objective
-from winnow.train.limit import limit_of
-from winnow.train.memory import estimate
-from winnow.train.optim import Optimizer
-from winnow.train.step import take_step
+from winnow.training.memory import estimate
+from winnow.training.optimizer import Optimizer
+from winnow.training.step import take_step
+from winnow.training.utilization import limit_of
 
 SHAPES: dict[str, tuple[str, dict[str, Any], str | None]] = {  # family, configuration, adapter
     "0.6B": (

@@ -20,8 +20,8 @@ from countable import LONGEST, distance, distribution, write_world
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.models import loading
-from winnow.recipes import ppo
-from winnow.train import checkpoint
+from winnow.training import checkpoint
+from winnow.training.ppo import run as ppo
 
 EVERY, BETA = 10, 0.5
 ALIKE = {"prompts": "prompts.txt", "reward": "judge_of_words:worth", "max_new_tokens": LONGEST, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2}

@@ -32,10 +32,10 @@ from winnow.engine.micro_batches import Data
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import DEMONSTRATION
-from winnow.train.checkpoint import Progress
-from winnow.train.optim import Optimizer
-from winnow.train.saver import Saver
-from winnow.train.step import take_step
+from winnow.training.checkpoint import Progress
+from winnow.training.optimizer import Optimizer
+from winnow.training.saver import Saver
+from winnow.training.step import take_step
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
 TIMES, RUN = 3, 30  # repetitions; steps of a run whose speed is measured

@@ -57,7 +57,7 @@ def start(model: Path, rows: Path) -> None:
     """What `winnow dpo` does before it loads the model."""
     from winnow.config.options import DPOSettings
     from winnow.config.resolve import resolve
-    from winnow.recipes.planning import planned, prepared
+    from winnow.training.plan import planned, prepared
 
     before = memory("VmRSS")
     resolved = resolve(DPOSettings, {"model": str(model), "data": [str(rows)], "out": str(model.parent / "run"), "lr": 1e-6})

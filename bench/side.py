@@ -51,9 +51,9 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.engine.selection import choose
     from winnow.models.device import keep_memory, pick_device
     from winnow.objectives.objective import objective as named
-    from winnow.train.limit import limit_of, matrix_rate
-    from winnow.train.optim import Optimizer
-    from winnow.train.step import take_step
+    from winnow.training.optimizer import Optimizer
+    from winnow.training.step import take_step
+    from winnow.training.utilization import limit_of, matrix_rate
 
     device = pick_device("cpu")
     keep_memory()

@@ -72,7 +72,7 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    from winnow.train.optim import rate
+    from winnow.training.optimizer import rate
 
     class Recorder(DPOTrainer):
         """DPOTrainer that keeps each loss unrounded and, where there is a warm-up, counts it from 1 as Winnow does."""

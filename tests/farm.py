@@ -69,8 +69,8 @@ def serve() -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: F401
 
     import winnow.cli
-    import winnow.recipes.dpo
-    import winnow.recipes.sft  # noqa: F401
+    import winnow.training.dpo
+    import winnow.training.sft  # noqa: F401
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
@@ -196,7 +196,7 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
 def watch(reached: Callable[[str], None]) -> None:
     """Two more points, where a run may be for long: each held-out micro-batch, each sampled token."""
     from winnow.generation import sampler
-    from winnow.train import step
+    from winnow.training import step
 
     asked = sampler.ALONE["stopping_criteria"][0]
 
@@ -218,7 +218,7 @@ def watch(reached: Callable[[str], None]) -> None:
 def disable(name: str) -> None:
     from winnow.models import loading
     from winnow.system import files
-    from winnow.train import checkpoint
+    from winnow.training import checkpoint
 
     @contextmanager
     def plain(path: Path) -> Iterator[Path]:

@@ -20,8 +20,8 @@ from winnow.models import fsdp, hashes, loading
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import DEMONSTRATION
 from winnow.system import distributed as dist
-from winnow.train.optim import Optimizer
-from winnow.train.step import take_step
+from winnow.training.optimizer import Optimizer
+from winnow.training.step import take_step
 
 CPU = torch.device("cpu")
 GROUPS = tiny.groups(6)

@@ -19,8 +19,8 @@ from winnow.engine.fast import SEGMENTS
 from winnow.models import loading, meta
 from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.models.layers import enable_checkpointing
-from winnow.train.memory import estimate
-from winnow.train.optim import Optimizer
+from winnow.training.memory import estimate
+from winnow.training.optimizer import Optimizer
 
 
 def held(name: str) -> int:

@@ -21,9 +21,8 @@ from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
 from winnow.models import loading, meta, quantization
-from winnow.recipes import planning, training
-from winnow.train import memory
-from winnow.train.memory import HOLES_GPU, estimate
+from winnow.training import memory, plan, run
+from winnow.training.memory import HOLES_GPU, estimate
 
 GPU = torch.device("cuda")
 GIB = 2**30
@@ -136,15 +135,15 @@ def world(tmp_path, monkeypatch):
     tiny.write(tmp_path / "pairs.jsonl", rows)
     known = {}
 
-    def memory_of(settings, train_set, tokens, ask=planning.memory_of):
+    def memory_of(settings, train_set, tokens, ask=plan.memory_of):
         key = (tokens, parse_lora(settings.lora), settings.checkpointing, settings.quantize, settings.optimizer)
         if key not in known:
             known[key] = ask(settings, train_set, tokens)
         return known[key]
 
-    monkeypatch.setattr(planning, "memory_of", memory_of)
+    monkeypatch.setattr(plan, "memory_of", memory_of)
     monkeypatch.setattr(quantization, "refuse", lambda device: None)
-    for place in (planning, training):
+    for place in (plan, run):
         monkeypatch.setattr(place, "pick_device", lambda name: GPU)
     return tmp_path
 
@@ -161,13 +160,13 @@ def test_what_is_said_on_each_card_and_the_table_in_the_docs(world, monkeypatch,
     rows, seen = table(), {}
     for way, changes in WAYS.items():
         settings = resolve(CheckSettings, {"model": str(world / "model"), "data": [str(world / "pairs.jsonl")], **changes}).settings
-        train_set = planning.prepared(settings, Wanted("preference"))[1](0)
-        found = planning.memory_of(settings, train_set, 2048)
+        train_set = plan.prepared(settings, Wanted("preference"))[1](0)
+        found = plan.memory_of(settings, train_set, 2048)
         parts = (found.weights, found.gradients, found.optimizer, found.activations + found.head, found.total)
         assert rows[way][:5] == [f"{part / GIB:.2f}" for part in parts]
         for card in CARDS if "--lora r=16 --checkpointing" in way else CARDS[1:]:
-            monkeypatch.setattr(planning, "available", lambda device, card=card: card * GIB)
-            line = planning.memory_line(settings, train_set, 2048)
+            monkeypatch.setattr(plan, "available", lambda device, card=card: card * GIB)
+            line = plan.memory_line(settings, train_set, 2048)
             assert ("87% of the frozen weights in 4 bits" in line) == ("quantize" in changes)
             assert line.startswith(f"memory: about {rows[way][4]} GiB of {card}.0 free")
             advice = re.search(r"it will not fit: (.*) would need ([\d.]+) GiB", line)
@@ -181,7 +180,7 @@ def test_what_is_said_on_each_card_and_the_table_in_the_docs(world, monkeypatch,
     assert seen["`--lora r=16 --checkpointing`", 16] == ("--quantize nf4", fewer)
     assert seen["`--lora r=16 --quantize nf4`", 24] == ("--checkpointing", fewer)
 
-    monkeypatch.setattr(planning, "available", lambda device: 16 * GIB)
+    monkeypatch.setattr(plan, "available", lambda device: 16 * GIB)
     words = ["--model", world / "model", "--data", world / "pairs.jsonl", "--max-tokens", 2048, "--lora", "r=16", "--checkpointing"]
     assert runs.winnow(monkeypatch, "check", *words) == 0  # and the command itself, from a folder without a weight in it
     said = " ".join(capsys.readouterr().out.split())

@@ -12,9 +12,9 @@ import tiny
 from winnow.data.order import Cursor
 from winnow.errors import RunError
 from winnow.system.files import sha256_file, tidy, write_sealed
-from winnow.train import checkpoint
-from winnow.train.checkpoint import Progress
-from winnow.train.optim import Optimizer
+from winnow.training import checkpoint
+from winnow.training.checkpoint import Progress
+from winnow.training.optimizer import Optimizer
 
 HEX = 4 * "0123abcd"
 

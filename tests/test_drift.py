@@ -20,7 +20,7 @@ from winnow.generation import prompts as asking
 from winnow.generation.sampler import Answer, Sampling, sample
 from winnow.models import loading
 from winnow.system.files import read_jsonl
-from winnow.train.reference import Frozen
+from winnow.training.reference import Frozen
 
 CPU = torch.device("cpu")
 END, VOCABULARY, LONGEST = 1, 5, 3

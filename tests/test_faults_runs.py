@@ -26,18 +26,19 @@ import runs
 import tiny
 from winnow.generation.sampler import Answer
 from winnow.models import loading
-from winnow.recipes import generation, references, samples, training
+from winnow.recipes import generation
 from winnow.system import hub
 from winnow.system.files import cache_folder, read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
+from winnow.training import checkpoint, monitoring, references
+from winnow.training import run as training
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Runs are as short as they can be: no fault here is about samples or memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "LONGEST", 4)
+        patch.setattr(monitoring, "LONGEST", 4)
         patch.setattr(training, "memory_line", lambda *_: "")
         yield runs.world(tmp_path_factory.mktemp("world"))
 

@@ -15,7 +15,7 @@ from winnow.evaluation import heldout
 from winnow.evaluation.statistics.winrate import win_rate
 from winnow.objectives import scores
 from winnow.system.format import wilson
-from winnow.train.metrics import add, divide
+from winnow.training.metrics import add, divide
 
 Z = 1.959963984540054
 

@@ -15,7 +15,7 @@ from winnow.engine.batch import collate
 from winnow.models.device import pick_device
 from winnow.models.loading import with_lora
 from winnow.system.files import read_jsonl
-from winnow.train.limit import Limit, limit_of, matrix_rate
+from winnow.training.utilization import Limit, limit_of, matrix_rate
 
 CPU = torch.device("cpu")
 

@@ -22,10 +22,10 @@ from winnow.engine.micro_batches import alone
 from winnow.objectives.objective import objective
 from winnow.objectives.table import TABLE
 from winnow.system.files import read_json, read_jsonl
-from winnow.train.live import Live
-from winnow.train.optim import Optimizer
-from winnow.train.start import check_identity
-from winnow.train.step import held_out, take_step
+from winnow.training.live import Live
+from winnow.training.optimizer import Optimizer
+from winnow.training.startup_checks import check_identity
+from winnow.training.step import held_out, take_step
 
 CPU, F64 = torch.device("cpu"), torch.float64
 COMPOSED = ["dpo:wpo=true", "dpo:tail_weight=0.3:offset=0.2", "dpo:divergence=js", "ipo:score=sum:divergence=0.5", "dpo:0.8,bco:0.2,sft:1", "tdpo,kto:0.5"]

@@ -25,12 +25,11 @@ from winnow.errors import TrainingError
 from winnow.models import loading, meta
 from winnow.models.device import available, pick_dtype
 from winnow.models.layers import enable_checkpointing
-from winnow.recipes import planning
 from winnow.system.files import read_json
-from winnow.train import memory
-from winnow.train.memory import Memory, estimate, remedies
-from winnow.train.optim import Optimizer
-from winnow.train.start import rehearse
+from winnow.training import memory, plan
+from winnow.training.memory import Memory, estimate, remedies
+from winnow.training.optimizer import Optimizer
+from winnow.training.startup_checks import rehearse
 
 LLAMA = {"vocab_size": 8192, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6}
 WIDE = {**LLAMA, "vocab_size": 60_000, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 4}
@@ -180,22 +179,22 @@ def test_what_makes_it_fit_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "BUFFERS", 0)
     assert runs.winnow(monkeypatch, *whole) == 0
     assert "will not fit" not in capsys.readouterr().out
-    needed = planning.memory_of
+    needed = plan.memory_of
     seen = []
 
     def told(*args):
         seen.append(needed(*args))
         return seen[-1]
 
-    monkeypatch.setattr(planning, "memory_of", told)
+    monkeypatch.setattr(plan, "memory_of", told)
     assert runs.winnow(monkeypatch, *whole) == 0
     room = seen.pop().total - 1000
-    monkeypatch.setattr(planning, "available", lambda device: room)
+    monkeypatch.setattr(plan, "available", lambda device: room)
     assert runs.winnow(monkeypatch, *whole) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "it will not fit: --" in said
     assert seen[-1].total <= room < seen[0].total
-    monkeypatch.setattr(planning, "available", lambda device: 10)
+    monkeypatch.setattr(plan, "available", lambda device: 10)
     assert runs.winnow(monkeypatch, *whole) == 0
     assert "no change makes it" in " ".join(capsys.readouterr().out.split())
 
@@ -210,10 +209,10 @@ def test_auto_takes_what_fits(tmp_path, monkeypatch):
     run = runs.dpo(world, tmp_path / "room", steps=1, max_tokens="auto")
     assert budget_of(run) == 16_384
     asked = resolve(DPOSettings, runs.settings(world, tmp_path / "tight", max_tokens="auto")).settings
-    train_set = planning.prepared(asked, Wanted("preference"))[1](0)
-    needs = {tokens: planning.memory_of(asked, train_set, tokens).total for tokens in (128, 256, 512)}
+    train_set = plan.prepared(asked, Wanted("preference"))[1](0)
+    needs = {tokens: plan.memory_of(asked, train_set, tokens).total for tokens in (128, 256, 512)}
     assert needs[128] < needs[256] < needs[512]
-    monkeypatch.setattr(planning, "available", lambda device: needs[256] / planning.ROOM + 1)
+    monkeypatch.setattr(plan, "available", lambda device: needs[256] / plan.ROOM + 1)
     small = runs.dpo(world, tmp_path / "tight", steps=1, max_tokens="auto")
     assert budget_of(small) == 256
     assert runs.numbers(small)[0]["loss"] == pytest.approx(runs.numbers(run)[0]["loss"], abs=1e-6)

@@ -327,7 +327,7 @@ def test_presets_give_way(given, objective_, beta):
     """A preset's beta belongs to its objective; what is typed wins over it."""
     from winnow.config.options import DPOSettings
     from winnow.config.resolve import resolve
-    from winnow.recipes.dpo import chosen as settled
+    from winnow.training.dpo import chosen as settled
 
     _, resolved = settled(resolve(DPOSettings, {"model": "m", "data": ["d"], "out": "o", **given}))
     assert (resolved.settings.objective, resolved.settings.beta) == (objective_, beta)

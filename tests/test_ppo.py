@@ -38,11 +38,12 @@ from winnow.errors import SettingsError
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import loading, reward_models
 from winnow.objectives.ppo import Answers, by_gae, by_group, surrogate, value_error
-from winnow.recipes import ppo, ppo_job
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.train.optim import Optimizer
-from winnow.train.step import Steps, take_step
+from winnow.training.optimizer import Optimizer
+from winnow.training.ppo import run as ppo
+from winnow.training.ppo import setup
+from winnow.training.step import Steps, take_step
 
 
 @pytest.fixture(scope="module")
@@ -615,7 +616,7 @@ def test_what_is_another_one_is_refused_by_name(world, unfinished, call):
 )
 def test_the_critics_rate_is_three_times_the_one_that_was_given(world, tmp_path, changes, lr, critic_lr):
     settings = {name: value for name, value in given(world, tmp_path / "run").items() if name not in ("lr", "critic_lr")}
-    filled = ppo_job.filled(resolve(PPOSettings, settings | changes, origin="argument"))
+    filled = setup.filled(resolve(PPOSettings, settings | changes, origin="argument"))
     assert (filled.settings.lr, filled.settings.critic_lr) == pytest.approx((lr, critic_lr), rel=1e-12)
 
 

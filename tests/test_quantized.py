@@ -21,10 +21,10 @@ from winnow.engine.fast import SEGMENTS
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
 from winnow.models import hashes, loading, meta, quantization
-from winnow.recipes import planning, training
 from winnow.system.files import read_json
-from winnow.train import memory
-from winnow.train.limit import limit_of
+from winnow.training import memory, plan
+from winnow.training import run as training
+from winnow.training.utilization import limit_of
 
 FOUR = {"lora": "r=4", "quantize": "nf4"}
 # 64 weights of a row share a scale: on a CPU bitsandbytes reads shorter rows with the wrong ones
@@ -105,7 +105,7 @@ def test_settings_of_an_evaluation_too(refused):
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch):
     """Planning for a GPU that is not there."""
-    for place in (planning, training):
+    for place in (plan, training):
         monkeypatch.setattr(place, "pick_device", lambda name: torch.device("cuda"))
 
 

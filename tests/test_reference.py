@@ -18,10 +18,9 @@ from winnow.engine.fast import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.models import loading
 from winnow.models.hashes import weights_hash
-from winnow.recipes import training
 from winnow.system.files import cache_folder
-from winnow.train import reference
-from winnow.train.reference import identity, spot_check, store, stored
+from winnow.training import reference, run
+from winnow.training.reference import identity, spot_check, store, stored
 
 CPU = torch.device("cpu")
 
@@ -147,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
 
 def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monkeypatch):
     world, held = runs.world(tmp_path), []
-    load, fit = loading.load, training.fit
+    load, fit = loading.load, run.fit
 
     def watched(name, **settings):
         loaded = load(name, **settings)
@@ -160,7 +159,7 @@ def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monke
         return fit(*args, **settings)
 
     monkeypatch.setattr(loading, "load", watched)
-    monkeypatch.setattr(training, "fit", looked)
+    monkeypatch.setattr(run, "fit", looked)
     runs.dpo(world, tmp_path / "run", reference=str(world / "model"), kl_samples=0, steps=1)
     assert held[-1] == [True, False]  # the policy is, its reference is not
 

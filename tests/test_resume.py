@@ -12,9 +12,9 @@ import pytest
 import runs
 import tiny
 from winnow.errors import RunError
-from winnow.recipes import planning
 from winnow.system.files import cache_folder, read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
+from winnow.training import plan
 
 STEPS, EVERY = 70, 7
 
@@ -227,7 +227,7 @@ def test_auto_keeps_the_budget_it_began_with(world, tmp_path, monkeypatch, capsy
     expected = runs.numbers(run)
     shutil.rmtree(run.checkpoints / "step_4")
     run.report_json.unlink()
-    monkeypatch.setattr(planning, "available", lambda device: 10**6)
+    monkeypatch.setattr(plan, "available", lambda device: 10**6)
     capsys.readouterr()
     runs.dpo(world, run.root, steps=4, save_every=1, keep=3, max_tokens="auto")
     said = capsys.readouterr().out

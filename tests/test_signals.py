@@ -14,7 +14,7 @@ from winnow.errors import Stopped
 from winnow.system import signals
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
+from winnow.training import checkpoint
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 

@@ -29,9 +29,9 @@ from winnow.objectives.objective import objective as preference
 from winnow.recipes import export, generation, verify
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.train.optim import Optimizer, rate
-from winnow.train.start import check_identity
-from winnow.train.step import take_step
+from winnow.training.optimizer import Optimizer, rate
+from winnow.training.startup_checks import check_identity
+from winnow.training.step import take_step
 
 CPU = torch.device("cpu")
 

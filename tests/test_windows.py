@@ -17,7 +17,7 @@ from winnow.data.streaming import Windows
 from winnow.errors import DataError, SettingsError
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
-from winnow.train import loop
+from winnow.training import loop
 
 
 def wheres(loaded):

@@ -7,13 +7,13 @@ from typing import Any
 from winnow.config.options import DPOSettings, EvalSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
-from winnow.recipes import dpo as dpo_recipe
 from winnow.recipes import evaluation as evaluation_recipe
-from winnow.recipes import ppo as ppo_recipe
-from winnow.recipes import reward as reward_recipe
-from winnow.recipes import sft as sft_recipe
 from winnow.recipes.evaluation import Evaluation
 from winnow.system.run_folder import RunFolder
+from winnow.training import dpo as dpo_recipe
+from winnow.training import reward as reward_recipe
+from winnow.training import sft as sft_recipe
+from winnow.training.ppo import run as ppo_recipe
 
 
 def sft(**settings: Any) -> RunFolder:

@@ -25,25 +25,25 @@ TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
 
 def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
-    from winnow.recipes import sft
+    from winnow.training import sft
 
     sft.run(resolved, line)
 
 
 def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
-    from winnow.recipes import dpo
+    from winnow.training import dpo
 
     dpo.run(resolved, line)
 
 
 def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
-    from winnow.recipes import reward
+    from winnow.training import reward
 
     reward.run(resolved, line)
 
 
 def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
-    from winnow.recipes import ppo
+    from winnow.training.ppo import run as ppo
 
     ppo.run(resolved, line)
 

@@ -18,11 +18,11 @@ from winnow.data.order import epoch_size
 from winnow.data.render import Renderer, TokenSequence
 from winnow.errors import SettingsError
 from winnow.objectives.objective import DEMONSTRATION, Objective
-from winnow.recipes import dpo, reward, sft
-from winnow.recipes.planning import memory_line, planned, prepared, wanted, with_rate
-from winnow.recipes.training import possible, refuse_idle
 from winnow.system.console import console, safe, say, visible
-from winnow.train.loop import Plan
+from winnow.training import dpo, reward, sft
+from winnow.training.loop import Plan
+from winnow.training.plan import memory_line, planned, prepared, wanted, with_rate
+from winnow.training.run import possible, refuse_idle
 
 SHOWN_GROUPS = 2
 HIDDEN = "dim"  # style of what stands for tokens there is no room for

@@ -24,11 +24,12 @@ from winnow.evaluation.statistics.intervals import told
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.recipes import demo_figures, dpo, sft, world
+from winnow.recipes import demo_figures, world
 from winnow.recipes.demo_figures import Sampled
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
+from winnow.training import dpo, sft
 
 STAGES = (
     *("tokenizer", "world", "reviews.jsonl", "reviews_held_out.jsonl", "sft", "preferences.jsonl", "held_out.jsonl", "dpo"),

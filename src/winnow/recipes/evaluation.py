@@ -22,11 +22,11 @@ from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.recipes import evaluation_tables
-from winnow.recipes.planning import wanted
-from winnow.recipes.rendering import renderer
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
+from winnow.training.plan import wanted
+from winnow.training.rendering import renderer
 
 SCHEMA = 2
 WRITTEN = ("report.html", "report.json", "rows.jsonl")

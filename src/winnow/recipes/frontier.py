@@ -27,7 +27,7 @@ from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
 from winnow.system.console import Steps, as_part, safe, say
 from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
+from winnow.training import checkpoint
 
 LEDGER = frontier_page.LEDGER
 SCHEMA = 1

@@ -24,8 +24,9 @@ from winnow.measures.frontier import Table
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.judging import judge as judging
-from winnow.recipes import demo, sampling, sft, small_world, world
+from winnow.recipes import demo, sampling, small_world, world
 from winnow.system.files import read_json, write_json, write_jsonl
+from winnow.training import sft
 
 K = 4  # answers to a prompt that are compared
 BEST_OF = (1, 2, 4, 8, 16, 64)

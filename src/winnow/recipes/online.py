@@ -24,11 +24,12 @@ from winnow.data.records import as_json
 from winnow.errors import DataError, RunError, SettingsError
 from winnow.generation.prompts import distinct, name_of
 from winnow.preferences.judging.budget import Referee
-from winnow.recipes import against, dpo, sampling
+from winnow.recipes import against, sampling
 from winnow.rounds import LEDGER
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_writable, read_json, read_jsonl, sha256_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
+from winnow.training import dpo
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from winnow.errors import RunError
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, read_jsonl, sha256_file, unsealed
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
+from winnow.training import checkpoint
 
 
 def run(folder: str) -> list[str]:

@@ -15,12 +15,12 @@ from winnow.generation.prompts import SHOWN, Probe
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models.fsdp import whole
 from winnow.models.loading import LoadedModel
-from winnow.recipes.references import ReferenceModel
 from winnow.system import distributed
 from winnow.system.files import read_jsonl, write_jsonl
 from winnow.system.launch import leads
 from winnow.system.run_folder import RunFolder
-from winnow.train.metrics import Row
+from winnow.training.metrics import Row
+from winnow.training.references import ReferenceModel
 
 
 def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:

@@ -7,9 +7,9 @@ from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError
 from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.objectives.table import Value
-from winnow.recipes.planning import with_rate
-from winnow.recipes.training import train
 from winnow.system.run_folder import RunFolder
+from winnow.training.plan import with_rate
+from winnow.training.run import train
 
 RATE, ADAPTER_RATE = 5e-7, 5e-6
 

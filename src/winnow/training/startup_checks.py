@@ -13,9 +13,9 @@ from winnow.engine.batch import Batch
 from winnow.errors import TrainingError
 from winnow.models.fsdp import dtype_of
 from winnow.objectives.objective import Objective
-from winnow.train.live import Live
-from winnow.train.optim import Optimizer
-from winnow.train.reference import NOISE, only_noise
+from winnow.training.live import Live
+from winnow.training.optimizer import Optimizer
+from winnow.training.reference import NOISE, only_noise
 
 
 def rehearse(model: Any, batch: Batch, engine: Engine, optimizer: Optimizer, want: Sequence[str] = ("entropy",), live: Live | None = None) -> None:

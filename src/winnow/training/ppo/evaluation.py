@@ -11,8 +11,8 @@ from winnow.engine.batch import collate
 from winnow.evaluation.kl import of_batch
 from winnow.evaluation.statistics.winrate import over_prompts
 from winnow.generation.prompts import Asked
-from winnow.recipes.rollouts import Players, as_groups, drawn, scored
-from winnow.train.metrics import Row
+from winnow.training.metrics import Row
+from winnow.training.ppo.rollouts import Players, as_groups, drawn, scored
 
 
 def held_out(players: Players, settings: PPOSettings, asked: Asked, places: Sequence[str], items: Sequence[int], seed: int) -> Row:

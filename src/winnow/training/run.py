@@ -28,24 +28,23 @@ from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
-from winnow.recipes import record, references, samples
-from winnow.recipes.finals import measured
-from winnow.recipes.planning import memory_line, planned, prepared, refuse_quantized, wanted
-from winnow.recipes.references import ReferenceModel, Scorer
 from winnow.system import distributed, signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
-from winnow.train.checkpoint import Checkpoint, Progress
-from winnow.train.limit import limit_of
-from winnow.train.live import Live
-from winnow.train.loop import Plan, Training, fit
-from winnow.train.metrics import MetricsFile, require
-from winnow.train.optim import Optimizer
-from winnow.train.saver import Saver
-from winnow.train.start import check_identity, rehearse
+from winnow.training import checkpoint, monitoring, references, run_record
+from winnow.training.checkpoint import Checkpoint, Progress
+from winnow.training.final_evaluation import measured
+from winnow.training.live import Live
+from winnow.training.loop import Plan, Training, fit
+from winnow.training.metrics import MetricsFile, require
+from winnow.training.optimizer import Optimizer
+from winnow.training.plan import memory_line, planned, prepared, refuse_quantized, wanted
+from winnow.training.references import ReferenceModel, Scorer
+from winnow.training.saver import Saver
+from winnow.training.startup_checks import check_identity, rehearse
+from winnow.training.utilization import limit_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Job:
     reference: str | None  # another reference model than the policy at step 0
     follow: Follow | None  # how the reference follows the policy
     kl_samples: int
-    differ: record.Differences  # what is another one than when the run was begun, as allowed
+    differ: run_record.Differences  # what is another one than when the run was begun, as allowed
     settings_hash: str  # of what numbers depend on
     change: Callable[[], None]  # writes down that the run goes on otherwise
 
@@ -128,12 +127,12 @@ def _job(
     settings: TrainSettings = resolved.settings
     begun = checkpoint.saved(run.checkpoints)
     # a run that computed nothing yet may be begun again with other settings
-    differ = record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
-    record.refuse(run, differ, [name for name in differ if name not in settings.allow_change])
+    differ = run_record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
+    run_record.refuse(run, differ, [name for name in differ if name not in settings.allow_change])
     if run.finished and not differ:
         say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
         return None
-    asked = record.asked(resolved)
+    asked = run_record.asked(resolved)
     renderer, epochs, held_out = prepared(settings, Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs))
     train_set = epochs(0)
     stop_on_errors(train_set, *held_out.values())
@@ -152,13 +151,13 @@ def _job(
         make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
     possible(settings, renderer, reference_model)
     if begun:
-        other = record.other_data(run, train_set, renderer)
-        record.refuse(run, differ | other, [name for name in other if not record.may_differ(name, settings.allow_change)])
+        other = run_record.other_data(run, train_set, renderer)
+        run_record.refuse(run, differ | other, [name for name in other if not run_record.may_differ(name, settings.allow_change)])
         differ |= other
 
     def head() -> None:
         if leads():
-            record.write_head(run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ)
+            run_record.write_head(run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ)
             run.unfinish()
 
     if leads():
@@ -166,7 +165,7 @@ def _job(
         tidy(run.checkpoints)
     if not begun:
         head()
-    known = record.settings_hash(resolved.settings.model_dump(by_alias=True, mode="json"))
+    known = run_record.settings_hash(resolved.settings.model_dump(by_alias=True, mode="json"))
     return Job(run, settings, plan, renderer, epochs, train_set, held_out, objective, reference_model, follow, kl_samples, differ, known, head)
 
 
@@ -217,14 +216,14 @@ def _run(job: Job) -> None:
     progress = _restore(job, optimizer, scored.kept, live)
     if job.differ:
         job.change()
-    record.note(job.run, engine=engine.NAME, parameters=counts, **scored.told)
-    record.say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
+    run_record.note(job.run, engine=engine.NAME, parameters=counts, **scored.told)
+    run_record.say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
     if not probe.prompts and not job.objective.rewards:
         say(f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and no kl")
     if progress.step == 0:
         _check_start(job, loaded, scored.sets[0], engine, live)
         if probe.prompts:
-            samples.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
+            monitoring.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
             Training(loaded.net, optimizer, job.plan, job.objective, engine, limit, live),
@@ -234,7 +233,7 @@ def _run(job: Job) -> None:
             saver=Saver(job.run.checkpoints, scored.identity, keep=job.plan.keep, keep_best=job.plan.save_best, aside=job.settings.async_save),
             metrics=MetricsFile(job.run.metrics, trackers=job.settings.trackers, resume_at=progress.step, evaluated=progress.evaluated),
             show=steps.show,
-            besides=samples.drift_from(source_model, loaded, probe, job.kl_samples, job.settings.seed, engine, scorer.engine if scorer else engine)
+            besides=monitoring.drift_from(source_model, loaded, probe, job.kl_samples, job.settings.seed, engine, scorer.engine if scorer else engine)
             if drift
             else None,
         )
@@ -245,9 +244,9 @@ def _run(job: Job) -> None:
         learnt, saved_step = best.progress.known, best.progress.step
         say(f"model/ is step {progress.best_step}, where the held-out loss was lowest: {progress.best_loss:.4f}")
     if probe.prompts:
-        samples.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
+        monitoring.write(job.run, loaded, job.renderer.tokenizer, probe, progress.step)
     told = measured(job.objective, loaded.net, dict(zip(job.held_out, scored.sets[1:])), engine, job.plan.tokens, loaded.device, learnt)
-    record.note(job.run, held_out=told, saved_step=saved_step, known=learnt, sealed=True)
+    run_record.note(job.run, held_out=told, saved_step=saved_step, known=learnt, sealed=True)
     state = gathered(loaded.net)
     with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
         if leads():
@@ -343,7 +342,7 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
         }
         distributed.same("settings, data, weights or reference", identity)
         distributed.same("the plan", asdict(job.plan))
-        kept = record.newest(job.run, identity, job.settings.allow_change, BESIDES)
+        kept = run_record.newest(job.run, identity, job.settings.allow_change, BESIDES)
         told = {"weights_hash": weights, "reference": shown}
         asked = [scorer.score(source, one, name) if scorer and name else None for one, name in zip(job.sets, names)]
         sets = [Data(one.groups, one.shares, known, whole=job.objective.rewards) for one, known in zip(job.sets, asked)]
@@ -364,14 +363,14 @@ def _epochs(job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer 
         if job.settings.stream is None:
             return first
         if number == 0:
-            record.window(job.run, number, job.train_set, job.plan.tokens)
+            run_record.window(job.run, number, job.train_set, job.plan.tokens)
             return first
         try:
             one = _window(job, number)
         except NothingLeft as empty:
-            record.empty_window(job.run, number, empty)
+            run_record.empty_window(job.run, number, empty)
             return Data([], [], None)
-        record.window(job.run, number, one, job.plan.tokens)
+        run_record.window(job.run, number, one, job.plan.tokens)
         if scorer is None:
             return Data(one.groups, one.shares, None, whole=job.objective.rewards)
         with source_model() as source:
@@ -399,7 +398,7 @@ def _window(job: Job, number: int) -> Dataset:
     distributed.same(f"window {number + 1} of the data", found.account["fingerprint"] if isinstance(found, Dataset) else "nothing is left of it")
     if isinstance(found, DataError):
         raise found
-    record.same_window(job.run, number, found, job.settings.allow_change)
+    run_record.same_window(job.run, number, found, job.settings.allow_change)
     return found
 
 

@@ -11,7 +11,7 @@ from winnow.config.options import Follow
 from winnow.engine.base import Engine, Said
 from winnow.engine.batch import Batch
 from winnow.models.fsdp import local
-from winnow.train.reference import Frozen
+from winnow.training.reference import Frozen
 
 
 class Live:

@@ -24,21 +24,22 @@ from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.ppo import TokenLoss, surrogate, value_error
-from winnow.recipes import ppo_job, record, references, rewarding, samples
-from winnow.recipes.ppo_job import Job
-from winnow.recipes.reviewing import held_out
-from winnow.recipes.rewarding import Reward
-from winnow.recipes.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
 from winnow.system import signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.run_folder import RunFolder
-from winnow.train.checkpoint import Checkpoint, Progress
-from winnow.train.loop import State, to_the_end
-from winnow.train.metrics import MetricsFile, Row
-from winnow.train.optim import Optimizer, rate
-from winnow.train.reference import Frozen
-from winnow.train.saver import Saver
-from winnow.train.step import take_step
+from winnow.training import monitoring, references, run_record
+from winnow.training.checkpoint import Checkpoint, Progress
+from winnow.training.loop import State, to_the_end
+from winnow.training.metrics import MetricsFile, Row
+from winnow.training.optimizer import Optimizer, rate
+from winnow.training.ppo import rewards, setup
+from winnow.training.ppo.evaluation import held_out
+from winnow.training.ppo.rewards import Reward
+from winnow.training.ppo.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
+from winnow.training.ppo.setup import Job
+from winnow.training.reference import Frozen
+from winnow.training.saver import Saver
+from winnow.training.step import take_step
 
 
 def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
@@ -47,7 +48,7 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
     keep_memory()
     folder.create()
     with folder.lock():
-        job = ppo_job.begun(ppo_job.filled(resolved), folder, command)
+        job = setup.begun(setup.filled(resolved), folder, command)
         if job is not None:
             _train(job)
     return folder
@@ -58,21 +59,21 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
 
 def _train(job: Job) -> None:
     settings = job.settings
-    reward = rewarding.reward(settings)
+    reward = rewards.reward(settings)
     players = _players(job, reward)
     policy = players.policy
     identity = _identity(job, players)
     reference = references.described(settings.model, policy.loaded, None, len(job.tokenizer))  # the policy is still as it began
-    kept = record.newest(job.run, identity, settings.allow_change, ("weights", "critic", "reward"))
+    kept = run_record.newest(job.run, identity, settings.allow_change, ("weights", "critic", "reward"))
     progress = _restore(job, players, kept)
     counts = loading.parameter_counts(policy.loaded.model)
-    record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
-    record.note(job.run, reference=reference)
+    run_record.note(job.run, engine=policy.engine.NAME, parameters=counts, models=_bytes(players), weights_hash=identity["weights"], reward=reward.identity)
+    run_record.note(job.run, reference=reference)
     _say_head(job, players, counts)
     prompts = [job.asked.ids[i] for i in job.held_out or job.train]
     shown = asking.shuffled(prompts, job.asked.how.max_new_tokens, job.asked.how.end, held_out=bool(job.held_out), seed=job.settings.seed)
     if progress.step == 0:
-        samples.write(job.run, policy.loaded, job.tokenizer, shown, 0)
+        monitoring.write(job.run, policy.loaded, job.tokenizer, shown, 0)
     with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = to_the_end(
             progress,
@@ -84,8 +85,8 @@ def _train(job: Job) -> None:
             metrics=MetricsFile(job.run.metrics, trackers=settings.trackers, resume_at=progress.step, evaluated=progress.evaluated),
             show=steps.show,
         )
-    samples.write(job.run, policy.loaded, job.tokenizer, shown, progress.step)
-    record.note(job.run, known=progress.known, sealed=True)
+    monitoring.write(job.run, policy.loaded, job.tokenizer, shown, progress.step)
+    run_record.note(job.run, known=progress.known, sealed=True)
     loading.save(policy.loaded.model, job.tokenizer, job.run.model)
     job.run.seal()
     report.write(job.run.root)
@@ -102,7 +103,7 @@ def _players(job: Job, reward: Reward) -> Players:
     critic = None
     if settings.advantage == "gae":
         assert settings.critic_lr is not None
-        critic = _actor(job, reward_models.load(ppo_job.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
+        critic = _actor(job, reward_models.load(setup.critic_name(settings), train=True, seed=settings.seed, **given), settings.critic_lr)
         with torch.no_grad():  # not before its engine is proved: of a head of zeros everything is right
             for weight in scalar_head(critic.loaded.model).parameters():
                 weight.zero_()
@@ -225,7 +226,7 @@ def _state(players: Players) -> State:
 
 def _identity(job: Job, players: Players) -> dict[str, Any]:
     """What a checkpoint belongs to."""
-    known = record.settings_hash(job.settings.model_dump(by_alias=True, mode="json"))
+    known = run_record.settings_hash(job.settings.model_dump(by_alias=True, mode="json"))
     weights = hashes.weights_hash(players.policy.loaded.model)
     critic = hashes.weights_hash(players.critic.loaded.model) if players.critic else None
     return {"settings": known, "weights": weights, "critic": critic, "reward": players.reward.identity}

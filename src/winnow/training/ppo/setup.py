@@ -21,14 +21,14 @@ from winnow.generation.prompts import Asked, ask
 from winnow.models import loading, meta
 from winnow.models.device import pick_device
 from winnow.models.loading import LoadedModel
-from winnow.recipes import record, rewarding
 from winnow.system import files
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, tidy
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
-from winnow.train.loop import Plan
-from winnow.train.metrics import require
+from winnow.training import checkpoint, run_record
+from winnow.training.loop import Plan
+from winnow.training.metrics import require
+from winnow.training.ppo import rewards
 
 RATE, ADAPTER_RATE, CRITIC_RATE = 3e-6, 3e-5, 9e-6
 TIMES = 3  # the critic's rate over a policy's that was given: as the defaults are to each other
@@ -46,7 +46,7 @@ class Job:
     places: list[str]
     train: list[int]
     held_out: list[int]
-    differ: record.Differences
+    differ: run_record.Differences
 
     @property
     def longest(self) -> int:
@@ -70,8 +70,8 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
     """Everything up to the models; None where the run is finished."""
     settings = resolved.settings
     kept = checkpoint.saved(folder.checkpoints)
-    differ = record.other_settings(folder, resolved) if kept or folder.metrics.exists() else {}
-    record.refuse(folder, differ, [name for name in differ if name not in settings.allow_change])
+    differ = run_record.other_settings(folder, resolved) if kept or folder.metrics.exists() else {}
+    run_record.refuse(folder, differ, [name for name in differ if name not in settings.allow_change])
     if folder.finished and not differ:
         say(f"{safe(folder.root)}: already finished (report: {safe(folder.report_html)}); nothing to do")
         return None
@@ -86,15 +86,15 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
     account = {"train": _account(settings, asked, train), "eval": {"eval_": _account(settings, asked, held)} if held else {}}
     if kept:
         other = _other_prompts(folder, account)
-        record.refuse(folder, differ | other, [name for name in other if name not in settings.allow_change])
+        run_record.refuse(folder, differ | other, [name for name in other if name not in settings.allow_change])
         differ |= other
     tidy(folder.root)
     tidy(folder.checkpoints)
     if not kept or differ:
-        changes = record.changed(folder, differ) if differ else []
+        changes = run_record.changed(folder, differ) if differ else []
         more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
-        account["rendered_by"] = record.rendered_by(Renderer(tokenizer))
-        record.begin(folder, resolved, record.asked(resolved), "ppo", plan, account, more, command, changes)
+        account["rendered_by"] = run_record.rendered_by(Renderer(tokenizer))
+        run_record.begin(folder, resolved, run_record.asked(resolved), "ppo", plan, account, more, command, changes)
         folder.unfinish()
     return Job(folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ)
 
@@ -105,7 +105,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
         raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
     require(settings.trackers)
-    rewarding.refuse(resolved)
+    rewards.refuse(resolved)
     loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     lora = parse_lora(settings.lora)
     if lora is not None:
@@ -122,7 +122,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
 
 
 def critic_name(settings: PPOSettings) -> str:
-    return settings.critic or (settings.model if rewarding.is_code(settings.reward) else settings.reward)
+    return settings.critic or (settings.model if rewards.is_code(settings.reward) else settings.reward)
 
 
 def _sampling(settings: PPOSettings) -> SamplingSettings:
@@ -187,7 +187,7 @@ def _account(settings: PPOSettings, asked: Asked, items: Sequence[int]) -> dict[
     }
 
 
-def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> record.Differences:
+def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> run_record.Differences:
     """What the prompts are now, where they are not those the run was begun with."""
     begun = files.read_json(folder.root / "data.json", "train", "eval")
     sides = [(begun["train"], account["train"]), *((begun["eval"].get(name, {}), one) for name, one in account["eval"].items())]

@@ -22,10 +22,10 @@ from winnow.errors import DataError, ModelError
 from winnow.models import loading, meta, quantization
 from winnow.models.device import available, pick_device, pick_dtype
 from winnow.objectives.objective import Objective, objective
-from winnow.recipes.rendering import renderer
 from winnow.system.launch import count
-from winnow.train.loop import Plan
-from winnow.train.memory import Memory, estimate, held, packed_share, remedies, together
+from winnow.training.loop import Plan
+from winnow.training.memory import Memory, estimate, held, packed_share, remedies, together
+from winnow.training.rendering import renderer
 
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:

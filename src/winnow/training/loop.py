@@ -20,13 +20,13 @@ from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.objective import Objective
 from winnow.objectives.scores import undecided
 from winnow.system import distributed, files, launch
-from winnow.train.checkpoint import Progress
-from winnow.train.limit import Limit
-from winnow.train.live import Live
-from winnow.train.metrics import MetricsFile, Row
-from winnow.train.optim import Optimizer, rate
-from winnow.train.saver import Saver
-from winnow.train.step import held_out, take_step
+from winnow.training.checkpoint import Progress
+from winnow.training.live import Live
+from winnow.training.metrics import MetricsFile, Row
+from winnow.training.optimizer import Optimizer, rate
+from winnow.training.saver import Saver
+from winnow.training.step import held_out, take_step
+from winnow.training.utilization import Limit
 
 State = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # weights, moments, a moving reference's weights
 

@@ -25,11 +25,11 @@ from winnow.generation.sampler import Answer, sample, words
 from winnow.models.loading import LoadedModel
 from winnow.objectives import policy_gradient as pg
 from winnow.objectives.ppo import Answers, by_gae, by_group
-from winnow.recipes.rewarding import Reward, Said
 from winnow.system import distributed
-from winnow.train.metrics import Row
-from winnow.train.optim import Optimizer
-from winnow.train.reference import Frozen
+from winnow.training.metrics import Row
+from winnow.training.optimizer import Optimizer
+from winnow.training.ppo.rewards import Reward, Said
+from winnow.training.reference import Frozen
 
 
 @dataclass(frozen=True)

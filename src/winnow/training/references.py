@@ -22,8 +22,8 @@ from winnow.system import distributed
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder
 from winnow.system.launch import leads
-from winnow.train import reference
-from winnow.train.reference import Frozen
+from winnow.training import reference
+from winnow.training.reference import Frozen
 
 ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
 

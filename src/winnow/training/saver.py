@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from winnow.system import files, launch
-from winnow.train import checkpoint
-from winnow.train.checkpoint import Progress
+from winnow.training import checkpoint
+from winnow.training.checkpoint import Progress
 
 
 class Saver:

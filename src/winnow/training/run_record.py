@@ -21,9 +21,9 @@ from winnow.system.console import safe, say
 from winnow.system.files import read_json, sha256_json, versions, write_atomic, write_json
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
-from winnow.train.checkpoint import Checkpoint
-from winnow.train.loop import Plan
+from winnow.training import checkpoint
+from winnow.training.checkpoint import Checkpoint
+from winnow.training.loop import Plan
 
 # What else is another one when a setting is: whoever allows the setting allows that. First which settings decide what the training tokens are.
 TOKENS = {"model", "data", "as", "chat_template", "max_length", "cut_budget", "on_bad_row", "limit", "stream", "eval_fraction", "pairs", "objective"}

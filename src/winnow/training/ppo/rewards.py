@@ -17,7 +17,7 @@ from winnow.preferences.items import Item
 from winnow.preferences.judging import rules
 from winnow.system.files import sha256_json
 from winnow.system.run_folder import RunFolder
-from winnow.train import checkpoint
+from winnow.training import checkpoint
 
 
 @dataclass(frozen=True)

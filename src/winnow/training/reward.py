@@ -5,9 +5,9 @@ from __future__ import annotations
 from winnow.config.options import RewardSettings
 from winnow.config.resolve import Resolved
 from winnow.objectives.objective import Objective, reward
-from winnow.recipes.planning import with_rate
-from winnow.recipes.training import train
 from winnow.system.run_folder import RunFolder
+from winnow.training.plan import with_rate
+from winnow.training.run import train
 
 RATE, ADAPTER_RATE = 1e-5, 1e-4
 

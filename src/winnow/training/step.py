@@ -19,9 +19,9 @@ from winnow.objectives.objective import Known, Objective
 from winnow.objectives.scores import with_margin
 from winnow.system import distributed
 from winnow.system.launch import count
-from winnow.train.live import Live
-from winnow.train.metrics import Row, Sums, add, divide
-from winnow.train.optim import Optimizer
+from winnow.training.live import Live
+from winnow.training.metrics import Row, Sums, add, divide
+from winnow.training.optimizer import Optimizer
 
 CPU = torch.device("cpu")
 Kept = tuple[dict[str, Tensor], Batch]  # columns of a batch, kept until all are there
