@@ -15,13 +15,13 @@ from scipy.stats import binomtest
 
 import runs
 from test_report import NASTY, Page, make
-from winnow import collection_page, report
 from winnow.errors import RunError
 from winnow.preferences import summary
 from winnow.preferences.items import items as read_items
 from winnow.preferences.tasks import Cast, How
 from winnow.preferences.votes import Outcome
 from winnow.preferences.votes_db import Store
+from winnow.reports import run_report, votes_report
 from winnow.system.files import sha256_json
 from winnow.system.format import wilson
 
@@ -49,7 +49,7 @@ def voted(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def of(path: Path) -> dict[str, Any]:
     """The figures of one file."""
-    (found,) = report.build([path])["collections"]
+    (found,) = run_report.build([path])["collections"]
     return found
 
 
@@ -66,7 +66,7 @@ def words(html: str) -> str:
 
 
 def text_of(path: Path) -> str:
-    return words(report.render(report.build([path])))
+    return words(run_report.render(run_report.build([path])))
 
 
 def test_who_voted_how_often_on_what(tmp_path: Path) -> None:
@@ -193,14 +193,14 @@ def test_votes_over_time(tmp_path: Path, times: list[int], unit: str, expected: 
     found = of(voted(tmp_path / "votes.jsonl", [row(n, [vote("A", at=START + at)]) for n, at in enumerate(times)]))
     assert found["over_time"]["so_far"] == {"ann": expected}
     assert (found["over_time"]["unit"], found["over_time"]["began"]) == (unit, "2026-09-21 14:13")
-    (drawing,) = collection_page.drawings(found)
+    (drawing,) = votes_report.drawings(found)
     assert f"ann from 0 at {unit} 0 to {len(times)}.00 at {unit} {len(expected) - 1}" in drawing.svg
     assert f"At the end of each {unit} since 2026-09-21 14:13 UTC." in drawing.caption
 
 
 def test_many_voters_share_a_line(tmp_path: Path) -> None:
     rows = [row(n, [vote("A", f"voter {n % 9}", at=START + n)]) for n in range(40)]
-    (drawing,) = collection_page.drawings(of(voted(tmp_path / "votes.jsonl", rows)))
+    (drawing,) = votes_report.drawings(of(voted(tmp_path / "votes.jsonl", rows)))
     assert [line.label for line in drawing.lines] == [*(f"voter {n}" for n in range(5)), "4 others"]
     assert [line.points[-1][1] for line in drawing.lines] == [5, 5, 5, 5, 4, 16]
     assert len({(line.ink, line.dash, line.marker) for line in drawing.lines}) == 6
@@ -219,14 +219,14 @@ def beside(root: Path) -> tuple[Path, Path]:
 
 
 def test_a_judge_beside_people(tmp_path: Path) -> None:
-    (one,) = report.build(beside(tmp_path))["judges"]
+    (one,) = run_report.build(beside(tmp_path))["judges"]
     assert (one["judge"], one["file"], one["people"]) == ("robot", "judged.jsonl", 2)
     assert one["table"] == {"low": {"low": 3, "high": 1, "tie": 1}, "high": {"low": 1, "high": 2, "tie": 0}, "tie": {"low": 0, "high": 0, "tie": 1}}
     assert (one["all_pairs"]["value"], one["all_pairs"]["count"]) == (pytest.approx(6 / 9), 9)
     assert (one["all_pairs"]["low"], one["all_pairs"]["high"]) == pytest.approx(wilson(6 / 9, 9 - 1))
     assert (one["decided"]["value"], one["decided"]["count"]) == (pytest.approx(5 / 7), 7)
     assert (one["swapped"]["value"], one["swapped"]["count"]) == (pytest.approx(8 / 9), 9)
-    text = words(report.page(beside(tmp_path), tmp_path / "page.html").read_text())
+    text = words(run_report.page(beside(tmp_path), tmp_path / "page.html").read_text())
     assert "What robot (judged.jsonl) says of the pairs on which 2 people gave an opinion too." in text
     assert "Earlier answer Later answer Tie Earlier answer 3 1 1 Later answer 1 2 0 Tie 0 0 1" in text
     assert f"Same verdict, all pairs {told(6 / 9, 9)}" in text
@@ -234,17 +234,17 @@ def test_a_judge_beside_people(tmp_path: Path) -> None:
 
 
 def test_a_judge_and_people_in_one_file(tmp_path: Path) -> None:
-    apart = report.build(beside(tmp_path))["judges"]
+    apart = run_report.build(beside(tmp_path))["judges"]
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in beside(tmp_path)]
     both = {one["id"]: one for one in rows[0]}
     for one in rows[1]:
         both[one["id"]] = one | {"votes": both[one["id"]]["votes"] + one["votes"]}
-    (one,) = report.build([voted(tmp_path / "both.jsonl", list(both.values()))])["judges"]
+    (one,) = run_report.build([voted(tmp_path / "both.jsonl", list(both.values()))])["judges"]
     assert one == apart[0] | {"file": "both.jsonl"}
-    assert report.build([tmp_path / "judged.jsonl"])["judges"] == []  # nobody to be beside
+    assert run_report.build([tmp_path / "judged.jsonl"])["judges"] == []  # nobody to be beside
     rows[1] = [{key: value for key, value in one.items() if key != "judged"} for one in rows[1]]
     exported = voted(tmp_path / "exported.jsonl", rows[1])  # the judge's votes once more, not said to be a judge's
-    assert report.build([tmp_path / "people.jsonl", tmp_path / "judged.jsonl", exported])["judges"] == apart
+    assert run_report.build([tmp_path / "people.jsonl", tmp_path / "judged.jsonl", exported])["judges"] == apart
 
 
 def test_a_store_of_winnow_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,10 +275,10 @@ def test_a_store_of_winnow_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_and_votes_on_one_page(tmp_path: Path) -> None:
     run, (votes, judged) = make(tmp_path / "run"), beside(tmp_path)
-    made = report.build([run, votes, judged])
+    made = run_report.build([run, votes, judged])
     assert (made["title"], len(made["runs"]), len(made["collections"])) == ("run · people.jsonl · judged.jsonl", 1, 2)
-    assert made["runs"] == report.build([run])["runs"]
-    page = Page(report.page([run, votes, judged], tmp_path / "page.html").read_text())
+    assert made["runs"] == run_report.build([run])["runs"]
+    page = Page(run_report.page([run, votes, judged], tmp_path / "page.html").read_text())
     assert "Prefers the chosen answer in 75" in page.text
     assert page.text.index("Preference training") < page.text.index("Judge against people") < page.text.index("drawn at random")
     assert len(page.ids) == len(set(page.ids))
@@ -292,7 +292,7 @@ def test_votes_are_drawn_not_picked(tmp_path: Path) -> None:
     assert of(voted(tmp_path / "b.jsonl", rows))["shown"] == shown
     assert all(one["sides"][0] == {"model": "old", "text": f"answer 0 to {one['prompt'][7:]}"} for one in shown)
     better = [one["sides"][one["outcome"] == "second"]["text"] for one in shown]
-    html = report.render(report.build([tmp_path / "a.jsonl"]))
+    html = run_report.render(run_report.build([tmp_path / "a.jsonl"]))
     assert re.findall(r'<div class="said after"><span class="tag">.*?</span>(.*?)\s*</div>', html) == better
     text = text_of(tmp_path / "a.jsonl")
     assert f"6 votes of 100, drawn at random Prompt {shown[0]['prompt']}" in text
@@ -303,8 +303,8 @@ def test_equal_votes_give_equal_bytes(tmp_path: Path) -> None:
     pages = []
     for name in ("a", "b"):
         files = beside(tmp_path / name)
-        pages.append(report.page(files, tmp_path / name / "page.html").read_bytes())
-        assert json.loads(json.dumps(report.build(files))) == report.build(files)
+        pages.append(run_report.page(files, tmp_path / name / "page.html").read_bytes())
+        assert json.loads(json.dumps(run_report.build(files))) == run_report.build(files)
     assert pages[0] == pages[1]
 
 
@@ -316,17 +316,17 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
         1, [vote("A", text[:2000], reason=text, at=START), vote("B", "bob", reason=text, at=START)], [text[:2000], f"z{text[:2000]}"], judged={"judge": "bob"}
     )
     one |= {"id": sha256_json([prompt, answers])[:16], "prompt": prompt, "completions": answers}
-    html = report.page([voted(tmp_path / "votes.jsonl", [one])], tmp_path / "page.html").read_bytes().decode()
+    html = run_report.page([voted(tmp_path / "votes.jsonl", [one])], tmp_path / "page.html").read_bytes().decode()
     page = Page(html)
     assert page.danger == []
     assert page.tags.count("style") == 1
     assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
     assert len(html) < 1_500_000
-    (shown,) = report.build([tmp_path / "votes.jsonl"])["collections"]
+    (shown,) = run_report.build([tmp_path / "votes.jsonl"])["collections"]
     assert [side["text"] for side in shown["shown"][0]["sides"]] in (answers, answers[::-1])
 
 
 def test_the_page_is_not_written_over_the_votes(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is what the page is made of"):
-        report.page([voted(tmp_path / "votes.jsonl", [row(1, [vote("A")])])], tmp_path / "votes.jsonl")
+        run_report.page([voted(tmp_path / "votes.jsonl", [row(1, [vote("A")])])], tmp_path / "votes.jsonl")

@@ -15,16 +15,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import runs
 import tiny
 from test_report import NASTY, Page
-from winnow import api, evaluation_page, evaluation_signs
+from winnow import api
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation import distance
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics import rewardbench
-from winnow.evaluation_signs import examine
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.scoring import Dialogue
+from winnow.reports import eval_report, evaluation_signs
+from winnow.reports.evaluation_signs import examine
 from winnow.system.files import read_json, read_jsonl, sha256_file
 from winnow.system.format import number, percent, wilson
 
@@ -393,7 +394,7 @@ def test_the_page_has_every_number_and_is_inert(world, scorer, tmp_path):
     page = Page(html)
     assert page.danger == []
     assert "default-src 'none'" in html
-    assert html == evaluation_page.render(json.loads((tmp_path / "out" / "report.json").read_text()))
+    assert html == eval_report.render(json.loads((tmp_path / "out" / "report.json").read_text()))
     (one,) = found.report["sets"].values()
     words = " ".join(page.text.replace("\u00a0", " ").split())
     shares = [one["figures"]["rewards/accuracies"], one["displacement"]["less_likely"], *(part["rewards/accuracies"] for part in one["by"]["kind"].values())]
@@ -420,8 +421,8 @@ def test_the_page_of_a_reward_model_and_of_answers_nobody_compared(scorer, world
 
 def test_a_calibration_plot_stands_where_its_numbers_say():
     bins = [{"claimed": 0.5, "agreed": 0.4, "low": 0.25, "high": 0.6}, {"claimed": 1.0, "agreed": 1.0, "low": 0.8, "high": 1.0}]
-    svg = evaluation_page.reliability(bins)
-    left, top, wide, high = evaluation_page.LEFT, evaluation_page.TOP, evaluation_page.WIDE, evaluation_page.HIGH
+    svg = eval_report.reliability(bins)
+    left, top, wide, high = eval_report.LEFT, eval_report.TOP, eval_report.WIDE, eval_report.HIGH
     assert f'cx="{left:.1f}" cy="{top + high * 0.6 / 0.8:.1f}"' in svg  # the axis begins at 20 %
     assert f'cx="{left + wide:.1f}" cy="{top:.1f}"' in svg
     assert f"M{left:.1f} {top + high * 0.75 / 0.8:.1f}V{top + high * 0.4 / 0.8:.1f}" in svg

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
-from winnow import frontier_page, frontier_words, report
+from winnow import frontier_page, frontier_words
 from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
@@ -30,6 +30,7 @@ from winnow.recipes import demo, frontier_worlds, small_world
 from winnow.recipes import frontier as recipe
 from winnow.recipes import frontier_claims as claims
 from winnow.recipes.frontier_costs import costs
+from winnow.reports import run_report
 from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
@@ -549,7 +550,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     assert inputs["sft"] == weights_hash(loading.load(str(out / "small" / "sft"), device="cpu").model)
     assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
     assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
-    report.write(out)
+    run_report.write(out)
     page = (out / "report.html").read_text()
     for words in ("Best of n, learned reward", "8 times lr", "A world that is counted: reward model"):
         assert words in page

@@ -13,13 +13,13 @@ import pytest
 
 import runs
 import tiny
-from winnow import report
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
 from winnow.errors import RunError
 from winnow.evaluation.statistics.winrate import interval
 from winnow.generation.prompts import name_of
 from winnow.recipes import online
+from winnow.reports import run_report
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PER_ROUND, HELD = 6, 4
@@ -228,17 +228,17 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(world, tmp_path, monke
 
 
 def test_the_report_sets_rounds_side_by_side(whole):
-    made = report.build([whole])
+    made = run_report.build([whole])
     assert [row["round"] for row in made["rounds"]] == [0, 1, 2]
     assert [run["name"] for run in made["runs"]] == ["round-1", "round-2"]
     page = (whole / "report.html").read_text()
     for text in ("Rounds", "Wins over the start", "Over the round before", "KL to the start"):
         assert text in page
-    assert page == report.render(made)
+    assert page == run_report.render(made)
 
 
 def test_a_damaged_ledger_is_told(whole, tmp_path):
     for content in ('{"rounds": [{"round": 1}]}', '{"rounds": [{"round": 0, "kl": "much"}]}', '{"rounds": 3}', "{", "{}"):
         (tmp_path / "online.json").write_text(content)
         with pytest.raises(RunError, match=r"online\.json"):
-            report.rounds.read(tmp_path)
+            run_report.rounds.read(tmp_path)

@@ -15,8 +15,8 @@ import pytest
 from scipy import stats
 from scipy.stats import binomtest
 
-from winnow import headline, plots, report, symptoms
 from winnow.errors import RunError
+from winnow.reports import headline, plots, run_report, training_warnings
 from winnow.system.format import number, percent, visible, wilson
 
 NASTY = (
@@ -138,9 +138,9 @@ class Page(HTMLParser):
 
 def test_every_number_is_in_report_json(tmp_path: Path) -> None:
     root = make(tmp_path / "run", summary={"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]})
-    made = report.write(root)
+    made = run_report.write(root)
     stored = json.loads((root / "report.json").read_text())
-    assert stored == made == report.build([root])
+    assert stored == made == run_report.build([root])
     assert stored["schema"] == 1
     assert stored["summary"] == {"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]}
     run = stored["runs"][0]
@@ -154,7 +154,7 @@ def test_every_number_is_in_report_json(tmp_path: Path) -> None:
 
 def test_the_page_says_what_matters(tmp_path: Path) -> None:
     root = make(tmp_path / "run")
-    report.write(root)
+    run_report.write(root)
     page = Page((root / "report.html").read_text())
     low, high = wilson(0.75, 100)
     text = re.sub(r"\s+", " ", page.text)
@@ -169,7 +169,7 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
 
 
 def test_plots_are_spoken_and_take_their_colours_from_the_page(tmp_path: Path) -> None:
-    drawings = plots.draw(report.build([make(tmp_path / "run")])["runs"])
+    drawings = plots.draw(run_report.build([make(tmp_path / "run")])["runs"])
     assert [drawing.title for drawing in drawings] == drawn()
     for drawing in drawings:
         assert 'role="img"' in drawing.svg
@@ -195,21 +195,21 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     )
     rows = [row | {f"eval_{text[:50]}_loss": 0.5} for row in healthy()]
     root = make(tmp_path / name, rows=rows, texts=(text,), environment=settings, data=parts, summary={"notes": [text], text[:9]: text})
-    report.write(root)
+    run_report.write(root)
     html = (root / "report.html").read_bytes().decode()
     page = Page(html)
     assert page.danger == []
     assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html  # what a browser refuses, should anything get through
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
-    assert visible(text.replace("\ud800", "?"))[: report.PREVIEW // 2] in page.text.replace("\ufffd", "?")
-    assert report.page([root, make(tmp_path / "other")], tmp_path / "both.html").exists()
+    assert visible(text.replace("\ud800", "?"))[: run_report.PREVIEW // 2] in page.text.replace("\ufffd", "?")
+    assert run_report.page([root, make(tmp_path / "other")], tmp_path / "both.html").exists()
     assert Page((tmp_path / "both.html").read_text()).danger == []
 
 
 def test_a_megabyte_is_folded_and_clipped(tmp_path: Path) -> None:
     long = "word " * 210_000
-    html = report.render(report.build([make(tmp_path / "run", texts=(long,))]))
+    html = run_report.render(run_report.build([make(tmp_path / "run", texts=(long,))]))
     assert len(html) < 1_000_000
     assert "1,050,000 characters" in html
     assert "1,030,000 more characters" in html
@@ -218,23 +218,23 @@ def test_a_megabyte_is_folded_and_clipped(tmp_path: Path) -> None:
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a" / "run"), make(tmp_path / "b" / "run")
-    report.write(first)
-    report.write(second)
+    run_report.write(first)
+    run_report.write(second)
     for name in ("report.html", "report.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 def test_several_runs_share_plots_and_show_what_differs(tmp_path: Path) -> None:
     roots = [make(tmp_path / "a" / "dpo"), make(tmp_path / "b" / "dpo", environment=environment(beta=0.5)), make(tmp_path / "c" / "dpo")]
-    made = report.build(roots)
+    made = run_report.build(roots)
     assert [run["name"] for run in made["runs"]] == ["a/dpo", "b/dpo", "c/dpo"]
-    page = Page(report.page(roots, tmp_path / "new" / "page.html").read_text())
+    page = Page(run_report.page(roots, tmp_path / "new" / "page.html").read_text())
     assert "3 runs, side by side." in page.text
     assert page.tags.count("figure") == len(drawn())
     assert re.search(r"beta\s*0\.1\s*0\.5\s*0\.1", page.text)
     looks = {(line.ink, line.marker) for line in plots.draw(made["runs"])[0].lines}
     assert len(looks) == 3
-    assert report.build([roots[0], roots[0]])["runs"] == report.build([roots[0]])["runs"]
+    assert run_report.build([roots[0], roots[0]])["runs"] == run_report.build([roots[0]])["runs"]
 
 
 def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
     summary: dict[str, Any] = {"win_rate": 0.92, "figures": {"win_rate": won}, "words_in_use": 64}
     summary |= {"grammatical_before": 0.95, "grammatical_after": 0.06, "kl": 21.0, "notes": ["Displacement."]}
     (tmp_path / "demo" / "summary.json").write_text(json.dumps(summary))
-    made = report.write(tmp_path / "demo")
+    made = run_report.write(tmp_path / "demo")
     assert [run["name"] for run in made["runs"]] == ["sft", "dpo"]
     assert made["summary"] == summary
     assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far"), ("", "unsound")]
@@ -265,9 +265,9 @@ def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
     root = make(tmp_path / "run", rows=[])
     for name in ("data.json", "samples.jsonl", "metrics.jsonl"):
         (root / name).unlink()
-    made = report.build([root])
+    made = run_report.build([root])
     assert made["runs"][0]["status"]["state"] == "no steps yet"
-    text = Page(report.render(made)).text
+    text = Page(run_report.render(made)).text
     assert "No step has been logged yet." in text
     assert "Nothing could be looked for yet" in text
 
@@ -306,7 +306,7 @@ def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str |
     root = make(tmp_path / "run")
     spoil(root, name, content)
     with pytest.raises(RunError, match=re.escape(words)) as caught:
-        report.build([root])
+        run_report.build([root])
     assert str(root) in str(caught.value)
     assert caught.value.remedy
 
@@ -314,10 +314,10 @@ def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str |
 def test_a_torn_last_line_and_nan_are_no_damage(tmp_path: Path) -> None:
     root = make(tmp_path / "run")
     (root / "metrics.jsonl").write_text(lines(healthy()) + '{"step": 41, "loss": NaN, "grad_norm": Infinity}\n{"step": 42, "lo')
-    rows = report.write(root)["runs"][0]["metrics"]
+    rows = run_report.write(root)["runs"][0]["metrics"]
     assert rows[-1] == {"step": 41, "loss": None, "grad_norm": None}
     with pytest.raises(RunError, match="no run folder was given"):
-        report.build([])
+        run_report.build([])
 
 
 def last(rows: list[dict[str, Any]], name: str, value: float, count: int = 20) -> list[dict[str, Any]]:
@@ -387,31 +387,31 @@ FIRES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_every_symptom_has_a_case() -> None:
-    assert FIRES.keys() == symptoms.SYMPTOMS.keys()
+    assert FIRES.keys() == training_warnings.SYMPTOMS.keys()
 
 
 @pytest.mark.parametrize("code", FIRES)
 def test_each_symptom_fires_with_its_numbers(code: str) -> None:
     change, sentence = FIRES[code]
-    signs, _, _ = symptoms.examine({**RUN, **change})
+    signs, _, _ = training_warnings.examine({**RUN, **change})
     assert [(sign.code, sign.message) for sign in signs] == [(code, sentence)]
     assert signs[0].advice.endswith(".")
 
 
 def test_a_healthy_run_is_left_in_peace() -> None:
     calm = {"length_ratio": 1.2, "grammatical_before": 0.95, "grammatical_after": 0.9, "kl": 9.9}
-    signs, checked, unchecked = symptoms.examine({**RUN, "summary": calm})
+    signs, checked, unchecked = training_warnings.examine({**RUN, "summary": calm})
     assert signs == []
-    assert len(checked) == len(symptoms.SYMPTOMS)
+    assert len(checked) == len(training_warnings.SYMPTOMS)
     assert unchecked == []
 
 
 def test_symptoms_at_their_edges() -> None:
     def codes(**change: Any) -> list[tuple[str, str]]:
-        return [(sign.code, sign.message) for sign in symptoms.examine({**RUN, **change})[0]]
+        return [(sign.code, sign.message) for sign in training_warnings.examine({**RUN, **change})[0]]
 
-    assert codes(metrics=last(BARE, "logratio/chosen", -symptoms.DISPLACED + 1e-9, 10)) == []
-    ((code, message),) = codes(metrics=last(BARE, "logratio/chosen", -symptoms.DISPLACED, 10))
+    assert codes(metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED + 1e-9, 10)) == []
+    ((code, message),) = codes(metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED, 10))
     assert code == "displacement"
     assert "fell 0.20 nats per token since the start, measured over the last 10 logged steps" in message
     assert "on hard rose from 0.6250 at step 30 to 0.8000" in codes(metrics=last(healthy(), "eval_hard_loss", 0.8, 1))[0][1]
@@ -419,9 +419,9 @@ def test_symptoms_at_their_edges() -> None:
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
     assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [("longer", "Answers after training are 1.40 times as long as before.")]
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
-    assert codes(metrics=last(last(healthy(), "clip_fraction", symptoms.HURRIED, 10), "kl/step", symptoms.HURRIED_KL, 10)) == []
+    assert codes(metrics=last(last(healthy(), "clip_fraction", training_warnings.HURRIED, 10), "kl/step", training_warnings.HURRIED_KL, 10)) == []
     assert codes(metrics=last(healthy(), "kl/step", 0.06, 10))[0][0] == "hurried"
-    early = [{"step": step, "explained_variance": 0.0} for step in range(1, symptoms.STUCK_STEPS)]
+    early = [{"step": step, "explained_variance": 0.0} for step in range(1, training_warnings.STUCK_STEPS)]
     assert codes(metrics=early) == []  # it may still learn
     assert codes(metrics=early, status={"state": "complete"})[0][0] == "ignorant"
     for kl, target, fires in ((1.5, 1.0, False), (1.51, 1.0, True), (1.0, 1.5, False), (1.0, 1.51, True)):
@@ -429,7 +429,7 @@ def test_symptoms_at_their_edges() -> None:
         assert [code for code, _ in found] == ["off-target"] * fires
     missed = [{"step": step, "kl": 0.5, "beta": 0.1} for step in range(1, 61)]
     assert "of the last 6 iterations" in codes(metrics=missed, settings={"target_kl": 6.0})[0][1]
-    assert codes(metrics=missed[: symptoms.STUCK_STEPS - 1], settings={"target_kl": 6.0}) == []  # it is on its way
+    assert codes(metrics=missed[: training_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0}) == []  # it is on its way
     assert codes(metrics=missed, settings={"target_kl": None}) == codes(metrics=missed) == []
     assert codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []
     ends = [{"step": step, "finished": 0.75 if step <= 3 else 0.5} for step in range(1, 7)]
@@ -450,9 +450,9 @@ def test_symptoms_at_their_edges() -> None:
 
 def test_sft_is_not_asked_about_pairs() -> None:
     rows = [{"step": step, "loss": 5.0, "entropy": 4.0 if step < 20 else 0.1} for step in range(1, 41)]
-    signs, checked, unchecked = symptoms.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": {}}})
+    signs, checked, unchecked = training_warnings.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": {}}})
     assert (signs, checked) == ([], [])
-    assert len(unchecked) == len(symptoms.SYMPTOMS)
+    assert len(unchecked) == len(training_warnings.SYMPTOMS)
 
 
 def test_numbers_as_people_read_them() -> None:
@@ -479,7 +479,7 @@ def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> N
     if browser is None:
         pytest.skip("needs chromium: apt-get install chromium")
     root = make(tmp_path / "run", texts=NASTY[:-1])
-    report.write(root)
+    run_report.write(root)
     log = tmp_path / "net.json"
     switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     switches += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", f"--log-net-log={log}", "--dump-dom"]
@@ -505,7 +505,7 @@ def on_rewards(*scores: tuple[float, float, float], looked: bool = True) -> list
 def test_a_training_on_rewards_has_its_figures_with_intervals(tmp_path: Path) -> None:
     head = environment("ppo", max_new_tokens=32)
     root = make(tmp_path / "run", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.3)), environment=head)
-    made = report.write(root)
+    made = run_report.write(root)
     found = {one["title"]: one for one in made["runs"][0]["figures"]}
     score, kl = found["Held-out score"], found["Held-out KL to the reference, nats per answer, over the vocabulary"]
     assert (score["value"], score["low"], score["high"], score["n"], score["step"]) == (1.0, 0.7, 1.3, "50 prompts", 2)
@@ -520,13 +520,13 @@ def test_a_training_on_rewards_has_its_figures_with_intervals(tmp_path: Path) ->
 
 
 def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
-    made = report.build([make(tmp_path / "held", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8)), environment=environment("ppo"))])
+    made = run_report.build([make(tmp_path / "held", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8)), environment=environment("ppo"))])
     assert headline.verdict(made).endswith("; the two intervals overlap, so it is not shown to have moved.")
     flat = [(0.0, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5))]
-    made = report.build([make(tmp_path / "flat", rows=on_rewards(*flat, looked=False), environment=environment("ppo"))])
+    made = run_report.build([make(tmp_path / "flat", rows=on_rewards(*flat, looked=False), environment=environment("ppo"))])
     low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([0.5, 0.4, 0.6, 0.5]))
     assert f"(95 % interval {number(low)} to {number(high)} over 4 iterations)" in headline.verdict(made)
     assert headline.verdict(made).endswith("; nothing was held out to check it on, and it is not shown to have moved.")
     up = [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5, 0.5, 0.4, 0.6, 0.5, 0.5, 0.4))]
-    made = report.build([make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))])
+    made = run_report.build([make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))])
     assert headline.verdict(made).endswith("; nothing was held out to check it on.")

@@ -10,12 +10,13 @@ from scipy import stats
 import runs
 import tiny
 from test_report import data, environment, healthy, make
-from winnow import api, headline, report
+from winnow import api
 from winnow.config.options import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.generation import prompts as asking
-from winnow.run_figures import figures
+from winnow.reports import headline, run_report
+from winnow.reports.run_figures import figures
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.format import wilson
 
@@ -23,7 +24,7 @@ from winnow.system.format import wilson
 def test_every_figure_names_its_n_step_and_source(tmp_path):
     rows = healthy()
     rows[-1] |= {"kl_low": 2.0, "kl_high": 3.0, "kl_samples": 32}
-    made = report.build([make(tmp_path / "run", rows=rows)])["runs"][0]
+    made = run_report.build([make(tmp_path / "run", rows=rows)])["runs"][0]
     found = {one["title"]: one for one in made["figures"]}
     assert all(one["source"].startswith("metrics.jsonl: ") and isinstance(one["step"], int) and one["n"] for one in found.values())
     assert all((one["low"] is None) == bool(one["why"]) for one in found.values())
@@ -46,7 +47,7 @@ def test_answers_in_training_have_intervals_over_their_prompts(tmp_path):
     rows = [{"step": step, "score": 0.5 * step, "kl": 0.3 * step, "length/sampled": 9.0, "answers": 64, "prompts": 16, "entropy": 2.0} for step in (1, 2)]
     for row in rows:
         row |= {f"{name}_{end}": row[name] + by for name in ("score", "kl", "length/sampled") for end, by in (("low", -0.25), ("high", 0.25))}
-    made = report.build([make(tmp_path / "run", rows=rows, environment=environment("ppo"))])
+    made = run_report.build([make(tmp_path / "run", rows=rows, environment=environment("ppo"))])
     found = {one["source"].removeprefix("metrics.jsonl: "): one for one in made["runs"][0]["figures"]}
     for name, value in (("score", 1.0), ("kl", 0.6), ("length/sampled", 9.0)):
         one = found[name]
@@ -55,7 +56,7 @@ def test_answers_in_training_have_intervals_over_their_prompts(tmp_path):
     assert [one["title"] for one in made["runs"][0]["figures"]].count("Score of answers in training") == 1
     assert "95 % interval 0.350 to 0.850, n = 64 of 16 prompts" in next(card.detail for card in headline.cards(made) if card.label == "KL in training")
     bare = [{name: value for name, value in row.items() if not name.endswith(("_low", "_high"))} | {"prompts": 1} for row in rows]
-    made = report.build([make(tmp_path / "bare", rows=bare, environment=environment("ppo"))])
+    made = run_report.build([make(tmp_path / "bare", rows=bare, environment=environment("ppo"))])
     few = [one for one in made["runs"][0]["figures"] if one["low"] is None]
     assert {(one["n"], one["why"]) for one in few} == {("64 answers of 1 prompt", "one prompt has no spread to make an interval of")}
 
@@ -65,7 +66,7 @@ def test_the_head_of_the_page_has_the_saved_models_figures_and_intervals(tmp_pat
     one = {"value": 0.7534, "low": 0.71, "high": 0.79, "count": 300, "prompts": 60, "why": ""}
     loss = {"value": 0.4321, "low": 0.41, "high": 0.45, "count": 300, "prompts": 60, "why": ""}
     held = {"eval_": {"figures": {"rewards/accuracies": one, "loss": loss}, "displacement": None, "calibration": None}}
-    made = report.build([make(tmp_path / "run", environment=environment() | {"held_out": held, "saved_step": 40})])
+    made = run_report.build([make(tmp_path / "run", environment=environment() | {"held_out": held, "saved_step": 40})])
     assert headline.verdict(made) == "Prefers the chosen answer in 75 % of 300 held-out comparisons (95 % interval 71–79 %)."
     cards = {card.label: card for card in headline.cards(made)}
     assert (cards["Held-out accuracy"].at, cards["Held-out accuracy"].interval) == (0.7534, (0.71, 0.79))
@@ -87,7 +88,7 @@ def test_a_saved_model_has_the_figures_that_an_evaluation_gives_it(tmp_path):
         for name, one in theirs[part].items():
             ours, expected = ([one] if isinstance(one, int) else [value for value in one.values() if value != ""] for one in (told[part][name], one))
             assert ours == pytest.approx(expected, rel=1e-2, abs=1e-3), name
-    made = {row["title"]: row for row in report.build([run.root])["runs"][0]["figures"]}
+    made = {row["title"]: row for row in run_report.build([run.root])["runs"][0]["figures"]}
     loss = made["Held-out loss"]
     assert (loss["low"], loss["high"], loss["step"], loss["n"]) == (told["figures"]["loss"]["low"], told["figures"]["loss"]["high"], 3, "8 comparisons")
     assert loss["value"] == pytest.approx([row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]["eval_loss"], rel=1e-5)
@@ -100,9 +101,9 @@ def test_comparisons_of_one_prompt_are_no_more_looks_than_prompts(tmp_path):
     account["eval"]["eval_"] |= {"decided": 1000, "comparisons": 1000, "used": 50}
     rows = [{**row, **({"eval_rewards/accuracies": 0.6} if "eval_rewards/accuracies" in row and row["step"] else {})} for row in healthy()]
     root = make(tmp_path / "run", rows=rows, data=account)
-    made = report.build([root])
+    made = run_report.build([root])
     low, high = wilson(0.6, 50)
-    html = report.render(made)
+    html = run_report.render(made)
     assert f"60\u00a0% of 1,000 held-out comparisons (95\u00a0% interval {100 * low:.0f}–{100 * high:.0f}\u00a0%)" in html
     assert "1,000 comparisons of 50 prompts" in html
     assert "chance" in [sign["code"] for sign in made["warnings"]]
@@ -135,6 +136,6 @@ def test_before_and_after_say_how_they_were_drawn(tmp_path):
     last = [row for row in read_jsonl(run.metrics) if "kl" in row][-1]
     assert last["kl_low"] < last["kl"] < last["kl_high"]
     assert last["kl_samples"] == 8
-    length = next(row for row in figures(report.build([run.root])["runs"][0]) if row["title"] == "Length of own answers, tokens")
+    length = next(row for row in figures(run_report.build([run.root])["runs"][0]) if row["title"] == "Length of own answers, tokens")
     assert (length["value"], length["low"], length["high"], length["n"]) == (*(last[f"length/sampled{end}"] for end in ("", "_low", "_high")), "8 answers")
     assert length["low"] <= length["value"] <= length["high"]

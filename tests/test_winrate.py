@@ -23,13 +23,13 @@ import endpoints
 import runs
 import tiny
 from endpoints import line as verdict
-from winnow import doubts, winrate_page
 from winnow.models import reward_models
 from winnow.preferences.judging import endpoint
 from winnow.preferences.judging import games as matches
 from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import Vote
 from winnow.recipes import sampling
+from winnow.reports import doubts, winrate_report
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PROMPTS = 14
@@ -255,7 +255,7 @@ def test_a_model_against_itself_is_even_and_that_is_said(world, tmp_path, call):
         said = [warning["message"] for warning in read_json(out / "report.json")["warnings"]]
         assert not any("includes 50 %" in message or "are few" in message for message in said)
         assert sum("these are the same weights" in message for message in said) == 1
-        (card,) = winrate_page.cards(read_json(out / "report.json"))
+        (card,) = winrate_report.cards(read_json(out / "report.json"))
         assert (card.value, card.interval) == ("50 %", None)
 
 
@@ -631,7 +631,7 @@ def test_the_page_shows_and_does_not_obey(whole):
         one["prompt"] = hostile
         one["answers"][0]["text"] = hostile
     report["comparisons"][0]["model"] = report["models"][0]["name"] = hostile
-    page = winrate_page.render(report)
+    page = winrate_report.render(report)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not set(page) & {"\x1b", "\u202e"}
@@ -641,7 +641,7 @@ def test_the_page_shows_and_does_not_obey(whole):
 
 def test_the_page_has_every_number_with_its_interval_and_n(whole):
     report, page = read_json(whole / "report.json"), (whole / "report.html").read_text()
-    assert page == winrate_page.render(report)
+    assert page == winrate_report.render(report)
     for one in report["comparisons"]:
         won = one["win_rate"]
         assert f"{100 * won['rate']:.1f} % ({100 * won['low']:.1f}–{100 * won['high']:.1f} %, n = {won['prompts']})" in page

@@ -124,7 +124,7 @@ def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write")
 def report(given: tuple[str, ...], out: Path) -> None:
     """One page from run folders, side by side, and files of votes (of winnow label, or of winnow judge)."""
-    from winnow import report as pages
+    from winnow.reports import run_report as pages
 
     say(f"report: {safe(pages.page(given, out))}")
 

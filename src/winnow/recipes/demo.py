@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import report
 from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
@@ -26,6 +25,7 @@ from winnow.models import loading
 from winnow.models.loading import LoadedModel
 from winnow.recipes import demo_figures, world
 from winnow.recipes.demo_figures import Sampled
+from winnow.reports import run_report
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
@@ -131,7 +131,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     summary |= {"words_in_use": demo_figures.words_in_use(after), "flipped_labels": flipped, "seconds": time.perf_counter() - began}
     summary["notes"] = _notes(summary)
     write_json(root / "summary.json", summary)
-    report.write(root)
+    run_report.write(root)
 
 
 def write_world(root: Path, seed: int) -> None:

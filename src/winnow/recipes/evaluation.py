@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from winnow import evaluation_page, evaluation_signs
 from winnow.config.options import EvalSettings
 from winnow.config.resolve import Resolved, validated
 from winnow.data.packing import budget
@@ -21,7 +20,7 @@ from winnow.evaluation.statistics.intervals import told
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import FLAGS, Objective, objective
-from winnow.recipes import evaluation_tables
+from winnow.reports import eval_report, evaluation_signs, evaluation_tables
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
@@ -214,6 +213,6 @@ def _head(settings: EvalSettings, made: Objective, scorer: bool, said: Said, com
 def _write(out: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "rows.jsonl", rows)
-    write_atomic(out / "report.html", evaluation_page.render(report))
+    write_atomic(out / "report.html", eval_report.render(report))
     write_json(out / "report.json", report)
     say(f"written: {', '.join(safe(out / name) for name in WRITTEN)}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from winnow import frontier_page, frontier_words, report
+from winnow import frontier_page, frontier_words
 from winnow.config.options import DemoSettings, FrontierSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import RunError
@@ -24,6 +24,7 @@ from winnow.models.hashes import weights_hash
 from winnow.recipes import demo, frontier_claims, frontier_costs
 from winnow.recipes.frontier_methods import CRITIC, METHODS, Try
 from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
+from winnow.reports import run_report
 from winnow.system.console import Steps, as_part, safe, say
 from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
 from winnow.system.run_folder import RunFolder
@@ -112,7 +113,7 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
         out.create(ours=("small", "reviews"))
     with out.lock():
         compute(settings.out, command, quick=settings.quick, seeds=settings.seeds, seed=settings.seed)
-        report.write(settings.out)
+        run_report.write(settings.out)
     _told(settings.out, out.report_html)
     return settings.out
 
@@ -122,7 +123,7 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
     out = RunFolder(settings.out)
     with out.lock():
         compute(out.root / "frontier", command, quick=True, seeds=None, seed=settings.seed, trained=out.root / "sft")
-        report.write(out.root)
+        run_report.write(out.root)
     _told(out.root / "frontier", out.report_html)
 
 

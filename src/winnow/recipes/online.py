@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import report, rounds
 from winnow.config.collection import OnlineSettings, SampleSettings
 from winnow.config.options import FREE, DPOSettings
 from winnow.config.resolve import Resolved, handed_on
@@ -25,7 +24,8 @@ from winnow.errors import DataError, RunError, SettingsError
 from winnow.generation.prompts import distinct, name_of
 from winnow.preferences.judging.budget import Referee
 from winnow.recipes import against, sampling
-from winnow.rounds import LEDGER
+from winnow.reports import online_report, run_report
+from winnow.reports.online_report import LEDGER
 from winnow.system.console import console, safe, say
 from winnow.system.files import make_writable, read_json, read_jsonl, sha256_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
@@ -102,9 +102,9 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
             done.append({**row, "seconds": time.perf_counter() - began})
             write_json(root / LEDGER, loop.ledger)
             if one.number:
-                report.write(root)
+                run_report.write(root)
         if not (root / "report.html").exists():  # a kill came between the last round and its report
-            report.write(root)
+            run_report.write(root)
     _say(loop.ledger, root)
     return root
 
@@ -238,7 +238,7 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
 
 
 def _say(ledger: dict[str, Any], root: Path) -> None:
-    found = rounds.table(ledger["rounds"])
+    found = online_report.table(ledger["rounds"])
     table = Table(title="Rounds, on held-out prompts", title_justify="left", box=None)
     for name in ("Round", *found["titles"]):
         table.add_column(name, justify="right")

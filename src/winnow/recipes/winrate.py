@@ -15,12 +15,10 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow import winrate_page
 from winnow.config.collection import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain
-from winnow.doubts import doubts
 from winnow.errors import RunError
 from winnow.generation.prompts import distinct
 from winnow.models.device import keep_memory
@@ -32,6 +30,8 @@ from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import pair_of, score
 from winnow.recipes import players
 from winnow.recipes.players import Answers, Player
+from winnow.reports import winrate_report
+from winnow.reports.doubts import doubts
 from winnow.system.console import console, safe, say
 from winnow.system.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
 from winnow.system.format import visible
@@ -93,7 +93,7 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
         else:
             contest = Contest(resolved, root, asked, who, referee, {})
             report = _report(contest, ledger, given)
-            winrate_page.write(root, report)
+            winrate_report.write(root, report)
     _say(report, out)
     return report
 
@@ -145,9 +145,9 @@ def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Ans
         "temperatures": _sweep(contest, said, accounts, everybody),
         "shown": _shown(contest, said, everybody),
         "sources": contest.sources,
-        "figures": winrate_page.FIGURES,
+        "figures": winrate_report.FIGURES,
     }
-    return report | {"warnings": doubts(report), "headline": winrate_page.headline(report)}
+    return report | {"warnings": doubts(report), "headline": winrate_report.headline(report)}
 
 
 def _answers(contest: Contest, given: Mapping[int, Answers]) -> tuple[list[Answers], list[dict[str, Any]]]:
@@ -272,7 +272,7 @@ def _shown(contest: Contest, said: Sequence[Answers], everybody: Mapping[tuple[i
 
 
 def _say(report: Mapping[str, Any], out: RunFolder) -> None:
-    for table in winrate_page.tables(report):
+    for table in winrate_report.tables(report):
         shown = Table(title=safe(table["title"]), title_justify="left", box=None)
         for title in table["heads"]:
             shown.add_column(title, justify="left" if title == table["heads"][0] else "right", overflow="fold")

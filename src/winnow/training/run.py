@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from winnow import report
 from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
 from winnow.config.resolve import Resolved
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
@@ -28,6 +27,7 @@ from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
+from winnow.reports import run_report
 from winnow.system import distributed, signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
@@ -253,7 +253,7 @@ def _run(job: Job) -> None:
             loading.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
     if leads():
         job.run.seal()
-        report.write(job.run.root)
+        run_report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from winnow import report
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
@@ -24,6 +23,7 @@ from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.ppo import TokenLoss, surrogate, value_error
+from winnow.reports import run_report
 from winnow.system import signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.run_folder import RunFolder
@@ -89,7 +89,7 @@ def _train(job: Job) -> None:
     run_record.note(job.run, known=progress.known, sealed=True)
     loading.save(policy.loaded.model, job.tokenizer, job.run.model)
     job.run.seal()
-    report.write(job.run.root)
+    run_report.write(job.run.root)
     say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from winnow.headline import Card
-from winnow.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.reports.headline import Card
+from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.system.format import number, percent
 
 Figures = Mapping[str, Any]

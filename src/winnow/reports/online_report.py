@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.plots import Drawing, Line, Panel, draw_one
+from winnow.reports.plots import Drawing, Line, Panel, draw_one
 from winnow.system.files import read_json
 from winnow.system.format import number, percent
 

@@ -16,13 +16,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from winnow import collection_page, frontier_page, rounds
+from winnow import frontier_page
 from winnow.errors import RunError
-from winnow.headline import cards, differences, subline, table, verdict
-from winnow.plots import DASHES, RUN_INKS, draw
 from winnow.preferences import summary as collection
-from winnow.run_figures import SUMMARY, figures, of_summary
-from winnow.symptoms import SYMPTOMS, examine
+from winnow.reports import online_report, votes_report
+from winnow.reports.headline import cards, differences, subline, table, verdict
+from winnow.reports.plots import DASHES, RUN_INKS, draw
+from winnow.reports.run_figures import SUMMARY, figures, of_summary
+from winnow.reports.training_warnings import SYMPTOMS, examine
 from winnow.system.files import read_json, write_atomic, write_json
 from winnow.system.format import held_out, number, visible
 from winnow.system.run_folder import RunFolder
@@ -51,7 +52,7 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
     summary = _summary(roots[0]) if len(roots) == 1 else {}
     title = paths[0].name if len(paths) == 1 else " · ".join([*names, *(one["name"] for one in collected["collections"])])
     signs = _signs(runs, summary if found != roots else {})
-    went = rounds.read(roots[0]) if len(roots) == 1 else []
+    went = online_report.read(roots[0]) if len(roots) == 1 else []
     return {"schema": SCHEMA, "title": title, "summary": summary, **signs, "rounds": went, "frontier": frontier, "runs": runs, **collected}
 
 
@@ -80,10 +81,10 @@ def render(report: Mapping[str, Any]) -> str:
     """The page of a report. Equal reports give equal bytes."""
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
     top = {"verdict": verdict(report), "subline": subline(report), "cards": cards(report), "figures": of_summary(report["summary"])} if report["runs"] else {}
-    top |= collection_page.top(report, alone=not report["runs"])
+    top |= votes_report.top(report, alone=not report["runs"])
     top |= frontier_page.top(report["frontier"], alone=not report["runs"])
     went = report["rounds"]
-    turns = {"rounds": {"table": rounds.table(went), "drawings": rounds.draw(went)}} if went else {}
+    turns = {"rounds": {"table": online_report.table(went), "drawings": online_report.draw(went)}} if went else {}
     return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from winnow import rounds
 from winnow.evaluation.statistics.intervals import mean
+from winnow.reports import online_report
 from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
 
 Run = Mapping[str, Any]
@@ -35,7 +35,7 @@ def verdict(report: Mapping[str, Any]) -> str:
         end = ": too close to tell them apart" if close else ""
         return f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the model it started from{end}."
     if report["rounds"]:
-        return rounds.sentence(report["rounds"])
+        return online_report.sentence(report["rounds"])
     if len(runs) > 1:
         return f"{len(runs)} runs, side by side."
     run = runs[0]

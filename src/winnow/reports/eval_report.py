@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from winnow.evaluation_signs import beside, counted, reasons, shown, span
-from winnow.headline import Card
-from winnow.report import from_template, plain
+from winnow.reports.evaluation_signs import beside, counted, reasons, shown, span
+from winnow.reports.headline import Card
+from winnow.reports.run_report import from_template, plain
 from winnow.system.format import number, percent
 
 Report = Mapping[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow.evaluation_signs import beside, counted, reasons, shown, span
+from winnow.reports.evaluation_signs import beside, counted, reasons, shown, span
 from winnow.system.console import console, safe, say
 
 Report = Mapping[str, Any]

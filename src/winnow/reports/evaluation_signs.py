@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from winnow.symptoms import DISPLACED, FAR, Sign, in_words
+from winnow.reports.training_warnings import DISPLACED, FAR, Sign, in_words
 from winnow.system.format import number, percent
 
 Report = Mapping[str, Any]

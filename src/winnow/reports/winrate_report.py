@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow import report as pages
-from winnow.collection_page import chance, nats, several
-from winnow.doubts import same
-from winnow.headline import Card
-from winnow.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.reports import run_report as pages
+from winnow.reports.doubts import same
+from winnow.reports.headline import Card
+from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.reports.votes_report import chance, nats, several
 from winnow.system.files import write_atomic, write_json
 from winnow.system.format import number, percent, signed
 from winnow.system.run_folder import RunFolder
