@@ -17,10 +17,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from winnow.commands import online
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
 from winnow.evaluation.statistics.winrate import Mean, over_prompts
-from winnow.recipes import online, world
+from winnow.recipes import world
 from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROUNDS, PROMPTS, HELD_OUT = 3, 800, 512  # prompts of a round

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from winnow.commands import objectives as catalogue
 from winnow.config.resolve import PRESETS
 from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
 from winnow.objectives.parsing import SETTINGS, shown
 from winnow.objectives.table import TABLE, Entry
-from winnow.recipes import catalogue
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n"

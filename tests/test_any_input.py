@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import runs
 import tiny
 from test_sources import COLUMNS, WRITERS, json_values
+from winnow.commands import check
 from winnow.config.options import CheckSettings
 from winnow.data.sources import load
 from winnow.errors import DataError, Problem
 from winnow.models import loading
-from winnow.recipes import check
 
 # Values that mean something to one setting or another, or nearly.
 VALUES = [

@@ -17,9 +17,9 @@ import pytest
 
 import runs
 import tiny
+from winnow.commands import check
 from winnow.data.jsonl import CAP
 from winnow.models import loading
-from winnow.recipes import check
 
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
 GOOD = json.dumps(PAIR)

@@ -24,9 +24,9 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
+from winnow.commands import generate
 from winnow.generation.sampler import Answer
 from winnow.models import loading
-from winnow.recipes import generation
 from winnow.system import hub
 from winnow.system.files import cache_folder, read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
@@ -448,7 +448,7 @@ def test_27_a_models_answer_is_text_in_the_terminal_and_in_the_page(world, tmp_p
     assert "&lt;script&gt;alert(1)" in page
     tokenizer = tiny.tokenizer()
     monkeypatch.setattr(type(tokenizer), "decode", lambda self, ids, **_: NASTY if list(ids)[-1:] == [5] else "")
-    monkeypatch.setattr(generation, "sample", lambda loaded, ids, how, k=1: [[Answer((5,), True)] for _ in ids])
+    monkeypatch.setattr(generate, "sample", lambda loaded, ids, how, k=1: [[Answer((5,), True)] for _ in ids])
     code, said, _ = call("generate", "--model", world / "model", "--prompt", "x", "--out", tmp_path / "a.jsonl")
     assert code == 0
     assert not set(said) & {"\x1b", "\u202e"}

@@ -13,12 +13,12 @@ import pytest
 
 import runs
 import tiny
+from winnow.commands import online
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
 from winnow.errors import RunError
 from winnow.evaluation.statistics.winrate import interval
 from winnow.generation.prompts import name_of
-from winnow.recipes import online
 from winnow.reports import run_report
 from winnow.system.files import read_json, read_jsonl, sha256_file
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import runs
 import tiny
 from winnow import api
+from winnow.commands import check
 from winnow.config.options import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
@@ -21,7 +22,6 @@ from winnow.engine.selection import SCALARS
 from winnow.errors import ModelError, RunError
 from winnow.models import loading, reward_models, scoring
 from winnow.objectives.objective import objective, reward
-from winnow.recipes import check
 from winnow.system.files import read_json, read_jsonl
 
 F64 = torch.float64

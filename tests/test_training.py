@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import runs
 import tiny
 from winnow import api
+from winnow.commands import export, generate, verify
 from winnow.config.collection import GenerateSettings
 from winnow.config.options import ExportSettings, Lora
 from winnow.config.resolve import resolve
@@ -26,7 +27,6 @@ from winnow.errors import ModelError, TrainingError
 from winnow.models import loading
 from winnow.objectives.objective import DEMONSTRATION
 from winnow.objectives.objective import objective as preference
-from winnow.recipes import export, generation, verify
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
 from winnow.training.optimizer import Optimizer, rate
@@ -377,7 +377,7 @@ def test_nothing_on_the_way_reads_a_pickle(world, tmp_path, monkeypatch):
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], out=str(tmp_path / "eval"))
     assert found.summary["comparisons"] == 8
     export.run(resolve(ExportSettings, {"model": str(run.root), "out": tmp_path / "plain"}))
-    generation.run(resolve(GenerateSettings, {"model": str(run.root), "prompt": ["x"], "max_new_tokens": 2}))
+    generate.run(resolve(GenerateSettings, {"model": str(run.root), "prompt": ["x"], "max_new_tokens": 2}))
 
 
 def test_evaluation_finds_the_runs_reference_and_agrees_with_training(world, tmp_path):

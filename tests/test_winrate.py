@@ -23,12 +23,12 @@ import endpoints
 import runs
 import tiny
 from endpoints import line as verdict
+from winnow.commands import sample
 from winnow.models import reward_models
 from winnow.preferences.judging import endpoint
 from winnow.preferences.judging import games as matches
 from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import Vote
-from winnow.recipes import sampling
 from winnow.reports import doubts, winrate_report
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
@@ -279,7 +279,7 @@ def test_who_else_plays_changes_nothing_of_a_pair(world, tmp_path, call):
 
 
 def test_a_judge_that_fails_is_found_before_anything_is_sampled(world, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(sampling, "run", None)
+    monkeypatch.setattr(sample, "run", None)
     (world / "broken_taste.py").write_text(
         "def score(prompt, completion):\n    raise KeyError('nothing')\n\ndef gold(prompt, completion, gold):\n    return 1\n"
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from winnow.commands import eval as evaluation_recipe
+from winnow.commands.eval import Evaluation
 from winnow.config.options import DPOSettings, EvalSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
-from winnow.recipes import evaluation as evaluation_recipe
-from winnow.recipes.evaluation import Evaluation
 from winnow.system.run_folder import RunFolder
 from winnow.training import dpo as dpo_recipe
 from winnow.training import reward as reward_recipe

@@ -49,22 +49,22 @@ def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:
-    from winnow.recipes import check
+    from winnow.commands import check
 
     if not check.run(resolved):
         raise SystemExit(2)
 
 
 def _eval(resolved: Resolved[EvalSettings], line: str) -> None:
-    from winnow.recipes import evaluation
+    from winnow.commands import eval as evaluation
 
     evaluation.run(resolved, line)
 
 
 def _sample(resolved: Resolved[SampleSettings], line: str) -> None:
-    from winnow.recipes import sampling
+    from winnow.commands import sample
 
-    sampling.run(resolved)
+    sample.run(resolved)
 
 
 def _judge(resolved: Resolved[JudgeSettings], line: str) -> None:
@@ -74,31 +74,31 @@ def _judge(resolved: Resolved[JudgeSettings], line: str) -> None:
 
 
 def _label(resolved: Resolved[LabelSettings], line: str) -> None:
-    from winnow.recipes import label
+    from winnow.commands import label
 
     label.run(resolved)
 
 
 def _generate(resolved: Resolved[GenerateSettings], line: str) -> None:
-    from winnow.recipes import generation
+    from winnow.commands import generate
 
-    generation.run(resolved)
+    generate.run(resolved)
 
 
 def _online(resolved: Resolved[OnlineSettings], line: str) -> None:
-    from winnow.recipes import online
+    from winnow.commands import online
 
     online.run(resolved, line)
 
 
 def _winrate(resolved: Resolved[WinrateSettings], line: str) -> None:
-    from winnow.recipes import winrate
+    from winnow.commands import winrate
 
     winrate.run(resolved, line)
 
 
 def _export(resolved: Resolved[ExportSettings], line: str) -> None:
-    from winnow.recipes import export
+    from winnow.commands import export
 
     export.run(resolved)
 
@@ -133,7 +133,7 @@ def report(given: tuple[str, ...], out: Path) -> None:
 @click.argument("run", metavar="RUN")
 def verify(run: str) -> None:
     """Is every byte of RUN as it was written? Checkpoints, model, metrics, by their hashes. Exit code 2 when not."""
-    from winnow.recipes import verify as looks
+    from winnow.commands import verify as looks
 
     if looks.run(run):
         raise SystemExit(2)
@@ -143,13 +143,13 @@ def verify(run: str) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 def objectives(names: tuple[str, ...]) -> None:
     """What can be trained: every objective with equation, unit, defaults and paper; with NAME everything about it."""
-    from winnow.recipes import catalogue
+    from winnow.commands import objectives as catalogue
 
     catalogue.run(names)
 
 
 def _votes_export(resolved: Resolved[VotesExportSettings], line: str) -> None:
-    from winnow.recipes import votes
+    from winnow.commands import votes
 
     votes.export(resolved)
 
@@ -163,7 +163,7 @@ def votes() -> None:
 @click.argument("files", nargs=-1, required=True, metavar="VOTES...", type=click.Path(path_type=Path))
 def agreement(files: tuple[Path, ...]) -> None:
     """How annotators agree, with others and with themselves. Of several files the first one's are the people, and each other one is a judge."""
-    from winnow.recipes import votes
+    from winnow.commands import votes
 
     votes.agreement(files)
 
@@ -172,7 +172,7 @@ def agreement(files: tuple[Path, ...]) -> None:
 @click.argument("file", metavar="VOTES", type=click.Path(path_type=Path))
 def stats(file: Path) -> None:
     """Outcomes, annotators, and models by Bradley-Terry strength, where the answers say who wrote them."""
-    from winnow.recipes import votes
+    from winnow.commands import votes
 
     votes.stats(file)
 

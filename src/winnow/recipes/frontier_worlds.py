@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from winnow.commands import sample
 from winnow.config.collection import JudgeSettings, SampleSettings
 from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
@@ -24,7 +25,7 @@ from winnow.measures.frontier import Table
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.judging import judge as judging
-from winnow.recipes import demo, sampling, small_world, world
+from winnow.recipes import demo, small_world, world
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.training import sft
 
@@ -76,7 +77,7 @@ class World:
         answers, out = self.root / "answers.jsonl", self.root / f"labels-{seed}.jsonl"
         if not out.exists():
             asked = {"model": str(self.sft), "prompts": str(self.prompts), "k": K, "max_new_tokens": self.room, "device": "cpu", "out": answers}
-            sampling.run(resolve(SampleSettings, asked, origin="frontier"))
+            sample.run(resolve(SampleSettings, asked, origin="frontier"))
             told = {"answers": str(answers), "judge": self.judge, "labels": "drawn", "seed": seed, "out": out.with_suffix(".part")}
             judging.run(resolve(JudgeSettings, told, origin="argument"))
             out.with_suffix(".part").rename(out)

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
+from winnow.commands import against, sample
 from winnow.config.collection import OnlineSettings, SampleSettings
 from winnow.config.options import FREE, DPOSettings
 from winnow.config.resolve import Resolved, handed_on
@@ -23,7 +24,6 @@ from winnow.data.records import as_json
 from winnow.errors import DataError, RunError, SettingsError
 from winnow.generation.prompts import distinct, name_of
 from winnow.preferences.judging.budget import Referee
-from winnow.recipes import against, sampling
 from winnow.reports import online_report, run_report
 from winnow.reports.online_report import LEDGER
 from winnow.system.console import console, safe, say
@@ -191,7 +191,7 @@ def _gather(loop: Loop, one: Round) -> None:
     """What a round is trained on: answers of the policy it begins with, judged."""
     _write_prompts(one, loop.share(one.number))
     names = {"prompts": str(one.file("prompts")), "out": one.file("answers"), "model": one.before.policy, "seed": loop.settings.seed + one.number}
-    sampling.run(handed_on(SampleSettings, loop.resolved, names))
+    sample.run(handed_on(SampleSettings, loop.resolved, names))
     loop.referee.judge(one.file("answers"), one.file("judged"))
 
 

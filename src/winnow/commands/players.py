@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winnow.commands import sample
 from winnow.config.collection import SampleSettings, WinrateSettings
 from winnow.config.resolve import Resolved, handed_on
 from winnow.data import fields
@@ -19,7 +20,6 @@ from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
 from winnow.generation.prompts import name_of
 from winnow.models import loading
-from winnow.recipes import sampling
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_file, sha256_json
 
@@ -78,12 +78,12 @@ def sampled(resolved: Resolved[WinrateSettings], player: Player, prompts: Path, 
     if (quantize := resolved.settings.quantize) is not None:
         own["quantize"] = quantize
     say(f"{safe(player.name)}, temperature {temperature:g}:")
-    return sampling.run(handed_on(SampleSettings, resolved, own))
+    return sample.run(handed_on(SampleSettings, resolved, own))
 
 
 def asked_as(how: Mapping[str, Any]) -> dict[str, Any]:
     """Of what a sampled row says of itself all that its answers depend on but the random numbers: two models with the same are one."""
-    return {key: how[key] for key in sampling.SAYS_HOW if key != "seed"}
+    return {key: how[key] for key in sample.SAYS_HOW if key != "seed"}
 
 
 def answers(source: str, asked: Sequence[Prompt]) -> Answers:

@@ -15,6 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
+from winnow.commands import players
+from winnow.commands.players import Answers, Player
 from winnow.config.collection import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
@@ -28,8 +30,6 @@ from winnow.preferences.judging import verdicts as rulings
 from winnow.preferences.judging.budget import Referee
 from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import pair_of, score
-from winnow.recipes import players
-from winnow.recipes.players import Answers, Player
 from winnow.reports import winrate_report
 from winnow.reports.doubts import doubts
 from winnow.system.console import console, safe, say
