@@ -20,8 +20,8 @@ import numpy as np
 
 from winnow import api
 from winnow.evaluation.statistics import label_noise as noise
+from winnow.experiments import demo, reviews_world
 from winnow.models import loading
-from winnow.recipes import demo, world
 from winnow.system.files import read_json, read_jsonl, write_jsonl
 
 RATE = 0.1
@@ -34,10 +34,10 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
     """Rows with every pair labelled once by Bradley-Terry, a tenth of the labels turned round; each label's true margin, and whether it was turned."""
     rng, made, truth = random.Random(f"flips {seed}"), [], []
     for row in rows:
-        rewards = [world.true_reward(f"{row['prompt']} {text.strip()}") for text in row["completions"]]
+        rewards = [reviews_world.true_reward(f"{row['prompt']} {text.strip()}") for text in row["completions"]]
         comparisons = []
         for i, j in combinations(range(len(rewards)), 2):
-            winner, loser = (i, j) if world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            winner, loser = (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
             turned = rng.random() < RATE
             winner, loser = (loser, winner) if turned else (winner, loser)
             comparisons.append({"winner": winner, "loser": loser})
@@ -48,7 +48,7 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
 
 def answered(folder: Path, seed: int) -> list[Row]:
     """Four answers of the demo's SFT model to prompts of their own."""
-    prompts = world.openings(FRESH, 1000 + seed)
+    prompts = reviews_world.openings(FRESH, 1000 + seed)
     sampled = demo._sample(loading.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
     return [{"prompt": prompt, "completions": texts} for prompt, texts, _ in demo._said(prompts, sampled)]
 

@@ -21,12 +21,12 @@ from winnow.commands import online
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
 from winnow.evaluation.statistics.winrate import Mean, over_prompts
-from winnow.recipes import world
+from winnow.experiments import reviews_world
 from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROUNDS, PROMPTS, HELD_OUT = 3, 800, 512  # prompts of a round
 STEPS = 36  # of a round: the offline one has all of them at once
-JUDGE = {"judge": "winnow.recipes.world:rewarded", "labels": "drawn"}
+JUDGE = {"judge": "winnow.experiments.reviews_world:rewarded", "labels": "drawn"}
 TRAINING = {"batch_size": 64, "max_tokens": 4096, "lr": 5e-4, "schedule": "cosine", "warmup": 0.3, "beta": 0.35, "kl_samples": 0, "eval_every": 36}
 WAYS: dict[str, dict[str, Any]] = {
     "online": {"rounds": ROUNDS, "per_round": PROMPTS, "steps": STEPS},
@@ -42,7 +42,7 @@ def main(demo: Path, seeds: int) -> bool:
     """All ways with all seeds, or the quick form (0); figures are printed and left in DEMO/online/figures.json. Whether the claims hold."""
     root = demo / ("online" if seeds else "online-quick")
     root.mkdir(exist_ok=True)
-    write_jsonl(root / "prompts.jsonl", [{"prompt": prompt} for prompt in world.openings(ROUNDS * PROMPTS + HELD_OUT, 77)])
+    write_jsonl(root / "prompts.jsonl", [{"prompt": prompt} for prompt in reviews_world.openings(ROUNDS * PROMPTS + HELD_OUT, 77)])
     found: dict[str, Any] = {}
     for seed in range(seeds or 1):
         for way, settings in WAYS.items() if seeds else QUICK.items():
@@ -60,9 +60,9 @@ def _figures(out: Path) -> dict[str, Any]:
     """Of each round: the true reward of its held-out answers (mean, interval), its gain on the round before, KL, share of grammatical texts; labels in all."""
     rounds = read_json(out / "online.json")["rounds"]
     said = [read_jsonl(out / f"round-{row['round']}.held-out.jsonl") for row in rounds]
-    rewards = [[world.rewarded(row["prompt"], row["completion"]) for row in rows] for rows in said]
+    rewards = [[reviews_world.rewarded(row["prompt"], row["completion"]) for row in rows] for rows in said]
     gains = [[now - before for now, before in zip(*pair)] for pair in zip(rewards[1:], rewards)]
-    fluent = [sum(world.grammatical(row["prompt"] + " " + row["completion"].strip()) for row in rows) / len(rows) for rows in said]
+    fluent = [sum(reviews_world.grammatical(row["prompt"] + " " + row["completion"].strip()) for row in rows) / len(rows) for rows in said]
     return {
         "reward": [asdict(over_prompts(values)) for values in rewards],
         "gain": [asdict(over_prompts(values)) for values in gains],

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow import api
-from winnow.recipes import world
+from winnow.experiments import reviews_world
 from winnow.system.files import read_json, read_jsonl, write_jsonl
 from winnow.system.format import percent
 
@@ -29,12 +29,12 @@ SETTINGS: dict[str, Any] = {"lr": 1e-3, "steps": 1600, "batch_size": 32, "schedu
 def labelled(count: int, seed: int) -> tuple[list[dict[str, Any]], float]:
     """Prompts with four reviews each and every pair's label; the share of the labels that contradict the true order."""
     rng = random.Random(f"labels {seed}")
-    prompts, bodies = world.openings(count, seed), world.reviews(ANSWERS * count, seed + 1)
+    prompts, bodies = reviews_world.openings(count, seed), reviews_world.reviews(ANSWERS * count, seed + 1)
     rows, labels, flips = [], 0, 0
     for i, prompt in enumerate(prompts):
         texts = list(dict.fromkeys(review.completion for review in bodies[ANSWERS * i : ANSWERS * (i + 1)]))
-        rewards = [world.rewarded(prompt, text) for text in texts]
-        pairs = [(a, b) if world.prefers_first(rewards[a], rewards[b], rng) else (b, a) for a, b in combinations(range(len(texts)), 2)]
+        rewards = [reviews_world.rewarded(prompt, text) for text in texts]
+        pairs = [(a, b) if reviews_world.prefers_first(rewards[a], rewards[b], rng) else (b, a) for a, b in combinations(range(len(texts)), 2)]
         rows.append({"prompt": prompt, "completions": texts, "comparisons": [{"winner": a, "loser": b} for a, b in pairs]})
         labels += sum(rewards[a] != rewards[b] for a, b in pairs)
         flips += sum(rewards[a] < rewards[b] for a, b in pairs)

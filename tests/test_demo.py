@@ -11,9 +11,9 @@ import runs
 from winnow.data.render import Renderer
 from winnow.evaluation.statistics.intervals import mean, share
 from winnow.evaluation.statistics.winrate import win_rate
+from winnow.experiments import demo, demo_figures, reviews_world
 from winnow.generation.sampler import Answer
 from winnow.models import hashes, loading
-from winnow.recipes import demo, demo_figures, world
 from winnow.system.files import read_json, read_jsonl
 
 PROMISED = ("true_reward", "grammatical", "win_rate", "kl", "accuracy", "length_ratio", "seconds")
@@ -41,7 +41,7 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     assert summary["true_reward_before"] == pytest.approx(math.fsum(sum(row) for row in before) / (demo.HELD_OUT * demo.K))
     compared = read_jsonl(tmp_path / "first" / "preferences.jsonl")
     assert all(row["comparisons"] for row in compared)
-    rewards = [[world.true_reward(row["prompt"] + text) for text in row["completions"]] for row in compared]
+    rewards = [[reviews_world.true_reward(row["prompt"] + text) for text in row["completions"]] for row in compared]
     told = [(all_[c["winner"]], all_[c["loser"]]) for all_, row in zip(rewards, compared) for c in row["comparisons"]]
     unequal = [won < lost for won, lost in told if won != lost]
     assert summary["flipped_labels"] == pytest.approx(sum(unequal) / len(unequal))
@@ -66,7 +66,7 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
 
 
 def sampled(*texts):
-    rewards = [[world.true_reward(text) for text in many] for many in texts]
+    rewards = [[reviews_world.true_reward(text) for text in many] for many in texts]
     answers = [[Answer(tuple(range(len(text.split()))), "." in text) for text in many] for many in texts]
     return demo.Sampled(answers, [list(many) for many in texts], rewards)
 
@@ -103,12 +103,12 @@ def test_the_figures_of_the_summary_are_what_they_say():
 
 def test_the_kl_of_the_summary_is_exact(tmp_path):
     """Against a plain loop over every token, and its own model at no distance."""
-    world.write_tokenizer(tmp_path / "tokenizer")
+    reviews_world.write_tokenizer(tmp_path / "tokenizer")
     tokenizer = loading.load_tokenizer(str(tmp_path / "tokenizer"))
     for name, seed in (("a", 1), ("b", 2)):
         loading.create(tmp_path / name, tokenizer, seed=seed, **demo.SHAPE)
     a, b = (loading.load(str(tmp_path / name), device="cpu") for name in "ab")
-    prompts = world.openings(3, 0)
+    prompts = reviews_world.openings(3, 0)
     said = demo.sampled(a, prompts, 5, k=2)
     answers = []
     for prompt, many in zip(prompts, said.answers, strict=True):

@@ -15,21 +15,20 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
-from winnow import frontier_page, frontier_words
 from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
+from winnow.experiments import counted_world, demo
+from winnow.experiments.frontier import claims, measure, report, worlds
+from winnow.experiments.frontier import run as recipe
+from winnow.experiments.frontier import words as frontier_words
+from winnow.experiments.frontier.costs import costs
+from winnow.experiments.frontier.measure import Table
 from winnow.generation.sampler import Sampling, sample
-from winnow.measures import frontier
-from winnow.measures.frontier import Table
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
 from winnow.models.scoring import Dialogue, scores
 from winnow.objectives.scores import per_completion
-from winnow.recipes import demo, frontier_worlds, small_world
-from winnow.recipes import frontier as recipe
-from winnow.recipes import frontier_claims as claims
-from winnow.recipes.frontier_costs import costs
 from winnow.reports import run_report
 from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
@@ -49,18 +48,18 @@ def near(found, wanted, within=1e-10):
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_optimum_is_what_its_formula_says(beta):
     """Term by term, in plain Python; and E*[r] / beta - log Z = KL."""
-    logp_XA = frontier.optimum(TABLE, beta)
+    logp_XA = measure.optimum(TABLE, beta)
     for x in range(3):
         terms = [math.exp(p + r / beta) for p, r in zip(TABLE.reference_XA[x].tolist(), TABLE.reward_XA[x].tolist())]
         z = math.fsum(terms)
         torch.testing.assert_close(logp_XA[x].exp(), torch.tensor([term / z for term in terms], dtype=F64), rtol=1e-12, atol=0)
-        near(frontier.kl(TABLE, logp_XA)[x], frontier.reward(TABLE, logp_XA)[x] / beta - math.log(z))
+        near(measure.kl(TABLE, logp_XA)[x], measure.reward(TABLE, logp_XA)[x] / beta - math.log(z))
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_along_the_limit_a_nat_buys_beta(beta):
     """d reward / d KL = beta."""
-    one, other = (frontier.place(TABLE, frontier.optimum(TABLE, beta * (1 + step))) for step in (1e-4, -1e-4))
+    one, other = (measure.place(TABLE, measure.optimum(TABLE, beta * (1 + step))) for step in (1e-4, -1e-4))
     assert (one.reward - other.reward) / (one.kl - other.kl) == pytest.approx(beta, rel=1e-3)
 
 
@@ -70,33 +69,33 @@ def test_no_policy_has_more_reward_at_its_kl():
     start = float(TABLE.start_X.mean())
     for trial in range(60):
         push = torch.randn(TABLE.reference_XA.shape, dtype=F64, generator=generator) * (0.1, 1.0, 3.0)[trial % 3]
-        base = TABLE.reference_XA if trial % 2 else frontier.optimum(TABLE, 0.7)
-        here = frontier.place(TABLE, (base + push).log_softmax(-1))
-        assert here.reward < frontier.limit(TABLE, here.kl).reward - 1e-6
-        share = frontier.share(TABLE, here.kl, here.reward - start)
+        base = TABLE.reference_XA if trial % 2 else measure.optimum(TABLE, 0.7)
+        here = measure.place(TABLE, (base + push).log_softmax(-1))
+        assert here.reward < measure.limit(TABLE, here.kl).reward - 1e-6
+        share = measure.share(TABLE, here.kl, here.reward - start)
         assert share is not None
         assert share < 1
-    best = frontier.place(TABLE, frontier.optimum(TABLE, 0.7))
-    found = frontier.limit(TABLE, best.kl)
+    best = measure.place(TABLE, measure.optimum(TABLE, 0.7))
+    found = measure.limit(TABLE, best.kl)
     assert (found.beta, found.reward) == (pytest.approx(0.7, rel=1e-9), pytest.approx(best.reward, abs=1e-9))
-    near(frontier.share(TABLE, best.kl, best.reward - start), 1.0, 1e-9)
+    near(measure.share(TABLE, best.kl, best.reward - start), 1.0, 1e-9)
 
 
 def test_one_beta_for_all_prompts_is_the_best_use_of_the_kl():
     """Prompts with a beta each, of the same mean KL, have less reward."""
-    together = frontier.place(TABLE, frontier.optimum(TABLE, 0.5))
-    rows_ = [frontier.optimum(TABLE, beta)[x] for x, beta in enumerate((0.2, 0.6, 1.2))]
-    apart = frontier.place(TABLE, torch.stack(rows_))
-    assert apart.reward < frontier.limit(TABLE, apart.kl).reward - 1e-3
-    assert together.reward == pytest.approx(frontier.limit(TABLE, together.kl).reward)
+    together = measure.place(TABLE, measure.optimum(TABLE, 0.5))
+    rows_ = [measure.optimum(TABLE, beta)[x] for x, beta in enumerate((0.2, 0.6, 1.2))]
+    apart = measure.place(TABLE, torch.stack(rows_))
+    assert apart.reward < measure.limit(TABLE, apart.kl).reward - 1e-3
+    assert together.reward == pytest.approx(measure.limit(TABLE, together.kl).reward)
 
 
 def test_the_ends_of_the_limit():
-    nothing, all_ = frontier.limit(TABLE, 0.0), frontier.limit(TABLE, 1e3)
+    nothing, all_ = measure.limit(TABLE, 0.0), measure.limit(TABLE, 1e3)
     near(nothing.reward, TABLE.start_X.mean())
     near(all_.reward, TABLE.reward_XA.max(-1).values.mean(), 1e-4)
-    assert frontier.share(TABLE, 0.0, 0.0) is None
-    points = frontier.curve(TABLE, 2.0, 5)
+    assert measure.share(TABLE, 0.0, 0.0) is None
+    points = measure.curve(TABLE, 2.0, 5)
     assert [point.kl for point in points] == [pytest.approx(x, abs=1e-6) for x in (0.0, 0.5, 1.0, 1.5, 2.0)]
     assert all(a.reward < b.reward for a, b in itertools.pairwise(points))
 
@@ -119,7 +118,7 @@ TIED = Table(
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_of_n_by_brute_force(n):
     """All draws of n answers, one by one, each tie shared by those who tie."""
-    logp_XA = frontier.best_of(TIED, n)
+    logp_XA = measure.best_of(TIED, n)
     for x in range(2):
         chance = [0.0] * 4
         for draw in itertools.product(range(4), repeat=n):
@@ -131,31 +130,31 @@ def test_best_of_n_by_brute_force(n):
 
 
 def test_best_of_n_keeps_its_bound_and_one_draw_is_the_reference():
-    near((frontier.best_of(TABLE, 1) - TABLE.reference_XA).abs().max(), 0)
+    near((measure.best_of(TABLE, 1) - TABLE.reference_XA).abs().max(), 0)
     for n in (2, 4, 64):
-        far = float(frontier.kl(TABLE, frontier.best_of(TABLE, n)).max())
-        assert 0.5 * frontier.bound(n) < far <= frontier.bound(n)
-    near(frontier.kl(TIED, frontier.best_of(TIED, 64))[1], 0.0)  # where all answers are worth the same, the best of them is any
-    assert frontier.bound(1) == 0
+        far = float(measure.kl(TABLE, measure.best_of(TABLE, n)).max())
+        assert 0.5 * measure.bound(n) < far <= measure.bound(n)
+    near(measure.kl(TIED, measure.best_of(TIED, 64))[1], 0.0)  # where all answers are worth the same, the best of them is any
+    assert measure.bound(1) == 0
 
 
 def test_best_of_n_from_samples_has_no_bias():
     """Over all subsets of n of the samples, brute force."""
     rewards = [0.3, 2.0, -1.0, 2.0, 0.7, 0.1]
     for n in (1, 2, 4, 6):
-        weights = frontier.best_drawn(rewards, n)
+        weights = measure.best_drawn(rewards, n)
         subsets = list(itertools.combinations(rewards, n))
         near(sum(weights), 1)
         near(sum(w * r for w, r in zip(weights, rewards)), math.fsum(map(max, subsets)) / len(subsets))
 
 
 def test_wins_over_the_reference():
-    logp_XA = frontier.optimum(TIED, 0.5)
+    logp_XA = measure.optimum(TIED, 0.5)
     for x in range(2):
         ours, theirs, worth = logp_XA[x].exp().tolist(), TIED.reference_XA[x].exp().tolist(), TIED.reward_XA[x].tolist()
         wanted = sum(p * q * ((r > s) + 0.5 * (r == s)) for p, r in zip(ours, worth) for q, s in zip(theirs, worth))
-        near(frontier.wins(TIED, logp_XA)[x], wanted)
-    near(frontier.wins(TABLE, TABLE.reference_XA).mean(), 0.5)
+        near(measure.wins(TIED, logp_XA)[x], wanted)
+    near(measure.wins(TABLE, TABLE.reference_XA).mean(), 0.5)
 
 
 # ---------------------------------------------------------------- the limit from samples
@@ -166,19 +165,19 @@ def test_the_limit_from_samples():
     generator = torch.Generator().manual_seed(1)
     drawn_XA = torch.multinomial(TABLE.reference_XA.exp(), 40_000, replacement=True, generator=generator)
     reward_XA = TABLE.reward_XA.gather(1, drawn_XA)
-    together, apart = frontier.drawn(reward_XA.reshape(1, -1)), frontier.drawn(reward_XA)
+    together, apart = measure.drawn(reward_XA.reshape(1, -1)), measure.drawn(reward_XA)
     any_ = Table((TABLE.reference_XA - math.log(3)).reshape(1, -1), TABLE.reward_XA.reshape(1, -1))
     for distance in (0.1, 0.3, 0.6):
-        truth, above = (frontier.limit(table, distance).reward for table in (TABLE, any_))
+        truth, above = (measure.limit(table, distance).reward for table in (TABLE, any_))
         assert truth < above
-        assert frontier.limit(apart, distance).reward == pytest.approx(truth, abs=0.03)
-        assert frontier.limit(together, distance).reward == pytest.approx(above, abs=0.03)
+        assert measure.limit(apart, distance).reward == pytest.approx(truth, abs=0.03)
+        assert measure.limit(together, distance).reward == pytest.approx(above, abs=0.03)
 
 
 def test_how_many_samples_are_left():
-    assert frontier.effective(frontier.drawn(torch.zeros(2, 50, dtype=F64)).reference_XA) == pytest.approx(50)
+    assert measure.effective(measure.drawn(torch.zeros(2, 50, dtype=F64)).reference_XA) == pytest.approx(50)
     one = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]], dtype=F64).log()
-    assert frontier.effective(one) == pytest.approx(1 / (0.81 + 0.01))
+    assert measure.effective(one) == pytest.approx(1 / (0.81 + 0.01))
 
 
 # ---------------------------------------------------------------- the world that can be counted
@@ -187,7 +186,7 @@ def test_how_many_samples_are_left():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("small")
-    small_world.write_tokenizer(root / "tokenizer")
+    counted_world.write_tokenizer(root / "tokenizer")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=3, max_position_embeddings=8, **shape)
     return loading.load(str(root / "world"), device="cpu")
@@ -195,16 +194,16 @@ def model(tmp_path_factory):
 
 def test_all_that_can_be_said_is_counted(model):
     """1 + 7 + 49 + 343 answers with an end, 2,401 without; a model's probabilities of them sum to 1, and are what the plain engine says."""
-    answers = small_world.answers()
+    answers = counted_world.answers()
     assert (len(answers), len(set(answers))) == (2801, 2801)
-    assert sum(map(small_world.finished, answers)) == 400
-    logp_XA = small_world.logps(model.model)
+    assert sum(map(counted_world.finished, answers)) == 400
+    logp_XA = counted_world.logps(model.model)
     assert float((logp_XA.exp().sum(-1) - 1).abs().max()) < 1e-5
     chosen = random.Random(0).sample(range(2801), 5)
-    for x, prompt in ((0, small_world.prompts()[0]), (7, small_world.prompts()[7])):
+    for x, prompt in ((0, counted_world.prompts()[0]), (7, counted_world.prompts()[7])):
         ids = model.tokenizer(prompt)["input_ids"]
         for a in chosen:
-            said = model.tokenizer.convert_tokens_to_ids(list(answers[a])) + [model.tokenizer.eos_token_id] * small_world.finished(answers[a])
+            said = model.tokenizer.convert_tokens_to_ids(list(answers[a])) + [model.tokenizer.eos_token_id] * counted_world.finished(answers[a])
             group = tiny.RenderedGroup((tiny.TokenSequence((*ids, *said), len(ids)),), (), (None,), "one")
             batch = collate([group])
             with torch.no_grad():
@@ -213,35 +212,35 @@ def test_all_that_can_be_said_is_counted(model):
 
 def test_what_a_model_says_is_counted_as_often(model):
     """Sampled answers have the frequencies of the table."""
-    logp_XA = small_world.logps(model.model)
-    number = {answer: a for a, answer in enumerate(small_world.answers())}
-    ids = tuple(model.tokenizer(small_world.prompts()[2])["input_ids"])
-    (drawn,) = sample(model, [ids], Sampling(model.tokenizer.eos_token_id, max_new_tokens=small_world.LENGTH, seed=1), k=3000)
+    logp_XA = counted_world.logps(model.model)
+    number = {answer: a for a, answer in enumerate(counted_world.answers())}
+    ids = tuple(model.tokenizer(counted_world.prompts()[2])["input_ids"])
+    (drawn,) = sample(model, [ids], Sampling(model.tokenizer.eos_token_id, max_new_tokens=counted_world.LENGTH, seed=1), k=3000)
     said = [number[tuple(model.tokenizer.convert_ids_to_tokens(list(one.ids)))] for one in drawn]
-    assert all(one.finished == small_world.finished(small_world.answers()[a]) for one, a in zip(drawn, said))
-    length = torch.tensor([float(len(answer)) for answer in small_world.answers()], dtype=F64)
-    for value_A in (length, small_world.rewards()[2], logp_XA[2]):
+    assert all(one.finished == counted_world.finished(counted_world.answers()[a]) for one, a in zip(drawn, said))
+    length = torch.tensor([float(len(answer)) for answer in counted_world.answers()], dtype=F64)
+    for value_A in (length, counted_world.rewards()[2], logp_XA[2]):
         mean = float((logp_XA[2].exp() * value_A).sum())
         spread = math.sqrt(float((logp_XA[2].exp() * (value_A - mean) ** 2).sum()) / len(said))
         near(value_A[said].mean(), mean, 4 * spread)
 
 
 def test_the_rule_is_a_distribution_and_writes_what_it_says():
-    prompt = small_world.prompts()[0]
-    assert math.fsum(small_world.rule(prompt, answer) for answer in small_world.answers()) == pytest.approx(1)
-    written = small_world.demonstrations(24, 0)
-    assert written == small_world.demonstrations(24, 0) != small_world.demonstrations(24, 1)
-    assert {row["prompt"] for row in written} == set(small_world.prompts())
-    assert all(small_world.grammatical(row["prompt"], tuple(row["completion"].split())) for row in written)
-    assert not any(small_world.grammatical(prompt, answer) for answer in ((), small_world.WORDS[:4]))
+    prompt = counted_world.prompts()[0]
+    assert math.fsum(counted_world.rule(prompt, answer) for answer in counted_world.answers()) == pytest.approx(1)
+    written = counted_world.demonstrations(24, 0)
+    assert written == counted_world.demonstrations(24, 0) != counted_world.demonstrations(24, 1)
+    assert {row["prompt"] for row in written} == set(counted_world.prompts())
+    assert all(counted_world.grammatical(row["prompt"], tuple(row["completion"].split())) for row in written)
+    assert not any(counted_world.grammatical(prompt, answer) for answer in ((), counted_world.WORDS[:4]))
 
 
 def test_the_true_reward_by_hand():
-    worth = small_world._worth
-    assert small_world.true_reward("ba de", ("fi", "de", "go")) == worth("fi") + worth("go") + worth("de", "fi") + worth("fi", "de") + worth("de", "go")
-    assert small_world.true_reward("ba de", ()) == 0
-    assert small_world.true_reward("ba de", ("fi",) * 4) == small_world.WORST == small_world.rewarded("ba de", " fi fi fi fi")
-    assert small_world.rewarded("ba de", " fi de go") == small_world.true_reward("ba de", ("fi", "de", "go"))
+    worth = counted_world._worth
+    assert counted_world.true_reward("ba de", ("fi", "de", "go")) == worth("fi") + worth("go") + worth("de", "fi") + worth("fi", "de") + worth("de", "go")
+    assert counted_world.true_reward("ba de", ()) == 0
+    assert counted_world.true_reward("ba de", ("fi",) * 4) == counted_world.WORST == counted_world.rewarded("ba de", " fi fi fi fi")
+    assert counted_world.rewarded("ba de", " fi de go") == counted_world.true_reward("ba de", ("fi", "de", "go"))
 
 
 # ---------------------------------------------------------------- claims
@@ -350,10 +349,10 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     assert found["ppo"]["shown"] is told
     assert next(row for row in found["closest"] if row["method"] == "dpo")["share"]["mean"] == pytest.approx(0.85)
     ledger = {**found, "costs": [], "points": points, "worlds": {"small": FACTS}, "seeds": {"small": 2}, "settings": {}, "fixed": {}}
-    whole = frontier_page.top(ledger, alone=True)
+    whole = report.top(ledger, alone=True)
     assert any(card.label.startswith("PPO") for card in whole["cards"]) is told
     assert any("PPO" in name for name, _ in whole["frontier"]["runs"]["rows"]) is told
-    page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
+    page = report.top(ledger, alone=True)["frontier"]["worlds"][0]
     assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any(sentence.startswith("PPO may stand here") for sentence in page["sentences"]) is told
@@ -372,10 +371,10 @@ def test_ppo_proves_itself_by_the_mean_of_all_it_tried():
     assert (ppo["shown"], ppo["targets"], ppo["share"]["seeds"]) == (True, 2, 2)
     half = 12.7062 * 0.005  # Student's t, 1 degree of freedom, times the error of the mean
     assert [ppo["share"][name] for name in ("mean", "low", "high")] == pytest.approx([0.955, 0.955 - half, 0.955 + half], abs=1e-5)
-    assert "95.5 % (89.1–100.0) of the limit, the mean over 2 target KLs with 2 seeds" in frontier_page._ppo(ppo)
+    assert "95.5 % (89.1–100.0) of the limit, the mean over 2 target KLs with 2 seeds" in report._ppo(ppo)
     weak = claims.claims({"small": FACTS}, [*points, made("ppo_true", 3, 0, 1.0, 1.0, share=0.9)])["ppo"]
     assert weak["shown"] is False
-    assert frontier_page._ppo(weak).startswith("PPO is missing: with the exact reward")
+    assert report._ppo(weak).startswith("PPO is missing: with the exact reward")
 
 
 def test_what_each_took(tmp_path):
@@ -402,7 +401,7 @@ def test_what_each_took(tmp_path):
     assert (dpo["spread_reward"], dpo["spread_kl"]) == (pytest.approx(math.sqrt(2)), pytest.approx(math.sqrt(0.5)))
     assert [row["lr"] for row in found["rates"]["ppo"]] == [1e-4, 1e-3]
     ledger = {"costs": [found]}
-    first, second = frontier_page.rlhf(ledger)
+    first, second = report.rlhf(ledger)
     assert dict(first["rows"])["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
     assert dict(first["rows"])["Seconds of the processor, a run"] == ["3.50", "3.50, and 6.00 for the reward model"]
     assert len(second["rows"]) == 4
@@ -474,9 +473,9 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
 
     # a point is what its run says, computed again from its model
     point = first["points"][0]
-    table = small_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
-    logp_XA = small_world.logps(loading.load(str(out / point["run"]), device="cpu").model)
-    here = frontier.place(table, logp_XA)
+    table = counted_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
+    logp_XA = counted_world.logps(loading.load(str(out / point["run"]), device="cpu").model)
+    here = measure.place(table, logp_XA)
     assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
     assert point["path"] == [{"step": 2, "kl": pytest.approx(here.kl, abs=1e-6), "reward": pytest.approx(here.reward, abs=1e-6)}]
 
@@ -518,7 +517,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     ledger = read_json(out / "frontier.json")
     points = {(p["method"], p["seed"]): p for p in ledger["points"]}
     assert sorted(points) == sorted((name, seed) for name in values for seed in (0, 1))
-    table = small_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
+    table = counted_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
     for (name, seed), point in points.items():
         if name == "best_of_learned":
             continue
@@ -528,21 +527,21 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
         assert settings.get("objective") == objective
         assert name != "dpo" or settings["beta"] == 0.5
         if name.startswith("ppo"):
-            judge = str(out / "small" / "runs" / f"reward-seed={seed}") if name == "ppo" else "winnow.recipes.small_world:rewarded"
+            judge = str(out / "small" / "runs" / f"reward-seed={seed}") if name == "ppo" else "winnow.experiments.counted_world:rewarded"
             assert (settings["reward"], settings["target_kl"], settings["critic_lr"]) == (judge, 0.5, pytest.approx(8 * point["lr"]))
             metrics = [row for row in read_jsonl(out / point["run"] / "metrics.jsonl") if "answers" in row]
             assert point["generated"] == round(sum(row["answers"] * row["length/sampled"] for row in metrics)) > 0
         else:
             assert settings["data"] == [str(out / "small" / f"labels-{seed}.jsonl")]
-        here = frontier.place(table, small_world.logps(loading.load(str(out / point["run"]), device="cpu").model))
+        here = measure.place(table, counted_world.logps(loading.load(str(out / point["run"]), device="cpu").model))
         assert (point["kl"]["mean"], point["reward"]["mean"]) == (pytest.approx(here.kl, abs=1e-9), pytest.approx(here.reward, abs=1e-9))
     for seed in (0, 1):
         scorer = reward_models.load(str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu")
-        said = [Dialogue(small_world.prompts()[3], " " + " ".join(answer), (), "here") for answer in small_world.answers()[1:]]
-        assert small_world.scores(scorer)[3, 1:].tolist() == pytest.approx(scores(scorer, said), abs=1e-6)
-        best = frontier.best_of(Table(table.reference_XA, small_world.scores(scorer)), 4)
+        said = [Dialogue(counted_world.prompts()[3], " " + " ".join(answer), (), "here") for answer in counted_world.answers()[1:]]
+        assert counted_world.scores(scorer)[3, 1:].tolist() == pytest.approx(scores(scorer, said), abs=1e-6)
+        best = measure.best_of(Table(table.reference_XA, counted_world.scores(scorer)), 4)
         picked = points["best_of_learned", seed]
-        assert picked["reward"]["mean"] == pytest.approx(float((best.exp() * small_world.rewards()).sum(-1).mean()), abs=1e-9)
+        assert picked["reward"]["mean"] == pytest.approx(float((best.exp() * counted_world.rewards()).sum(-1).mean()), abs=1e-9)
         assert (picked["lr"], picked["seconds"], picked["run"]) == (None, None, f"small/runs/reward-seed={seed}")
     (cost,) = ledger["costs"]
     assert (len(cost["ppo"]["models"]), cost["ppo"]["runs"], cost["ppo"]["seeds"]) == (4, 2, 2)
@@ -561,12 +560,12 @@ def test_best_of_n_by_a_learned_reward_from_samples():
     drawn = {"rewards": [[1.0, 5.0, 2.0, 0.0]], "fluent": [[True, True, False, True]], "texts": [["a", "b", "c", "d"]]}
     twice = {name: [own[0], own[0]] for name, own in drawn.items()}
     score = [0.3, 0.1, 0.4, 0.2]
-    found = frontier_worlds._best(twice, 2, [score, score])
+    found = worlds._best(twice, 2, [score, score])
     pairs = list(itertools.combinations(range(4), 2))
     best = [max(pair, key=lambda i: score[i]) for pair in pairs]
     assert found["reward"]["mean"] == pytest.approx(sum(drawn["rewards"][0][i] for i in best) / len(pairs))
     assert found["fluency"]["mean"] == pytest.approx(sum(drawn["fluent"][0][i] for i in best) / len(pairs))
-    assert frontier_worlds._best(twice, 2)["reward"]["mean"] > found["reward"]["mean"]
+    assert worlds._best(twice, 2)["reward"]["mean"] > found["reward"]["mean"]
 
 
 def test_a_folder_of_other_trainings_is_refused(small, tmp_path, monkeypatch):

@@ -114,10 +114,10 @@ def test_an_answer_keeps_the_blank_it_begins_with(tmp_path, kind):
     from tokenizers import Tokenizer, decoders, loading, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from winnow.recipes import world
+    from winnow.experiments import reviews_world
 
     if kind == "words":
-        world.write_tokenizer(tmp_path)
+        reviews_world.write_tokenizer(tmp_path)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     elif kind == "metaspace":
         made = Tokenizer(loading.WordLevel({"<unk>": 0, "▁the": 1, "▁plot": 2, "▁was": 3, "▁dull": 4, "▁and": 5}, unk_token="<unk>"))

@@ -104,17 +104,17 @@ def _export(resolved: Resolved[ExportSettings], line: str) -> None:
 
 
 def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
-    from winnow.recipes import demo
+    from winnow.experiments import demo
 
     demo.run(resolved, line)
     if resolved.settings.frontier:
-        from winnow.recipes import frontier
+        from winnow.experiments.frontier import run as frontier
 
         frontier.behind_demo(resolved.settings, line)
 
 
 def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
-    from winnow.recipes import frontier
+    from winnow.experiments.frontier import run as frontier
 
     frontier.run(resolved, line)
 

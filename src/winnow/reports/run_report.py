@@ -16,8 +16,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from winnow import frontier_page
 from winnow.errors import RunError
+from winnow.experiments.frontier import report as frontier_page
 from winnow.preferences import summary as collection
 from winnow.reports import online_report, votes_report
 from winnow.reports.headline import cards, differences, subline, table, verdict

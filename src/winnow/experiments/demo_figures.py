@@ -13,9 +13,9 @@ from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.intervals import Figure, mean, ratio, share
 from winnow.evaluation.statistics.winrate import win_rate
+from winnow.experiments import reviews_world
 from winnow.generation.sampler import Answer
 from winnow.models.loading import LoadedModel
-from winnow.recipes import world
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 
@@ -37,7 +37,7 @@ def figures(before: Sampled, after: Sampled, kl: Figure, accuracy: Figure) -> di
     tied = [(a == b, i) for i, (ours, theirs) in enumerate(zip(after.rewards, before.rewards, strict=True)) for a in ours for b in theirs]
     found |= {"win_rate": Figure(won.rate, won.low, won.high, won.games, won.prompts, won.why), "true_ties": share(*zip(*tied, strict=True))}
     found |= {"kl": kl, "accuracy": accuracy, "length_ratio": ratio(_lengths(after), _lengths(before), range(len(after.answers)))}
-    words = [Counter(world.sentiment_words(text)) for many in after.texts for text in many]
+    words = [Counter(reviews_world.sentiment_words(text)) for many in after.texts for text in many]
     found["finished"] = share([answer.finished for many in after.answers for answer in many], _prompts(after))
     return found | {"repeated": share([max(count.values(), default=0) >= 3 for count in words], _prompts(after))}
 
@@ -46,7 +46,7 @@ def _quality(sampled: Sampled) -> dict[str, Figure]:
     """Mean true reward, and the share of samples that are sentences of the grammar to their end."""
     texts = [text for many in sampled.texts for text in many]
     answers = [answer for many in sampled.answers for answer in many]
-    whole = [answer.finished and world.grammatical(text) for answer, text in zip(answers, texts, strict=True)]
+    whole = [answer.finished and reviews_world.grammatical(text) for answer, text in zip(answers, texts, strict=True)]
     rewards = [reward for many in sampled.rewards for reward in many]
     return {"true_reward": mean(rewards, _prompts(sampled)), "grammatical": share(whole, _prompts(sampled))}
 
@@ -63,7 +63,7 @@ def _prompts(sampled: Sampled) -> list[int]:
 
 def words_in_use(sampled: Sampled) -> int:
     """Different sentiment words over all samples."""
-    return len({word for many in sampled.texts for text in many for word in world.sentiment_words(text)})
+    return len({word for many in sampled.texts for text in many for word in reviews_world.sentiment_words(text)})
 
 
 def kl(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], sampled: Sampled) -> Figure:

@@ -20,11 +20,11 @@ from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
 from winnow.evaluation.statistics.intervals import told
+from winnow.experiments import demo_figures, reviews_world
+from winnow.experiments.demo_figures import Sampled
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.recipes import demo_figures, world
-from winnow.recipes.demo_figures import Sampled
 from winnow.reports import run_report
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
@@ -101,7 +101,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
         command,
     )
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
-    prompts = world.openings(PROMPTS + HELD_OUT, seed)
+    prompts = reviews_world.openings(PROMPTS + HELD_OUT, seed)
     loaded = loading.load(str(root / "sft"), device="cpu")
     train, held_out = (sampled(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
     flipped = _write_preferences(root / "preferences.jsonl", prompts[:PROMPTS], train, seed)
@@ -138,10 +138,10 @@ def write_world(root: Path, seed: int) -> None:
     """Tokenizer, untrained model and reviews, once."""
     if (root / "reviews.jsonl").exists():
         return
-    world.write_tokenizer(root / "tokenizer")
+    reviews_world.write_tokenizer(root / "tokenizer")
     loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE)
     count = SFT_STEPS * SFT_BATCH  # every review is seen once
-    rows = [{"prompt": review.prompt, "completion": review.completion} for review in world.reviews(count + 256, seed)]
+    rows = [{"prompt": review.prompt, "completion": review.completion} for review in reviews_world.reviews(count + 256, seed)]
     write_jsonl(root / "reviews_held_out.jsonl", rows[count:])
     write_jsonl(root / "reviews.jsonl", rows[:count])
 
@@ -154,7 +154,7 @@ def sampled(loaded: LoadedModel, prompts: Sequence[str], seed: int, k: int = K) 
         asked = [renderer.prompt_ids(prompt) for prompt in prompts]
         answers = sample(loaded, asked, how, k=k, tick=steps.advance)
     texts = [[prompt + words(loaded.tokenizer, ids, answer) for answer in many] for prompt, ids, many in zip(prompts, asked, answers)]
-    return Sampled(answers, texts, [[world.true_reward(text) for text in many] for many in texts])
+    return Sampled(answers, texts, [[reviews_world.true_reward(text) for text in many] for many in texts])
 
 
 def _write_preferences(path: Path, prompts: Sequence[str], sampled: Sampled, seed: int) -> float:
@@ -164,7 +164,7 @@ def _write_preferences(path: Path, prompts: Sequence[str], sampled: Sampled, see
     for prompt, completions, rewards in _said(prompts, sampled):
         comparisons = []
         for i, j in combinations(range(len(completions)), 2):
-            winner, loser = (i, j) if world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            winner, loser = (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
             comparisons.append({"winner": winner, "loser": loser})
             labels += rewards[i] != rewards[j]
             flips += rewards[winner] < rewards[loser]

@@ -21,7 +21,7 @@ from torch import nn
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import Batch, collate
 from winnow.engine.fast import SEGMENTS
-from winnow.measures.frontier import Table, closed
+from winnow.experiments.frontier.measure import Table, closed
 from winnow.models.loading import LoadedModel
 from winnow.models.scoring import Dialogue
 from winnow.models.scoring import scores as rewards_of
@@ -107,7 +107,7 @@ def true_reward(prompt: str, answer: Answer) -> float:
 
 
 def rewarded(prompt: str, completion: str) -> float:
-    """The true reward of texts: `winnow judge --judge winnow.recipes.small_world:rewarded` is a judge who knows it."""
+    """The true reward of texts: `winnow judge --judge winnow.experiments.counted_world:rewarded` is a judge who knows it."""
     return true_reward(prompt, tuple(completion.split())[:LENGTH])
 
 

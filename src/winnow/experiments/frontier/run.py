@@ -15,22 +15,24 @@ from typing import Any
 
 import torch
 
-from winnow import frontier_page, frontier_words
 from winnow.config.options import DemoSettings, FrontierSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import RunError
+from winnow.experiments import demo
+from winnow.experiments.frontier import claims as frontier_claims
+from winnow.experiments.frontier import costs as frontier_costs
+from winnow.experiments.frontier import report, words
+from winnow.experiments.frontier.methods import CRITIC, METHODS, Try
+from winnow.experiments.frontier.worlds import Figures, Size, World, reviews, small
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
-from winnow.recipes import demo, frontier_claims, frontier_costs
-from winnow.recipes.frontier_methods import CRITIC, METHODS, Try
-from winnow.recipes.frontier_worlds import Figures, Size, World, reviews, small
 from winnow.reports import run_report
 from winnow.system.console import Steps, as_part, safe, say
 from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint
 
-LEDGER = frontier_page.LEDGER
+LEDGER = report.LEDGER
 SCHEMA = 1
 
 
@@ -286,6 +288,6 @@ def _fixed(size: Size) -> Figures:
 
 
 def _told(root: Path, page: Path) -> None:
-    for line in frontier_words.sentences(read_json(root / LEDGER)):
+    for line in words.sentences(read_json(root / LEDGER)):
         say(safe(line))
     say(f"report: {safe(page)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from winnow.recipes.frontier_claims import closest, of
+from winnow.experiments.frontier.claims import closest, of
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
 

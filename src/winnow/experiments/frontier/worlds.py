@@ -20,12 +20,12 @@ from winnow.data.render import Renderer
 from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.winrate import over_prompts, win_rate
-from winnow.measures import frontier
-from winnow.measures.frontier import Table
+from winnow.experiments import counted_world, demo, reviews_world
+from winnow.experiments.frontier import measure as frontier
+from winnow.experiments.frontier.measure import Table
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.judging import judge as judging
-from winnow.recipes import demo, small_world, world
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.training import sft
 
@@ -88,23 +88,23 @@ def small(root: Path, size: Size, seed: int) -> World:
     """The world that is counted."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / "prompts.jsonl").exists():
-        small_world.write_tokenizer(root / "tokenizer")
+        counted_world.write_tokenizer(root / "tokenizer")
         shape = {**SMALL_SHAPE, "max_position_embeddings": 8}
         loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **shape)
-        write_jsonl(root / "demonstrations.jsonl", small_world.demonstrations(size.sft["steps"] * size.sft["batch_size"], seed))
-        write_jsonl(root / "prompts.jsonl", [{"prompt": small_world.prompts()[i % len(small_world.prompts())]} for i in range(size.rows)])
+        write_jsonl(root / "demonstrations.jsonl", counted_world.demonstrations(size.sft["steps"] * size.sft["batch_size"], seed))
+        write_jsonl(root / "prompts.jsonl", [{"prompt": counted_world.prompts()[i % len(counted_world.prompts())]} for i in range(size.rows)])
     _sft(root, root / "demonstrations.jsonl", size, seed)
-    table = small_world.table(loading.load(str(root / "sft"), device="cpu").model)
+    table = counted_world.table(loading.load(str(root / "sft"), device="cpu").model)
     return World(
         "small",
         root,
         root / "sft",
-        "winnow.recipes.small_world:rewarded",
-        small_world.LENGTH,
+        "winnow.experiments.counted_world:rewarded",
+        counted_world.LENGTH,
         size,
         root / "prompts.jsonl",
-        measure=lambda loaded: counted(table, small_world.logps(loaded.model)),
-        picked=lambda scorer, n: counted(table, frontier.best_of(Table(table.reference_XA, small_world.scores(scorer)), n)),
+        measure=lambda loaded: counted(table, counted_world.logps(loaded.model)),
+        picked=lambda scorer, n: counted(table, frontier.best_of(Table(table.reference_XA, counted_world.scores(scorer)), n)),
         facts=lambda: _small_facts(table),
         share=lambda kl, gain: frontier.share(table, kl, gain) if kl > 0.01 else None,
     )
@@ -117,7 +117,7 @@ def _sft(root: Path, data: Path, size: Size, seed: int) -> None:
 
 def counted(table: Table, logp_XA: torch.Tensor) -> Figures:
     """A policy's exact figures, each with an interval over prompts."""
-    fluent_X = (logp_XA.exp() * small_world.fluent()).sum(-1)
+    fluent_X = (logp_XA.exp() * counted_world.fluent()).sum(-1)
     found = {"kl": frontier.kl(table, logp_XA), "reward": frontier.reward(table, logp_XA), "fluency": fluent_X, "win": frontier.wins(table, logp_XA)}
     figures = {name: asdict(over_prompts(value_X.tolist(), LEAST.get(name, -math.inf))) for name, value_X in found.items()}
     return {**figures, "prompts": len(logp_XA), "answers": None}
@@ -135,7 +135,7 @@ def _small_facts(table: Table) -> Figures:
 def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> World:
     """The world of `winnow demo`. trained: a run that has learnt its language already."""
     root.mkdir(parents=True, exist_ok=True)
-    openings = world.openings(demo.PROMPTS + demo.HELD_OUT, seed)
+    openings = reviews_world.openings(demo.PROMPTS + demo.HELD_OUT, seed)
     if not (root / "prompts.jsonl").exists():
         write_jsonl(root / "prompts.jsonl", [{"prompt": opening} for opening in openings[: size.rows]])
     if trained is None:
@@ -147,7 +147,7 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
     kept = root / "drawn.json"
     if not kept.exists():
         drawn = demo.sampled(reference, held_out, seed + 4, size.drawn)
-        fluent = [[answer.finished and world.grammatical(text) for answer, text in zip(*many)] for many in zip(drawn.answers, drawn.texts)]
+        fluent = [[answer.finished and reviews_world.grammatical(text) for answer, text in zip(*many)] for many in zip(drawn.answers, drawn.texts)]
         said = [[text.removeprefix(prompt) for text in many] for prompt, many in zip(held_out, drawn.texts)]
         write_json(kept, {"rewards": drawn.rewards, "fluent": fluent, "texts": said})
     drawn_ = read_json(kept, "rewards", "fluent", "texts")
@@ -157,7 +157,7 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
         "reviews",
         root,
         folder,
-        "winnow.recipes.world:rewarded",
+        "winnow.experiments.reviews_world:rewarded",
         demo.LONGEST,
         size,
         root / "prompts.jsonl",
@@ -175,7 +175,7 @@ def _sampled(policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str]
     end = renderer.end_id(chat=False)
     groups = drift.as_groups([renderer.prompt_ids(prompt) for prompt in prompts], said.answers, end)
     far = drift.exact(policy.model, reference.model, groups, BUDGET, SEGMENTS, SEGMENTS, policy.device)
-    fluent = [[float(answer.finished and world.grammatical(text)) for answer, text in zip(*many)] for many in zip(said.answers, said.texts)]
+    fluent = [[float(answer.finished and reviews_world.grammatical(text)) for answer, text in zip(*many)] for many in zip(said.answers, said.texts)]
     won = win_rate(said.rewards, theirs)
     found = {"kl": far, "reward": said.rewards, "fluency": fluent}
     means: Figures = {name: asdict(over_prompts([fmean(row) for row in rows], LEAST.get(name, -math.inf))) for name, rows in found.items()}

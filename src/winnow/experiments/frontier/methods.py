@@ -11,7 +11,7 @@ from typing import Any
 from winnow.config.options import DPOSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
-from winnow.recipes.frontier_worlds import World
+from winnow.experiments.frontier.worlds import World
 from winnow.system.files import read_jsonl, write_json
 from winnow.training import dpo, reward, sft
 from winnow.training.ppo import run as ppo

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.frontier_words import STYLES, TITLES, between, by_seeds, claims, setting, shared, span_of
+from winnow.experiments.frontier.words import STYLES, TITLES, between, by_seeds, claims, setting, shared, span_of
 from winnow.reports.headline import Card
 from winnow.reports.plots import RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.system.files import read_json
