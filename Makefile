@@ -78,11 +78,11 @@ proof: $(VENV)/ready ## PPO to its known optimum, and the reward model to the tr
 	HF_HUB_OFFLINE=1 $(BIN)/python bench/reward.py $(OUT) runs/proof 3
 
 soak: $(VENV)/ready ## 200 kills at random moments: nothing may be lost
-	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/soak.py --kills 200
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests/helpers:tests/processes $(BIN)/python tests/helpers/soak.py --kills 200
 
 fuzz: $(FUZZ)/ready ## ten minutes of bytes that atheris makes up through the reader of JSON files (Linux)
 	mkdir -p runs/fuzz
-	PATH="$(abspath $(FUZZ))/bin:$$PATH" PYTHONPATH=src tests/fuzz_jsonl.py -max_total_time=600 -max_len=400 -artifact_prefix=runs/fuzz- runs/fuzz tests/corpus
+	PATH="$(abspath $(FUZZ))/bin:$$PATH" PYTHONPATH=src tests/helpers/fuzz_jsonl.py -max_total_time=600 -max_len=400 -artifact_prefix=runs/fuzz- runs/fuzz tests/corpus
 
 clean: ## remove environments, caches and demo runs
 	rm -rf $(VENV) $(BENCH) $(TOOLS) $(FUZZ) runs build dist

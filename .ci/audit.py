@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 # Advisories that do not concern us, each with its reason.
-IGNORED = {"CVE-2025-3000": "torch.jit.script, which is called nowhere here (tests/test_supply.py); the advisory names no version that mends it"}
+IGNORED = {"CVE-2025-3000": "torch.jit.script, which is called nowhere here (tests/unit/test_supply.py); the advisory names no version that mends it"}
 UNREACHABLE = ("requests.exceptions.", "ServiceError", "your network")  # in pip-audit's last line, when the service gives no answer
 
 

@@ -26,7 +26,7 @@ from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROUNDS, PROMPTS, HELD_OUT = 3, 800, 512  # prompts of a round
 STEPS = 36  # of a round: the offline one has all of them at once
-JUDGE = {"judge": "winnow.experiments.reviews_world:rewarded", "labels": "drawn"}
+JUDGE = {"judge": "winnow.recipes.world:rewarded", "labels": "drawn"}
 TRAINING = {"batch_size": 64, "max_tokens": 4096, "lr": 5e-4, "schedule": "cosine", "warmup": 0.3, "beta": 0.35, "kl_samples": 0, "eval_every": 36}
 WAYS: dict[str, dict[str, Any]] = {
     "online": {"rounds": ROUNDS, "per_round": PROMPTS, "steps": STEPS},

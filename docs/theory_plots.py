@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from winnow.objectives import losses
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))
 closed = importlib.import_module("closed")
 
 INK, RULE = "#1f2933", "#d5dbe1"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # All but the face and the recipes: beartype does not know `Self` in a pydantic class, nor aliases that name themselves.
-TENSORS = ["batch", "models", "engine", "objectives", "train", "sample", "measures", "score", "data"]
+TENSORS = ["models", "engine", "objectives", "generation", "evaluation.statistics", "training", "data"]
 install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")  # every annotated shape is executed
 settings.register_profile("winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is timed: machines are shared
 settings.load_profile("winnow")

@@ -38,7 +38,7 @@ def kl(policy: Float[Tensor, " all"], reference: Float[Tensor, " all"], count: i
     answers that were cut off at a length it is the KL of that many first tokens. Where distributions can be had, `exact` is steadier.
 
     It must be taken token by token: with the r of a whole answer it hangs on answers that are never drawn, and k2, (log r)^2 / 2,
-    which is biased everywhere, is then far off (tests/test_statistics.py has both in numbers).
+    which is biased everywhere, is then far off (tests/oracles/test_statistics.py has both in numbers).
     """
     return float(k3(policy, reference).sum()) / count
 
@@ -55,7 +55,7 @@ def exact(
     """KL(policy || reference) of each answer of each group, in nats: at each of its tokens over the whole vocabulary, summed.
 
     Of answers drawn from the policy the mean is the KL of answers, without bias. Steadier than k3, and as a rule than the mean of -log r
-    (Amini, Vieira and Cotterell, arXiv 2504.10637, who say always: tests/test_statistics.py has two models for which it is not).
+    (Amini, Vieira and Cotterell, arXiv 2504.10637, who say always: tests/oracles/test_statistics.py has two models for which it is not).
     tokens: of a micro-batch; engine, theirs: how policy and reference are computed.
     """
     found: list[list[float]] = [[] for _ in groups]

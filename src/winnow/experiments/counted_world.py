@@ -107,7 +107,7 @@ def true_reward(prompt: str, answer: Answer) -> float:
 
 
 def rewarded(prompt: str, completion: str) -> float:
-    """The true reward of texts: `winnow judge --judge winnow.experiments.counted_world:rewarded` is a judge who knows it."""
+    """The true reward of texts: `winnow judge --judge winnow.recipes.small_world:rewarded` is a judge who knows it."""
     return true_reward(prompt, tuple(completion.split())[:LENGTH])
 
 

@@ -259,7 +259,7 @@ def true_reward(text: str) -> float:
 
 
 def rewarded(prompt: str, completion: str) -> float:
-    """The true reward of a review in two parts: `winnow judge --judge winnow.experiments.reviews_world:rewarded` is a judge who knows it."""
+    """The true reward of a review in two parts: `winnow judge --judge winnow.recipes.world:rewarded` is a judge who knows it."""
     return true_reward(f"{prompt} {completion}")
 
 

@@ -1,6 +1,6 @@
 """Frozen weights in 4 bits (QLoRA, arXiv 2305.14314): where that can be had, how it is asked for, and what is held then.
 
-For GPUs, and never run on one: tests/test_quantized.py runs it on a CPU, where bitsandbytes computes the same slowly.
+For GPUs, and never run on one: tests/unit/models/test_quantized.py runs it on a CPU, where bitsandbytes computes the same slowly.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 def from_template(name: str, values: Mapping[str, Any]) -> str:
     """A page from a template of this folder: whatever it prints is made visible and escaped."""
-    loader = jinja2.FileSystemLoader(HERE)
+    loader = jinja2.FileSystemLoader([HERE / "templates", HERE])
     world = jinja2.Environment(autoescape=True, finalize=_shown, loader=loader, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
     world.filters |= {"number": number, "plain": plain}
     constants = {"dashes": DASHES, "inks": RUN_INKS, "preview": PREVIEW, "whole": WHOLE, "shown": SAMPLES}

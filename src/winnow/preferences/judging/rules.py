@@ -25,6 +25,19 @@ from winnow.system.files import sha256_file
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
 KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"
 SIGNATURE = "score(prompt: str, completion: str) -> number"
+# Rules of the package by the name that people type: where the function is, and its version. A version
+# is what files of judged rows record; whoever changes the scores of a rule gives it another one.
+# (The first versions are hashes of files, as functions of other people have them.)
+BUILT_IN = {
+    "winnow.recipes.world": (
+        "winnow.experiments.reviews_world",
+        "8da44a938b62cea3b9b385ca0a77919bc96f71f494255a8eac97af7f8e6bfad6",
+    ),
+    "winnow.recipes.small_world": (
+        "winnow.experiments.counted_world",
+        "c493ca04c939d8969c0130a866486f77d656156dcfbdd4bd7761907272edfb9d",
+    ),
+}
 COLUMNS = "further parameters are given the row's columns of their names, those with a default where there is such a column"
 
 
@@ -149,10 +162,11 @@ def _function(name: str, module: str, attribute: str, answers: str, setting: str
     """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called with two texts, the prompt and the answer, and with
     the row's columns that it names besides.
     """
+    home_name, version = BUILT_IN.get(module, (module, None))
     path = list(sys.path)
     sys.path.insert(0, str(Path(module).absolute().parent if module.endswith(".py") else Path.cwd()))
     try:
-        home = _file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        home = _file(Path(module)) if module.endswith(".py") else importlib.import_module(home_name)
         found: Any = home
         for part in attribute.split("."):
             found = getattr(found, part)
@@ -168,7 +182,8 @@ def _function(name: str, module: str, attribute: str, answers: str, setting: str
     needed, others = _columns(found, name, answers, setting)
     cells = _cells(answers, needed, others) if needed or others else {}
     file = getattr(home, "__file__", None)  # what is built into Python has none
-    return Rule(name, partial(_called, found, cells), None if file is None else sha256_file(Path(file)), cells)
+    code = version or (None if file is None else sha256_file(Path(file)))
+    return Rule(name, partial(_called, found, cells), code, cells)
 
 
 def _file(path: Path) -> ModuleType:
