@@ -1,7 +1,9 @@
-"""Speed and utilisation on a GPU, for models of true shape with random weights: full fine-tuning at 0.6B and 4B, LoRA at 8B.
+"""Speed and utilisation on a GPU, for models of true shape with random weights: full fine-tuning at
+0.6B and 4B, LoRA at 8B.
 
-`make bench-gpu`. Prints comparisons per second, the share of the GPU's own matrix rate (attention counted with 12, recomputation
-not at all) and the memory measured beside the memory estimated. `--shape tiny --device cpu` tries the script out anywhere.
+`make bench-gpu`. Prints comparisons per second, the share of the GPU's own matrix rate (attention
+counted with 12, recomputation not at all) and the memory measured beside the memory estimated.
+`--shape tiny --device cpu` tries the script out anywhere.
 """
 
 from __future__ import annotations
@@ -67,12 +69,24 @@ def groups_of(workload: Workload, vocabulary: int) -> list[RenderedGroup]:
     found = []
     for i, row in enumerate(rows(workload)):
         prompt = [t % vocabulary for t in row["prompt"]]
-        sequences = tuple(TokenSequence((*prompt, *(t % vocabulary for t in answer)), len(prompt)) for answer in row["answers"])
-        found.append(RenderedGroup(sequences, tuple(Comparison(a, b) for a, b in combinations(range(workload.k), 2)), (None,) * workload.k, f"row {i}"))
+        sequences = tuple(
+            TokenSequence((*prompt, *(t % vocabulary for t in answer)), len(prompt))
+            for answer in row["answers"]
+        )
+        found.append(
+            RenderedGroup(
+                sequences,
+                tuple(Comparison(a, b) for a, b in combinations(range(workload.k), 2)),
+                (None,) * workload.k,
+                f"row {i}",
+            )
+        )
     return found
 
 
-def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int, compiled: bool) -> dict[str, Any]:
+def measure(
+    shape: str, name: str, device: torch.device, tokens: int, steps: int, compiled: bool
+) -> dict[str, Any]:
     """One model on one workload: two steps to warm up, then `steps` measured."""
     family, settings, adapter = SHAPES[shape]
     workload = replace(WORKLOADS[name], groups=PAIRS[name])
@@ -80,9 +94,16 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     config = AutoConfig.for_model(family, **settings, max_position_embeddings=4096)
     dtype = pick_dtype("auto", device)
     lora = Lora(16, 32) if adapter else None
-    asked = TrainSettings(model="made", data=("made",), out=Path("made"), lora=adapter, device=str(device))
+    asked = TrainSettings(
+        model="made", data=("made",), out=Path("made"), lora=adapter, device=str(device)
+    )
     tokens = budget(groups, tokens)
-    expected = estimate(config, collate([groups[i] for i in most_expensive(groups, tokens, len(groups))]), dtype, asked)
+    expected = estimate(
+        config,
+        collate([groups[i] for i in most_expensive(groups, tokens, len(groups))]),
+        dtype,
+        asked,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         model = meta.outline(config, dtype)
@@ -93,15 +114,30 @@ def measure(shape: str, name: str, device: torch.device, tokens: int, steps: int
     chosen = choose(model, settings["vocab_size"], workload.longest)
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=1.0)
     limit = limit_of(model, device)
-    stored = Reference("bench", compute(chosen.engine, model, groups, tokens, device, lambda n: None), offsets(groups))
-    batches = [stored.into(collate([groups[i] for i in part], part)) for part in pack(groups, tokens)]
+    stored = Reference(
+        "bench",
+        compute(chosen.engine, model, groups, tokens, device, lambda n: None),
+        offsets(groups),
+    )
+    batches = [
+        stored.into(collate([groups[i] for i in part], part)) for part in pack(groups, tokens)
+    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for _ in range(2 + steps):
         _wait(device)
         began = time.perf_counter()
-        take_step(model, alone(batches), objective=objective("dpo", beta=0.1), engine=chosen.engine, optimizer=optimizer, lr=1e-6, before={}, live=None)
+        take_step(
+            model,
+            alone(batches),
+            objective=objective("dpo", beta=0.1),
+            engine=chosen.engine,
+            optimizer=optimizer,
+            lr=1e-6,
+            before={},
+            live=None,
+        )
         _wait(device)
         seconds.append(time.perf_counter() - began)
     best = min(seconds[2:])
@@ -127,8 +163,12 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Each shape on each workload; one JSON line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="may be repeated; default: all but tiny")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", choices=SHAPES, action="append", help="may be repeated; default: all but tiny"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=16_384, help="per micro-batch")
     parser.add_argument("--steps", type=int, default=3)
@@ -137,7 +177,10 @@ def main() -> None:
     device = pick_device(asked.device)
     for shape in asked.shape or ["0.6B", "4B", "8B"]:
         for name in PAIRS:
-            print(json.dumps(measure(shape, name, device, asked.tokens, asked.steps, asked.compile)), flush=True)
+            print(
+                json.dumps(measure(shape, name, device, asked.tokens, asked.steps, asked.compile)),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

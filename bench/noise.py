@@ -1,11 +1,13 @@
-"""Planted flips on the demo's world: how many does `winnow eval --label-noise` find, beside an oracle that knows the true rewards?
+"""Planted flips on the demo's world: how many does `winnow eval --label-noise` find, beside an
+oracle that knows the true rewards?
 
     winnow demo --out runs/demo && python bench/noise.py runs/demo
 
-A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's settings, more steps, a lower rate), and two
-sets are audited with it: answers to prompts it has not seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry
-labels, so the oracle that ranks rows by their true margin cannot tell a planted flip from a choice that was unlikely by itself: it has a recall
-below 1 too.
+A tenth of the demo's preference labels is turned round, a policy is trained on them (the demo's
+settings, more steps, a lower rate), and two sets are audited with it: answers to prompts it has not
+seen, labelled the same noisy way, and the rows it was trained on. Both are Bradley-Terry labels, so
+the oracle that ranks rows by their true margin cannot tell a planted flip from a choice that was
+unlikely by itself: it has a recall below 1 too.
 """
 
 from __future__ import annotations
@@ -31,18 +33,27 @@ Row = dict[str, Any]
 
 
 def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, bool]]]:
-    """Rows with every pair labelled once by Bradley-Terry, a tenth of the labels turned round; each label's true margin, and whether it was turned."""
+    """Rows with every pair labelled once by Bradley-Terry, a tenth of the labels turned round; each
+    label's true margin, and whether it was turned.
+    """
     rng, made, truth = random.Random(f"flips {seed}"), [], []
     for row in rows:
-        rewards = [reviews_world.true_reward(f"{row['prompt']} {text.strip()}") for text in row["completions"]]
+        rewards = [
+            reviews_world.true_reward(f"{row['prompt']} {text.strip()}")
+            for text in row["completions"]
+        ]
         comparisons = []
         for i, j in combinations(range(len(rewards)), 2):
-            winner, loser = (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            winner, loser = (
+                (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            )
             turned = rng.random() < RATE
             winner, loser = (loser, winner) if turned else (winner, loser)
             comparisons.append({"winner": winner, "loser": loser})
             truth.append((rewards[winner] - rewards[loser], turned))
-        made.append({"prompt": row["prompt"], "completions": row["completions"], "comparisons": comparisons})
+        made.append(
+            {"prompt": row["prompt"], "completions": row["completions"], "comparisons": comparisons}
+        )
     return made, truth
 
 
@@ -50,17 +61,30 @@ def answered(folder: Path, seed: int) -> list[Row]:
     """Four answers of the demo's SFT model to prompts of their own."""
     prompts = reviews_world.openings(FRESH, 1000 + seed)
     sampled = demo._sample(loading.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
-    return [{"prompt": prompt, "completions": texts} for prompt, texts, _ in demo._said(prompts, sampled)]
+    return [
+        {"prompt": prompt, "completions": texts}
+        for prompt, texts, _ in demo._said(prompts, sampled)
+    ]
 
 
-def audited(run: Path, rows: list[Row], truth: list[tuple[float, bool]], out: Path) -> dict[str, float]:
+def audited(
+    run: Path, rows: list[Row], truth: list[tuple[float, bool]], out: Path
+) -> dict[str, float]:
     """Recall of the policy and of the oracle, and the estimated flip rate."""
     write_jsonl(out.with_suffix(".jsonl"), rows)
-    found = api.evaluate(model=str(run), data=[str(out.with_suffix(".jsonl"))], label_noise=True, out=str(out)).rows
+    found = api.evaluate(
+        model=str(run), data=[str(out.with_suffix(".jsonl"))], label_noise=True, out=str(out)
+    ).rows
     place = {(row["where"], row["chosen"], row["rejected"]): row["p_flipped"] for row in found}
-    names = [(f"{out.with_suffix('.jsonl').name}:{i + 1}", c["winner"], c["loser"]) for i, row in enumerate(rows) for c in row["comparisons"]]
+    names = [
+        (f"{out.with_suffix('.jsonl').name}:{i + 1}", c["winner"], c["loser"])
+        for i, row in enumerate(rows)
+        for c in row["comparisons"]
+    ]
     known = {(where.rpartition("/")[2], *sides): p for (where, *sides), p in place.items()}
-    kept = [(known[name], *told) for name, told in zip(names, truth) if name in known]  # identical answers are no comparison
+    kept = [
+        (known[name], *told) for name, told in zip(names, truth) if name in known
+    ]  # identical answers are no comparison
     suspicion, margin, turned = (np.array(column) for column in zip(*kept))
     estimate = read_json(out / "report.json")["label_noise"]
     return {
@@ -92,13 +116,16 @@ def main(folder: Path, seed: int = 0, **changes: Any) -> dict[str, dict[str, flo
     }
     api.dpo(**settings)
     result = {
-        name: audited(root / "dpo", rows, truth, root / name) for name, rows, truth in (("fresh", fresh, fresh_truth), ("trained_on", train, train_truth))
+        name: audited(root / "dpo", rows, truth, root / name)
+        for name, rows, truth in (("fresh", fresh, fresh_truth), ("trained_on", train, train_truth))
     }
     for name, figures in result.items():
         share = figures["recall"] / figures["oracle"]
         print(
-            f"{name}: {figures['flips']} planted flips among {figures['labels']:,} labels; recall {figures['recall']:.1%}, oracle {figures['oracle']:.1%} "
-            f"({share:.0%} of it); estimated flip rate {figures['rate']:.1%} ({figures['low']:.1%} to {figures['high']:.1%})"
+            f"{name}: {figures['flips']} planted flips among {figures['labels']:,} labels; recall"
+            f" {figures['recall']:.1%}, oracle {figures['oracle']:.1%} ({share:.0%} of it);"
+            f" estimated flip rate {figures['rate']:.1%} ({figures['low']:.1%} to"
+            f" {figures['high']:.1%})"
         )
     return result
 

@@ -1,8 +1,10 @@
-"""One side of the speed benchmark, in a process of its own that takes orders: `winnow`, or `trl` with a batch size, or `trl default`.
+"""One side of the speed benchmark, in a process of its own that takes orders: `winnow`, or `trl`
+with a batch size, or `trl default`.
 
-Orders are lines on standard input, answers JSON lines on standard output: `step` does one optimizer step over the workload's
-rows and tells its seconds; `reference` computes the reference log-probs of them; `rate` measures the machine; `quit` tells
-the most memory held. The first step is a warm-up, and its gradients (unclipped) go to a file so that both sides can be compared.
+Orders are lines on standard input, answers JSON lines on standard output: `step` does one optimizer
+step over the workload's rows and tells its seconds; `reference` computes the reference log-probs of
+them; `rate` measures the machine; `quit` tells the most memory held. The first step is a warm-up,
+and its gradients (unclipped) go to a file so that both sides can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 import torch
 from safetensors.torch import save_file
@@ -59,7 +66,10 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     keep_memory()
     groups = []
     for i, row in enumerate(rows(workload)):
-        sequences = tuple(TokenSequence((*row["prompt"], *answer), len(row["prompt"])) for answer in row["answers"])
+        sequences = tuple(
+            TokenSequence((*row["prompt"], *answer), len(row["prompt"]))
+            for answer in row["answers"]
+        )
         comparisons = tuple(Comparison(a, b) for a, b in combinations(range(workload.k), 2))
         groups.append(RenderedGroup(sequences, comparisons, (None,) * workload.k, f"row {i}"))
     tokens = budget(groups, None)
@@ -81,14 +91,37 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
         began = time.perf_counter()
         if order == "step\n":
             if gradients.exists():
-                row, _ = take_step(policy, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
+                row, _ = take_step(
+                    policy,
+                    alone(batches),
+                    objective=objective,
+                    engine=engine,
+                    optimizer=optimizer,
+                    lr=LR,
+                    before={},
+                    live=None,
+                )
             else:
                 held, optimizer.step = optimizer.step, lambda lr: save_gradients(policy, gradients)  # type: ignore[method-assign]
-                row, _ = take_step(policy, alone(batches), objective=objective, engine=engine, optimizer=optimizer, lr=LR, before={}, live=None)
+                row, _ = take_step(
+                    policy,
+                    alone(batches),
+                    objective=objective,
+                    engine=engine,
+                    optimizer=optimizer,
+                    lr=LR,
+                    before={},
+                    live=None,
+                )
                 optimizer.step = held  # type: ignore[method-assign]
                 optimizer.step(LR)
             seconds = time.perf_counter() - began
-            tell(seconds=seconds, loss=row["loss"], flops=limit.share(batches, 1.0) * limit.rate, tokens=sum(len(b.token_T) for b in batches))  # type: ignore[union-attr]
+            tell(
+                seconds=seconds,
+                loss=row["loss"],
+                flops=limit.share(batches, 1.0) * limit.rate,
+                tokens=sum(len(b.token_T) for b in batches),
+            )  # type: ignore[union-attr]
         elif order == "reference\n":
             reference()
             tell(seconds=time.perf_counter() - began)
@@ -100,7 +133,9 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
 
 
 def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
-    """DPOTrainer over the same token rows. `setting`: a batch size, or `default` (batch 8, live reference, checkpointing; fp32)."""
+    """DPOTrainer over the same token rows. `setting`: a batch size, or `default` (batch 8, live
+    reference, checkpointing; fp32).
+    """
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl_trainer import trainer
 
@@ -126,16 +161,36 @@ def trl(workload: Workload, model: Path, gradients: Path, setting: str) -> None:
                 save_gradients(made.model, gradients)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tell(seconds=time.perf_counter() - self.began, loss=float(sum(made.seen)) / len(made.seen))
+            tell(
+                seconds=time.perf_counter() - self.began,
+                loss=float(sum(made.seen)) / len(made.seen),
+            )
 
-    made = trainer(policy, pair_rows(workload), setting, gradients.parent, Orders(), max_steps=1000, max_grad_norm=0.0, bf16=False, use_cpu=True)
+    made = trainer(
+        policy,
+        pair_rows(workload),
+        setting,
+        gradients.parent,
+        Orders(),
+        max_steps=1000,
+        max_grad_norm=0.0,
+        bf16=False,
+        use_cpu=True,
+    )
     tell(ready=before)
     made.train()
 
 
 def save_gradients(model: Any, path: Path) -> None:
     """All gradients, by name."""
-    save_file({name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}, path)
+    save_file(
+        {
+            name: p.grad.detach().clone()
+            for name, p in model.named_parameters()
+            if p.grad is not None
+        },
+        path,
+    )
 
 
 if __name__ == "__main__":

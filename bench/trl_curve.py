@@ -1,7 +1,9 @@
-"""The loss curve of `winnow dpo` beside that of TRL's DPOTrainer: same model, rows, order and settings, float32, CPU.
+"""The loss curve of `winnow dpo` beside that of TRL's DPOTrainer: same model, rows, order and
+settings, float32, CPU.
 
-`make bench`, or `python bench/trl_curve.py --help` in an environment with the extra `bench`. Prints one table per case and
-leaves with 1 when any loss of any step differs by more than the tolerance. bench/README.md says what is adjusted for.
+`make bench`, or `python bench/trl_curve.py --help` in an environment with the extra `bench`. Prints
+one table per case and leaves with 1 when any loss of any step differs by more than the tolerance.
+bench/README.md says what is adjusted for.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Case:
     batch_size: int = 4
     steps: int = 20
     clip: float = 1.0
-    micro_batches: int = 1  # TRL's, of equal size: over unequal ones its mean of means is another number
+    micro_batches: int = (
+        1  # TRL's, of equal size: over unequal ones its mean of means is another number
+    )
 
 
 CASES = (
@@ -75,7 +79,9 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
     from winnow.training.optimizer import rate
 
     class Recorder(DPOTrainer):
-        """DPOTrainer that keeps each loss unrounded and, where there is a warm-up, counts it from 1 as Winnow does."""
+        """DPOTrainer that keeps each loss unrounded and, where there is a warm-up, counts it from 1
+        as Winnow does.
+        """
 
         losses: list[float]
 
@@ -87,8 +93,15 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             if not case.warmup:
                 return super().create_scheduler(num_training_steps, optimizer)
-            plan = {"lr": 1.0, "schedule": case.schedule, "warmup": case.warmup, "steps": case.steps}
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, lambda step: rate(step, **plan))
+            plan = {
+                "lr": 1.0,
+                "schedule": case.schedule,
+                "warmup": case.warmup,
+                "steps": case.steps,
+            }
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: rate(step, **plan)
+            )
             return self.lr_scheduler
 
     with quiet():
@@ -108,11 +121,15 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
         trainer.losses = []
         trainer.train()
     parts = case.micro_batches
-    return [sum(trainer.losses[i : i + parts]) / parts for i in range(0, len(trainer.losses), parts)]
+    return [
+        sum(trainer.losses[i : i + parts]) / parts for i in range(0, len(trainer.losses), parts)
+    ]
 
 
 def in_order(case: Case, rows: Sequence[Row]) -> list[Row]:
-    """The rows in the order in which Winnow takes them: TRL shuffles otherwise, so it is given them one after the other."""
+    """The rows in the order in which Winnow takes them: TRL shuffles otherwise, so it is given them
+    one after the other.
+    """
     from winnow.data.order import Cursor, Share, batches
 
     stream = batches([Share(len(rows))], case.batch_size, 0, Cursor())
@@ -120,23 +137,45 @@ def in_order(case: Case, rows: Sequence[Row]) -> list[Row]:
 
 
 def made_up_rows(count: int) -> list[Row]:
-    """Pairs of different lengths from a fixed seed: the chosen answers are polite, so that there is something to learn."""
+    """Pairs of different lengths from a fixed seed: the chosen answers are polite, so that there is
+    something to learn.
+    """
     import random
 
     draw = random.Random(0)
-    things, verbs = ("lamp", "letter", "river", "engine", "garden"), ("open", "mend", "paint", "find", "describe")
+    things, verbs = (
+        ("lamp", "letter", "river", "engine", "garden"),
+        (
+            "open",
+            "mend",
+            "paint",
+            "find",
+            "describe",
+        ),
+    )
     places = ("attic", "harbour", "kitchen")
     kind = ("gladly and with care", "with great pleasure, my friend", "of course, kindly")
     rude = ("no", "whatever, do it yourself", "that is a dull wish, frankly")
     rows = []
     for i in range(count):
-        wish = f"Please {draw.choice(verbs)} the {draw.choice(things)} number {i} in the {draw.choice(places)}."
-        rows.append({"prompt": wish, "chosen": f" I will do it {draw.choice(kind)}.", "rejected": f" Answer: {draw.choice(rude)}."})
+        wish = (
+            f"Please {draw.choice(verbs)} the {draw.choice(things)} number {i} in the"
+            f" {draw.choice(places)}."
+        )
+        rows.append(
+            {
+                "prompt": wish,
+                "chosen": f" I will do it {draw.choice(kind)}.",
+                "rejected": f" Answer: {draw.choice(rude)}.",
+            }
+        )
     return rows
 
 
 def made_up_model(folder: Path, rows: Sequence[Row]) -> None:
-    """A random Llama of two layers and a byte-level tokenizer that writes a BOS, saved to `folder`."""
+    """A random Llama of two layers and a byte-level tokenizer that writes a BOS, saved to
+    `folder`.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -144,7 +183,12 @@ def made_up_model(folder: Path, rows: Sequence[Row]) -> None:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     raw.train_from_iterator((text for row in rows for text in row.values()), trainer)
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
@@ -171,7 +215,9 @@ def quiet() -> Iterator[None]:
 
 
 def compare(case: Case, ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Prints the two curves side by side; returns the largest difference (infinite when the lengths differ)."""
+    """Prints the two curves side by side; returns the largest difference (infinite when the lengths
+    differ).
+    """
     print(f"\n{case.name}\n{'step':>5} {'winnow':>12} {'TRL':>12} {'difference':>12}")
     for step, (a, b) in enumerate(zip(ours, theirs), 1):
         print(f"{step:>5} {a:>12.7f} {b:>12.7f} {a - b:>12.1e}")
@@ -183,9 +229,17 @@ def compare(case: Case, ours: Sequence[float], theirs: Sequence[float]) -> float
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases; 0 when all agree."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a model folder with its tokenizer (default: a small random Llama)")
-    parser.add_argument("--data", type=Path, help="JSON lines with prompt, chosen, rejected (default: made-up rows)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a model folder with its tokenizer (default: a small random Llama)",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="JSON lines with prompt, chosen, rejected (default: made-up rows)"
+    )
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--json", type=Path, help="also write the curves to this file")
@@ -195,7 +249,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         os.environ["HF_DATASETS_CACHE"] = str(place / "cache")
-        rows = made_up_rows(64) if asked.data is None else [json.loads(line) for line in asked.data.read_text().splitlines()]
+        rows = (
+            made_up_rows(64)
+            if asked.data is None
+            else [json.loads(line) for line in asked.data.read_text().splitlines()]
+        )
         data, model = place / "rows.jsonl", asked.model or place / "model"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         if asked.model is None:
@@ -203,14 +261,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         for i, case in enumerate(case for case in CASES if asked.only in case.name):
             ours = winnow_losses(case, model, data, place / f"winnow_{i}")
             theirs = trl_losses(case, model, in_order(case, rows), place / f"trl_{i}")
-            results.append({"case": asdict(case), "winnow": ours, "trl": theirs, "largest_difference": compare(case, ours, theirs)})
+            results.append(
+                {
+                    "case": asdict(case),
+                    "winnow": ours,
+                    "trl": theirs,
+                    "largest_difference": compare(case, ours, theirs),
+                }
+            )
     print()
     for result in results:
         far = result["largest_difference"]
         print(f"{'ok  ' if far <= asked.tolerance else 'FAR '} {far:.1e}  {result['case']['name']}")
     if asked.json is not None:
         asked.json.write_text(json.dumps(results, indent=1) + "\n")
-    return int(not results or any(not result["largest_difference"] <= asked.tolerance for result in results))
+    return int(
+        not results
+        or any(not result["largest_difference"] <= asked.tolerance for result in results)
+    )
 
 
 if __name__ == "__main__":

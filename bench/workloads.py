@@ -1,6 +1,8 @@
-"""What the speed benchmark runs on: token rows of stated lengths, and random-weight models of stated shapes.
+"""What the speed benchmark runs on: token rows of stated lengths, and random-weight models of
+stated shapes.
 
-Lengths are lognormal, taken at equal steps of the distribution instead of drawn, so that a few rows stand for many.
+Lengths are lognormal, taken at equal steps of the distribution instead of drawn, so that a few rows
+stand for many.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """`groups` prompts with `k` answers each, all of whose pairs are compared. Lengths: (median, sigma of the log)."""
+    """`groups` prompts with `k` answers each, all of whose pairs are compared. Lengths: (median,
+    sigma of the log).
+    """
 
     name: str
     prompt: tuple[float, float]
@@ -49,12 +53,21 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small": {"vocab_size": 16_384, "tie_word_embeddings": True},
     "wide": {"vocab_size": 151_936, "tie_word_embeddings": True},
 }
-BODY = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 1408}
+BODY = {
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 1408,
+}
 
 
 def lengths(median: float, sigma: float, count: int, rng: random.Random) -> list[int]:
     """`count` lengths at the middle of equal parts of the lognormal, in random order."""
-    found = [max(1, round(median * math.exp(sigma * NormalDist().inv_cdf((i + 0.5) / count)))) for i in range(count)]
+    found = [
+        max(1, round(median * math.exp(sigma * NormalDist().inv_cdf((i + 0.5) / count))))
+        for i in range(count)
+    ]
     rng.shuffle(found)
     return found
 
@@ -68,15 +81,27 @@ def rows(workload: Workload) -> list[dict[str, Any]]:
     found = []
     for i, prompt in enumerate(prompts):
         prompt = min(prompt, workload.longest - 50)
-        mine = [min(n, workload.longest - prompt) for n in answers[i * workload.k : (i + 1) * workload.k]]
-        found.append({"prompt": _ids(prompt, vocabulary, rng), "answers": [_ids(n, vocabulary, rng) for n in mine]})
+        mine = [
+            min(n, workload.longest - prompt)
+            for n in answers[i * workload.k : (i + 1) * workload.k]
+        ]
+        found.append(
+            {
+                "prompt": _ids(prompt, vocabulary, rng),
+                "answers": [_ids(n, vocabulary, rng) for n in mine],
+            }
+        )
     return found
 
 
 def pair_rows(workload: Workload) -> list[dict[str, Any]]:
     """The same as one row per pair, as other trainers take them."""
     return [
-        {"prompt_ids": row["prompt"], "chosen_ids": row["answers"][a], "rejected_ids": row["answers"][b]}
+        {
+            "prompt_ids": row["prompt"],
+            "chosen_ids": row["answers"][a],
+            "rejected_ids": row["answers"][b],
+        }
         for row in rows(workload)
         for a, b in combinations(range(workload.k), 2)
     ]
@@ -88,7 +113,9 @@ def write_model(name: str, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**BODY, **SHAPES[name], max_position_embeddings=4096, pad_token_id=0)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(**BODY, **SHAPES[name], max_position_embeddings=4096, pad_token_id=0)
+    ).save_pretrained(folder)
 
 
 def _ids(count: int, vocabulary: int, rng: random.Random) -> list[int]:

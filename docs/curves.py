@@ -1,4 +1,6 @@
-"""Draws docs/objectives-*.svg: `python docs/curves.py`. Each family's losses and their slopes, against beta times the margin."""
+"""Draws docs/objectives-*.svg: `python docs/curves.py`. Each family's losses and their slopes,
+against beta times the margin.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +66,15 @@ FREE: dict[str, Curve] = {
 }
 # three answers: the best at z, the next at 0, the last at -z
 RANKED: dict[str, Curve] = {
-    "plackett_luce": lambda z: torch.stack([losses.plackett_luce(torch.stack([x, x * 0, -x]), [0, 1, 2], 1.0) for x in z]),
-    "dpo, the mean of all pairs": lambda z: (2 * losses.logistic(z, 1.0) + losses.logistic(2 * z, 1.0)) / 3,
-    "plackett_luce, the last two tied": lambda z: torch.stack([losses.plackett_luce(torch.stack([x, x * 0, -x]), [0, 1, 1], 1.0) for x in z]),
+    "plackett_luce": lambda z: torch.stack(
+        [losses.plackett_luce(torch.stack([x, x * 0, -x]), [0, 1, 2], 1.0) for x in z]
+    ),
+    "dpo, the mean of all pairs": (
+        lambda z: (2 * losses.logistic(z, 1.0) + losses.logistic(2 * z, 1.0)) / 3
+    ),
+    "plackett_luce, the last two tied": lambda z: torch.stack(
+        [losses.plackett_luce(torch.stack([x, x * 0, -x]), [0, 1, 1], 1.0) for x in z]
+    ),
 }
 PLOTS: dict[str, tuple[dict[str, Curve], Tensor, str]] = {
     "margin": (MARGIN, X, "beta times the margin"),
@@ -76,7 +84,13 @@ PLOTS: dict[str, tuple[dict[str, Curve], Tensor, str]] = {
     "rankings": (RANKED, X, "beta r of three answers: z, 0, -z"),
 }
 INKS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#e2a400", "#6cc5b0")
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "winnow", "font.size": 10.0, "axes.unicode_minus": True, "figure.facecolor": "white"}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "winnow",
+    "font.size": 10.0,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "white",
+}
 
 
 def draw(curves: dict[str, Curve], at: Tensor, label: str) -> Figure:
@@ -94,7 +108,10 @@ def draw(curves: dict[str, Curve], at: Tensor, label: str) -> Figure:
         axes.set_xlabel(label)
         axes.axhline(0, color="#888", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylim(min(-1.0, float(left.get_ylim()[0])) if "robust" in str(list(curves)) else 0, min(6.5, left.get_ylim()[1]))
+    left.set_ylim(
+        min(-1.0, float(left.get_ylim()[0])) if "robust" in str(list(curves)) else 0,
+        min(6.5, left.get_ylim()[1]),
+    )
     right.set_ylim(max(-3.2, right.get_ylim()[0]), min(2.2, right.get_ylim()[1]))
     figure.legend(loc="outside right upper", frameon=False)
     return figure

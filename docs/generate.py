@@ -1,4 +1,5 @@
-"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md, presets.md, benchmarks.md, objectives.md).
+"""Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md,
+presets.md, benchmarks.md, objectives.md).
 
 A test fails when a page and its source differ.
 """
@@ -21,7 +22,10 @@ NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n
 
 def from_trl() -> str:
     """docs/from-trl.md: the introduction, then one table per subject."""
-    parts = [NOTE.format(source="src/winnow/trl.py and docs/from-trl.head.md"), (HERE / "from-trl.head.md").read_text(encoding="utf-8")]
+    parts = [
+        NOTE.format(source="src/winnow/trl.py and docs/from-trl.head.md"),
+        (HERE / "from-trl.head.md").read_text(encoding="utf-8"),
+    ]
     for title, rows in FIELDS.items():
         parts.append(f"\n### {title}\n\n{_table(rows)}")
     parts.append(f"\n## Trainer arguments, TRL's command line, earlier versions\n\n{_table(MORE)}")
@@ -32,38 +36,76 @@ def from_trl() -> str:
 def presets() -> str:
     """docs/presets.md: the introduction, with the table of values in its place."""
     text = (HERE / "presets.head.md").read_text(encoding="utf-8")
-    names = sorted({name for values in PRESETS.values() for name in values if name != "lora" or isinstance(values[name], str)})
+    names = sorted(
+        {
+            name
+            for values in PRESETS.values()
+            for name in values
+            if name != "lora" or isinstance(values[name], str)
+        }
+    )
     head = f"| setting | {' | '.join(PRESETS)} |\n|---|{'---|' * len(PRESETS)}\n"
-    lines = [f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n" for name in names]
-    return NOTE.format(source="resolved.PRESETS and docs/presets.head.md") + text.replace("TABLE\n", head + "".join(lines))
+    lines = [
+        f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n"
+        for name in names
+    ]
+    return NOTE.format(source="resolved.PRESETS and docs/presets.head.md") + text.replace(
+        "TABLE\n", head + "".join(lines)
+    )
 
 
 def benchmarks() -> str:
-    """docs/benchmarks.md: the introduction, with the figures of docs/benchmarks.json in their places."""
+    """docs/benchmarks.md: the introduction, with the figures of docs/benchmarks.json in their
+    places.
+    """
     found = json.loads((HERE / "benchmarks.json").read_text(encoding="utf-8"))
     head = (
-        "| workload | comparisons/s | TRL best (batch) | TRL default | times best | times default | share of GEMM rate | distinct tokens/s "
-        "| reference pass | memory, MiB | of TRL best's | loss differs | gradients differ |\n" + "|---" * 13 + "|\n"
+        "| workload | comparisons/s | TRL best (batch) | TRL default | times best | times default |"
+        " share of GEMM rate | distinct tokens/s | reference pass | memory, MiB | of TRL best's |"
+        " loss differs | gradients differ |\n" + "|---" * 13 + "|\n"
     )
     lines = [_figures(f) for f in found["figures"]]
-    text = (HERE / "benchmarks.head.md").read_text(encoding="utf-8").replace("MACHINE", found["machine"])
-    return NOTE.format(source="docs/benchmarks.json and docs/benchmarks.head.md") + text.replace("TABLE\n", head + "".join(lines))
+    text = (
+        (HERE / "benchmarks.head.md")
+        .read_text(encoding="utf-8")
+        .replace("MACHINE", found["machine"])
+    )
+    return NOTE.format(source="docs/benchmarks.json and docs/benchmarks.head.md") + text.replace(
+        "TABLE\n", head + "".join(lines)
+    )
 
 
-PLOTS = dict(zip(catalogue.FAMILIES, ("margin", "sides", "thumbs", "rankings", "free")))  # docs/curves.py draws them
+PLOTS = dict(
+    zip(catalogue.FAMILIES, ("margin", "sides", "thumbs", "rankings", "free"))
+)  # docs/curves.py draws them
 
 
 def objectives() -> str:
-    """docs/objectives.md: the introduction, a table of all, and family by family a plot and a paragraph on each."""
+    """docs/objectives.md: the introduction, a table of all, and family by family a plot and a
+    paragraph on each.
+    """
     text = (HERE / "objectives.head.md").read_text(encoding="utf-8")
     rows = "".join(_row(name, entry) for name, entry in TABLE.items())
-    table = "| name | equation | reference | unit | defaults | paper |\n|---|---|---|---|---|---|\n" + rows
-    source = "src/winnow/objectives/table.py, the docstrings of losses.py and docs/objectives.head.md"
-    return NOTE.format(source=source) + text.replace("TABLE\n", table).replace("PARAGRAPHS\n", "".join(map(_family, catalogue.FAMILIES)))
+    table = (
+        "| name | equation | reference | unit | defaults | paper |\n|---|---|---|---|---|---|\n"
+        + rows
+    )
+    source = (
+        "src/winnow/objectives/table.py, the docstrings of losses.py and docs/objectives.head.md"
+    )
+    return NOTE.format(source=source) + text.replace("TABLE\n", table).replace(
+        "PARAGRAPHS\n", "".join(map(_family, catalogue.FAMILIES))
+    )
 
 
 def _row(name: str, entry: Entry) -> str:
-    cells = (f"[`{name}`](#{name})", f"`{_cell(entry.equation)}`", "yes" if entry.reference else "no", catalogue.unit(entry), catalogue.defaults(entry))
+    cells = (
+        f"[`{name}`](#{name})",
+        f"`{_cell(entry.equation)}`",
+        "yes" if entry.reference else "no",
+        catalogue.unit(entry),
+        catalogue.defaults(entry),
+    )
     return f"| {' | '.join(cells)} | {entry.paper} |\n"
 
 
@@ -76,10 +118,22 @@ def _family(title: str) -> str:
 
 def _paragraph(name: str, entry: Entry) -> str:
     first = next(other for other, one in TABLE.items() if one.loss is entry.loss)
-    said = f"Function: `losses.{entry.loss.__name__}`" + (f", as [{first}](#{first})." if first != name else ". " + " ".join(catalogue.about(entry).split()))
+    said = f"Function: `losses.{entry.loss.__name__}`" + (
+        f", as [{first}](#{first})."
+        if first != name
+        else ". " + " ".join(catalogue.about(entry).split())
+    )
     own = {**entry.settings, **entry.tuning}
-    settings = "; ".join(f"`{key}={shown(value)}`: {SETTINGS[key].help}" for key, value in own.items() if key != "beta")
-    return f"### {name}\n\n`{entry.equation}` ({entry.paper}). {entry.when}\n\n{said}" + (f" Settings: {settings}." if settings else "") + "\n\n"
+    settings = "; ".join(
+        f"`{key}={shown(value)}`: {SETTINGS[key].help}"
+        for key, value in own.items()
+        if key != "beta"
+    )
+    return (
+        f"### {name}\n\n`{entry.equation}` ({entry.paper}). {entry.when}\n\n{said}"
+        + (f" Settings: {settings}." if settings else "")
+        + "\n\n"
+    )
 
 
 def _cell(text: str) -> str:
@@ -99,7 +153,10 @@ def _figures(f: dict[str, Any]) -> str:
 
 
 def _table(rows: dict[str, Row]) -> str:
-    lines = [f"| `{name}` | {f'`{ours}`' if ours else 'none'} | {note} |\n" for name, (ours, note) in rows.items()]
+    lines = [
+        f"| `{name}` | {f'`{ours}`' if ours else 'none'} | {note} |\n"
+        for name, (ours, note) in rows.items()
+    ]
     return "| theirs | ours | what to know |\n|---|---|---|\n" + "".join(lines)
 
 
@@ -107,14 +164,23 @@ def _value(values: dict[str, Any], name: str) -> str:
     """A preset's value for the table; an adapter's own value behind it."""
     overlay = values.get("lora")
     own = "" if isinstance(overlay, dict) and name == "lora" else _plain(values.get(name))
-    return own + (f" (with `lora`: {_plain(overlay[name])})" if isinstance(overlay, dict) and name in overlay else "")
+    return own + (
+        f" (with `lora`: {_plain(overlay[name])})"
+        if isinstance(overlay, dict) and name in overlay
+        else ""
+    )
 
 
 def _plain(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-PAGES = {"from-trl.md": from_trl, "presets.md": presets, "benchmarks.md": benchmarks, "objectives.md": objectives}
+PAGES = {
+    "from-trl.md": from_trl,
+    "presets.md": presets,
+    "benchmarks.md": benchmarks,
+    "objectives.md": objectives,
+}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -1,6 +1,8 @@
-"""Draws docs/theory-beta.svg, docs/theory-noise.svg and docs/theory-gradient.svg, and prints the table of docs/theory.md.
+"""Draws docs/theory-beta.svg, docs/theory-noise.svg and docs/theory-gradient.svg, and prints the
+table of docs/theory.md.
 
-`python docs/theory_plots.py` (some seconds): what is drawn as a dot was trained or minimised with the project's losses, what is drawn as a line is a formula.
+`python docs/theory_plots.py` (some seconds): what is drawn as a dot was trained or minimised with
+the project's losses, what is drawn as a line is a formula.
 """
 
 from __future__ import annotations
@@ -45,35 +47,77 @@ FINE = [10 ** (-1.5 + 2.5 * i / 200) for i in range(201)]
 
 
 def beta() -> Figure:
-    """KL to the reference against beta, and reward against KL: the closed form, and DPO trained to its optimum."""
+    """KL to the reference against beta, and reward against KL: the closed form, and DPO trained to
+    its optimum.
+    """
     world = closed.World()
     labels_XAA = closed.bradley_terry(world.reward_XA)
 
     def seen(logp_XA: torch.Tensor) -> tuple[float, float]:
-        return float(closed.kl(logp_XA, world.reference_XA)), float(closed.expected(logp_XA, world.reward_XA))
+        return float(closed.kl(logp_XA, world.reference_XA)), float(
+            closed.expected(logp_XA, world.reward_XA)
+        )
 
     formula = [seen(closed.optimum(world.reference_XA, world.reward_XA, b)) for b in FINE]
-    trained = [seen(closed.fitted(world, labels_XAA, lambda m, b=b: losses.logistic(m, b))) for b in BETAS]
+    trained = [
+        seen(closed.fitted(world, labels_XAA, lambda m, b=b: losses.logistic(m, b))) for b in BETAS
+    ]
     print("| beta | KL, trained | KL, formula | reward, trained |\n|---|---|---|---|")
     for b, (distance, reward) in zip(BETAS, trained):
-        print(f"| {b:g} | {distance:.6f} | {seen(closed.optimum(world.reference_XA, world.reward_XA, b))[0]:.6f} | {reward:.6f} |")
+        print(
+            f"| {b:g} | {distance:.6f} |"
+            f" {seen(closed.optimum(world.reference_XA, world.reward_XA, b))[0]:.6f} |"
+            f" {reward:.6f} |"
+        )
     print(f"| reference | 0 | 0 | {seen(world.reference_XA)[1]:.6f} |")
 
     figure = Figure(figsize=(9, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.loglog(FINE, [distance for distance, _ in formula], color=COLOURS["dpo"], label="closed form")
-    left.loglog(BETAS, [distance for distance, _ in trained], "o", color=INK, label="DPO, trained to its optimum")
-    left.set(xlabel="beta", ylabel="KL(policy || reference), nats per answer", title="Higher beta stays closer")
-    left.set_xticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"])
+    left.loglog(
+        FINE, [distance for distance, _ in formula], color=COLOURS["dpo"], label="closed form"
+    )
+    left.loglog(
+        BETAS,
+        [distance for distance, _ in trained],
+        "o",
+        color=INK,
+        label="DPO, trained to its optimum",
+    )
+    left.set(
+        xlabel="beta",
+        ylabel="KL(policy || reference), nats per answer",
+        title="Higher beta stays closer",
+    )
+    left.set_xticks(
+        [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]
+    )
     left.set_yticks([0.001, 0.01, 0.1, 1], ["0.001", "0.01", "0.1", "1"])
     left.minorticks_off()
     left.legend(loc="lower left")
-    right.plot([distance for distance, _ in formula], [reward for _, reward in formula], color=COLOURS["dpo"])
-    right.plot([distance for distance, _ in trained], [reward for _, reward in trained], "o", color=INK)
-    places = {0.05: (-4, -15), 0.1: (6, -13), 0.2: (7, -11), 0.5: (9, -6), 1.0: (9, -4), 5.0: (9, -3)}
+    right.plot(
+        [distance for distance, _ in formula],
+        [reward for _, reward in formula],
+        color=COLOURS["dpo"],
+    )
+    right.plot(
+        [distance for distance, _ in trained], [reward for _, reward in trained], "o", color=INK
+    )
+    places = {
+        0.05: (-4, -15),
+        0.1: (6, -13),
+        0.2: (7, -11),
+        0.5: (9, -6),
+        1.0: (9, -4),
+        5.0: (9, -3),
+    }
     for b, point in zip(BETAS, trained):
         right.annotate(f"{b:g}", point, xytext=places[b], textcoords="offset points")
-    right.set(xlabel="KL(policy || reference), nats per answer", ylabel="expected reward", title="The frontier; beside each point its beta", xlim=(-0.08, 2.95))
+    right.set(
+        xlabel="KL(policy || reference), nats per answer",
+        ylabel="expected reward",
+        title="The frontier; beside each point its beta",
+        xlim=(-0.08, 2.95),
+    )
     _ruled(left, right)
     return figure
 
@@ -86,11 +130,34 @@ def noise() -> Figure:
     some = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
     for axes, rate in zip(both, (0.1, 0.3)):
         axes.axhline(0, color=RULE, linewidth=1, zorder=0)
-        axes.plot(chance, chance.logit(), color=INK, linewidth=5, alpha=0.18, label="logit p, the reward itself")
+        axes.plot(
+            chance,
+            chance.logit(),
+            color=INK,
+            linewidth=5,
+            alpha=0.18,
+            label="logit p, the reward itself",
+        )
         for name, (label, formula, loss, scale) in _noisy(rate).items():
-            axes.plot(chance, scale * formula(chance), "--" if name == "ipo" else "-", color=COLOURS[name], label=label)
-            axes.plot(some, scale * _minimiser(closed.flipped(some, rate), loss), "o", color=COLOURS[name], markersize=4.5)
-        axes.set(xlabel="clean p: how often the winner really is the better one", title=f"{rate:.0%} of the labels flipped", ylim=(-4, 4))
+            axes.plot(
+                chance,
+                scale * formula(chance),
+                "--" if name == "ipo" else "-",
+                color=COLOURS[name],
+                label=label,
+            )
+            axes.plot(
+                some,
+                scale * _minimiser(closed.flipped(some, rate), loss),
+                "o",
+                color=COLOURS[name],
+                markersize=4.5,
+            )
+        axes.set(
+            xlabel="clean p: how often the winner really is the better one",
+            title=f"{rate:.0%} of the labels flipped",
+            ylim=(-4, 4),
+        )
     both[0].set_ylabel("minimiser of beta times the margin")
     both[0].legend(loc="upper left", fontsize=9.5)
     _ruled(*both)
@@ -98,30 +165,48 @@ def noise() -> Figure:
 
 
 def _noisy(e: float) -> dict[str, tuple[str, Callable, Callable, float]]:
-    """name -> legend, formula of the clean p, loss of z = beta m under label probability q, scale."""
+    """name -> legend, formula of the clean p, loss of z = beta m under label probability q,
+    scale.
+    """
 
     def q(p: torch.Tensor) -> torch.Tensor:
         return closed.flipped(p, e)
 
     return {
-        "dpo": ("DPO: logit q", lambda p: q(p).logit(), lambda q_M, z: losses.soft(q_M, losses.logistic(z, 1.0), losses.logistic(-z, 1.0)), 1.0),
+        "dpo": (
+            "DPO: logit q",
+            lambda p: q(p).logit(),
+            lambda q_M, z: losses.soft(q_M, losses.logistic(z, 1.0), losses.logistic(-z, 1.0)),
+            1.0,
+        ),
         "cdpo": (
             "cDPO: q shrunk once more",
             lambda p: closed.flipped(q(p), e).logit(),
-            lambda q_M, z: losses.soft(losses.smoothed(q_M, e), losses.logistic(z, 1.0), losses.logistic(-z, 1.0)),
+            lambda q_M, z: losses.soft(
+                losses.smoothed(q_M, e), losses.logistic(z, 1.0), losses.logistic(-z, 1.0)
+            ),
             1.0,
         ),
         "robust": (
             "robust: logit p",
             lambda p: p.logit(),
-            lambda q_M, z: losses.soft(q_M, losses.robust(z, 1.0, e, 10.0), losses.robust(-z, 1.0, e, 10.0)),
+            lambda q_M, z: losses.soft(
+                q_M, losses.robust(z, 1.0, e, 10.0), losses.robust(-z, 1.0, e, 10.0)
+            ),
             1.0,
         ),
-        "ipo": ("IPO, times 4: 2 (2q - 1)", lambda p: (2 * q(p) - 1) / 2, lambda q_M, z: losses.soft(q_M, losses.square(z, 1.0), losses.square(-z, 1.0)), 4.0),
+        "ipo": (
+            "IPO, times 4: 2 (2q - 1)",
+            lambda p: (2 * q(p) - 1) / 2,
+            lambda q_M, z: losses.soft(q_M, losses.square(z, 1.0), losses.square(-z, 1.0)),
+            4.0,
+        ),
     }
 
 
-def _minimiser(q_M: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _minimiser(
+    q_M: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     z_M = torch.zeros_like(q_M).requires_grad_()
     closed.minimise([z_M], lambda: loss(q_M, z_M).sum(), steps=200)
     return z_M.detach()

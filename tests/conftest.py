@@ -1,4 +1,6 @@
-"""Shared by all tests: nobody is contacted, shapes are checked, shared data is found or skipped with a reason."""
+"""Shared by all tests: nobody is contacted, shapes are checked, shared data is found or skipped
+with a reason.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,31 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# All but the face and the recipes: beartype does not know `Self` in a pydantic class, nor aliases that name themselves.
-TENSORS = ["models", "engine", "objectives", "generation", "evaluation.statistics", "training", "data"]
-install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")  # every annotated shape is executed
-settings.register_profile("winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is timed: machines are shared
+# All but the face and the recipes: beartype does not know `Self` in a pydantic class, nor aliases
+# that name themselves.
+TENSORS = [
+    "models",
+    "engine",
+    "objectives",
+    "generation",
+    "evaluation.statistics",
+    "training",
+    "data",
+]
+install_import_hook(
+    [f"winnow.{name}" for name in TENSORS], "beartype.beartype"
+)  # every annotated shape is executed
+settings.register_profile(
+    "winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # no test is timed: machines are shared
 settings.load_profile("winnow")
 
 
 @pytest.fixture(autouse=True)
 def _gradual_underflow():
-    """Loading a model on the CPU switches subnormal floats off for the whole process; hypothesis needs them back."""
+    """Loading a model on the CPU switches subnormal floats off for the whole process; hypothesis
+    needs them back.
+    """
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)

@@ -1,7 +1,7 @@
 """Winnow: align language models with what people prefer.
 
-The public surface is `__all__`; everything else may change. Names are imported when first used, so that `winnow --help`
-does not wait for torch.
+The public surface is `__all__`; everything else may change. Names are imported when first used, so
+that `winnow --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from winnow.api import dpo, evaluate, ppo, reward, sft
     from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
     from winnow.data.render import Renderer
-    from winnow.errors import DataError, ModelError, RunError, SettingsError, TrainingError, WinnowError
+    from winnow.errors import (
+        DataError,
+        ModelError,
+        RunError,
+        SettingsError,
+        TrainingError,
+        WinnowError,
+    )
     from winnow.objectives import losses
     from winnow.objectives.completion_logps import completion_logps
     from winnow.objectives.losses import dpo_loss, preference_loss

@@ -12,8 +12,25 @@ from pathlib import Path
 import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
-from winnow.config.collection import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
-from winnow.config.options import CheckSettings, DemoSettings, DPOSettings, EvalSettings, ExportSettings, FrontierSettings, RewardSettings, SFTSettings
+from winnow.config.collection import (
+    GenerateSettings,
+    JudgeSettings,
+    LabelSettings,
+    OnlineSettings,
+    SampleSettings,
+    VotesExportSettings,
+    WinrateSettings,
+)
+from winnow.config.options import (
+    CheckSettings,
+    DemoSettings,
+    DPOSettings,
+    EvalSettings,
+    ExportSettings,
+    FrontierSettings,
+    RewardSettings,
+    SFTSettings,
+)
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError, Stopped, WinnowError
@@ -121,9 +138,13 @@ def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
 
 @click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
 @click.argument("given", nargs=-1, required=True, metavar="RUN|VOTES...")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write"
+)
 def report(given: tuple[str, ...], out: Path) -> None:
-    """One page from run folders, side by side, and files of votes (of winnow label, or of winnow judge)."""
+    """One page from run folders, side by side, and files of votes (of winnow label, or of winnow
+    judge).
+    """
     from winnow.reports import run_report as pages
 
     say(f"report: {safe(pages.page(given, out))}")
@@ -132,7 +153,9 @@ def report(given: tuple[str, ...], out: Path) -> None:
 @click.command(epilog="Example: winnow verify runs/dpo")
 @click.argument("run", metavar="RUN")
 def verify(run: str) -> None:
-    """Is every byte of RUN as it was written? Checkpoints, model, metrics, by their hashes. Exit code 2 when not."""
+    """Is every byte of RUN as it was written? Checkpoints, model, metrics, by their hashes. Exit
+    code 2 when not.
+    """
     from winnow.commands import verify as looks
 
     if looks.run(run):
@@ -142,7 +165,9 @@ def verify(run: str) -> None:
 @click.command(epilog="Example: winnow objectives simpo")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 def objectives(names: tuple[str, ...]) -> None:
-    """What can be trained: every objective with equation, unit, defaults and paper; with NAME everything about it."""
+    """What can be trained: every objective with equation, unit, defaults and paper; with NAME
+    everything about it.
+    """
     from winnow.commands import objectives as catalogue
 
     catalogue.run(names)
@@ -156,13 +181,19 @@ def _votes_export(resolved: Resolved[VotesExportSettings], line: str) -> None:
 
 @click.group(name="votes")
 def votes() -> None:
-    """Votes of people (winnow label) and judges (winnow judge): as rows for training, how they agree, what they say of models."""
+    """Votes of people (winnow label) and judges (winnow judge): as rows for training, how they
+    agree, what they say of models.
+    """
 
 
 @votes.command(epilog="Example: winnow votes agreement votes.db judged.jsonl")
-@click.argument("files", nargs=-1, required=True, metavar="VOTES...", type=click.Path(path_type=Path))
+@click.argument(
+    "files", nargs=-1, required=True, metavar="VOTES...", type=click.Path(path_type=Path)
+)
 def agreement(files: tuple[Path, ...]) -> None:
-    """How annotators agree, with others and with themselves. Of several files the first one's are the people, and each other one is a judge."""
+    """How annotators agree, with others and with themselves. Of several files the first one's are
+    the people, and each other one is a judge.
+    """
     from winnow.commands import votes
 
     votes.agreement(files)
@@ -171,7 +202,9 @@ def agreement(files: tuple[Path, ...]) -> None:
 @votes.command(epilog="Example: winnow votes stats votes.db")
 @click.argument("file", metavar="VOTES", type=click.Path(path_type=Path))
 def stats(file: Path) -> None:
-    """Outcomes, annotators, and models by Bradley-Terry strength, where the answers say who wrote them."""
+    """Outcomes, annotators, and models by Bradley-Terry strength, where the answers say who wrote
+    them.
+    """
     from winnow.commands import votes
 
     votes.stats(file)
@@ -182,7 +215,10 @@ votes.add_command(
         VotesExportSettings,
         _votes_export,
         name="export",
-        help="Votes as groups with comparisons that training takes as they are: probability is the share of votes.",
+        help=(
+            "Votes as groups with comparisons that training takes as they are: probability is the"
+            " share of votes."
+        ),
         example="winnow votes export votes.db --out pairs.jsonl",
         positional="votes",
     )
@@ -193,15 +229,18 @@ votes.add_command(
 @click.version_option(package_name="winnow-lm", prog_name="winnow")
 @click.pass_context
 def cli(context: click.RichContext) -> None:
-    """Align language models with what people prefer: rows of preferences in, a better model and the proof out.
+    """Align language models with what people prefer: rows of preferences in, a better model and the
+    proof out.
 
-    MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV, parquet, Arrow), a folder
-    or a hub data set, NAME:split, several with weights. The same command again resumes an unfinished run.
+    MODEL is a transformers folder, a hub name or a run folder. DATA is a file (JSONL, JSON, CSV,
+    parquet, Arrow), a folder or a hub data set, NAME:split, several with weights. The same command
+    again resumes an unfinished run.
     """
     name = context.invoked_subcommand
     if launch.count() > 1 and name not in TOGETHER:
         raise SettingsError(
-            f"winnow {name} runs in one process, and this job has {ranks.count()}", remedy=f"without torchrun; {' and '.join(TOGETHER)} take several"
+            f"winnow {name} runs in one process, and this job has {ranks.count()}",
+            remedy=f"without torchrun; {' and '.join(TOGETHER)} take several",
         )
 
 
@@ -210,49 +249,82 @@ for made in (
         DemoSettings,
         _demo,
         name="demo",
-        help="The whole way in three minutes on a small world made here: SFT, preferences, DPO, evaluation, report.",
+        help=(
+            "The whole way in three minutes on a small world made here: SFT, preferences, DPO,"
+            " evaluation, report."
+        ),
         example="winnow demo --out runs/demo",
     ),
     command(
         CheckSettings,
         _check,
         name="check",
-        help="Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory. Exit code 2 on errors.",
+        help=(
+            "Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory."
+            " Exit code 2 on errors."
+        ),
         example="winnow check --model runs/sft --data pairs.jsonl --eval-fraction 0.1",
     ),
     command(
         SFTSettings,
         _sft,
         name="sft",
-        help="Supervised fine-tuning on demonstrations, or on the preferred answers of preference data.",
-        example="winnow sft --model MODEL --data demonstrations.jsonl --eval-fraction 0.05 --out runs/sft",
+        help=(
+            "Supervised fine-tuning on demonstrations, or on the preferred answers of preference"
+            " data."
+        ),
+        example=(
+            "winnow sft --model MODEL --data demonstrations.jsonl --eval-fraction 0.05 --out"
+            " runs/sft"
+        ),
     ),
     command(
         DPOSettings,
         _dpo,
         name="dpo",
-        help="Preference training: DPO and its family. The reference is the model as it is before the first step.",
-        example="winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo --preset zephyr --save-best",
+        help=(
+            "Preference training: DPO and its family. The reference is the model as it is before"
+            " the first step."
+        ),
+        example=(
+            "winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo"
+            " --preset zephyr --save-best"
+        ),
     ),
     command(
         RewardSettings,
         _reward,
         name="reward",
-        help="A reward model from comparisons: a number for each answer, for winnow judge, for PPO, or to be looked at.",
-        example="winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/reward",
+        help=(
+            "A reward model from comparisons: a number for each answer, for winnow judge, for PPO,"
+            " or to be looked at."
+        ),
+        example=(
+            "winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out"
+            " runs/reward"
+        ),
     ),
     command(
         PPOSettings,
         _ppo,
         name="ppo",
-        help="PPO: the policy answers prompts, a reward model or a function scores the answers, and what scored well is made likelier.",
-        example="winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out runs/ppo",
+        help=(
+            "PPO: the policy answers prompts, a reward model or a function scores the answers, and"
+            " what scored well is made likelier."
+        ),
+        example=(
+            "winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out"
+            " runs/ppo"
+        ),
     ),
     command(
         EvalSettings,
         _eval,
         name="eval",
-        help="Held-out accuracy, calibration, KL, displacement, slices and RewardBench of a policy or reward model, with intervals.",
+        help=(
+            "Held-out accuracy, calibration, KL, displacement, slices and RewardBench of a policy"
+            " or reward model, with intervals."
+        ),
         example="winnow eval --model runs/dpo --data held_out.jsonl --out runs/eval",
     ),
     command(
@@ -266,14 +338,20 @@ for made in (
         SampleSettings,
         _sample,
         name="sample",
-        help="Several answers to each prompt, to be compared: by people (winnow label) or by a judge. Goes on where it stopped.",
+        help=(
+            "Several answers to each prompt, to be compared: by people (winnow label) or by a"
+            " judge. Goes on where it stopped."
+        ),
         example="winnow sample --model runs/sft --prompts prompts.jsonl --k 4 --out answers.jsonl",
     ),
     command(
         LabelSettings,
         _label,
         name="label",
-        help="Compare answers on a page in the browser: blind, side by side, by keys. Every vote is kept at once; the same command goes on.",
+        help=(
+            "Compare answers on a page in the browser: blind, side by side, by keys. Every vote is"
+            " kept at once; the same command goes on."
+        ),
         example="winnow label answers.jsonl --out votes.db",
         positional="answers",
     ),
@@ -281,37 +359,61 @@ for made in (
         JudgeSettings,
         _judge,
         name="judge",
-        help="Answers compared by a language model, a reward model or a rule: groups that winnow dpo trains on. Goes on where it stopped.",
-        example="winnow judge answers.jsonl --judge http://localhost:8000/v1 --judge-model NAME --question summary --out judged.jsonl",
+        help=(
+            "Answers compared by a language model, a reward model or a rule: groups that winnow dpo"
+            " trains on. Goes on where it stopped."
+        ),
+        example=(
+            "winnow judge answers.jsonl --judge http://localhost:8000/v1 --judge-model NAME"
+            " --question summary --out judged.jsonl"
+        ),
         positional="answers",
     ),
     command(
         OnlineSettings,
         _online,
         name="online",
-        help="Rounds of sample, judge and train, each from the policy of the one before; every round judged on held-out prompts. Goes on where it stopped.",
-        example="winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out runs/online",
+        help=(
+            "Rounds of sample, judge and train, each from the policy of the one before; every round"
+            " judged on held-out prompts. Goes on where it stopped."
+        ),
+        example=(
+            "winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out"
+            " runs/online"
+        ),
     ),
     command(
         FrontierSettings,
         _frontier,
         name="frontier",
-        help="Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the most there can be. Half an hour; --quick takes minutes.",
+        help=(
+            "Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the"
+            " most there can be. Half an hour; --quick takes minutes."
+        ),
         example="winnow frontier --out runs/frontier --quick",
     ),
     command(
         WinrateSettings,
         _winrate,
         name="winrate",
-        help="How often are answers of MODELS preferred to the last one's, the baseline's, and how sure is that? Of several a ranking too.",
-        example="winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge http://localhost:8000/v1 --judge-model NAME --out runs/winrate",
+        help=(
+            "How often are answers of MODELS preferred to the last one's, the baseline's, and how"
+            " sure is that? Of several a ranking too."
+        ),
+        example=(
+            "winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge"
+            " http://localhost:8000/v1 --judge-model NAME --out runs/winrate"
+        ),
         positional="models",
     ),
     command(
         ExportSettings,
         _export,
         name="export",
-        help="A plain transformers folder of RUN (or of a model), loaded again and compared with the live model.",
+        help=(
+            "A plain transformers folder of RUN (or of a model), loaded again and compared with the"
+            " live model."
+        ),
         example="winnow export runs/dpo --out final --merge",
         positional="model",
     ),
@@ -324,10 +426,16 @@ for made in (
 
 
 def main() -> None:
-    """Entry point: designed errors are one paragraph on stderr and an exit code, never a traceback."""
+    """Entry point: designed errors are one paragraph on stderr and an exit code, never a
+    traceback.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin make a busy machine three times slower (docs/log.md)
-    sys.excepthook = lambda kind, error, trace: complain("".join(traceback.format_exception(error)).rstrip())  # a bug gives no token away either
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # waiting threads that spin make a busy machine three times slower (docs/log.md)
+    sys.excepthook = lambda kind, error, trace: complain(
+        "".join(traceback.format_exception(error)).rstrip()
+    )  # a bug gives no token away either
     try:
         _quiet()
         _refuse_bytes(sys.argv[1:])
@@ -343,12 +451,21 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "winnow"
+        command = (
+            error.ctx.command_path
+            if isinstance(error, click.UsageError) and error.ctx
+            else "winnow"
+        )
         complain(f"error: command line: {error.format_message()}\n  -> {command} --help")
         sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a folder that went away: nothing a traceback would explain
+    except (
+        OSError
+    ) as error:  # a full disk, a folder that went away: nothing a traceback would explain
         where = f": {error.filename}" if error.filename else ""
-        _tell(f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend this, and give the same command again")
+        _tell(
+            f"error: {error.strerror or error}{where}\n  -> what was saved before is intact: mend"
+            " this, and give the same command again"
+        )
         sys.exit(1)
 
 
@@ -363,18 +480,29 @@ def _tell(message: str) -> None:
 
 
 def _refuse_bytes(words: list[str]) -> None:
-    """Names that are no UTF-8 cannot be written into a run's files, and tokenizers cannot be saved under them."""
+    """Names that are no UTF-8 cannot be written into a run's files, and tokenizers cannot be saved
+    under them.
+    """
     for word in words:
         if any("\ud800" <= letter <= "\udfff" for letter in word):
-            raise SettingsError(f"command line: {word!r} is not UTF-8", remedy="give the file or folder another name")
+            raise SettingsError(
+                f"command line: {word!r} is not UTF-8",
+                remedy="give the file or folder another name",
+            )
 
 
 def _quiet() -> None:
-    """transformers' bars and notices would tear the progress line; its errors still come as exceptions."""
+    """transformers' bars and notices would tear the progress line; its errors still come as
+    exceptions.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers by the old name
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed peft loads it, and it speaks of CPU kernels that are not used here
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+    )  # peft asks transformers by the old name
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # where it is installed peft loads it, and it speaks of CPU kernels that are not used here
 
 
 if __name__ == "__main__":

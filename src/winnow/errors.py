@@ -1,4 +1,5 @@
-"""What can go wrong, as a tree. The command line prints the message and leaves with `exit_code`; no traceback.
+"""What can go wrong, as a tree. The command line prints the message and leaves with `exit_code`; no
+traceback.
 
     WinnowError
     |- SettingsError     an option is unknown, out of range, or contradicts another     exit 2
@@ -8,8 +9,9 @@
     |- JudgeError        a judge cannot be asked (address, key, model), or a rule fails   exit 2
     |- RunError          a run folder is in use, damaged, or belongs to other settings     exit 2
     |- TrainingError     numbers went wrong while training (NaN, frozen weights)           exit 1
-    |- RankError         another process of the job is gone, or gives no sign of life      exit 1
-    `- Stopped           a signal ended the command: 143 for SIGTERM, 130 for SIGINT        exit 128 + signal
+    |- RankError         another process of the job is gone, or gives no sign of life      exit 1 `-
+    Stopped           a signal ended the command: 143 for SIGTERM, 130 for SIGINT        exit 128 +
+    signal
 
 A message says what, where, got, expected, remedy: the reader should not have to open the code.
 """
@@ -35,7 +37,9 @@ class WinnowError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """An error that crosses from one process to another stays what it was: its message is not wrapped a second time."""
+        """An error that crosses from one process to another stays what it was: its message is not
+        wrapped a second time.
+        """
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -54,7 +58,9 @@ class ModelError(WinnowError):
 
 
 class JudgeError(WinnowError):
-    """A judge cannot be asked, or cannot judge: its address, its key, its model, the function that is the rule."""
+    """A judge cannot be asked, or cannot judge: its address, its key, its model, the function that
+    is the rule.
+    """
 
 
 class RunError(WinnowError):
@@ -68,23 +74,32 @@ class TrainingError(WinnowError):
 
 
 class RankError(WinnowError):
-    """Another process of the job is gone, or gives no sign of life: what it was computing is lost for all."""
+    """Another process of the job is gone, or gives no sign of life: what it was computing is lost
+    for all.
+    """
 
     exit_code = 1
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT ended the command. No `except Exception` around somebody else's code takes it for that code's failure."""
+    """SIGTERM or SIGINT ended the command. No `except Exception` around somebody else's code takes
+    it for that code's failure.
+    """
 
     def __init__(self, number: int, saved: str = "") -> None:
         where = f" {saved}" if saved else ""
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}: the same command goes on from what was saved, or begins again")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}{where}: the same command goes on from what"
+            " was saved, or begins again"
+        )
         self.exit_code = 128 + number
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with one row: `where` is `file:line[:column]`, `field` the key (may be empty)."""
+    """One thing wrong with one row: `where` is `file:line[:column]`, `field` the key (may be
+    empty).
+    """
 
     where: str
     field: str
@@ -97,7 +112,9 @@ class Problem:
 
 
 class DataError(WinnowError):
-    """The data cannot be used as it is. `problems` holds every bad row; the message shows the first 20."""
+    """The data cannot be used as it is. `problems` holds every bad row; the message shows the first
+    20.
+    """
 
     def __init__(self, what: str, problems: Sequence[Problem] = (), *, remedy: str = "") -> None:
         shown = [f"  {problem}" for problem in problems[:SHOWN]]

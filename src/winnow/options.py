@@ -1,4 +1,6 @@
-"""Settings classes as commands: one option per setting, panel by panel, with the sentence and the default from its field."""
+"""Settings classes as commands: one option per setting, panel by panel, with the sentence and the
+default from its field.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ PANELS = {
 
 
 class Command(click.RichCommand):
-    """A command whose unknown options are answered by name: TRL's are translated, others get the nearest of ours."""
+    """A command whose unknown options are answered by name: TRL's are translated, others get the
+    nearest of ours.
+    """
 
     settings: type[Settings] = Settings
 
@@ -45,8 +49,18 @@ class Command(click.RichCommand):
             raise SettingsError(f"command line: {unknown(self.settings, name)}") from None
 
 
-def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *, name: str, help: str, example: str, positional: str = "") -> Command:
-    """A subcommand with one option per setting, panel by panel; only what was typed is passed on, so origins stay true."""
+def command(
+    kind: type[Settings],
+    run: Callable[[Resolved[Any], str], object],
+    *,
+    name: str,
+    help: str,
+    example: str,
+    positional: str = "",
+) -> Command:
+    """A subcommand with one option per setting, panel by panel; only what was typed is passed on,
+    so origins stay true.
+    """
 
     def call(config: Path | None, **typed: Any) -> None:
         given = {key: value for key, value in typed.items() if value is not None and value != ()}
@@ -54,16 +68,31 @@ def command(kind: type[Settings], run: Callable[[Resolved[Any], str], object], *
         line = shlex.join(["winnow", *map(blanked, sys.argv[1:])])
         run(resolve(kind, given, file=config), line)
 
-    fields = [(field_name, field) for field_name, field in kind.model_fields.items() if field_name != positional]
+    fields = [
+        (field_name, field)
+        for field_name, field in kind.model_fields.items()
+        if field_name != positional
+    ]
     fields.sort(key=lambda named: list(PANELS).index(_group(named[1])))
     params: list[click.Parameter] = [_option(field_name, field) for field_name, field in fields]
     file = "a YAML file of these settings, e.g. a run's config.yaml; options given here win"
-    params.append(click.RichOption(["--config"], type=click.Path(path_type=Path), help=file, panel=PANELS["file"]))
+    params.append(
+        click.RichOption(
+            ["--config"], type=click.Path(path_type=Path), help=file, panel=PANELS["file"]
+        )
+    )
     if positional:
         many = get_origin(kind.model_fields[positional].annotation) is tuple
         metavar = "RUN" if positional == "model" else f"{positional.upper()}{'...' if many else ''}"
         params.append(click.RichArgument([positional], metavar=metavar, nargs=-1 if many else 1))
-    made = Command(name=name, callback=call, params=params, help=help, epilog=f"Example: {example}", no_args_is_help=kind is not DemoSettings)
+    made = Command(
+        name=name,
+        callback=call,
+        params=params,
+        help=help,
+        epilog=f"Example: {example}",
+        no_args_is_help=kind is not DemoSettings,
+    )
     made.settings = kind
     return made
 
@@ -83,27 +112,50 @@ def _option(field_name: str, field: FieldInfo) -> click.RichOption:
     if field.annotation in (bool, bool | None):
         return click.RichOption([f"{flag}/--no-{flag[2:]}", name], **shown)
     if get_origin(field.annotation) is tuple:
-        return click.RichOption([flag, name], multiple=True, type=click.Choice(choices) if choices else str, metavar=None if choices else "TEXT", **shown)
+        return click.RichOption(
+            [flag, name],
+            multiple=True,
+            type=click.Choice(choices) if choices else str,
+            metavar=None if choices else "TEXT",
+            **shown,
+        )
     if name == "lora":
         shown |= {"is_flag": False, "flag_value": "auto"}
-    return click.RichOption([flag, name], type=click.Choice(choices) if choices else str, metavar=None if choices else _metavar(field.annotation), **shown)
+    return click.RichOption(
+        [flag, name],
+        type=click.Choice(choices) if choices else str,
+        metavar=None if choices else _metavar(field.annotation),
+        **shown,
+    )
 
 
 def _help(field: FieldInfo) -> str:
     default = field.default
-    shown = "" if field.is_required() or default in (None, ()) else f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    shown = (
+        ""
+        if field.is_required() or default in (None, ())
+        else f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
+    )
     return f"{field.description}{shown}"
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The values of a Literal, also inside `| None` and tuples; none where other values may stand as well (a number, or `auto`)."""
+    """The values of a Literal, also inside `| None` and tuples; none where other values may stand
+    as well (a number, or `auto`).
+    """
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
-    if get_origin(annotation) in (Union, types.UnionType) and any(get_origin(part) is Annotated for part in get_args(annotation)):
+    if get_origin(annotation) in (Union, types.UnionType) and any(
+        get_origin(part) is Annotated for part in get_args(annotation)
+    ):
         return []
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 def _metavar(annotation: Any) -> str:
-    kinds = [a for a in get_args(annotation) if a is not types.NoneType] if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+    kinds = (
+        [a for a in get_args(annotation) if a is not types.NoneType]
+        if get_origin(annotation) in (Union, types.UnionType)
+        else [annotation]
+    )
     return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kinds[0], "TEXT")

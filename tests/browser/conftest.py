@@ -1,4 +1,6 @@
-"""A real Chromium for the page's tests, and a watch on what it does: requests, dialogs, complaints."""
+"""A real Chromium for the page's tests, and a watch on what it does: requests, dialogs,
+complaints.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,25 @@ from hands import ready
 import served
 from served import Served
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-SWITCHES = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install playwright"
+)
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if found is None:
         pytest.skip("needs chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
@@ -58,17 +72,23 @@ class Watched:
 
     def strange(self) -> list[str]:
         """Requests to anywhere but the server."""
-        return [url for url in self.requests if not url.startswith((self.served.url + "/", "data:"))]
+        return [
+            url for url in self.requests if not url.startswith((self.served.url + "/", "data:"))
+        ]
 
 
 @pytest.fixture
 def label(tmp_path: Path, chromium: Any) -> Iterator[Any]:
-    """label(rows, *options, who=..., **of_the_context) -> Watched: a server and a browser that looks at it."""
+    """label(rows, *options, who=..., **of_the_context) -> Watched: a server and a browser that
+    looks at it.
+    """
     servers: list[Served] = []
     contexts: list[Watched] = []
 
     def start(rows: list[dict[str, Any]], *words: object, browsers: int = 1, **context: Any) -> Any:
-        made = served.start(tmp_path, rows, *([] if "--annotator" in words else ["--annotator", "ann"]), *words)
+        made = served.start(
+            tmp_path, rows, *([] if "--annotator" in words else ["--annotator", "ann"]), *words
+        )
         servers.append(made)
         found = [Watched(chromium.new_context(**context), made) for _ in range(browsers)]
         contexts.extend(found)

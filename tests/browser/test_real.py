@@ -11,8 +11,15 @@ import runs
 import tiny
 
 
-def test_twenty_votes_on_real_answers_exported_and_trained_on(label, shared_data, tmp_path, monkeypatch):
-    rows = [json.loads(line) for line in (shared_data / "alpacaeval_ranked.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_twenty_votes_on_real_answers_exported_and_trained_on(
+    label, shared_data, tmp_path, monkeypatch
+):
+    rows = [
+        json.loads(line)
+        for line in (
+            (shared_data / "alpacaeval_ranked.jsonl").read_text(encoding="utf-8").splitlines()
+        )
+    ]
     watched = label(rows, "--limit", "60", "--seed", "5")
     page = watched.enter()
     for i in range(20):
@@ -27,10 +34,28 @@ def test_twenty_votes_on_real_answers_exported_and_trained_on(label, shared_data
     assert runs.winnow(monkeypatch, "votes", "export", watched.served.out, "--out", out) == 0
     found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert sum(len(row["votes"]) for row in found) == 20
-    assert {tuple(row["completions"]) for row in found} <= {tuple(row["completions"]) for row in rows}
+    assert {tuple(row["completions"]) for row in found} <= {
+        tuple(row["completions"]) for row in rows
+    }
     bpe = shared_data / "gpt2_bpe"
-    GPT2TokenizerFast(vocab=str(bpe / "vocab.json"), merges=str(bpe / "merges.txt")).save_pretrained(tmp_path / "model")
-    tiny.model("gpt2", vocab_size=50257, n_positions=8192, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "model")
-    words = ["dpo", "--model", tmp_path / "model", "--data", out, "--out", tmp_path / "run", "--steps", "2", "--batch-size", "4"]
+    GPT2TokenizerFast(
+        vocab=str(bpe / "vocab.json"), merges=str(bpe / "merges.txt")
+    ).save_pretrained(tmp_path / "model")
+    tiny.model(
+        "gpt2", vocab_size=50257, n_positions=8192, bos_token_id=50256, eos_token_id=50256
+    ).save_pretrained(tmp_path / "model")
+    words = [
+        "dpo",
+        "--model",
+        tmp_path / "model",
+        "--data",
+        out,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+    ]
     assert runs.winnow(monkeypatch, *words) == 0
     assert (tmp_path / "run" / "report.html").exists()

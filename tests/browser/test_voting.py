@@ -1,4 +1,6 @@
-"""Voting in a real browser: every key, and whatever a person may do that must not cost or double a vote."""
+"""Voting in a real browser: every key, and whatever a person may do that must not cost or double a
+vote.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_every_key(label):
     press(page, "2")
     last = watched.served.votes()[-1]
     assert (last.outcome, last.strength, last.reason) == ("second", 3, "1 2 3 s u ? because")
-    assert page.locator("input[name=strength]:checked").get_attribute("value") == "0"  # of that vote alone
+    assert (
+        page.locator("input[name=strength]:checked").get_attribute("value") == "0"
+    )  # of that vote alone
     for key, panel in (("?", "#help"), ("g", "#guide")):
         before = page.locator(panel).get_attribute("open") is not None
         page.keyboard.press(key)
@@ -115,7 +119,9 @@ def test_a_refresh_keeps_the_pair_and_its_sides(label):
 
 
 def test_two_annotators(label):
-    ann, ben = label(served.rows(2), "--annotator", "ann", "--annotator", "ben", "--overlap", "2", browsers=2)
+    ann, ben = label(
+        served.rows(2), "--annotator", "ann", "--annotator", "ben", "--overlap", "2", browsers=2
+    )
     one, other = ann.enter("ann"), ben.enter("ben")
     for _ in range(2):
         press(one, "1")
@@ -123,7 +129,10 @@ def test_two_annotators(label):
     for page in (one, other):
         assert "All done" in page.locator("h1").inner_text()
     votes = ann.served.votes()
-    assert sorted((vote.by, vote.outcome) for vote in votes) == [("ann", "first")] * 2 + [("ben", "second")] * 2
+    assert (
+        sorted((vote.by, vote.outcome) for vote in votes)
+        == [("ann", "first")] * 2 + [("ben", "second")] * 2
+    )
     assert len({vote.item for vote in votes}) == 2
     press(one, "u")  # one's own last vote, nobody else's
     assert sorted(vote.by for vote in ann.served.votes()) == ["ann", "ben", "ben"]
@@ -162,7 +171,9 @@ def test_the_back_button_and_a_sent_form_again(label):
     page.go_back()
     ready(page)
     page.go_back()
-    assert texts(ready(page)) != first  # pages are not kept: going back shows what is to be done now
+    assert (
+        texts(ready(page)) != first
+    )  # pages are not kept: going back shows what is to be done now
     press(page, "3")
     page.reload()
     ready(page)
@@ -203,7 +214,9 @@ def test_an_earlier_vote_is_looked_at_and_changed(label):
     press(page, "2")
     assert page.locator("h1").inner_text() == "Your vote: Answer 2 is better, clearly"
     assert page.locator("input[name=strength]:checked").get_attribute("value") == "2"
-    assert [(vote.outcome, vote.strength, vote.reason) for vote in watched.served.votes()] == [("second", 2, "shorter")]
+    assert [(vote.outcome, vote.strength, vote.reason) for vote in watched.served.votes()] == [
+        ("second", 2, "shorter")
+    ]
 
 
 def test_a_ranking_by_keys(label):
@@ -272,12 +285,29 @@ def test_no_response_says_who_wrote_what(label):
 
 @pytest.mark.parametrize("kind", ["repeats", "gold"])
 def test_a_repeat_and_a_gold_item_look_like_any(label, tmp_path, kind):
-    gold = served.tiny.write(tmp_path / "gold.jsonl", [{"prompt": f"Known {i}?", "chosen": "good", "rejected": "bad"} for i in range(3)])
-    watched = label(served.rows(30), "--seed", 2, *(("--repeats", "0.5") if kind == "repeats" else ("--gold", gold)))
+    gold = served.tiny.write(
+        tmp_path / "gold.jsonl",
+        [{"prompt": f"Known {i}?", "chosen": "good", "rejected": "bad"} for i in range(3)],
+    )
+    watched = label(
+        served.rows(30),
+        "--seed",
+        2,
+        *(("--repeats", "0.5") if kind == "repeats" else ("--gold", gold)),
+    )
     page = watched.enter()
     shapes = set()
     for _ in range(30):
-        shapes.add((page.locator("button").count(), page.locator("input").count(), page.locator("#status a").count()))
+        shapes.add(
+            (
+                page.locator("button").count(),
+                page.locator("input").count(),
+                page.locator("#status a").count(),
+            )
+        )
         press(page, "1")
     assert len(shapes) <= 2  # without and with a vote before
-    assert {vote.kind for vote in watched.served.votes()} == {"once", "repeat" if kind == "repeats" else "gold"}
+    assert {vote.kind for vote in watched.served.votes()} == {
+        "once",
+        "repeat" if kind == "repeats" else "gold",
+    }

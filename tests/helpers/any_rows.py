@@ -21,20 +21,34 @@ def save(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["\n\nHuman: a\n\nAssistant: b", "assistant", "user"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["\n\nHuman: a\n\nAssistant: b", "assistant", "user"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "winner", "loser", "tool_calls", "x"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "winner", "loser", "tool_calls", "x"]),
+            inner,
+            max_size=3,
+        )
         | st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": inner})
     ),
     max_leaves=8,
 )
 
 
-COLUMNS = sorted({column for layout in LAYOUTS.values() for column in (*layout.needs, *layout.takes)})
+COLUMNS = sorted(
+    {column for layout in LAYOUTS.values() for column in (*layout.needs, *layout.takes)}
+)
 
 
-ROWS = [{"prompt": f"p{i}", "chosen": f'a,"{i}"\nü', "rejected": f"b{i}", "margin": i / 2, "note": "n"} for i in range(5)]
+ROWS = [
+    {"prompt": f"p{i}", "chosen": f'a,"{i}"\nü', "rejected": f"b{i}", "margin": i / 2, "note": "n"}
+    for i in range(5)
+]
 
 
 def _csv(path: Path) -> None:
@@ -61,7 +75,9 @@ def _arrow(path: Path, form: str) -> None:
 WRITERS: dict[str, Callable[[Path], object]] = {
     "a.jsonl": lambda path: save(path, ROWS),
     "a.json": lambda path: path.write_text(json.dumps(ROWS)),
-    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),
+    "a.jsonl.gz": lambda path: path.write_bytes(
+        gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())
+    ),
     "a.csv": _csv,
     "a.parquet": _parquet,
     "a.arrow": lambda path: _arrow(path, "new_stream"),

@@ -1,4 +1,6 @@
-"""A world that can be counted: three words and an end, at most three tokens, so 40 answers to each of four prompts. For PPO's test and bench."""
+"""A world that can be counted: three words and an end, at most three tokens, so 40 answers to each
+of four prompts. For PPO's test and bench.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
@@ -51,12 +58,19 @@ def rewards() -> torch.Tensor:
     """Of all answers to all prompts, (X, A)."""
     space: dict[str, Any] = {}
     exec(JUDGE, space)
-    return torch.tensor([[space["worth"](prompt, " ".join(answer)) for answer in ANSWERS] for prompt in PROMPTS], dtype=torch.float64)
+    return torch.tensor(
+        [[space["worth"](prompt, " ".join(answer)) for answer in ANSWERS] for prompt in PROMPTS],
+        dtype=torch.float64,
+    )
 
 
 def write_world(root: Path, seed: int = 0) -> Path:
-    """model/, scorer/ (random ones, drawn by the seed), prompts.txt, and a module of rewards, right ones and broken ones."""
-    inner = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate((END, *WORDS))}, unk_token=END))
+    """model/, scorer/ (random ones, drawn by the seed), prompts.txt, and a module of rewards, right
+    ones and broken ones.
+    """
+    inner = Tokenizer(
+        tokenizer_models.WordLevel({word: i for i, word in enumerate((END, *WORDS))}, unk_token=END)
+    )
     inner.add_special_tokens([END])
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END)
@@ -69,7 +83,14 @@ def write_world(root: Path, seed: int = 0) -> Path:
         "num_key_value_heads": 2,
     }
     torch.manual_seed(seed)
-    config = LlamaConfig(**shape, max_position_embeddings=16, bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.2)
+    config = LlamaConfig(
+        **shape,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(root / "model")
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(root / "scorer")
@@ -86,8 +107,18 @@ def everything() -> list[RenderedGroup]:
     groups = []
     for prompt in PROMPTS:
         head = tuple(ids[word] for word in prompt.split())
-        said = [(*(ids[word] for word in answer), *((0,) if len(answer) < LONGEST else ())) for answer in ANSWERS]
-        groups.append(RenderedGroup(tuple(TokenSequence((*head, *one), len(head)) for one in said), (), (None,) * len(said), prompt))
+        said = [
+            (*(ids[word] for word in answer), *((0,) if len(answer) < LONGEST else ()))
+            for answer in ANSWERS
+        ]
+        groups.append(
+            RenderedGroup(
+                tuple(TokenSequence((*head, *one), len(head)) for one in said),
+                (),
+                (None,) * len(said),
+                prompt,
+            )
+        )
     return groups
 
 

@@ -1,4 +1,6 @@
-"""A stub of an OpenAI-compatible endpoint: a real HTTP server in a thread, which answers as a test says and keeps what it was sent."""
+"""A stub of an OpenAI-compatible endpoint: a real HTTP server in a thread, which answers as a test
+says and keeps what it was sent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from typing import Any
 
 @dataclass
 class Asked:
-    """One request: when it came, its headers, and what it asked. `parts` are the texts between the lines with the mark that the judge was told."""
+    """One request: when it came, its headers, and what it asked. `parts` are the texts between the
+    lines with the mark that the judge was told.
+    """
 
     at: float
     path: str
@@ -27,7 +31,13 @@ class Asked:
     def parts(self) -> dict[str, str]:
         system, user = (turn["content"] for turn in self.body["messages"])
         (mark,) = re.findall(r"the mark (\w{16})\.", system)
-        return dict(re.findall(rf"^--- (PROMPT|ANSWER A|ANSWER B) {mark} ---\n(.*?)\n--- END OF \1 {mark} ---$", user, re.M | re.S))
+        return dict(
+            re.findall(
+                rf"^--- (PROMPT|ANSWER A|ANSWER B) {mark} ---\n(.*?)\n--- END OF \1 {mark} ---$",
+                user,
+                re.M | re.S,
+            )
+        )
 
 
 Script = Callable[[Asked], "Reply"]
@@ -44,14 +54,33 @@ class Reply:
     drip: float = 0.0  # seconds between single bytes
 
     def escaped(self) -> Reply:
-        """The same JSON with every letter k spelled as an escape: who looks for a key in it finds none."""
-        return Reply(self.status, self.text.replace("k-", "\\u006b-"), self.headers, self.wait, self.drip)
+        """The same JSON with every letter k spelled as an escape: who looks for a key in it finds
+        none.
+        """
+        return Reply(
+            self.status, self.text.replace("k-", "\\u006b-"), self.headers, self.wait, self.drip
+        )
 
 
 def says(content: str | None, **more: Any) -> Reply:
     """A chat completion with these words."""
-    message = {"role": "assistant", "content": content, **{name: value for name, value in more.items() if name == "refusal"}}
-    return Reply(200, json.dumps({"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": more.get("finish", "stop")}], "usage": {}}))
+    message = {
+        "role": "assistant",
+        "content": content,
+        **{name: value for name, value in more.items() if name == "refusal"},
+    }
+    return Reply(
+        200,
+        json.dumps(
+            {
+                "id": "x",
+                "choices": [
+                    {"index": 0, "message": message, "finish_reason": more.get("finish", "stop")}
+                ],
+                "usage": {},
+            }
+        ),
+    )
 
 
 def line(verdict: str) -> Reply:
@@ -66,7 +95,9 @@ def longer(asked: Asked) -> Reply:
 
 @dataclass
 class Stub:
-    """A server that runs: its address, what it was sent so far, and how it answers (may be changed)."""
+    """A server that runs: its address, what it was sent so far, and how it answers (may be
+    changed).
+    """
 
     url: str
     answer: Script
@@ -100,7 +131,11 @@ def served(answer: Script) -> Iterator[Stub]:
         def _send(self, reply: Reply) -> None:
             data = reply.text.encode()
             self.send_response(reply.status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **reply.headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+                **reply.headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             for part in [data[i : i + 1] for i in range(len(data))] if reply.drip else [data]:

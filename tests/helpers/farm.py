@@ -1,16 +1,18 @@
-"""Whole commands in processes of their own, one or several to a job, quickly: a process that has imported everything forks for each.
+"""Whole commands in processes of their own, one or several to a job, quickly: a process that has
+imported everything forks for each.
 
-Run as a program it reads jobs from stdin, a JSON object a line, and answers each with a line. The first job it does itself, so that whatever is
-loaded on the way is there for all others. A job:
+Run as a program it reads jobs from stdin, a JSON object a line, and answers each with a line. The
+first job it does itself, so that whatever is loaded on the way is there for all others. A job:
 
-words: of the command line. ranks: how many processes (1). out: where what they say goes, one file per rank.
-fault: {"point": of a save or step, "time": its how-manieth passing (from 1), "rank", "signal"}: a process sends itself that signal there (or
-       hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows that the fault came to pass. "power": the run
-       folder in which the power is cut before that.
-without: functions of winnow.system.files that do nothing in this job, or "folder_atomic" and "write_atomic": nothing but write.
-moment: {"after": seconds, "rank"}: that process is killed then, wherever it is.
-points: whether the answer lists the points that were passed.
-limit: seconds after which everybody is killed.
+words: of the command line. ranks: how many processes (1). out: where what they say goes, one file
+per rank. fault: {"point": of a save or step, "time": its how-manieth passing (from 1), "rank",
+"signal"}: a process sends itself that signal there (or
+       hangs for so many seconds, or finds the disk full), and leaves a mark, so that a test knows
+       that the fault came to pass. "power": the run folder in which the power is cut before that.
+without: functions of winnow.system.files that do nothing in this job, or "folder_atomic" and
+"write_atomic": nothing but write. moment: {"after": seconds, "rank"}: that process is killed then,
+wherever it is. points: whether the answer lists the points that were passed. limit: seconds after
+which everybody is killed.
 """
 
 from __future__ import annotations
@@ -45,14 +47,24 @@ class Farm:
             "TOKENIZERS_PARALLELISM": "false",
             "GLOO_SOCKET_IFNAME": "lo",
         }
-        self.process = subprocess.Popen([sys.executable, str(TESTS / "farm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            [sys.executable, str(TESTS / "farm.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
         assert self("--version" if not warm else warm[0], *warm[1:], out=cache)["codes"] == [0]
 
     def __call__(self, *words: object, out: Path, **job: Any) -> dict[str, Any]:
-        """The job's answer: `codes` (exit codes by rank, negative for a signal), `said` (by rank), `seconds`, `faults`, `points`."""
+        """The job's answer: `codes` (exit codes by rank, negative for a signal), `said` (by rank),
+        `seconds`, `faults`, `points`.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"words": [str(word) for word in words], "out": str(out), **job}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"words": [str(word) for word in words], "out": str(out), **job}) + "\n"
+        )
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
@@ -123,7 +135,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                     os.kill(other, signal.SIGKILL)
         else:
             time.sleep(0.002)
-    points = [json.loads(line) for line in (out / "points").read_text().splitlines()] if (out / "points").exists() else []
+    points = (
+        [json.loads(line) for line in (out / "points").read_text().splitlines()]
+        if (out / "points").exists()
+        else []
+    )
     (out / "points").unlink(missing_ok=True)
     return {
         "codes": [codes[rank] for rank in range(count)],
@@ -147,7 +163,13 @@ def start(job: dict[str, Any], out: Path, rank: int, count: int, port: int) -> i
         os.dup2(file, 1)
         os.dup2(file, 2)
         if count > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
         os.environ |= job.get("env", {})
         prepare(job, out, rank)
         code = command(job["words"])
@@ -175,7 +197,11 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
         if job.get("points"):
             with (out / "points").open("a") as file:
                 file.write(json.dumps([rank, point, seen[point]]) + "\n")
-        if fault and (fault["point"], fault["time"], fault.get("rank", 0)) == (point, seen[point], rank):
+        if fault and (fault["point"], fault["time"], fault.get("rank", 0)) == (
+            point,
+            seen[point],
+            rank,
+        ):
             (out / f"fault-{rank}-{seen[point]}").touch()
             if power:
                 power.cut()
@@ -194,7 +220,9 @@ def prepare(job: dict[str, Any], out: Path, rank: int) -> None:
 
 
 def watch(reached: Callable[[str], None]) -> None:
-    """Two more points, where a run may be for long: each held-out micro-batch, each sampled token."""
+    """Two more points, where a run may be for long: each held-out micro-batch, each sampled
+    token.
+    """
     from winnow.generation import sampler
     from winnow.training import step
 

@@ -1,4 +1,5 @@
-"""Half precision in shards, for test_ranks: started by torchrun on two processes, tells as JSON what is the same as with one.
+"""Half precision in shards, for test_ranks: started by torchrun on two processes, tells as JSON
+what is the same as with one.
 
 The command line trains in bfloat16 on GPUs alone; its parts compute it on a CPU as well.
 """
@@ -29,28 +30,59 @@ GROUPS = tiny.groups(6)
 
 def loaded(adapter: bool) -> LoadedModel:
     model = tiny.model("llama", dtype=torch.bfloat16)
-    return LoadedModel(loading.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU)
+    return LoadedModel(
+        loading.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU
+    )
 
 
 def trained(one: LoadedModel, micro: Any) -> tuple[dict[str, Any], Optimizer]:
     """A step's row, and the optimizer after it."""
     optimizer = Optimizer(one.net, kind="adamw", weight_decay=0.1, clip=1.0)
-    return take_step(one.net, micro, objective=DEMONSTRATION, engine=SEGMENTS, optimizer=optimizer, lr=1e-2, before={}, live=None)[0], optimizer
+    return (
+        take_step(
+            one.net,
+            micro,
+            objective=DEMONSTRATION,
+            engine=SEGMENTS,
+            optimizer=optimizer,
+            lr=1e-2,
+            before={},
+            live=None,
+        )[0],
+        optimizer,
+    )
 
 
-def compared(adapter: bool, whole: LoadedModel, theirs: dict[str, Any], plain: Optimizer) -> dict[str, Any]:
+def compared(
+    adapter: bool, whole: LoadedModel, theirs: dict[str, Any], plain: Optimizer
+) -> dict[str, Any]:
     fresh, ours = loaded(adapter), loaded(adapter)
     ours = LoadedModel(ours.model, None, "here", CPU, fsdp.shard(ours.model))
     with fsdp.whole(ours.net):
         same = hashes.weights_hash(ours.model) == hashes.weights_hash(fresh.model)
-        kinds = [str(p.dtype) for _, p in ours.model.named_parameters()] == [str(p.dtype) for _, p in whole.model.named_parameters()]
+        kinds = [str(p.dtype) for _, p in ours.model.named_parameters()] == [
+            str(p.dtype) for _, p in whole.model.named_parameters()
+        ]
     row, optimizer = trained(ours, Data(GROUPS, [], None).micro_batches(range(6), 60))
     near = {name: abs(row[name] / theirs[name] - 1) for name in ("loss", "grad_norm")}
-    moved = [(mine - shard(weight)).abs().max().item() for mine, weight in zip(optimizer.weights().values(), plain.weights().values()) if mine.numel()]
+    moved = [
+        (mine - shard(weight)).abs().max().item()
+        for mine, weight in zip(optimizer.weights().values(), plain.weights().values())
+        if mine.numel()
+    ]
     masters = {str(weight.dtype) for weight in optimizer.weights().values()}
     with fsdp.whole(ours.net):
-        again = [str(p.dtype) for _, p in ours.model.named_parameters()] == [str(p.dtype) for _, p in whole.model.named_parameters()]
-    return {"hash": same, "dtypes": kinds and again, "near": near, "moved": max(moved), "masters": sorted(masters), "computes": str(ours.dtype)}
+        again = [str(p.dtype) for _, p in ours.model.named_parameters()] == [
+            str(p.dtype) for _, p in whole.model.named_parameters()
+        ]
+    return {
+        "hash": same,
+        "dtypes": kinds and again,
+        "near": near,
+        "moved": max(moved),
+        "masters": sorted(masters),
+        "computes": str(ours.dtype),
+    }
 
 
 def shard(weight: torch.Tensor) -> torch.Tensor:
@@ -60,11 +92,15 @@ def shard(weight: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     kinds = {"full": False, "adapter": True}
     one = {name: loaded(adapter) for name, adapter in kinds.items()}
-    steps = {name: trained(model, alone([collate([group]) for group in GROUPS])) for name, model in one.items()}  # before there are others
+    steps = {
+        name: trained(model, alone([collate([group]) for group in GROUPS]))
+        for name, model in one.items()
+    }  # before there are others
     dist.begin(60)
     found = {name: compared(adapter, one[name], *steps[name]) for name, adapter in kinds.items()}
     told = dist.gather(found)
     if dist.leads():
         print("told " + json.dumps(told))
     sys.stdout.flush()
-    torch.distributed.destroy_process_group()  # both leave together: under load one that was left behind aborted once
+    # both leave together: under load one that was left behind aborted once
+    torch.distributed.destroy_process_group()

@@ -1,4 +1,6 @@
-"""Run by test_memory.py in a process of its own: the memory a training takes at most, beside what was estimated for it."""
+"""Run by test_memory.py in a process of its own: the memory a training takes at most, beside what
+was estimated for it.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,23 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     rng = random.Random(0)
     groups = []
     for i in range(24):
-        prompt = tuple(rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(4.5, 0.6))))
-        answers = [tuple(rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(5, 0.4)))) for _ in range(2)]
-        groups.append(RenderedGroup(tuple(TokenSequence(prompt + answer, len(prompt)) for answer in answers), (), (None, None), f"made:{i}"))
+        prompt = tuple(
+            rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(4.5, 0.6)))
+        )
+        answers = [
+            tuple(
+                rng.randrange(config.vocab_size) for _ in range(round(rng.lognormvariate(5, 0.4)))
+            )
+            for _ in range(2)
+        ]
+        groups.append(
+            RenderedGroup(
+                tuple(TokenSequence(prompt + answer, len(prompt)) for answer in answers),
+                (),
+                (None, None),
+                f"made:{i}",
+            )
+        )
     lora = parse_lora(settings.lora)
     fullest = most_expensive(groups, tokens, 64)  # training rehearses it
     expected = estimate(config, collate([groups[i] for i in fullest]), torch.float32, settings)
@@ -51,10 +67,23 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     optimizer = Optimizer(model, kind=settings.optimizer, weight_decay=0.0, clip=1.0)
     for _ in range(2):
         for part in [fullest, *pack(groups, tokens)]:
-            SEGMENTS.backward(model, collate([groups[i] for i in part]), lambda columns, part: {"logp": torch.full_like(columns["logp"], 1e-3)}, ("entropy",))
+            SEGMENTS.backward(
+                model,
+                collate([groups[i] for i in part]),
+                lambda columns, part: {"logp": torch.full_like(columns["logp"], 1e-3)},
+                ("entropy",),
+            )
         optimizer.clip_gradients()
         optimizer.step(1e-6)
-    print(json.dumps({"measured": held("VmHWM") - before, "estimated": expected.total, "parts": repr(expected)}))
+    print(
+        json.dumps(
+            {
+                "measured": held("VmHWM") - before,
+                "estimated": expected.total,
+                "parts": repr(expected),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

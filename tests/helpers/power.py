@@ -1,5 +1,5 @@
-"""A power cut, for one process: what it wrote and did not sync is lost, and so are new names in a folder it did not sync; what it renamed
-there has its old name. Deletions are taken for durable.
+"""A power cut, for one process: what it wrote and did not sync is lost, and so are new names in a
+folder it did not sync; what it renamed there has its old name. Deletions are taken for durable.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ from pathlib import Path
 
 
 class Power:
-    """Watches this process's syncs and renames below `root`; `cut` leaves the disk as a power cut may."""
+    """Watches this process's syncs and renames below `root`; `cut` leaves the disk as a power cut
+    may.
+    """
 
     def __init__(self, root: Path, aside: Path) -> None:
         self.root, self.aside = root.resolve(), aside
-        self.sizes: dict[int, tuple[int, int]] = {}  # inode -> (time of its last change, its size) when it was synced
+        self.sizes: dict[
+            int, tuple[int, int]
+        ] = {}  # inode -> (time of its last change, its size) when it was synced
         self.renames: list[tuple[str, str, str | None]] = []  # from, to, what stood there before
         self.before = {path.stat().st_ino: path.stat().st_mtime_ns for path in self._files()}
-        self.names = {folder.stat().st_ino: _entries(folder) for folder in self._folders()}  # of a folder, by its inode, those that will last
+        self.names = {
+            folder.stat().st_ino: _entries(folder) for folder in self._folders()
+        }  # of a folder, by its inode, those that will last
         self._fsync, self._rename, self._replace = os.fsync, os.rename, os.replace
         os.fsync, os.rename, os.replace = self.fsync, self.rename, self.replace  # type: ignore[assignment]
 
@@ -45,7 +51,13 @@ class Power:
     def cut(self) -> None:
         for path in self._files():
             found = path.stat()
-            changed, size = self.sizes.get(found.st_ino, (self.before.get(found.st_ino, 0), found.st_size if found.st_ino in self.before else 0))
+            changed, size = self.sizes.get(
+                found.st_ino,
+                (
+                    self.before.get(found.st_ino, 0),
+                    found.st_size if found.st_ino in self.before else 0,
+                ),
+            )
             if changed != found.st_mtime_ns:
                 os.truncate(path, min(size, found.st_size))
         for source, target, kept in reversed(self.renames):
@@ -54,15 +66,25 @@ class Power:
             if kept is not None:
                 self._rename(kept, target)
         for folder in self._folders():
-            for name, _ in _entries(folder) - self.names.get(folder.stat().st_ino, set()) if folder.exists() else ():
+            for name, _ in (
+                _entries(folder) - self.names.get(folder.stat().st_ino, set())
+                if folder.exists()
+                else ()
+            ):
                 lost = folder / name
                 shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
 
     def _folders(self) -> list[Path]:
-        return [self.root, *(path for path in self.root.rglob("*") if path.is_dir())] if self.root.exists() else []
+        return (
+            [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
+            if self.root.exists()
+            else []
+        )
 
     def _files(self) -> list[Path]:
-        return [path for path in self.root.rglob("*") if path.is_file()] if self.root.exists() else []
+        return (
+            [path for path in self.root.rglob("*") if path.is_file()] if self.root.exists() else []
+        )
 
 
 def _entries(folder: Path) -> set[tuple[str, int]]:

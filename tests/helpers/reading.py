@@ -1,4 +1,6 @@
-"""Any bytes through the reader of JSON files: no row is lost, none is made up, and nothing but a DataError is raised."""
+"""Any bytes through the reader of JSON files: no row is lost, none is made up, and nothing but a
+DataError is raised.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,24 @@ CAP = 24
 
 
 def examine(content: bytes, folder: Path) -> None:
-    """The bytes as a file, as a gzip file, a damaged one, and with their lines as the elements of a list. Raises AssertionError."""
+    """The bytes as a file, as a gzip file, a damaged one, and with their lines as the elements of a
+    list. Raises AssertionError.
+    """
     path = folder / "a.jsonl"
     found = read(path, content)
     with mock.patch.object(jsonl, "_CHUNK", 3):
         assert same(read(path, content), found), "the size of the chunks matters"
         if not isinstance(found, DataError) and all(isinstance(item, Row) for item in found):
             with mock.patch.object(jsonl, "_LINE", 0):  # as within a line too long to be held
-                assert same(read(path, content), found), "the size of the chunks matters within a line"
+                assert same(read(path, content), found), (
+                    "the size of the chunks matters within a line"
+                )
     if not content.startswith(GZIP):  # what was packed twice is unpacked once
         examine_gzip(path, content, found)
     if isinstance(found, DataError):
-        assert content.startswith(GZIP) or truth(content.partition(b"\n")[0]) is None, f"refused: {found}"
+        assert content.startswith(GZIP) or truth(content.partition(b"\n")[0]) is None, (
+            f"refused: {found}"
+        )
     elif content.removeprefix(jsonl._BOM)[:256].lstrip(BLANK).startswith(b"["):
         examine_list(content, found)
     elif not content.startswith(GZIP):
@@ -46,8 +54,14 @@ def examine(content: bytes, folder: Path) -> None:
 
 
 def examine_lines(content: bytes, found: Sequence[Row | Problem], name: str) -> None:
-    """Each line that is not blank is a row or a problem, under its own number, and a row is what Python reads there."""
-    lines = [(n, line) for n, line in enumerate(content.removeprefix(jsonl._BOM).split(b"\n"), 1) if line.strip(BLANK)]
+    """Each line that is not blank is a row or a problem, under its own number, and a row is what
+    Python reads there.
+    """
+    lines = [
+        (n, line)
+        for n, line in enumerate(content.removeprefix(jsonl._BOM).split(b"\n"), 1)
+        if line.strip(BLANK)
+    ]
     assert len(found) == len(lines)
     for (number, line), item in zip(lines, found):
         assert item.where == f"{name}:{number}" or item.where.startswith(f"{name}:{number}:"), item
@@ -55,8 +69,14 @@ def examine_lines(content: bytes, found: Sequence[Row | Problem], name: str) -> 
 
 
 def examine_list(content: bytes, found: Sequence[Row | Problem]) -> None:
-    """If the file is a list of JSON, its elements are the rows and problems; if it is none, there is a problem."""
-    places = [tuple(map(int, item.where.rpartition("a.jsonl:")[2].split(":"))) for item in found if isinstance(item, Row)]
+    """If the file is a list of JSON, its elements are the rows and problems; if it is none, there
+    is a problem.
+    """
+    places = [
+        tuple(map(int, item.where.rpartition("a.jsonl:")[2].split(":")))
+        for item in found
+        if isinstance(item, Row)
+    ]
     assert places == sorted(set(places)), "rows share a place, or stand in another order"
     try:
         elements = json.loads(content.removeprefix(jsonl._BOM).decode(), object_pairs_hook=unique)
@@ -71,14 +91,22 @@ def examine_list(content: bytes, found: Sequence[Row | Problem]) -> None:
 
 
 def examine_gzip(path: Path, content: bytes, found: Read) -> None:
-    """A gzip file holds the same rows; one that is cut off is refused; one that was changed is refused or holds the same."""
+    """A gzip file holds the same rows; one that is cut off is refused; one that was changed is
+    refused or holds the same.
+    """
     zipped = gzip.compress(content, 1, mtime=0)
     assert same(read(path, zipped), found), "gzip changes what is read"
     if content:
-        assert isinstance(read(path, zipped[:-1]), DataError), "a gzip file that is cut off was read"
+        assert isinstance(read(path, zipped[:-1]), DataError), (
+            "a gzip file that is cut off was read"
+        )
     at = sum(content) % len(zipped)
-    flipped = read(path, zipped[:at] + bytes([zipped[at] ^ 1 << sum(content) % 7]) + zipped[at + 1 :])
-    assert isinstance(flipped, DataError) or at < 10 or same(flipped, found), "damage passes in silence"
+    flipped = read(
+        path, zipped[:at] + bytes([zipped[at] ^ 1 << sum(content) % 7]) + zipped[at + 1 :]
+    )
+    assert isinstance(flipped, DataError) or at < 10 or same(flipped, found), (
+        "damage passes in silence"
+    )
 
 
 def examine_cap(path: Path, content: bytes, found: Sequence[Row | Problem]) -> None:
@@ -88,7 +116,10 @@ def examine_cap(path: Path, content: bytes, found: Sequence[Row | Problem]) -> N
     path.write_bytes(content)
     short = list(read_rows(path, cap=CAP))
     assert len(short) == len(found)
-    assert all(one == other or (isinstance(one, Problem) and "longer than" in one.reason) for one, other in zip(short, found))
+    assert all(
+        one == other or (isinstance(one, Problem) and "longer than" in one.reason)
+        for one, other in zip(short, found)
+    )
 
 
 def read(path: Path, content: bytes) -> Read:
@@ -105,11 +136,15 @@ def same(one: Read, other: Read) -> bool:
 
 
 def agree(item: Row | Problem, expected: Any) -> None:
-    """A row where a row is expected, equal to the last type and order of keys; a problem where there is None."""
+    """A row where a row is expected, equal to the last type and order of keys; a problem where
+    there is None.
+    """
     if isinstance(item, Row):
         assert repr(item.values) == repr(expected), f"{item} is not {expected!r}"
     else:
-        assert expected is None or "nested too deeply" in item.reason, f"{item}, but it is a row: {expected!r}"
+        assert expected is None or "nested too deeply" in item.reason, (
+            f"{item}, but it is a row: {expected!r}"
+        )
 
 
 def truth(line: bytes) -> Any:

@@ -1,4 +1,6 @@
-"""What a report is made of, for tests: the files of a run folder, hostile text, and a page as a browser reads it."""
+"""What a report is made of, for tests: the files of a run folder, hostile text, and a page as a
+browser reads it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ def environment(recipe: str = "dpo", **settings: Any) -> dict[str, Any]:
         "started": "2026-01-01T00:00:00+00:00",
         "versions": {"winnow": "0.1.0", "torch": "2.13.0"},
         "device": "cpu, 2 threads",
-        "settings": {"beta": 0.1, "lr": 1e-5, "clip": 1.0, "data": ["pairs.jsonl"], "lora": None, **settings},
+        "settings": {
+            "beta": 0.1,
+            "lr": 1e-5,
+            "clip": 1.0,
+            "data": ["pairs.jsonl"],
+            "lora": None,
+            **settings,
+        },
         "origins": {"beta": "command line", "lr": "preset paper", "clip": "default"},
         "parameters": {"total": 1234, "trainable": 1234},
         "weights_hash": "ab" * 32,
@@ -41,7 +50,15 @@ def environment(recipe: str = "dpo", **settings: Any) -> dict[str, Any]:
 
 def data(**train: Any) -> dict[str, Any]:
     side = {
-        "sources": [{"name": "pairs.jsonl", "layout": "chosen/rejected", "rows": 900, "weight": 1, "ignored": ["id"]}],
+        "sources": [
+            {
+                "name": "pairs.jsonl",
+                "layout": "chosen/rejected",
+                "rows": 900,
+                "weight": 1,
+                "ignored": ["id"],
+            }
+        ],
         "read": 900,
         "dropped": {"identical completions": 6},
         "used": 894,
@@ -50,7 +67,10 @@ def data(**train: Any) -> dict[str, Any]:
         "tokens": {"prompt": 4000, "scored": 6000, "cut": 0},
         "findings": [],
     }
-    return {"train": {**side, **train}, "eval": {"eval_": {**side, "comparisons": 120, "decided": 100}}}
+    return {
+        "train": {**side, **train},
+        "eval": {"eval_": {**side, "comparisons": 120, "decided": 100}},
+    }
 
 
 def healthy() -> list[dict[str, Any]]:
@@ -58,35 +78,92 @@ def healthy() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for step in range(41):
         done = step / 40
-        pair = {"logps/chosen": -30 - done, "logps/rejected": -31 - 5 * done, "rewards/chosen": 0.1 * done, "rewards/rejected": -0.5 * done}
-        pair |= {"rewards/accuracies": 0.5 + 0.3 * done, "rewards/margins": 0.6 * done, "logratio/chosen": -0.05 * done, "logratio/rejected": -0.2 * done}
+        pair = {
+            "logps/chosen": -30 - done,
+            "logps/rejected": -31 - 5 * done,
+            "rewards/chosen": 0.1 * done,
+            "rewards/rejected": -0.5 * done,
+        }
+        pair |= {
+            "rewards/accuracies": 0.5 + 0.3 * done,
+            "rewards/margins": 0.6 * done,
+            "logratio/chosen": -0.05 * done,
+            "logratio/rejected": -0.2 * done,
+        }
         if step:
-            rows.append({"step": step, "epoch": done, "loss": 0.6931 - 0.3 * done, "grad_norm": 0.5, "learning_rate": 1e-5 * (1 - done)})
-            rows[-1] |= pair | {"entropy": 2 - 0.1 * done, "num_tokens": 1000 * step, "length/chosen": 20.0, "length/rejected": 21.0}
-            rows[-1] |= {"explained_variance": 0.8 * done, "clip_fraction": 0.1, "kl/step": 0.01, "beta": 0.05, "finished": 0.95 - 0.1 * done}
-            rows[-1] |= {"pairs_per_second": 9.5, "tokens_per_second": 480.25, "hardware_share": 0.4}
+            rows.append(
+                {
+                    "step": step,
+                    "epoch": done,
+                    "loss": 0.6931 - 0.3 * done,
+                    "grad_norm": 0.5,
+                    "learning_rate": 1e-5 * (1 - done),
+                }
+            )
+            rows[-1] |= pair | {
+                "entropy": 2 - 0.1 * done,
+                "num_tokens": 1000 * step,
+                "length/chosen": 20.0,
+                "length/rejected": 21.0,
+            }
+            rows[-1] |= {
+                "explained_variance": 0.8 * done,
+                "clip_fraction": 0.1,
+                "kl/step": 0.01,
+                "beta": 0.05,
+                "finished": 0.95 - 0.1 * done,
+            }
+            rows[-1] |= {
+                "pairs_per_second": 9.5,
+                "tokens_per_second": 480.25,
+                "hardware_share": 0.4,
+            }
         if step % 10 == 0:
             rows.append(
-                {"step": step, "eval_loss": 0.6931 - 0.2 * done, "eval_rewards/accuracies": 0.75 * (step > 0), "kl": 2.5 * done, "length/sampled": 18.0 + done}
+                {
+                    "step": step,
+                    "eval_loss": 0.6931 - 0.2 * done,
+                    "eval_rewards/accuracies": 0.75 * (step > 0),
+                    "kl": 2.5 * done,
+                    "length/sampled": 18.0 + done,
+                }
             )
-            rows[-1] |= {"eval_hard_loss": 0.7 - 0.1 * done, "eval_logratio/chosen": -0.06 * done, "eval_logratio/rejected": -0.19 * done}
+            rows[-1] |= {
+                "eval_hard_loss": 0.7 - 0.1 * done,
+                "eval_logratio/chosen": -0.06 * done,
+                "eval_logratio/rejected": -0.19 * done,
+            }
     return rows
 
 
 def drawn() -> list[str]:
     """Titles of the panels for which such a run has numbers."""
-    return [panel.title for panel in plots.PANELS if any(name in row for row in healthy() for name in panel.metrics)]
+    return [
+        panel.title
+        for panel in plots.PANELS
+        if any(name in row for row in healthy() for name in panel.metrics)
+    ]
 
 
 def samples(*texts: str) -> list[dict[str, Any]]:
-    return [{"step": step, "index": i, "prompt": text, "completion": f"{step}: {text}"} for step in (0, 20, 40) for i, text in enumerate(texts)]
+    return [
+        {"step": step, "index": i, "prompt": text, "completion": f"{step}: {text}"}
+        for step in (0, 20, 40)
+        for i, text in enumerate(texts)
+    ]
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def make(root: Path, *, rows: list[dict[str, Any]] | None = None, texts: tuple[str, ...] = ("the film was",), **parts: Any) -> Path:
+def make(
+    root: Path,
+    *,
+    rows: list[dict[str, Any]] | None = None,
+    texts: tuple[str, ...] = ("the film was",),
+    **parts: Any,
+) -> Path:
     root.mkdir(parents=True)
     (root / "config.yaml").write_text("beta: 0.1  # command line\n")
     (root / "environment.json").write_text(json.dumps(parts.get("environment", environment())))
@@ -112,14 +189,22 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag in ("script", "iframe", "object", "embed", "img", "a", "form", "base", "link") and ("href", "data:,") not in attrs:
+        if (
+            tag in ("script", "iframe", "object", "embed", "img", "a", "form", "base", "link")
+            and ("href", "data:,") not in attrs
+        ):
             self.danger.append(tag)
         for name, value in attrs:
             if name == "id":
                 self.ids.append(str(value))
-            if name.startswith("on") or (name in ("src", "href", "xlink:href", "action") and not str(value).startswith(("#", "data:,"))):
+            if name.startswith("on") or (
+                name in ("src", "href", "xlink:href", "action")
+                and not str(value).startswith(("#", "data:,"))
+            ):
                 self.danger.append(f"{tag} {name}={value}")
-            if name != "aria-label" and any(word in str(value) for word in ("http:", "https:", "javascript:")):
+            if name != "aria-label" and any(
+                word in str(value) for word in ("http:", "https:", "javascript:")
+            ):
                 self.danger.append(f"{tag} {name}={value}")
 
     def handle_data(self, text: str) -> None:

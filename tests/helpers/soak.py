@@ -1,9 +1,11 @@
-"""`make soak`: runs that are killed at random moments, again and again, and must end as if nobody had touched them.
+"""`make soak`: runs that are killed at random moments, again and again, and must end as if nobody
+had touched them.
 
     python tests/helpers/soak.py --kills 200 --seed 0 --out runs/soak
 
-Each run is begun, killed by SIGKILL after a random time (one of its processes, where it has two), begun again by the same command, killed again,
-ten times; then it is left alone. Weights, moments, progress, metrics, model and samples must be those of the run that nobody killed.
+Each run is begun, killed by SIGKILL after a random time (one of its processes, where it has two),
+begun again by the same command, killed again, ten times; then it is left alone. Weights, moments,
+progress, metrics, model and samples must be those of the run that nobody killed.
 """
 
 from __future__ import annotations
@@ -39,11 +41,24 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def words(world: Path, out: Path, changes: dict[str, Any]) -> list[str]:
     held = [str(world / "held.jsonl")]
-    return test_kill.line(world, out, **{"steps": 40, "save_every": 3, "eval_every": 15, "eval_data": held, "kl_samples": 2, **changes})
+    return test_kill.line(
+        world,
+        out,
+        **{
+            "steps": 40,
+            "save_every": 3,
+            "eval_every": 15,
+            "eval_data": held,
+            "kl_samples": 2,
+            **changes,
+        },
+    )
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("--kills", type=int, default=200)
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--out", type=Path, default=Path("runs/soak"))
@@ -66,9 +81,16 @@ def main() -> int:
             whole[name] = test_kill.digest(RunFolder(out)), answer["seconds"]
         run, hit = RunFolder(told.out / f"{number} {name}"), 0
         while hit < min(EACH, told.kills - kills):
-            moment = {"after": chance.uniform(0.02, 1.1) * whole[name][1], "rank": chance.randrange(ranks)}
-            answer = farm(*words(world, run.root, changes), ranks=ranks, out=told.out / "said", moment=moment)
-            if answer["codes"][moment["rank"]] != -signal.SIGKILL:  # too late for this one: it counts as no kill
+            moment = {
+                "after": chance.uniform(0.02, 1.1) * whole[name][1],
+                "rank": chance.randrange(ranks),
+            }
+            answer = farm(
+                *words(world, run.root, changes), ranks=ranks, out=told.out / "said", moment=moment
+            )
+            if (
+                answer["codes"][moment["rank"]] != -signal.SIGKILL
+            ):  # too late for this one: it counts as no kill
                 assert answer["codes"] == [0] * ranks, answer["said"]
                 break
             hit += 1
@@ -76,12 +98,18 @@ def main() -> int:
         answer = farm(*words(world, run.root, changes), ranks=ranks, out=told.out / "said")
         same = answer["codes"] == [0] * ranks and test_kill.digest(run) == whole[name][0]
         kills, differ, number = kills + hit, differ + (not same), number + 1
-        print(f"{name:>18}: {hit:2} kills, {'the same' if same else 'DIFFERENT: ' + answer['said'][0]}; {kills} of {told.kills}, {differ} differ", flush=True)
+        print(
+            f"{name:>18}: {hit:2} kills,"
+            f" {'the same' if same else 'DIFFERENT: ' + answer['said'][0]}; {kills} of"
+            f" {told.kills}, {differ} differ",
+            flush=True,
+        )
         if same:
             shutil.rmtree(run.root)
     farm.close()
     print(
-        f"{kills} kills of {number} runs in {time.monotonic() - began:.0f} s: {differ} differ; killed " + ", ".join(f"{n} {what}" for what, n in found.items())
+        f"{kills} kills of {number} runs in {time.monotonic() - began:.0f} s: {differ} differ;"
+        " killed " + ", ".join(f"{n} {what}" for what, n in found.items())
     )
     return int(differ > 0)
 

@@ -1,4 +1,6 @@
-"""Tiny real parts for tests: models of many families, tokenizers, preference rows. Everything from a seed."""
+"""Tiny real parts for tests: models of many families, tokenizers, preference rows. Everything from
+a seed.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,46 @@ SHAPE = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,
     "qwen3": {**SHAPE, "head_dim": 8},
-    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 0, "eos_token_id": 1},
+    "gpt2": {
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
     "gemma3_text": {**SHAPE, "head_dim": 8, "sliding_window": 8},
     "mistral": {**SHAPE, "sliding_window": 8},
     "phi3": SHAPE,
-    "qwen3_moe": {**SHAPE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1},
+    "qwen3_moe": {
+        **SHAPE,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    },
 }
-# More that the tree engine must be right about, or refuse: soft-caps, sinks, windows, latent attention, logit scales ...
+# More that the tree engine must be right about, or refuse: soft-caps, sinks, windows, latent
+# attention, logit scales ...
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MORE: dict[str, dict[str, Any]] = {
-    "gemma2": {**SHAPE, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
-    "gpt_oss": {**SHAPE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    "gemma2": {
+        **SHAPE,
+        "head_dim": 8,
+        "sliding_window": 8,
+        "final_logit_softcapping": 3.0,
+        "attn_logit_softcapping": 2.0,
+    },
+    "gpt_oss": {
+        **SHAPE,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+    },
     "gpt_neox": {**SMALL, "intermediate_size": 48},
     "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128},
     "olmo2": SHAPE,
@@ -72,7 +102,14 @@ MORE: dict[str, dict[str, Any]] = {
 ODD: dict[str, dict[str, Any]] = {
     "falcon": SMALL,
     "phimoe": {**SHAPE, "num_local_experts": 4},
-    "gptj": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 128},
+    "gptj": {
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "rotary_dim": 4,
+        "n_positions": 128,
+    },
     "bloom": {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mpt": {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
     "mamba": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
@@ -97,11 +134,23 @@ ODD: dict[str, dict[str, Any]] = {
     },
 }
 ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "phimoe", "qwen3_next", "llama4_text")
-TEMPLATE = "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{{ '<s>' }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}{%"
+    " if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
-def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, experts: str | None = None, **changes: Any) -> Any:
-    """A random model of a family, in eval mode. `experts`: how its experts are computed ("eager" can do float64)."""
+def model(
+    family: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    experts: str | None = None,
+    **changes: Any,
+) -> Any:
+    """A random model of a family, in eval mode. `experts`: how its experts are computed ("eager"
+    can do float64).
+    """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**(FAMILIES | MORE | ODD)[family], **changes})
     kind = {"experts_implementation": experts} if experts else {}
@@ -109,7 +158,9 @@ def model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, exp
 
 
 def trie(seed: int, depth: int, *, vocabulary: int = 97, most: int = 8) -> RenderedGroup:
-    """A group whose sequences part again and again: up to three ways at each of `depth` places, pieces of 1 to 6 tokens."""
+    """A group whose sequences part again and again: up to three ways at each of `depth` places,
+    pieces of 1 to 6 tokens.
+    """
     rng = random.Random(seed)
     found: list[tuple[int, ...]] = []
 
@@ -127,21 +178,41 @@ def trie(seed: int, depth: int, *, vocabulary: int = 97, most: int = 8) -> Rende
     walk(prompt, depth)
     found = found[:most]
     comparisons = tuple(Comparison(i, i + 1) for i in range(len(found) - 1))
-    return RenderedGroup(tuple(TokenSequence(ids, len(prompt)) for ids in found), comparisons, (None,) * len(found), f"trie:{seed}")
+    return RenderedGroup(
+        tuple(TokenSequence(ids, len(prompt)) for ids in found),
+        comparisons,
+        (None,) * len(found),
+        f"trie:{seed}",
+    )
 
 
-def tokenizer(*, bos: bool = True, template: str | None = None, merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level: 256 bytes, a few special tokens, and merges across words too. `bos`: written before plain text."""
+def tokenizer(
+    *, bos: bool = True, template: str | None = None, merges: Sequence[tuple[str, str]] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level: 256 bytes, a few special tokens, and merges across words too. `bos`: written
+    before plain text.
+    """
     special = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>"]
-    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    words = [
+        *special,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *(left + right for left, right in merges),
+    ]
     ids = {name: i for i, name in enumerate(words)}
     inner = Tokenizer(models.BPE(ids, merges=list(merges)))
     inner.add_special_tokens(special)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     inner.decoder = decoders.ByteLevel()
     if bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", additional_special_tokens=special[2:])
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", ids["<s>"])]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=special[2:],
+    )
     if template:
         made.chat_template = template
     return made
@@ -151,7 +222,16 @@ def folder(path: Path, *, template: str | None = None, seed: int = 0, **changes:
     """A tiny Llama with the byte-level tokenizer, saved."""
     made = tokenizer(template=template)
     model(
-        "llama", seed=seed, vocab_size=len(made), **{"max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None, **changes}
+        "llama",
+        seed=seed,
+        vocab_size=len(made),
+        **{
+            "max_position_embeddings": 256,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": None,
+            **changes,
+        },
     ).save_pretrained(path)
     made.save_pretrained(path)
     return path
@@ -165,7 +245,14 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
     def some(n: int) -> str:
         return " ".join(rng.choice(words) for _ in range(n))
 
-    return [{"prompt": f"{i}: {some(2)}?", "chosen": f" yes, {some(rng.randint(1, 4))}", "rejected": f" no, {some(rng.randint(1, 4))}"} for i in range(count)]
+    return [
+        {
+            "prompt": f"{i}: {some(2)}?",
+            "chosen": f" yes, {some(rng.randint(1, 4))}",
+            "rejected": f" no, {some(rng.randint(1, 4))}",
+        }
+        for i in range(count)
+    ]
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -181,7 +268,16 @@ def groups(count: int = 3, *, vocabulary: int = 97, seed: int = 0) -> list[Rende
     for g in range(count):
         prompt = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 20))]
         k = 2 + g % 3
-        sequences = tuple(TokenSequence((*prompt, *(rng.randrange(vocabulary) for _ in range(rng.randint(1, 15)))), len(prompt)) for _ in range(k))
-        comparisons = [Comparison(i, i + 1, probability=rng.choice([1.0, 0.8]), weight=rng.choice([1.0, 2.0])) for i in range(k - 1)]
+        sequences = tuple(
+            TokenSequence(
+                (*prompt, *(rng.randrange(vocabulary) for _ in range(rng.randint(1, 15)))),
+                len(prompt),
+            )
+            for _ in range(k)
+        )
+        comparisons = [
+            Comparison(i, i + 1, probability=rng.choice([1.0, 0.8]), weight=rng.choice([1.0, 2.0]))
+            for i in range(k - 1)
+        ]
         made.append(RenderedGroup(sequences, tuple(comparisons), (None,) * k, f"made:{g}"))
     return made

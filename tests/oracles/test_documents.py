@@ -25,8 +25,8 @@ REF_CHOSEN = torch.tensor([-10.2, -11.8, -9.5, -10.7, -13.0, -9.8, -11.5, -12.1]
 REF_REJECTED = torch.tensor([-11.0, -11.5, -10.1, -11.1, -12.2, -10.5, -11.9, -12.5])
 
 PROMPT = (
-    "Below is an instruction that describes a task.\nWrite a response that appropriately completes the request.\n\n"
-    "### Instruction:\nWhat is an antonym of 'complicated'?"
+    "Below is an instruction that describes a task.\nWrite a response that appropriately completes"
+    " the request.\n\n### Instruction:\nWhat is an antonym of 'complicated'?"
 )
 GOOD = "\n\n### Response:\nA suitable antonym for 'complicated' would be 'simple'."
 BAD = "\n\n### Response:\nAn antonym of 'complicated' is 'simple'."
@@ -36,22 +36,34 @@ PRINTED = """21106 318 281 12064 326 8477 257 4876 13 198 16594 257 2882 326 204
 
 
 def test_the_example_batch_gives_its_golden_loss():
-    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, 0.1)) == pytest.approx(0.689410, abs=5e-7)
-    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)) == pytest.approx(0.689410, abs=5e-7)
+    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, 0.1)) == pytest.approx(
+        0.689410, abs=5e-7
+    )
+    assert float(winnow.dpo_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)) == pytest.approx(
+        0.689410, abs=5e-7
+    )
 
 
 def test_the_papers_index_form_is_the_same_loss():
     policy, reference = torch.cat([CHOSEN, REJECTED]), torch.cat([REF_CHOSEN, REF_REJECTED])
-    losses, rewards = winnow.preference_loss(policy, reference, torch.arange(8), torch.arange(8, 16), 0.1)
+    losses, rewards = winnow.preference_loss(
+        policy, reference, torch.arange(8), torch.arange(8, 16), 0.1
+    )
     assert losses.shape == (8,)
     assert float(losses.mean()) == pytest.approx(0.689410, abs=5e-7)
-    torch.testing.assert_close(rewards, 0.1 * (policy - reference))  # scaled by beta, which one document leaves out
-    twice, _ = winnow.preference_loss(policy, reference, torch.tensor([0, 1]), torch.tensor([1, 0]), 0.1)  # wins once, loses once
+    torch.testing.assert_close(
+        rewards, 0.1 * (policy - reference)
+    )  # scaled by beta, which one document leaves out
+    twice, _ = winnow.preference_loss(
+        policy, reference, torch.tensor([0, 1]), torch.tensor([1, 0]), 0.1
+    )  # wins once, loses once
     assert float(torch.exp(-twice[0]) + torch.exp(-twice[1])) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_sign_of_a_2_and_a_4():
-    """P(winner) = s(r_w - r_l), and the gradient's weight s(r_l - r_w) shrinks as the winner is preferred."""
+    """P(winner) = s(r_w - r_l), and the gradient's weight s(r_l - r_w) shrinks as the winner is
+    preferred.
+    """
     margins = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
     winnow.losses.logistic(margins, 1.0).sum().backward()
     expected = [-1 / (1 + math.exp(m)) for m in (-2.0, 0.0, 2.0)]
@@ -63,12 +75,17 @@ def test_the_sign_of_a_2_and_a_4():
 def gpt2(shared_data):
     from transformers import GPT2TokenizerFast
 
-    return GPT2TokenizerFast(vocab=str(shared_data / "gpt2_bpe/vocab.json"), merges=str(shared_data / "gpt2_bpe/merges.txt"))
+    return GPT2TokenizerFast(
+        vocab=str(shared_data / "gpt2_bpe/vocab.json"),
+        merges=str(shared_data / "gpt2_bpe/merges.txt"),
+    )
 
 
 @pytest.fixture(scope="module")
 def example(gpt2):
-    group = PreferenceGroup(PROMPT, (Completion(GOOD), Completion(BAD)), (Comparison(0, 1),), (), "document:1")
+    group = PreferenceGroup(
+        PROMPT, (Completion(GOOD), Completion(BAD)), (Comparison(0, 1),), (), "document:1"
+    )
     return Renderer(gpt2).render(group)
 
 
@@ -77,13 +94,17 @@ def test_the_worked_examples_tokens_and_masks(example):
     assert list(chosen.ids) == [int(i) for i in PRINTED.split()]
     assert (len(chosen.ids), len(rejected.ids)) == (57 + 1, 55 + 1)
     assert chosen.start == rejected.start == 36
-    printed_mask = [0] * 36 + [1] * 21 + [0]  # the document masks the end token out: then nobody learns to stop
+    printed_mask = (
+        [0] * 36 + [1] * 21 + [0]
+    )  # the document masks the end token out: then nobody learns to stop
     ours = [int(i >= chosen.start) for i in range(58)]
     assert ours == [*printed_mask[:-1], 1]
     batch = collate([example])
     assert batch.length_C.tolist() == [22, 20]
     assert batch.target_N[0] == 198
-    assert batch.token_T[batch.source_N[0]] == 30960  # the token at t is predicted by the position before it
+    assert (
+        batch.token_T[batch.source_N[0]] == 30960
+    )  # the token at t is predicted by the position before it
     assert batch.target_N[21] == 50256
 
 
@@ -95,9 +116,15 @@ def test_the_worked_examples_loss_and_its_cross_entropy(example):
         chosen = example.sequences[0]
         logits = model(input_ids=torch.tensor([chosen.ids])).logits[0]
     labels = torch.tensor([-100] * 35 + list(chosen.ids[36:]))  # already shifted by one
-    assert float(-logp_C[0] / 22) == pytest.approx(float(F.cross_entropy(logits[:-1], labels)), abs=1e-5)
-    assert bool((logp_C < 0).all())  # one document returns the negative: its loss would teach the rejected answer
-    losses, rewards = winnow.preference_loss(logp_C, logp_C.clone(), torch.tensor([0]), torch.tensor([1]), 0.1)
+    assert float(-logp_C[0] / 22) == pytest.approx(
+        float(F.cross_entropy(logits[:-1], labels)), abs=1e-5
+    )
+    assert bool(
+        (logp_C < 0).all()
+    )  # one document returns the negative: its loss would teach the rejected answer
+    losses, rewards = winnow.preference_loss(
+        logp_C, logp_C.clone(), torch.tensor([0]), torch.tensor([1]), 0.1
+    )
     assert float(losses) == pytest.approx(0.6931, abs=5e-5)
     assert rewards.tolist() == [0.0, 0.0]
 
@@ -107,33 +134,60 @@ def loss(made, logp_N, batch):
 
 
 def test_scores_are_sums_not_means():
-    """An answer twice as long with the same log-ratio per token counts twice; the mean is another objective's."""
-    long_and_short = RenderedGroup((TokenSequence((1, *[2] * 10), 1), TokenSequence((1, *[3] * 5), 1)), (Comparison(0, 1),), (None, None), "made")
+    """An answer twice as long with the same log-ratio per token counts twice; the mean is another
+    objective's.
+    """
+    long_and_short = RenderedGroup(
+        (TokenSequence((1, *[2] * 10), 1), TokenSequence((1, *[3] * 5), 1)),
+        (Comparison(0, 1),),
+        (None, None),
+        "made",
+    )
     reference_N = torch.full((15,), -2.0, dtype=torch.float64)
     batch = replace(collate([long_and_short]), reference_N=reference_N)
     policy_N = reference_N + 0.4  # log-ratios 4.0 and 2.0
-    assert loss(objective("dpo", beta=0.5), policy_N, batch) == pytest.approx(math.log1p(math.exp(-0.5 * 2.0)), abs=1e-12)
-    assert loss(objective("dpo_norm", beta=0.5), policy_N, batch) == pytest.approx(math.log(2), abs=1e-12)
+    assert loss(objective("dpo", beta=0.5), policy_N, batch) == pytest.approx(
+        math.log1p(math.exp(-0.5 * 2.0)), abs=1e-12
+    )
+    assert loss(objective("dpo_norm", beta=0.5), policy_N, batch) == pytest.approx(
+        math.log(2), abs=1e-12
+    )
 
 
 def test_only_the_answer_is_scored_and_padding_is_no_token(example):
-    """What stands in the prompt, or behind the end of a shorter row, has no slope; an end token inside an answer has one."""
+    """What stands in the prompt, or behind the end of a shorter row, has no slope; an end token
+    inside an answer has one.
+    """
     batch = collate([example])
-    scored = [(int(batch.completion_N[n]), int(batch.position_T[batch.source_N[n]]) + 1) for n in range(len(batch.target_N))]
+    scored = [
+        (int(batch.completion_N[n]), int(batch.position_T[batch.source_N[n]]) + 1)
+        for n in range(len(batch.target_N))
+    ]
     assert scored == [(c, t) for c, n in enumerate((58, 56)) for t in range(36, n)]
     ids_CL = rows.padded_rows(batch)
     assert ids_CL.shape == (2, 58)
-    assert ids_CL[:, 55].tolist() == [36439, 50256]  # told apart by place: the end token of the shorter row is none of the padding
+    assert ids_CL[:, 55].tolist() == [
+        36439,
+        50256,
+    ]  # told apart by place: the end token of the shorter row is none of the padding
     assert ids_CL[1, 55:].tolist() == [50256, 0, 0]
     assert 55 in [t for c, t in scored if c == 1]
 
 
 def test_higher_beta_keeps_the_policy_closer():
-    """At the optimum of a soft label the margin is logit(p) / beta: less movement for a higher beta."""
+    """At the optimum of a soft label the margin is logit(p) / beta: less movement for a higher
+    beta.
+    """
     moved = {}
     for beta in (0.1, 1.0):
         margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-        inner = torch.optim.LBFGS([margin], max_iter=200, tolerance_grad=1e-14, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+        inner = torch.optim.LBFGS(
+            [margin],
+            max_iter=200,
+            tolerance_grad=1e-14,
+            tolerance_change=1e-16,
+            line_search_fn="strong_wolfe",
+        )
 
         def closure(margin=margin, inner=inner, beta=beta):
             inner.zero_grad()

@@ -1,5 +1,6 @@
-"""Winnow's losses beside TRL's own trainers: values and gradients, in float32 and in float64, and every difference of definition that
-docs/trl-losses.md names. Most of it only where TRL is installed: `pip install -e '.[dev,bench]'`.
+"""Winnow's losses beside TRL's own trainers: values and gradients, in float32 and in float64, and
+every difference of definition that docs/trl-losses.md names. Most of it only where TRL is
+installed: `pip install -e '.[dev,bench]'`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 bench = importlib.import_module("trl_losses")
 
-needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is an extra (bench)")
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is an extra (bench)"
+)
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and transformers' own
 
 
@@ -45,12 +48,17 @@ def test_value_and_gradient_are_trls(case, tmp_path):
 
 
 @needs_trl
-@pytest.mark.parametrize(("name", "beta"), [("dpo", 0.1001), ("ipo", 0.1001), ("kto", 0.2001), ("simpo", 2.001)])
+@pytest.mark.parametrize(
+    ("name", "beta"), [("dpo", 0.1001), ("ipo", 0.1001), ("kto", 0.2001), ("simpo", 2.001)]
+)
 def test_a_wrong_setting_is_seen(name, beta, tmp_path):
     """A tenth of a percent."""
     found = bench.compare(replace(bench.CASES_BY_NAME[name], given={"beta": beta}), str(tmp_path))
     assert found[torch.float32].gradient > 10 * bench.LIMIT[torch.float32]
-    assert min(found[torch.float64].value, found[torch.float64].gradient) > 1000 * bench.LIMIT[torch.float64]
+    assert (
+        min(found[torch.float64].value, found[torch.float64].gradient)
+        > 1000 * bench.LIMIT[torch.float64]
+    )
 
 
 @needs_trl
@@ -65,10 +73,18 @@ def test_every_loss_of_dpotrainer_is_compared():
     """Their names stand in the message about an unknown one."""
     from trl import DPOTrainer
 
-    message = re.search(r"Should be one of (\[.*?\])", inspect.getsource(DPOTrainer._compute_loss), re.DOTALL)
+    message = re.search(
+        r"Should be one of (\[.*?\])", inspect.getsource(DPOTrainer._compute_loss), re.DOTALL
+    )
     names = set(re.findall(r"'(\w+)'", message[1]))
     assert len(names) == 15
-    assert names == {name for case in bench.CASES if case.trainer == "DPO" for _, settings in case.theirs for name in settings["loss_type"]}
+    assert names == {
+        name
+        for case in bench.CASES
+        if case.trainer == "DPO"
+        for _, settings in case.theirs
+        for name in settings["loss_type"]
+    }
 
 
 @pytest.mark.parametrize("case", bench.CASES, ids=lambda case: case.name)
@@ -79,6 +95,12 @@ def test_our_side_of_a_case_exists(case):
 
 def test_the_page_names_what_is_compared():
     page = (BENCH.parent / "docs" / "trl-losses.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
-    assert [row for row in rows if row not in ("loss", "---")] == [case.name for case in bench.CASES]
+    rows = [
+        line.split(" | ")[0].removeprefix("| ")
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
+    assert [row for row in rows if row not in ("loss", "---")] == [
+        case.name for case in bench.CASES
+    ]
     assert sum(line.startswith("* ") for line in page.splitlines()) == len(bench.DIFFERENCES)

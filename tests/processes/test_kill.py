@@ -1,4 +1,6 @@
-"""The kill matrix: SIGKILL at every step, and at every point inside a save, with one process and with two. Nothing is ever lost."""
+"""The kill matrix: SIGKILL at every step, and at every point inside a save, with one process and
+with two. Nothing is ever lost.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from farm import Farm
 from winnow.system.run_folder import RunFolder
 
 STEPS = 10
-# What a save goes through, in the order in which one process does; found by a run that lists its points, and held against it.
+# What a save goes through, in the order in which one process does; found by a run that lists its
+# points, and held against it.
 SAVE = [
     "metrics synced",
     "weights written",
@@ -31,7 +34,14 @@ SAVE = [
     "pruned",
 ]
 # What comes before the first step and after the last one.
-BEGIN = ["lock.json synced", "config.yaml written", "config.yaml synced", "data.json synced", "environment.json synced", "samples.jsonl synced"]
+BEGIN = [
+    "lock.json synced",
+    "config.yaml written",
+    "config.yaml synced",
+    "data.json synced",
+    "environment.json synced",
+    "samples.jsonl synced",
+]
 END = [
     "model synced",
     "folder synced",
@@ -45,7 +55,19 @@ END = [
 
 
 def line(world, out, command="dpo", **changes):
-    return runs.line(command, world, out, **{"steps": STEPS, "save_every": 2, "keep": 2, "batch_size": 5, "rank_timeout": 30, **changes})
+    return runs.line(
+        command,
+        world,
+        out,
+        **{
+            "steps": STEPS,
+            "save_every": 2,
+            "keep": 2,
+            "batch_size": 5,
+            "rank_timeout": 30,
+            **changes,
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +77,35 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def farm(world, tmp_path_factory):
-    made = Farm(tmp_path_factory.mktemp("cache"), *line(world, tmp_path_factory.mktemp("warm") / "run"))
+    made = Farm(
+        tmp_path_factory.mktemp("cache"), *line(world, tmp_path_factory.mktemp("warm") / "run")
+    )
     yield made
     made.close()
 
 
 def digest(run):
-    """Of all that must be the same at the end: weights, moments, progress, metrics without the clock, model, samples."""
+    """Of all that must be the same at the end: weights, moments, progress, metrics without the
+    clock, model, samples.
+    """
     files = [
         *sorted(run.checkpoints.rglob("*.safetensors")),
         *sorted(run.checkpoints.rglob("progress.json")),
         *sorted(run.model.iterdir()),
         *run.root.glob(run.samples.name),
     ]
-    told = [(str(file.relative_to(run.root)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    told = [
+        (str(file.relative_to(run.root)), hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+    ]
     return [*told, *runs.numbers(run)]
 
 
 @pytest.fixture(scope="module")
 def whole(farm, world, tmp_path_factory):
-    """By number of processes: what a run that nobody killed comes to, and the points it passed, by rank."""
+    """By number of processes: what a run that nobody killed comes to, and the points it passed, by
+    rank.
+    """
     found = {}
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp(f"whole-{ranks}")
@@ -93,13 +124,19 @@ def killed_and_resumed(farm, world, folder, fault, ranks=1, **changes):
     assert all(code in (1, -signal.SIGKILL) for code in answer["codes"])
     answer = farm(*line(world, run.root, **changes), ranks=ranks, out=folder / "said")
     assert answer["codes"] == [0] * ranks, (fault, answer["said"])
-    left = [path.name for path in (*run.root.iterdir(), *run.checkpoints.iterdir()) if ".tmp-" in path.name or ".old-" in path.name]
+    left = [
+        path.name
+        for path in (*run.root.iterdir(), *run.checkpoints.iterdir())
+        if ".tmp-" in path.name or ".old-" in path.name
+    ]
     assert left == []
     return run
 
 
 def passed(points, rank, name):
-    return max((time for number, point, time in points if (number, point) == (rank, name)), default=0)
+    return max(
+        (time for number, point, time in points if (number, point) == (rank, name)), default=0
+    )
 
 
 def test_the_points_are_those_of_a_save(whole):
@@ -123,9 +160,13 @@ def test_a_reward_model_killed_at_a_step_and_inside_a_save(farm, world, tmp_path
     """One of each kind: from here on its saves are those of any training."""
     answer = farm(*line(world, tmp_path / "whole", "reward"), out=tmp_path / "said")
     assert answer["codes"] == [0], answer["said"]
-    for i, (point, time) in enumerate((("step 5", 1), ("manifest written", 3), ("model synced", 1))):
+    for i, (point, time) in enumerate(
+        (("step 5", 1), ("manifest written", 3), ("model synced", 1))
+    ):
         (tmp_path / str(i)).mkdir()
-        run = killed_and_resumed(farm, world, tmp_path / str(i), {"point": point, "time": time}, command="reward")
+        run = killed_and_resumed(
+            farm, world, tmp_path / str(i), {"point": point, "time": time}, command="reward"
+        )
         assert digest(run) == digest(RunFolder(tmp_path / "whole")), point
 
 
@@ -134,11 +175,21 @@ def test_a_reward_model_killed_at_a_step_and_inside_a_save(farm, world, tmp_path
 def test_killed_inside_a_save(farm, world, whole, tmp_path, point, aside):
     """The third save of five; the deletion of an old checkpoint first happens in it."""
     first = {"renamed to be deleted": 1, "manifest.json written": 3, "manifest.json synced": 3}
-    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": first.get(point, 3)}, **({"async_save": True} if aside else {}))
+    run = killed_and_resumed(
+        farm,
+        world,
+        tmp_path,
+        {"point": point, "time": first.get(point, 3)},
+        **({"async_save": True} if aside else {}),
+    )
     assert digest(run) == whole[1][0]
 
 
-@pytest.mark.parametrize("point", [*(("begin", point) for point in BEGIN), *(("end", point) for point in END)], ids=": ".join)
+@pytest.mark.parametrize(
+    "point",
+    [*(("begin", point) for point in BEGIN), *(("end", point) for point in END)],
+    ids=": ".join,
+)
 def test_killed_before_the_first_step_and_after_the_last(farm, world, whole, tmp_path, point):
     time = 1 if point[0] == "begin" else passed(whole[1][1], 0, point[1])
     run = killed_and_resumed(farm, world, tmp_path, {"point": point[1], "time": time})
@@ -147,14 +198,37 @@ def test_killed_before_the_first_step_and_after_the_last(farm, world, whole, tmp
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_one_of_two_killed_at_a_step(farm, world, whole, tmp_path, step):
-    run = killed_and_resumed(farm, world, tmp_path, {"point": f"step {step}", "time": 1, "rank": step % 2}, ranks=2)
+    run = killed_and_resumed(
+        farm, world, tmp_path, {"point": f"step {step}", "time": 1, "rank": step % 2}, ranks=2
+    )
     assert digest(run) == whole[2][0]
 
 
-PARTS = ["weights written", "weights.{}-of-2 synced", "optimizer written", "optimizer.{}-of-2 synced"]
+PARTS = [
+    "weights written",
+    "weights.{}-of-2 synced",
+    "optimizer written",
+    "optimizer.{}-of-2 synced",
+]
 OTHER = [(1, point.format(1)) for point in PARTS]  # all that the second process does in a save
-TWO = [*((0, point) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))), *((0, point.format(0)) for point in PARTS[1::2]), *OTHER]
-ASIDE = [*OTHER, *((0, point) for point in ("weights written", "manifest.json synced", "folder synced", "renamed", "pruned"))]
+TWO = [
+    *((0, point) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))),
+    *((0, point.format(0)) for point in PARTS[1::2]),
+    *OTHER,
+]
+ASIDE = [
+    *OTHER,
+    *(
+        (0, point)
+        for point in (
+            "weights written",
+            "manifest.json synced",
+            "folder synced",
+            "renamed",
+            "pruned",
+        )
+    ),
+]
 
 
 def test_the_points_of_the_second_process_are_all_of_them(whole):
@@ -163,11 +237,21 @@ def test_the_points_of_the_second_process_are_all_of_them(whole):
     assert own == {point for _, point in OTHER}
 
 
-@pytest.mark.parametrize(("rank", "point", "aside"), [*((*one, False) for one in TWO), *((*one, True) for one in ASIDE)])
+@pytest.mark.parametrize(
+    ("rank", "point", "aside"), [*((*one, False) for one in TWO), *((*one, True) for one in ASIDE)]
+)
 def test_one_of_two_killed_inside_a_save(farm, world, whole, tmp_path, rank, point, aside):
-    time = 1 if point == "renamed to be deleted" else 5 if point.endswith("-of-2 synced") and not rank else 3
+    time = (
+        1
+        if point == "renamed to be deleted"
+        else 5
+        if point.endswith("-of-2 synced") and not rank
+        else 3
+    )
     changes = {"async_save": True} if aside else {}
-    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2, **changes)
+    run = killed_and_resumed(
+        farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2, **changes
+    )
     assert digest(run) == whole[2][0]
 
 
@@ -176,17 +260,38 @@ CUTS = [("save", point) for point in SAVE] + [("end", point) for point in END]
 
 @pytest.mark.parametrize("point", CUTS, ids=": ".join)
 def test_the_power_is_cut(farm, world, whole, tmp_path, point):
-    """What was not synced is gone, what was renamed in a folder that was not synced has its old name again."""
+    """What was not synced is gone, what was renamed in a folder that was not synced has its old
+    name again.
+    """
     where, name = point
-    time = passed(whole[1][1], 0, name) if where == "end" else 1 if name == "renamed to be deleted" else 3
-    run = killed_and_resumed(farm, world, tmp_path, {"point": name, "time": time, "power": str(tmp_path / "run")})
+    time = (
+        passed(whole[1][1], 0, name)
+        if where == "end"
+        else 1
+        if name == "renamed to be deleted"
+        else 3
+    )
+    run = killed_and_resumed(
+        farm, world, tmp_path, {"point": name, "time": time, "power": str(tmp_path / "run")}
+    )
     assert digest(run) == whole[1][0]
 
 
-@pytest.mark.parametrize("without", [["sync_file"], ["sync_folder"], ["folder_atomic", "write_atomic"]], ids=" and ".join)
+@pytest.mark.parametrize(
+    "without", [["sync_file"], ["sync_folder"], ["folder_atomic", "write_atomic"]], ids=" and ".join
+)
 def test_the_matrix_can_fail(farm, world, whole, tmp_path, without):
-    """Without a sync, or without sync and rename, a power cut ends what no command can mend, or another run comes out."""
-    run, fault = RunFolder(tmp_path / "run"), {"point": "pruned", "time": 3, "power": str(tmp_path / "run")}
+    """Without a sync, or without sync and rename, a power cut ends what no command can mend, or
+    another run comes out.
+    """
+    run, fault = (
+        RunFolder(tmp_path / "run"),
+        {
+            "point": "pruned",
+            "time": 3,
+            "power": str(tmp_path / "run"),
+        },
+    )
     first = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, without=without)
     assert first["faults"] == 1, first["said"]
     answer = farm(*line(world, run.root), out=tmp_path / "said")

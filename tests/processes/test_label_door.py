@@ -1,4 +1,6 @@
-"""The page's door and its end, without a browser: tokens, cookies, hosts, origins, bodies, signals, ports. The server is a real one."""
+"""The page's door and its end, without a browser: tokens, cookies, hosts, origins, bodies, signals,
+ports. The server is a real one.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,21 @@ from winnow.preferences.labeling.server import listen
 def here(tmp_path_factory):
     """One server for all tests that leave its process alone."""
     folder = tmp_path_factory.mktemp("label")
-    made = served.start(folder, served.rows(40, 3), "--annotator", "ann", "--annotator", "benedict", "--overlap", "2")
+    made = served.start(
+        folder,
+        served.rows(40, 3),
+        "--annotator",
+        "ann",
+        "--annotator",
+        "benedict",
+        "--overlap",
+        "2",
+    )
     yield made
     assert made.end() == 143
-    assert made.complained.count("\n") <= 2, made.complained  # how it ended; no traceback, no warning
+    assert made.complained.count("\n") <= 2, (
+        made.complained
+    )  # how it ended; no traceback, no warning
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,9 @@ def test_the_cookie_is_closed_to_scripts_and_to_other_sites(here):
     assert "token" not in headers["set-cookie"]
 
 
-@pytest.mark.parametrize("path", ["/", "/votes", "/votes/x", "/rank/x", "/enter", "/enter?token=", "/enter?token=%ff"])
+@pytest.mark.parametrize(
+    "path", ["/", "/votes", "/votes/x", "/rank/x", "/enter", "/enter?token=", "/enter?token=%ff"]
+)
 def test_without_a_cookie_there_is_nothing_to_see(here, path):
     status, _, html = Visitor(here).get(path)
     assert status == 403
@@ -62,13 +77,31 @@ def test_without_a_cookie_there_is_nothing_to_see(here, path):
 
 def test_a_cookie_that_was_not_made_here_is_none(here, ann):
     (name, value), stranger = next(iter(ann.cookies.items())), Visitor(here)
-    for wrong in ("", ".", "x", value[:-1], value[:-1] + ("0" if value[-1] != "0" else "1"), "YmVuZWRpY3Q=." + value.partition(".")[2], "é" * 3):
+    for wrong in (
+        "",
+        ".",
+        "x",
+        value[:-1],
+        value[:-1] + ("0" if value[-1] != "0" else "1"),
+        "YmVuZWRpY3Q=." + value.partition(".")[2],
+        "é" * 3,
+    ):
         stranger.cookies = {name: wrong.encode().decode("latin-1")}
         assert stranger.get()[0] == 403
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1", "localhost", "127.0.0.1:1", "localhost.evil.example:PORT", "evil.example:PORT", "0.0.0.0:PORT", ""]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1",
+        "localhost",
+        "127.0.0.1:1",
+        "localhost.evil.example:PORT",
+        "evil.example:PORT",
+        "0.0.0.0:PORT",
+        "",
+    ],
 )
 def test_another_host_is_not_answered(here, ann, host):
     status, _, html = ann.get("/", Host=host.replace("PORT", str(here.port)))
@@ -147,12 +180,20 @@ def test_every_answer_is_closed(here, ann):
         assert headers["cache-control"] == "no-store"
         assert headers["x-content-type-options"] == "nosniff"
         assert "server" not in headers
-    nonces = {re.search(r"'nonce-([^']+)'", ann.get()[1]["content-security-policy"])[1] for _ in range(5)}
+    nonces = {
+        re.search(r"'nonce-([^']+)'", ann.get()[1]["content-security-policy"])[1] for _ in range(5)
+    }
     assert len(nonces) == 5
 
 
 def test_look_leads_nowhere_else(ann):
-    for back in ("//evil.example", "http://evil.example", "/\\evil.example", "\\\\evil.example", ""):
+    for back in (
+        "//evil.example",
+        "http://evil.example",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "",
+    ):
         assert ann.post("/look", {"back": back, "theme": "dark"})[1]["location"] == "/"
     assert ann.post("/look", {"back": "/votes", "theme": "purple"})[1].get("set-cookie") is None
 
@@ -163,17 +204,27 @@ def test_no_response_says_who_wrote_what(here, ann):
         task = ann.form()["task"]
         assert ann.vote(outcome, reason="because") == 303
         pages = [ann.get(path) for path in ("/", "/votes", f"/votes/{task}", f"/rank/{task}")]
-        seen += "".join(str(headers) + re.sub(r"(?s)<(script|style).*?</\1>", "", html) for _, headers, html in pages)
+        seen += "".join(
+            str(headers) + re.sub(r"(?s)<(script|style).*?</\1>", "", html)
+            for _, headers, html in pages
+        )
     assert "Question" in seen
     for name in (*MODELS, "answers-of", ".jsonl", "votes.db", "gold", "repeat", "benedict"):
         assert name not in seen
 
 
 def test_at_one_moment_from_many_sides_one_vote(here, ann):
-    """The same form sent twenty times at once is one vote; sent with other outcomes it is refused."""
+    """The same form sent twenty times at once is one vote; sent with other outcomes it is
+    refused.
+    """
     before, form = len(here.votes()), ann.form()
     found: list[int] = []
-    jobs = [threading.Thread(target=lambda: found.append(ann.post("/vote", {**form, "outcome": "second"})[0])) for _ in range(20)]
+    jobs = [
+        threading.Thread(
+            target=lambda: found.append(ann.post("/vote", {**form, "outcome": "second"})[0])
+        )
+        for _ in range(20)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -195,7 +246,9 @@ def test_an_edit_is_one_vote_more_in_the_log_and_none_in_the_count(here, ann):
     task = ann.form()["task"]
     assert ann.vote("first", strength=2, reason="short & <good>") == 303
     before, form = len(here.votes()), ann.form(f"/votes/{task}")
-    status, headers, _ = ann.post("/vote", {**form, "outcome": "second", "strength": "1", "reason": ""})
+    status, headers, _ = ann.post(
+        "/vote", {**form, "outcome": "second", "strength": "1", "reason": ""}
+    )
     assert (status, headers["location"]) == (303, f"/votes/{task}")
     assert len(here.votes()) == before
     assert (here.votes()[-1].outcome, here.votes()[-1].strength) == ("second", 1)
@@ -249,7 +302,10 @@ def test_a_key_that_others_can_read_is_refused(tmp_path, monkeypatch, capsys):
 def test_a_port_in_use_is_said(here, tmp_path, monkeypatch, capsys):
     rows = tmp_path / "a.jsonl"
     rows.write_text(json.dumps(served.rows(1)[0]))
-    assert runs.winnow(monkeypatch, "label", rows, "--out", tmp_path / "v.db", "--port", here.port) == 2
+    assert (
+        runs.winnow(monkeypatch, "label", rows, "--out", tmp_path / "v.db", "--port", here.port)
+        == 2
+    )
     assert f"port {here.port} of 127.0.0.1 is in use" in capsys.readouterr().err
 
 
@@ -267,7 +323,9 @@ def test_addresses():
 
 def test_a_fresh_link_is_told_when_one_was_used():
     told = []
-    door = Door(b"k" * 32, names("127.0.0.1", 1), ["ann"], lambda who, token: told.append((who, token)))
+    door = Door(
+        b"k" * 32, names("127.0.0.1", 1), ["ann"], lambda who, token: told.append((who, token))
+    )
     first = door.token("ann")
     assert door.enter(first) == "ann"
     with pytest.raises(Refused):
@@ -287,7 +345,9 @@ def test_a_fresh_link_is_told_when_one_was_used():
         (["--gold", "ANSWERS"], "do not say which answer is better"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, words, said):
+def test_what_cannot_be_is_said_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, words, said
+):
     rows = tmp_path / "a.jsonl"
     rows.write_text(json.dumps(served.rows(1)[0]))
     given = [str(rows) if word == "ANSWERS" else word for word in words]

@@ -1,7 +1,9 @@
-"""Fifty annotators, each voting once a second: nothing is lost, nothing counts twice, and nobody waits.
+"""Fifty annotators, each voting once a second: nothing is lost, nothing counts twice, and nobody
+waits.
 
-Ten seconds here, counted but not timed, since machines that run tests are shared. `WINNOW_LOAD_SECONDS=60` on a quiet machine of two cores holds it to
-95 % of all requests within 50 ms.
+Ten seconds here, counted but not timed, since machines that run tests are shared.
+`WINNOW_LOAD_SECONDS=60` on a quiet machine of two cores holds it to 95 % of all requests within 50
+ms.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ TIMED = SECONDS >= 60
 def test_fifty_annotators_voting_once_a_second(tmp_path):
     names = [f"annotator-{i}" for i in range(PEOPLE)]
     words = [word for name in names for word in ("--annotator", name)]
-    made = served.start(tmp_path, served.rows(int(SECONDS * PEOPLE), 3), *words, "--overlap", "2", "--repeats", "0.1")
+    made = served.start(
+        tmp_path,
+        served.rows(int(SECONDS * PEOPLE), 3),
+        *words,
+        "--overlap",
+        "2",
+        "--repeats",
+        "0.1",
+    )
     cast: list[tuple[str, str, str]] = []  # who, task, outcome: acknowledged
     waits: dict[str, list[float]] = {"page": [], "vote": []}
     wrong: list[object] = []
@@ -55,12 +65,19 @@ def test_fifty_annotators_voting_once_a_second(tmp_path):
     assert made.end() == 143
     assert wrong == []
     p95 = {what: sorted(found)[int(0.95 * len(found))] * 1000 for what, found in waits.items()}
-    print(f"{len(cast):,} votes in {SECONDS:g} s; p95 of a vote {p95['vote']:.1f} ms, of a page {p95['page']:.1f} ms")
+    print(
+        f"{len(cast):,} votes in {SECONDS:g} s; p95 of a vote {p95['vote']:.1f} ms, of a page"
+        f" {p95['page']:.1f} ms"
+    )
     votes = made.votes()
     assert len(cast) == PEOPLE * int(SECONDS)
-    assert Counter((who, outcome) for who, _, outcome in cast) == Counter((vote.by, vote.outcome) for vote in votes)
+    assert Counter((who, outcome) for who, _, outcome in cast) == Counter(
+        (vote.by, vote.outcome) for vote in votes
+    )
     assert len({task for _, task, _ in cast}) == len(cast) == len(votes)
-    per_pair = Counter((vote.item, *sorted((vote.first, vote.second))) for vote in votes if vote.kind == "once")
+    per_pair = Counter(
+        (vote.item, *sorted((vote.first, vote.second))) for vote in votes if vote.kind == "once"
+    )
     assert max(per_pair.values()) <= 2
     if TIMED:
         assert max(p95.values()) < 50

@@ -12,7 +12,13 @@ def test_the_measurement_of_saves_runs_small(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import reliability
 
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     for name, value in {"SAVES": 1, "AROUND": 2, "SHAPE": shape}.items():
         monkeypatch.setattr(reliability, name, value)
     monkeypatch.setattr(sys, "argv", ["reliability.py", "saving", "--out", str(tmp_path / "out")])

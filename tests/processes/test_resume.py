@@ -28,7 +28,10 @@ def kill_midway(words, out, after):
     """Start a run, kill it with SIGKILL once it is past step `after`."""
     run, process = RunFolder(out), runs.started(*words)
     deadline = time.monotonic() + 120
-    while not ((run.checkpoints / f"step_{after // EVERY * EVERY}").exists() and run.metrics.read_text().count("\n") > after):
+    while not (
+        (run.checkpoints / f"step_{after // EVERY * EVERY}").exists()
+        and run.metrics.read_text().count("\n") > after
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -55,11 +58,23 @@ def kill_midway(words, out, after):
         ("reward", {"lora": "r=4,alpha=8"}),
     ],
 )
-def test_killed_and_resumed_equals_never_killed(world, tmp_path, monkeypatch, capsys, command, more):
-    more = {"batch_size": 5, "steps": STEPS, "save_every": EVERY, "max_tokens": 200, "schedule": "cosine", "weight_decay": 0.1, **more}
+def test_killed_and_resumed_equals_never_killed(
+    world, tmp_path, monkeypatch, capsys, command, more
+):
+    more = {
+        "batch_size": 5,
+        "steps": STEPS,
+        "save_every": EVERY,
+        "max_tokens": 200,
+        "schedule": "cosine",
+        "weight_decay": 0.1,
+        **more,
+    }
     if "eval_every" in more:
         more["eval_data"] = [world / "held.jsonl"]
-    words = {name: runs.line(command, world, tmp_path / name, **more) for name in ("killed", "whole")}
+    words = {
+        name: runs.line(command, world, tmp_path / name, **more) for name in ("killed", "whole")
+    }
     killed = kill_midway(words["killed"], tmp_path / "killed", 17)
     assert runs.winnow(monkeypatch, *words["killed"]) == 0
     said = capsys.readouterr().out
@@ -67,7 +82,10 @@ def test_killed_and_resumed_equals_never_killed(world, tmp_path, monkeypatch, ca
     assert int(said.partition("resumed at step ")[2].split()[0]) % EVERY == 0
     assert runs.winnow(monkeypatch, *words["whole"]) == 0
     whole = RunFolder(tmp_path / "whole")
-    assert (runs.numbers(killed), [row["step"] for row in runs.numbers(whole) if "loss" in row]) == (runs.numbers(whole), [*range(1, STEPS + 1)])
+    assert (
+        runs.numbers(killed),
+        [row["step"] for row in runs.numbers(whole) if "loss" in row],
+    ) == (runs.numbers(whole), [*range(1, STEPS + 1)])
     name = "adapter_model.safetensors" if "lora" in more else "model.safetensors"
     assert (killed.model / name).read_bytes() == (whole.model / name).read_bytes()
     for file in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
@@ -76,13 +94,18 @@ def test_killed_and_resumed_equals_never_killed(world, tmp_path, monkeypatch, ca
     assert read_json(killed.environment)["held_out"] == read_json(whole.environment)["held_out"]
     if command != "reward":
         assert killed.samples.read_bytes() == whole.samples.read_bytes()
-    assert read_json(whole.checkpoints / f"step_{STEPS}" / "progress.json")["cursor"] == {"epoch": 42 if "stream" in more else 14, "position": 0}
+    assert read_json(whole.checkpoints / f"step_{STEPS}" / "progress.json")["cursor"] == {
+        "epoch": 42 if "stream" in more else 14,
+        "position": 0,
+    }
 
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
     """A finished run, 4 steps with a checkpoint each; copy it before changing it."""
-    return runs.dpo(world, tmp_path_factory.mktemp("finished") / "run", steps=4, save_every=1, keep=3).root
+    return runs.dpo(
+        world, tmp_path_factory.mktemp("finished") / "run", steps=4, save_every=1, keep=3
+    ).root
 
 
 @pytest.fixture
@@ -115,24 +138,37 @@ def test_other_settings_are_refused_and_listed(world, unfinished, finished, monk
         assert "beta: 0.1 -> 0.5" in error
         assert "lr: 0.001 -> 0.002" in error
         assert "seed" not in error
-        assert {name: value for name, value in runs.tree(run.root).items() if name in before} == before
+        assert {
+            name: value for name, value in runs.tree(run.root).items() if name in before
+        } == before
 
 
 def test_other_training_data_is_refused(world, unfinished, monkeypatch, capsys):
     kept = (world / "train.jsonl").read_text()
     try:
-        tiny.write(world / "train.jsonl", [*tiny.pairs(23), {"prompt": "24: other?", "chosen": " yes, but", "rejected": " no, not"}])
+        tiny.write(
+            world / "train.jsonl",
+            [
+                *tiny.pairs(23),
+                {"prompt": "24: other?", "chosen": " yes, but", "rejected": " no, not"},
+            ],
+        )
         assert runs.winnow(monkeypatch, *again(world, unfinished)) == 2
     finally:
         (world / "train.jsonl").write_text(kept)
     error = capsys.readouterr().err
-    assert "begun otherwise:\n  data: '24 groups' -> '24 groups, or the same number with other texts'" in error
+    assert (
+        "begun otherwise:\n  data: '24 groups' -> '24 groups, or the same number with other texts'"
+        in error
+    )
     assert "--allow-change data" in error
     assert not unfinished.finished
 
 
 def test_other_evaluation_data_is_refused(world, tmp_path):
-    """It chooses the best checkpoint, so it belongs to the run: also for SFT, which has no reference."""
+    """It chooses the best checkpoint, so it belongs to the run: also for SFT, which has no
+    reference.
+    """
     held = tiny.write(tmp_path / "held.jsonl", tiny.pairs(6, seed=1))
     run = runs.sft(world, tmp_path / "run", steps=2, eval_data=[str(held)])
     run.report_json.unlink()
@@ -152,8 +188,12 @@ def test_another_start_is_refused(world, unfinished, tmp_path):
         (world / "model" / "model.safetensors").write_bytes(kept)
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_passed_over_aloud(world, unfinished, finished, monkeypatch, capsys, file):
+@pytest.mark.parametrize(
+    "file", ["weights.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    world, unfinished, finished, monkeypatch, capsys, file
+):
     newest = unfinished.checkpoints / "step_4" / file
     newest.write_bytes(newest.read_bytes()[:-9])
     assert runs.winnow(monkeypatch, *again(world, unfinished)) == 0
@@ -161,7 +201,9 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(world, unfinished, finished, 
     assert "passed over:" in said
     assert "resumed at step 3" in said
     assert runs.numbers(unfinished) == runs.numbers(RunFolder(finished))
-    assert (unfinished.model / "model.safetensors").read_bytes() == (finished / "model" / "model.safetensors").read_bytes()
+    assert (unfinished.model / "model.safetensors").read_bytes() == (
+        finished / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_single_flipped_bit_is_seen(world, unfinished, capsys):
@@ -205,7 +247,9 @@ def test_a_changed_reference_store_is_an_error(world, unfinished):
 
 
 def test_another_runs_reference_store_is_never_read(world, tmp_path, monkeypatch):
-    """Of other data: it has another name, so the numbers are computed, and equal those of a run that found no store."""
+    """Of other data: it has another name, so the numbers are computed, and equal those of a run
+    that found no store.
+    """
     runs.dpo(world, tmp_path / "first", steps=1)
     other = tiny.write(tmp_path / "other.jsonl", tiny.pairs(16, seed=7))
     run = runs.dpo(world, tmp_path / "run", data=[str(other)], steps=2)

@@ -1,4 +1,6 @@
-"""Anything at all, for any setting, in any row and in place of any bytes: it is used, or it is refused in one paragraph."""
+"""Anything at all, for any setting, in any row and in place of any bytes: it is used, or it is
+refused in one paragraph.
+"""
 
 from __future__ import annotations
 
@@ -39,26 +41,38 @@ def choices(annotation: Any) -> list[str]:
     """What a setting takes by name."""
     if get_origin(annotation) is Literal:
         return [str(one) for one in get_args(annotation)]
-    return [one for part in get_args(annotation) for one in choices(part)] if not isinstance(annotation, types.NoneType) else []
+    return (
+        [one for part in get_args(annotation) for one in choices(part)]
+        if not isinstance(annotation, types.NoneType)
+        else []
+    )
 
 
 @st.composite
 def words(draw: st.DrawFn) -> list[str]:
     """One to three settings as they are typed, mostly with values that have a meaning somewhere."""
     typed = []
-    for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=3, unique=True)):
+    for name in draw(
+        st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=3, unique=True)
+    ):
         flag, annotation = name.replace("_", "-"), FIELDS[name].annotation
         if annotation in (bool, bool | None):
             typed.append(draw(st.sampled_from([f"--{flag}", f"--no-{flag}", f"--{flag}=1"])))
         else:
-            value = draw(st.sampled_from(VALUES) | st.sampled_from(choices(annotation) or VALUES) | st.text(st.characters(exclude_characters="\0"), max_size=9))
+            value = draw(
+                st.sampled_from(VALUES)
+                | st.sampled_from(choices(annotation) or VALUES)
+                | st.text(st.characters(exclude_characters="\0"), max_size=9)
+            )
             typed.append(f"--{flag}={value}")
     return typed
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with a model; no weights may be read, and memory is not estimated, which takes longer than all the rest."""
+    """A working folder with a model; no weights may be read, and memory is not estimated, which
+    takes longer than all the rest.
+    """
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
@@ -76,9 +90,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def used_or_refused(*given: str) -> tuple[int, str]:
-    """`winnow check`: exit code 0, or 2 and one paragraph (or findings) that say why. The code, and all that was said."""
+    """`winnow check`: exit code 0, or 2 and one paragraph (or findings) that say why. The code, and
+    all that was said.
+    """
     out, error = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
         code = runs.winnow(patch, "check", "--model=model", *given)
     told = error.getvalue()
     paragraphs = sum(line.startswith("error: ") for line in told.splitlines())
@@ -106,12 +126,28 @@ def test_any_value_of_any_setting(here: Path, typed: list[str]) -> None:
 
 @settings(max_examples=60)
 @given(
-    rows=st.lists(st.dictionaries(st.sampled_from([*COLUMNS, "\x1b[2J", "é"]), json_values, max_size=6), min_size=1, max_size=4),
-    layout=st.sampled_from([["prompt", "chosen", "rejected"], ["prompt", "completions", "scores"], ["messages"], []]),
-    words=st.sampled_from([[], ["--on-bad-row=skip"], ["--recipe=sft"], ["--as=chat", "--chat-template=template"], ["--objective=kto"]]),
+    rows=st.lists(
+        st.dictionaries(st.sampled_from([*COLUMNS, "\x1b[2J", "é"]), json_values, max_size=6),
+        min_size=1,
+        max_size=4,
+    ),
+    layout=st.sampled_from(
+        [["prompt", "chosen", "rejected"], ["prompt", "completions", "scores"], ["messages"], []]
+    ),
+    words=st.sampled_from(
+        [
+            [],
+            ["--on-bad-row=skip"],
+            ["--recipe=sft"],
+            ["--as=chat", "--chat-template=template"],
+            ["--objective=kto"],
+        ]
+    ),
     data=st.data(),
 )
-def test_any_row(here: Path, rows: list[dict[str, Any]], layout: list[str], words: list[str], data: st.DataObject) -> None:
+def test_any_row(
+    here: Path, rows: list[dict[str, Any]], layout: list[str], words: list[str], data: st.DataObject
+) -> None:
     full = [{**{name: data.draw(json_values) for name in layout}, **row} for row in rows]
     (here / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in full))
     code, said = used_or_refused("--data=d.jsonl", "--batch-size=1", *words)
@@ -122,7 +158,15 @@ def test_any_row(here: Path, rows: list[dict[str, Any]], layout: list[str], word
 
 # ---------------------------------------------------------------- bytes
 
-DAMAGE = st.lists(st.tuples(st.sampled_from(["flip", "cut", "insert"]), st.integers(0, 1 << 20), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3)
+DAMAGE = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert"]),
+        st.integers(0, 1 << 20),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=3,
+)
 
 
 def damaged(whole: bytes, damage: list[tuple[str, int, bytes]]) -> bytes:
@@ -153,7 +197,9 @@ def no_hang() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=[name for name in WRITERS if " " not in name])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, bytes]:
     """A file of each kind: its name and its bytes."""
     path = tmp_path_factory.mktemp("whole") / request.param
     WRITERS[request.param](path)
@@ -162,7 +208,9 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @settings(max_examples=120)
 @given(damage=DAMAGE)
-def test_any_damage_to_a_file(here: Path, whole: tuple[str, bytes], damage: list[tuple[str, int, bytes]]) -> None:
+def test_any_damage_to_a_file(
+    here: Path, whole: tuple[str, bytes], damage: list[tuple[str, int, bytes]]
+) -> None:
     path = here / whole[0]
     path.write_bytes(damaged(whole[1], damage))
     with no_hang():
@@ -171,13 +219,18 @@ def test_any_damage_to_a_file(here: Path, whole: tuple[str, bytes], damage: list
         except DataError:
             return
     assert loaded.counts["rows"] == loaded.counts["groups"] + loaded.counts["bad"]
-    assert all(isinstance(bad, Problem) and bad.where.startswith(f"{path.name}:") for bad in loaded.problems)
+    assert all(
+        isinstance(bad, Problem) and bad.where.startswith(f"{path.name}:")
+        for bad in loaded.problems
+    )
     assert loaded.counts["bad"] <= len(loaded.problems)
 
 
 @settings(max_examples=12)
 @given(damage=DAMAGE)
-def test_any_damage_to_a_file_through_the_command_line(here: Path, whole: tuple[str, bytes], damage: list[tuple[str, int, bytes]]) -> None:
+def test_any_damage_to_a_file_through_the_command_line(
+    here: Path, whole: tuple[str, bytes], damage: list[tuple[str, int, bytes]]
+) -> None:
     (here / whole[0]).write_bytes(damaged(whole[1], damage))
     with no_hang():
         code, said = used_or_refused(f"--data={whole[0]}", "--batch-size=1")

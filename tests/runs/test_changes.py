@@ -1,4 +1,6 @@
-"""What may be another one when a run goes on: nothing in silence, anything by name, and what no number depends on."""
+"""What may be another one when a run goes on: nothing in silence, anything by name, and what no
+number depends on.
+"""
 
 from __future__ import annotations
 
@@ -114,23 +116,33 @@ def test_every_change_is_refused_by_name(world, unfinished, monkeypatch, capsys,
 
 @pytest.fixture(scope="module")
 def reward(world, tmp_path_factory):
-    """A reward model's run without its end: a refusal changes nothing in it, so one does for all."""
+    """A reward model's run without its end: a refusal changes nothing in it, so one does for
+    all.
+    """
     run = api.reward(**runs.settings(world, tmp_path_factory.mktemp("reward") / "run", **KEPT))
     run.unfinish()
     shutil.rmtree(run.checkpoints / "step_4")
     return run
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name in REWARD and name != "quantize"])  # a reward model is never in 4 bits
-def test_every_change_of_a_reward_model_is_refused_by_name(world, reward, monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    "name", [name for name in OTHER if name in REWARD and name != "quantize"]
+)  # a reward model is never in 4 bits
+def test_every_change_of_a_reward_model_is_refused_by_name(
+    world, reward, monkeypatch, capsys, name
+):
     refused(monkeypatch, capsys, world, reward, "reward", name)
 
 
 def test_a_reward_model_goes_on_where_it_stopped(world, reward, tmp_path):
     whole = api.reward(**runs.settings(world, tmp_path / "whole", **KEPT))
-    run = api.reward(**runs.settings(world, Path(shutil.copytree(reward.root, tmp_path / "run")), **KEPT))
+    run = api.reward(
+        **runs.settings(world, Path(shutil.copytree(reward.root, tmp_path / "run")), **KEPT)
+    )
     assert runs.numbers(run) == runs.numbers(whole)
-    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
+    assert (run.model / "model.safetensors").read_bytes() == (
+        whole.model / "model.safetensors"
+    ).read_bytes()
 
 
 def refused(monkeypatch, capsys, world, run, command, name):
@@ -143,39 +155,82 @@ def refused(monkeypatch, capsys, world, run, command, name):
     assert f"\n  {name}: " in error
     assert f"--allow-change {name}" in error
     after = runs.tree(run.root)
-    assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
+    assert {key: after[key] for key in before if key != "lock"} == {
+        key: before[key] for key in before if key != "lock"
+    }
 
 
 def test_what_no_number_depends_on_may_change_without_a_word(world, unfinished, finished):
-    runs.dpo(world, unfinished.root, **{**KEPT, "save_every": 2, "keep": 1, "async_save": True, "rank_timeout": 5.0})
+    runs.dpo(
+        world,
+        unfinished.root,
+        **{**KEPT, "save_every": 2, "keep": 1, "async_save": True, "rank_timeout": 5.0},
+    )
     assert runs.numbers(unfinished) == runs.numbers(finished)
-    assert (unfinished.model / "model.safetensors").read_bytes() == (finished.model / "model.safetensors").read_bytes()
+    assert (unfinished.model / "model.safetensors").read_bytes() == (
+        finished.model / "model.safetensors"
+    ).read_bytes()
 
 
-def test_an_allowed_change_is_made_recorded_and_then_the_runs_own(world, unfinished, finished, monkeypatch, capsys):
+def test_an_allowed_change_is_made_recorded_and_then_the_runs_own(
+    world, unfinished, finished, monkeypatch, capsys
+):
     changed = {**KEPT, "lr": 0.002, "beta": 0.2}
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed, allow_change=["lr"])) == 2
+    assert (
+        runs.winnow(
+            monkeypatch, *runs.line("dpo", world, unfinished.root, **changed, allow_change=["lr"])
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "beta: 0.1 -> 0.2" in error
     assert "lr: " not in error
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed, allow_change=["lr", "beta"])) == 0
+    assert (
+        runs.winnow(
+            monkeypatch,
+            *runs.line("dpo", world, unfinished.root, **changed, allow_change=["lr", "beta"]),
+        )
+        == 0
+    )
     assert "resumed at step 3" in capsys.readouterr().out
     assert runs.numbers(unfinished)[:3] == runs.numbers(finished)[:3]
     assert runs.numbers(unfinished)[3]["learning_rate"] == 0.002
     head = read_json(unfinished.environment)
-    assert [one["changed"] for one in head["changes"]] == [{"beta": [0.1, 0.2], "lr": [0.001, 0.002]}]
-    assert (head["settings"]["lr"], yaml.safe_load(unfinished.config.read_text())["lr"]) == (0.002, 0.002)
+    assert [one["changed"] for one in head["changes"]] == [
+        {"beta": [0.1, 0.2], "lr": [0.001, 0.002]}
+    ]
+    assert (head["settings"]["lr"], yaml.safe_load(unfinished.config.read_text())["lr"]) == (
+        0.002,
+        0.002,
+    )
     shutil.rmtree(unfinished.checkpoints / "step_4")  # the newest is from before the change
     unfinished.unfinish()
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed)) == 0  # the same command needs no flag
+    assert (
+        runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed)) == 0
+    )  # the same command needs no flag
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 2
 
 
-@pytest.mark.parametrize("name", ["optimizer", "dtype", "engine", "batch_size", "objective", "warmup", "eval_data", "moving_reference", "seed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer",
+        "dtype",
+        "engine",
+        "batch_size",
+        "objective",
+        "warmup",
+        "eval_data",
+        "moving_reference",
+        "seed",
+    ],
+)
 def test_what_is_allowed_is_possible(world, unfinished, monkeypatch, capsys, name):
     monkeypatch.chdir(world)
     names = [name, "score"] if name == "objective" else [name]  # ipo fills in a setting of its own
-    words = runs.line("dpo", world, unfinished.root, **{**KEPT, name: OTHER[name]}, allow_change=names)
+    words = runs.line(
+        "dpo", world, unfinished.root, **{**KEPT, name: OTHER[name]}, allow_change=names
+    )
     assert runs.winnow(monkeypatch, *words) == 0
     said = capsys.readouterr().out
     assert "resumed at step 3" in said
@@ -190,15 +245,25 @@ def test_what_is_allowed_is_possible(world, unfinished, monkeypatch, capsys, nam
         ({"lora": "r=2", "allow_change": ["lora"]}, "the checkpoint's model is of another model"),
         ({"model": "other", "allow_change": ["seed"]}, "model: "),
         ({"steps": 2, "allow_change": ["steps"]}, "3 steps are done, and steps is 2"),
-        ({"max_length": 30, "cut_budget": 0.9, "allow_change": ["max_length"]}, "cut_budget: None -> 0.9"),
+        (
+            {"max_length": 30, "cut_budget": 0.9, "allow_change": ["max_length"]},
+            "cut_budget: None -> 0.9",
+        ),
     ],
 )
-def test_what_is_allowed_but_not_possible_changes_nothing(world, unfinished, monkeypatch, capsys, changes, told):
+def test_what_is_allowed_but_not_possible_changes_nothing(
+    world, unfinished, monkeypatch, capsys, changes, told
+):
     before = runs.tree(unfinished.root)
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **{**KEPT, **changes})) == 2
+    assert (
+        runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **{**KEPT, **changes}))
+        == 2
+    )
     assert told in capsys.readouterr().err
     after = runs.tree(unfinished.root)
-    assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
+    assert {key: after[key] for key in before if key != "lock"} == {
+        key: before[key] for key in before if key != "lock"
+    }
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 0
 
 
@@ -222,8 +287,16 @@ def test_a_streams_next_window_is_the_one_it_was(world, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("what", ["never kept", "damaged"])
-def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(world, tmp_path, monkeypatch, capsys, what):
-    changed = {**KEPT, "steps": 6, "keep": 1, "eval_every": 1, "eval_data": [str(world / "against.jsonl")]}  # the first one is the best: it gets worse
+def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(
+    world, tmp_path, monkeypatch, capsys, what
+):
+    changed = {
+        **KEPT,
+        "steps": 6,
+        "keep": 1,
+        "eval_every": 1,
+        "eval_data": [str(world / "against.jsonl")],
+    }  # the first one is the best: it gets worse
     run = runs.dpo(world, tmp_path / "run", **changed, save_best=what == "damaged")
     run.unfinish()
     more = {"save_best": True}
@@ -233,18 +306,24 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(world, tmp_path, monk
     else:
         more["allow_change"] = ["save_best"]
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, run.root, **changed, **more)) == 0
-    assert ("is gone or damaged" in capsys.readouterr().out) == (what == "damaged" or what == "never kept")
+    assert ("is gone or damaged" in capsys.readouterr().out) == (
+        what == "damaged" or what == "never kept"
+    )
     assert run.finished
 
 
-def test_a_finished_run_goes_on_for_more_steps_in_the_same_order(world, finished, tmp_path, monkeypatch, capsys):
+def test_a_finished_run_goes_on_for_more_steps_in_the_same_order(
+    world, finished, tmp_path, monkeypatch, capsys
+):
     run = RunFolder(shutil.copytree(finished.root, tmp_path / "run"))
     words = runs.line("dpo", world, run.root, **{**KEPT, "steps": 7}, allow_change=["steps"])
     assert runs.winnow(monkeypatch, *words) == 0
     assert "resumed at step 4" in capsys.readouterr().out
     whole = runs.dpo(world, tmp_path / "whole", **{**KEPT, "steps": 7})
     assert runs.numbers(run) == runs.numbers(whole)
-    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
+    assert (run.model / "model.safetensors").read_bytes() == (
+        whole.model / "model.safetensors"
+    ).read_bytes()
     assert runs.winnow(monkeypatch, *words) == 0
     assert "already finished" in capsys.readouterr().out
 
@@ -294,8 +373,16 @@ def test_another_tokenizer_and_another_template_are_told_apart(world, tmp_path):
 
 
 def test_a_name_that_is_none(world, unfinished, monkeypatch, capsys):
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT, allow_change=["betta"])) == 2
-    assert "allow_change: there is no 'betta' to change; did you mean 'beta'?" in capsys.readouterr().err
+    assert (
+        runs.winnow(
+            monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT, allow_change=["betta"])
+        )
+        == 2
+    )
+    assert (
+        "allow_change: there is no 'betta' to change; did you mean 'beta'?"
+        in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- winnow verify
@@ -309,10 +396,23 @@ def test_verify_finds_every_byte(world, finished, tmp_path, monkeypatch, capsys)
     assert "checkpoint step_4: 3 files, as they were saved" in said
     assert "model, metrics, samples and records: " in said
     assert runs.tree(run.root) == before
-    hashed = [*run.checkpoints.glob("*/*"), run.manifest, *run.model.iterdir(), run.metrics, run.samples, run.config, run.environment, run.root / "data.json"]
+    hashed = [
+        *run.checkpoints.glob("*/*"),
+        run.manifest,
+        *run.model.iterdir(),
+        run.metrics,
+        run.samples,
+        run.config,
+        run.environment,
+        run.root / "data.json",
+    ]
     for file in hashed:
         content = file.read_bytes()
-        for damaged in (content[:-2], content[:40] + bytes([content[40] ^ 1]) + content[41:], bytes([content[0] ^ 1]) + content[1:]):
+        for damaged in (
+            content[:-2],
+            content[:40] + bytes([content[40] ^ 1]) + content[41:],
+            bytes([content[0] ^ 1]) + content[1:],
+        ):
             file.write_bytes(damaged)
             assert runs.winnow(monkeypatch, "verify", run.root) == 2, file
             assert file.name in capsys.readouterr().out.replace("\n", "")
@@ -320,7 +420,10 @@ def test_verify_finds_every_byte(world, finished, tmp_path, monkeypatch, capsys)
         assert runs.winnow(monkeypatch, "verify", run.root) == 2, file
         file.write_bytes(content)
     capsys.readouterr()
-    for folder in (run.model, run.checkpoints / "step_4"):  # somebody laid an adapter beside the weights
+    for folder in (
+        run.model,
+        run.checkpoints / "step_4",
+    ):  # somebody laid an adapter beside the weights
         (folder / "adapter_config.json").write_text("{}")
         assert runs.winnow(monkeypatch, "verify", run.root) == 2
         assert "adapter_config.json: not a file of" in capsys.readouterr().out.replace("\n", "")
@@ -328,7 +431,9 @@ def test_verify_finds_every_byte(world, finished, tmp_path, monkeypatch, capsys)
     assert runs.winnow(monkeypatch, "verify", run.root) == 0
 
 
-def test_verify_of_what_is_not_finished_and_of_what_is_no_run(unfinished, tmp_path, monkeypatch, capsys):
+def test_verify_of_what_is_not_finished_and_of_what_is_no_run(
+    unfinished, tmp_path, monkeypatch, capsys
+):
     assert runs.winnow(monkeypatch, "verify", unfinished.root) == 0
     assert "not finished" in capsys.readouterr().out
     assert runs.winnow(monkeypatch, "verify", tmp_path) == 2

@@ -1,4 +1,6 @@
-"""`winnow demo` made small: every stage runs, the numbers are those of the files, the same seed gives the same numbers."""
+"""`winnow demo` made small: every stage runs, the numbers are those of the files, the same seed
+gives the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -25,49 +27,91 @@ def small(monkeypatch):
     monkeypatch.setattr(demo, "HELD_OUT", 8)
     monkeypatch.setattr(demo, "SFT_STEPS", 40)
     monkeypatch.setattr(demo, "SFT", {**demo.SFT, "steps": 40, "warmup": 4, "eval_every": 20})
-    monkeypatch.setattr(demo, "DPO", {**demo.DPO, "steps": 4, "batch_size": 8, "warmup": 1, "eval_every": 2})
+    monkeypatch.setattr(
+        demo, "DPO", {**demo.DPO, "steps": 4, "batch_size": 8, "warmup": 1, "eval_every": 2}
+    )
 
 
 def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, monkeypatch, capsys):
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
     first = capsys.readouterr().out
-    assert all(stage in first for stage in ("1 of 4", "2 of 4", "3 of 4", "4 of 4", "win rate over the SFT model", "Report: "))
+    assert all(
+        stage in first
+        for stage in (
+            "1 of 4",
+            "2 of 4",
+            "3 of 4",
+            "4 of 4",
+            "win rate over the SFT model",
+            "Report: ",
+        )
+    )
     summary = read_json(tmp_path / "first" / "report.json")["summary"]
-    expected = {f"{name}_{when}" for name in PROMISED[:2] for when in ("before", "after")} | set(PROMISED[2:])
+    expected = {f"{name}_{when}" for name in PROMISED[:2] for when in ("before", "after")} | set(
+        PROMISED[2:]
+    )
     assert expected <= set(summary)
     assert all(math.isfinite(summary[name]) for name in expected)
     before = [row["scores"] for row in read_jsonl(tmp_path / "first" / "held_out.jsonl")]
-    # an answer that ends before its first word is no row of the file, and adds nothing to a reward: an opening has none
-    assert summary["true_reward_before"] == pytest.approx(math.fsum(sum(row) for row in before) / (demo.HELD_OUT * demo.K))
+    # an answer that ends before its first word is no row of the file, and adds nothing to a reward:
+    # an opening has none
+    assert summary["true_reward_before"] == pytest.approx(
+        math.fsum(sum(row) for row in before) / (demo.HELD_OUT * demo.K)
+    )
     compared = read_jsonl(tmp_path / "first" / "preferences.jsonl")
     assert all(row["comparisons"] for row in compared)
-    rewards = [[reviews_world.true_reward(row["prompt"] + text) for text in row["completions"]] for row in compared]
-    told = [(all_[c["winner"]], all_[c["loser"]]) for all_, row in zip(rewards, compared) for c in row["comparisons"]]
+    rewards = [
+        [reviews_world.true_reward(row["prompt"] + text) for text in row["completions"]]
+        for row in compared
+    ]
+    told = [
+        (all_[c["winner"]], all_[c["loser"]])
+        for all_, row in zip(rewards, compared)
+        for c in row["comparisons"]
+    ]
     unequal = [won < lost for won, lost in told if won != lost]
     assert summary["flipped_labels"] == pytest.approx(sum(unequal) / len(unequal))
     known = summary["figures"]
     assert {*expected, "true_ties", "repeated"} - {"seconds"} <= set(known)
-    assert all(known[name]["value"] == summary[name] and known[name]["prompts"] <= demo.HELD_OUT for name in known)
-    assert all(one["low"] <= one["value"] <= one["high"] for one in known.values() if one["low"] is not None)
+    assert all(
+        known[name]["value"] == summary[name] and known[name]["prompts"] <= demo.HELD_OUT
+        for name in known
+    )
+    assert all(
+        one["low"] <= one["value"] <= one["high"]
+        for one in known.values()
+        if one["low"] is not None
+    )
     assert known["true_reward_after"]["count"] == demo.HELD_OUT * demo.K
-    finals = read_json(tmp_path / "first" / "dpo" / "environment.json")["held_out"]["eval_"]["figures"]["rewards/accuracies"]
+    finals = read_json(tmp_path / "first" / "dpo" / "environment.json")["held_out"]["eval_"][
+        "figures"
+    ]["rewards/accuracies"]
     assert known["accuracy"] == finals
     assert "displacement" in (tmp_path / "first" / "report.html").read_text()
 
-    assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0  # finished: the table again, nothing else
+    assert (
+        runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
+    )  # finished: the table again, nothing else
     again = capsys.readouterr().out
     assert "1 of 4" not in again
     assert again.strip() in first
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "second") == 0
     second = read_json(tmp_path / "second" / "report.json")["summary"]
-    assert {name: value for name, value in second.items() if name != "seconds"} == {name: value for name, value in summary.items() if name != "seconds"}
-    models_ = [hashes.weights_hash(loading.load(str(tmp_path / name / "dpo"), device="cpu").model) for name in ("first", "second")]
+    assert {name: value for name, value in second.items() if name != "seconds"} == {
+        name: value for name, value in summary.items() if name != "seconds"
+    }
+    models_ = [
+        hashes.weights_hash(loading.load(str(tmp_path / name / "dpo"), device="cpu").model)
+        for name in ("first", "second")
+    ]
     assert models_[0] == models_[1]
 
 
 def sampled(*texts):
     rewards = [[reviews_world.true_reward(text) for text in many] for many in texts]
-    answers = [[Answer(tuple(range(len(text.split()))), "." in text) for text in many] for many in texts]
+    answers = [
+        [Answer(tuple(range(len(text.split()))), "." in text) for text in many] for many in texts
+    ]
     return demo.Sampled(answers, [list(many) for many in texts], rewards)
 
 
@@ -75,16 +119,26 @@ def test_an_answer_that_ends_before_its_first_word_is_left_out(tmp_path):
     said = sampled(["p good .", "p ", "p bad ."], ["q ", "q fine ."])
     demo._write_preferences(tmp_path / "rows.jsonl", ["p", "q"], said, 0)
     (row,) = read_jsonl(tmp_path / "rows.jsonl")
-    assert (row["prompt"], row["completions"], len(row["comparisons"])) == ("p", [" good .", " bad ."], 1)
+    assert (row["prompt"], row["completions"], len(row["comparisons"])) == (
+        "p",
+        [" good .", " bad ."],
+        1,
+    )
 
 
 def test_the_figures_of_the_summary_are_what_they_say():
     text = "i saw this film and the plot was good . overall it was a good film ."
     before = sampled([text, text.replace("good", "awful")], [text, text])
-    after = sampled([text.replace("a good film", "very good film"), text], [text, text.replace(" .", "")])
+    after = sampled(
+        [text.replace("a good film", "very good film"), text], [text, text.replace(" .", "")]
+    )
     kl, accuracy = mean([1.0, 2.0], "ab"), share([True, True, True, False], "abcd")
     found = demo_figures.figures(before, after, kl, accuracy)
-    assert {name: one.value for name, one in found.items() if name in ("grammatical_before", "grammatical_after", "finished", "repeated")} == {
+    assert {
+        name: one.value
+        for name, one in found.items()
+        if name in ("grammatical_before", "grammatical_after", "finished", "repeated")
+    } == {
         "grammatical_before": 0.75,  # "an awful" is right, "a awful" is not
         "grammatical_after": 0.5,
         "finished": 0.75,
@@ -93,11 +147,20 @@ def test_the_figures_of_the_summary_are_what_they_say():
     assert (found["kl"], found["accuracy"]) == (kl, accuracy)
     assert demo_figures.words_in_use(after) == 1
     assert found["length_ratio"].value == pytest.approx((17 + 17 + 17 + 15) / (4 * 17))
-    # each prompt's answers before have 34 tokens, so the interval is that of a mean of two: t with one degree of freedom, 12.706
-    assert found["length_ratio"].high - found["length_ratio"].value == pytest.approx(12.706 * (34 / 34 - 32 / 34) / 2, rel=1e-4)
-    assert found["true_reward_after"].value == pytest.approx(sum(reward for many in after.rewards for reward in many) / 4)
+    # each prompt's answers before have 34 tokens, so the interval is that of a mean of two: t with
+    # one degree of freedom, 12.706
+    assert found["length_ratio"].high - found["length_ratio"].value == pytest.approx(
+        12.706 * (34 / 34 - 32 / 34) / 2, rel=1e-4
+    )
+    assert found["true_reward_after"].value == pytest.approx(
+        sum(reward for many in after.rewards for reward in many) / 4
+    )
     won = win_rate(after.rewards, before.rewards)
-    assert (found["win_rate"].value, found["win_rate"].low, found["win_rate"].high) == (won.rate, won.low, won.high)
+    assert (found["win_rate"].value, found["win_rate"].low, found["win_rate"].high) == (
+        won.rate,
+        won.low,
+        won.high,
+    )
     assert found["true_ties"].value == won.ties
 
 
@@ -117,7 +180,10 @@ def test_the_kl_of_the_summary_is_exact(tmp_path):
             whole = torch.tensor([[*ids, *answer.ids]])
             steps = len(answer.ids) + answer.finished
             with torch.no_grad():
-                ours, theirs = (one.model(whole).logits[0, len(ids) - 1 :][:steps].double().log_softmax(-1) for one in (a, b))
+                ours, theirs = (
+                    one.model(whole).logits[0, len(ids) - 1 :][:steps].double().log_softmax(-1)
+                    for one in (a, b)
+                )
             answers.append(float((ours.exp() * (ours - theirs)).sum()))
     found = demo_figures.kl(a, b, prompts, said)
     assert found.value == pytest.approx(sum(answers) / len(answers), rel=1e-5)

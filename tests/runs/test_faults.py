@@ -1,7 +1,9 @@
-"""Faults and bad input through the command line: what is wrong with rows is refused by file, line and field, before a model is loaded.
+"""Faults and bad input through the command line: what is wrong with rows is refused by file, line
+and field, before a model is loaded.
 
-The cases stand in the order of the fault table, under its numbers: 1 to 5 and 9 are about bytes and cells, 6 to 8 and 10 to 16 about what the rows say.
-Faults of machines, folders and settings are in test_faults_runs.py. A told message is compared whole, line by line: it is what its reader has.
+The cases stand in the order of the fault table, under its numbers: 1 to 5 and 9 are about bytes and
+cells, 6 to 8 and 10 to 16 about what the rows say. Faults of machines, folders and settings are in
+test_faults_runs.py. A told message is compared whole, line by line: it is what its reader has.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ TEXT_OR_TURNS = "expected text or a list of messages"
 
 
 def lines(*rows: dict[str, Any] | str) -> bytes:
-    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
+    return "".join(
+        (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows
+    ).encode()
 
 
 def pair(number: int, **changes: Any) -> dict[str, Any]:
@@ -45,7 +49,9 @@ def unscored(count: int, *problems: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Fault:
-    """Data in a file, and the lines that are told of it, by the commands that read it; `words` are given besides."""
+    """Data in a file, and the lines that are told of it, by the commands that read it; `words` are
+    given besides.
+    """
 
     row: int
     data: bytes
@@ -144,15 +150,21 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Models whose tokenizers have no padding token; one merges letters across prompt and answer, others have no token to end or to begin with."""
+    """Models whose tokenizers have no padding token; one merges letters across prompt and answer,
+    others have no token to end or to begin with.
+    """
     root = tmp_path_factory.mktemp("world")
     tiny.folder(root / "model", hidden_size=16, intermediate_size=32)
     made = tiny.tokenizer(merges=[("a", "b")])
-    tiny.model("llama", vocab_size=len(made), hidden_size=16, intermediate_size=32, pad_token_id=None).save_pretrained(root / "merging")
+    tiny.model(
+        "llama", vocab_size=len(made), hidden_size=16, intermediate_size=32, pad_token_id=None
+    ).save_pretrained(root / "merging")
     made.save_pretrained(root / "merging")
     tiny.folder(root / "no_eos", hidden_size=16, intermediate_size=32)
     config = json.loads((root / "no_eos" / "tokenizer_config.json").read_text())
-    (root / "no_eos" / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    (root / "no_eos" / "tokenizer_config.json").write_text(
+        json.dumps({**config, "eos_token": None})
+    )
     tiny.folder(root / "no_bos", hidden_size=16, intermediate_size=32)
     tiny.tokenizer(bos=False).save_pretrained(root / "no_bos")
     return root
@@ -169,7 +181,9 @@ def here(world, tmp_path, monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(loading, "_load_weights", refuse)
-    monkeypatch.setattr(check, "memory_line", lambda *_: "")  # takes longer than all the rest, and knows of no row
+    monkeypatch.setattr(
+        check, "memory_line", lambda *_: ""
+    )  # takes longer than all the rest, and knows of no row
     return tmp_path
 
 
@@ -179,14 +193,23 @@ def command(name: str, fault: Fault) -> list[str]:
     return [name, "--model", fault.model, "--data", fault.name, *size, *recipe, *fault.words]
 
 
-@pytest.mark.parametrize(("fault", "name"), [(fault, name) for fault in FAULTS for name in fault.commands], ids=lambda part: getattr(part, "row", part))
-def test_is_refused_with_its_place_before_anything_is_loaded_or_written(here, monkeypatch, capsys, fault, name):
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [(fault, name) for fault in FAULTS for name in fault.commands],
+    ids=lambda part: getattr(part, "row", part),
+)
+def test_is_refused_with_its_place_before_anything_is_loaded_or_written(
+    here, monkeypatch, capsys, fault, name
+):
     (here / fault.name).write_bytes(fault.data)
     (here / "held.jsonl").write_bytes(lines(pair(9), pair(2), pair(3)))
     before = sorted(here.iterdir())
     assert runs.winnow(monkeypatch, *command(name, fault)) == 2
     told = capsys.readouterr().err
-    assert [line.strip() for line in told.splitlines()] == [f"error: {fault.told[0]}", *fault.told[1:]]
+    assert [line.strip() for line in told.splitlines()] == [
+        f"error: {fault.told[0]}",
+        *fault.told[1:],
+    ]
     assert sorted(here.iterdir()) == before
 
 
@@ -212,7 +235,8 @@ ACCEPTED = [
     Accepted(3, gzip.compress(TWO), name="d.jsonl.gz"),
     Accepted(4, lines(pair(1, weihgt=2, id=7), pair(2)), ("columns not read: id, weihgt (did you mean 'weight'?)",)),
     Accepted(6, lines(pair(1), pair(2), pair(3, chosen=" "), pair(4, rejected="", chosen="")), ("4 rows, 2 used", "dropped 2 cannot be used"), SKIP),
-    Accepted(6, f'[{{"prompt": NaN}}, {GOOD}, {{"prompt"'.encode(), ("3 rows, 1 used", "dropped 2 cannot be used"), SKIP, name="d.json"),  # on one line
+    # on one line
+    Accepted(6, f'[{{"prompt": NaN}}, {GOOD}, {{"prompt"'.encode(), ("3 rows, 1 used", "dropped 2 cannot be used"), SKIP, name="d.json"),
     Accepted(7, lines(pair(1), pair(2), pair(3, rejected=" a3")), ("3 rows, 2 used", "dropped 1 identical completions")),
     Accepted(7, lines(pair(1), pair(2), ALIKE), ("3 rows, 2 used", "dropped 1 cannot be scored"), (*ANY_CUT, *SKIP)),
     Accepted(8, lines(pair(1), pair(1), pair(2)), ("duplicates: 1 groups say the same as an earlier one: d.jsonl:2 -> they count twice: remove them",)),
@@ -223,7 +247,8 @@ ACCEPTED = [
     Accepted(11, TWO, ("plan: 1 steps of 2 groups",), ("--batch-size", "2")),
     Accepted(12, TWO),  # the tokenizer has no padding token
     Accepted(12, TWO, ("completion 0: p1| a1</s>",), model="no_bos"),
-    Accepted(13, lines(pair(1, prompt="xa", chosen="b yes")), ("<s>x|ab yes</s>", "<s>xa| b1</s>",  # not cut blindly: the first scored token holds both
+    # not cut blindly: the first scored token holds both
+    Accepted(13, lines(pair(1, prompt="xa", chosen="b yes")), ("<s>x|ab yes</s>", "<s>xa| b1</s>",
         "moved: in 1 completions the prompt's last tokens are others than alone", "is scored: d.jsonl:1"), model="merging"),
     Accepted(14, lines(pair(1), pair(2, chosen="x" * 30)), ("29 scored, 14 cut (32.56%, budget 90%)",
         "cut: max_length cuts 14 of 43 completion tokens (32.56%): d.jsonl:2 -> raise max_length"), ("--max-length", "20", "--cut-budget", "0.9")),
@@ -242,33 +267,82 @@ def test_is_accepted_and_said(here, monkeypatch, capsys, case):
     (here / case.name).write_bytes(case.data)
     (here / "held.jsonl").write_bytes(lines(pair(9), pair(2), pair(8)))
     size = () if "--batch-size" in case.words else ("--batch-size", "1")
-    assert runs.winnow(monkeypatch, "check", "--model", case.model, "--data", case.name, *size, *case.words) == case.code
+    assert (
+        runs.winnow(
+            monkeypatch, "check", "--model", case.model, "--data", case.name, *size, *case.words
+        )
+        == case.code
+    )
     said = " ".join(capsys.readouterr().out.split())
-    for words in case.told or ("2 rows, 2 used", "completion 0: <s>p1| a1</s>", "completion 1: <s>p2| b2</s>"):
+    for words in case.told or (
+        "2 rows, 2 used",
+        "completion 0: <s>p1| a1</s>",
+        "completion 1: <s>p2| b2</s>",
+    ):
         assert words in said
 
 
-def test_a_column_that_nobody_reads_is_told_when_training_begins(world, tmp_path, monkeypatch, capsys):
+def test_a_column_that_nobody_reads_is_told_when_training_begins(
+    world, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "d.jsonl").write_bytes(lines(pair(1, weihgt=2), pair(2)))
-    assert runs.winnow(monkeypatch, *runs.line("dpo", world, tmp_path / "run", data=[str(tmp_path / "d.jsonl")], batch_size=2, steps=1)) == 0
-    assert f"columns of {tmp_path / 'd.jsonl'} that are not read: weihgt (did you mean 'weight'?)" in capsys.readouterr().out
+    assert (
+        runs.winnow(
+            monkeypatch,
+            *runs.line(
+                "dpo",
+                world,
+                tmp_path / "run",
+                data=[str(tmp_path / "d.jsonl")],
+                batch_size=2,
+                steps=1,
+            ),
+        )
+        == 0
+    )
+    assert (
+        f"columns of {tmp_path / 'd.jsonl'} that are not read: weihgt (did you mean 'weight'?)"
+        in capsys.readouterr().out
+    )
 
 
-# Row 10. The largest row that is read, and one of half a gigabyte: who held it would grow by as much.
+# Row 10. The largest row that is read, and one of half a gigabyte: who held it would grow by as
+# much.
 
 
 def memory(name: str) -> int:
     """Of this process, in MiB; VmHWM is its peak."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)).split()[1]) >> 10
+    return (
+        int(
+            next(
+                line
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith(name)
+            ).split()[1]
+        )
+        >> 10
+    )
 
 
 def test_a_row_of_thirty_megabytes_is_read_and_a_longer_one_is_not(here, monkeypatch, capsys):
     begin, end = b'{"prompt": "', b'", "chosen": " a", "rejected": " b"}\n'
     room = CAP - len(begin) - len(end) + 1  # the line break is not counted
-    (here / "d.jsonl").write_bytes(lines(PAIR) + begin + b"x" * room + end + begin + b"x" * (room + 1) + end)
-    assert runs.winnow(monkeypatch, "dpo", "--model", "model", "--data", "d.jsonl", "--out", "run") == 2
-    where = f"d.jsonl:3: the line is longer than {CAP:,} bytes (byte {len(lines(PAIR)) + CAP + 1:,} on) -> split or remove the row"
-    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [f"error: {bad(1)[0]}", where, MEND]
+    (here / "d.jsonl").write_bytes(
+        lines(PAIR) + begin + b"x" * room + end + begin + b"x" * (room + 1) + end
+    )
+    assert (
+        runs.winnow(monkeypatch, "dpo", "--model", "model", "--data", "d.jsonl", "--out", "run")
+        == 2
+    )
+    where = (
+        f"d.jsonl:3: the line is longer than {CAP:,} bytes (byte {len(lines(PAIR)) + CAP + 1:,} on)"
+        " -> split or remove the row"
+    )
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()] == [
+        f"error: {bad(1)[0]}",
+        where,
+        MEND,
+    ]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
@@ -278,6 +352,9 @@ def test_a_line_of_half_a_gigabyte_is_never_held(here, monkeypatch, capsys):
         file.truncate(512 << 20)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    assert runs.winnow(monkeypatch, "dpo", "--model", "model", "--data", "d.jsonl", "--out", "run") == 2
+    assert (
+        runs.winnow(monkeypatch, "dpo", "--model", "model", "--data", "d.jsonl", "--out", "run")
+        == 2
+    )
     assert memory("VmHWM") - before < 256
     assert "d.jsonl:2: the line is longer than" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""What went wrong once when somebody tried to break it: folders taken for runs, references that are none, words the system trips over."""
+"""What went wrong once when somebody tried to break it: folders taken for runs, references that are
+none, words the system trips over.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,15 @@ def test_a_folder_that_is_no_run_is_left_alone(world, tmp_path, call, monkeypatc
 
 
 def test_an_evaluation_is_no_finished_run(world, tmp_path, call):
-    words = ("eval", "--model", world / "model", "--data", world / "held.jsonl", "--out", tmp_path / "eval")
+    words = (
+        "eval",
+        "--model",
+        world / "model",
+        "--data",
+        world / "held.jsonl",
+        "--out",
+        tmp_path / "eval",
+    )
     for _ in range(2):  # again into its own folder: that is no harm
         assert call(*words)[0] == 0
     code, said = call(*runs.line("dpo", world, tmp_path / "eval"))
@@ -72,10 +82,24 @@ def test_a_run_refused_by_a_typo_can_be_begun_with_the_typo_mended(world, tmp_pa
         code, said = call(*runs.line("dpo", world, tmp_path / "run"), *words)
         assert (code, "nope" in said) == (2, True)
         assert not (tmp_path / "run").exists()
-        assert call("check", "--model", world / "model", "--data", world / "train.jsonl", "--batch-size", 8, *words)[0] == 2
+        assert (
+            call(
+                "check",
+                "--model",
+                world / "model",
+                "--data",
+                world / "train.jsonl",
+                "--batch-size",
+                8,
+                *words,
+            )[0]
+            == 2
+        )
     broken = shutil.copytree(world / "model", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"torn")
-    assert call(*runs.line("dpo", world, tmp_path / "run", model=str(broken)))[0] == 2  # known only when the weights are read
+    assert (
+        call(*runs.line("dpo", world, tmp_path / "run", model=str(broken)))[0] == 2
+    )  # known only when the weights are read
     assert call(*runs.line("dpo", world, tmp_path / "run"))[0] == 0
 
 
@@ -105,7 +129,17 @@ def test_a_reference_with_other_tokens_is_refused(world, tmp_path, call):
     for words in (
         runs.line("dpo", world, tmp_path / "run", reference=str(other)),
         ("eval", "--model", world / "model", "--data", world / "held.jsonl", "--reference", other),
-        ("check", "--model", world / "model", "--data", world / "train.jsonl", "--reference", other, "--batch-size", 8),
+        (
+            "check",
+            "--model",
+            world / "model",
+            "--data",
+            world / "train.jsonl",
+            "--reference",
+            other,
+            "--batch-size",
+            8,
+        ),
     ):
         code, said = call(*words)
         assert (code, "its tokenizer is another one" in said) == (2, True)
@@ -114,9 +148,15 @@ def test_a_reference_with_other_tokens_is_refused(world, tmp_path, call):
 def test_a_reference_may_know_more_tokens_than_the_policy(world, tmp_path):
     more = tiny.tokenizer()
     more.add_tokens(["whale", "krill"])
-    tiny.model("llama", seed=5, vocab_size=len(more), hidden_size=16, intermediate_size=32, max_position_embeddings=256, pad_token_id=None).save_pretrained(
-        tmp_path / "more"
-    )
+    tiny.model(
+        "llama",
+        seed=5,
+        vocab_size=len(more),
+        hidden_size=16,
+        intermediate_size=32,
+        max_position_embeddings=256,
+        pad_token_id=None,
+    ).save_pretrained(tmp_path / "more")
     more.save_pretrained(tmp_path / "more")
     run = runs.dpo(world, tmp_path / "run", steps=1, reference=str(tmp_path / "more"))
     assert api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")]).summary["loss"] > 0
@@ -125,8 +165,14 @@ def test_a_reference_may_know_more_tokens_than_the_policy(world, tmp_path):
 def test_another_reference_has_another_identity(world, tmp_path):
     tiny.folder(tmp_path / "other", hidden_size=16, intermediate_size=32, seed=5)
     found = [
-        read_json(runs.dpo(world, tmp_path / name, steps=1, reference=reference).environment)["reference"]
-        for name, reference in (("a", None), ("b", str(world / "model")), ("c", str(tmp_path / "other")))
+        read_json(runs.dpo(world, tmp_path / name, steps=1, reference=reference).environment)[
+            "reference"
+        ]
+        for name, reference in (
+            ("a", None),
+            ("b", str(world / "model")),
+            ("c", str(tmp_path / "other")),
+        )
     ]
     assert found[0]["identity"] == found[1]["identity"] != found[2]["identity"]
     assert found[0]["says"] == found[1]["says"] != found[2]["says"]
@@ -139,11 +185,20 @@ def test_a_reference_that_was_replaced_is_not_taken_for_the_old_one(world, tmp_p
     held = [str(world / "held.jsonl")]
     assert api.evaluate(model=str(run.root), data=held).summary["loss"] > 0
     weights = load_file(model / "model.safetensors")
-    save_file({name: w * 1.01 if "norm" not in name else w for name, w in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: w * 1.01 if "norm" not in name else w for name, w in weights.items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(ModelError, match="no longer the model"):
         api.evaluate(model=str(run.root), data=held)
     if lora is None:
-        assert api.evaluate(model=str(run.root), data=held, reference=str(world / "model")).summary["loss"] > 0
+        assert (
+            api.evaluate(model=str(run.root), data=held, reference=str(world / "model")).summary[
+                "loss"
+            ]
+            > 0
+        )
 
 
 def test_a_refused_resume_changes_nothing(world, tmp_path):
@@ -166,9 +221,16 @@ def test_a_refused_resume_changes_nothing(world, tmp_path):
 def test_a_models_own_generation_settings_do_not_touch_the_samples(world, tmp_path, adapter):
     """They would, by transformers' rules: whatever is not asked for is taken from the model."""
     bent = shutil.copytree(world / "model", tmp_path / "bent")
-    (bent / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "suppress_tokens": [40, 41, 42]}))
+    (bent / "generation_config.json").write_text(
+        json.dumps(
+            {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "suppress_tokens": [40, 41, 42]}
+        )
+    )
     lora = loading.Lora(r=2, alpha=2) if adapter else None
-    plain, own = (loading.load(str(folder), device="cpu", lora=lora, train=True) for folder in (world / "model", bent))
+    plain, own = (
+        loading.load(str(folder), device="cpu", lora=lora, train=True)
+        for folder in (world / "model", bent)
+    )
     for how in (Sampling(1, 12, temperature=0.0), Sampling(1, 12, seed=3)):
         assert sample(plain, [(5, 6, 7)] * 4, how) == sample(own, [(5, 6, 7)] * 4, how)
     kept = (own.model.get_base_model() if adapter else own.model).generation_config
@@ -177,7 +239,9 @@ def test_a_models_own_generation_settings_do_not_touch_the_samples(world, tmp_pa
 
 def test_saving_leaves_the_models_configuration_as_it_was(world, tmp_path):
     run = runs.dpo(world, tmp_path / "run", steps=1)
-    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (run.model, world / "model"))
+    ours, theirs = (
+        json.loads((folder / "config.json").read_text()) for folder in (run.model, world / "model")
+    )
     assert ours.get("use_cache", True) == theirs.get("use_cache", True)
 
 
@@ -191,24 +255,47 @@ def test_saving_leaves_the_models_configuration_as_it_was(world, tmp_path):
     ],
 )
 def test_an_evaluation_of_a_run_repeats_its_last_one(world, tmp_path, model, changes):
-    """By the run's objective, score, smoothing, template and length: none of them has to be said again."""
-    run = runs.dpo(world, tmp_path / "run", model=str(world / model), eval_data=[str(world / "held.jsonl")], lr=5e-3, **changes)
+    """By the run's objective, score, smoothing, template and length: none of them has to be said
+    again.
+    """
+    run = runs.dpo(
+        world,
+        tmp_path / "run",
+        model=str(world / model),
+        eval_data=[str(world / "held.jsonl")],
+        lr=5e-3,
+        **changes,
+    )
     last = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")]).summary
     for name in ("loss", "rewards/margins", "logps/chosen", "logps/rejected", ANSWER):
         assert found[name] == pytest.approx(last[f"eval_{name}"], rel=1e-5), name
     if "label_smoothing" in changes:  # another objective has its own settings
-        hinge = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], objective="hinge", beta=0.1).summary["loss"]
+        hinge = api.evaluate(
+            model=str(run.root), data=[str(world / "held.jsonl")], objective="hinge", beta=0.1
+        ).summary["loss"]
         assert hinge == pytest.approx(
-            api.evaluate(model=str(run.model), reference=str(world / model), data=[str(world / "held.jsonl")], objective="hinge", beta=0.1).summary["loss"]
+            api.evaluate(
+                model=str(run.model),
+                reference=str(world / model),
+                data=[str(world / "held.jsonl")],
+                objective="hinge",
+                beta=0.1,
+            ).summary["loss"]
         )
 
 
 def test_several_held_out_sets_are_all_accounted_for_and_the_first_one_counts(world, tmp_path):
-    ties = tiny.write(tmp_path / "ties.jsonl", [{**row, "probability": 0.5} for row in tiny.pairs(3, seed=8)] + tiny.pairs(2, seed=9))
+    ties = tiny.write(
+        tmp_path / "ties.jsonl",
+        [{**row, "probability": 0.5} for row in tiny.pairs(3, seed=8)] + tiny.pairs(2, seed=9),
+    )
     run = runs.dpo(world, tmp_path / "run", eval_data=[str(world / "held.jsonl"), str(ties)])
     accounts = read_json(run.root / "data.json")["eval"]
-    assert {name: (one["used"], one["decided"]) for name, one in accounts.items()} == {"eval_held_": (8, 8), "eval_ties_": (5, 2)}
+    assert {name: (one["used"], one["decided"]) for name, one in accounts.items()} == {
+        "eval_held_": (8, 8),
+        "eval_ties_": (5, 2),
+    }
     page = run.report_html.read_text()
     assert "nothing was held out" not in page.lower()
     assert "Held out: ties" in page
@@ -222,9 +309,19 @@ def test_rows_add_up_on_both_sides(world, tmp_path):
     same = [{"prompt": "x?", "completions": ["a", "a", "b"], "scores": [3, 2, 1]}]
     mixed = tiny.write(
         tmp_path / "mixed.jsonl",
-        [{"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]], "scores": [2, 1]} for row in tiny.pairs(19)] + same,
+        [
+            {
+                "prompt": row["prompt"],
+                "completions": [row["chosen"], row["rejected"]],
+                "scores": [2, 1],
+            }
+            for row in tiny.pairs(19)
+        ]
+        + same,
     )
-    run = runs.dpo(world, tmp_path / "run", data=[str(mixed)], eval_fraction=0.25, batch_size=4, steps=1)
+    run = runs.dpo(
+        world, tmp_path / "run", data=[str(mixed)], eval_fraction=0.25, batch_size=4, steps=1
+    )
     data = read_json(run.root / "data.json")
     for side in (data["train"], data["eval"]["eval_"]):
         assert side["read"] == side["used"] + sum(side["dropped"].values())
@@ -236,7 +333,13 @@ def test_a_fraction_of_several_sources_holds_prompts_out_of_all_of_them(world, t
     few = [{**row, "chosen": row["chosen"] + " indeed"} for row in few]
     for name, rows in (("few", few), ("many", many)):
         tiny.write(tmp_path / f"{name}.jsonl", rows)
-    run = runs.dpo(world, tmp_path / "run", data=[str(tmp_path / "few.jsonl"), str(tmp_path / "many.jsonl")], eval_fraction=0.3, steps=1)
+    run = runs.dpo(
+        world,
+        tmp_path / "run",
+        data=[str(tmp_path / "few.jsonl"), str(tmp_path / "many.jsonl")],
+        eval_fraction=0.3,
+        steps=1,
+    )
     accounts = read_json(run.root / "data.json")
     assert accounts["eval"]["eval_"]["used"] > 12
     assert "shared_prompts" not in {finding["code"] for finding in accounts["train"]["findings"]}
@@ -247,17 +350,28 @@ def test_a_fraction_of_several_sources_holds_prompts_out_of_all_of_them(world, t
 
 def test_a_batch_of_ties_does_not_look_like_frozen_weights(world, tmp_path):
     rows = [{**row, "probability": 0.5} for row in tiny.pairs(20)]
-    run = runs.dpo(world, tmp_path / "run", data=[str(tiny.write(tmp_path / "ties.jsonl", [*rows, *tiny.pairs(2, seed=5)]))], batch_size=1, steps=22)
+    run = runs.dpo(
+        world,
+        tmp_path / "run",
+        data=[str(tiny.write(tmp_path / "ties.jsonl", [*rows, *tiny.pairs(2, seed=5)]))],
+        batch_size=1,
+        steps=22,
+    )
     norms = [row["grad_norm"] for row in read_jsonl(run.metrics) if "loss" in row]
     assert norms[0] == 0
     assert max(norms) > 0
 
 
 def test_nothing_preferred_is_nothing_to_imitate(world, tmp_path, call):
-    ties = tiny.write(tmp_path / "ties.jsonl", [{**row, "probability": 0.5} for row in tiny.pairs(8)])
+    ties = tiny.write(
+        tmp_path / "ties.jsonl", [{**row, "probability": 0.5} for row in tiny.pairs(8)]
+    )
     code, said = call("sft", "--model", world / "model", "--data", ties, "--out", tmp_path / "run")
     assert (code, "no row is left to use" in said) == (2, True)
-    mixed = tiny.write(tmp_path / "mixed.jsonl", [*json.loads(f"[{','.join(ties.read_text().splitlines())}]"), *tiny.pairs(8, seed=3)])
+    mixed = tiny.write(
+        tmp_path / "mixed.jsonl",
+        [*json.loads(f"[{','.join(ties.read_text().splitlines())}]"), *tiny.pairs(8, seed=3)],
+    )
     run = runs.sft(world, tmp_path / "some", data=[str(mixed)], steps=1)
     assert read_json(run.root / "data.json")["train"]["dropped"] == {"nothing preferred": 8}
 
@@ -265,10 +379,26 @@ def test_nothing_preferred_is_nothing_to_imitate(world, tmp_path, call):
 def test_equal_scores_are_told(world, tmp_path, call):
     row = tiny.pairs(1)[0]
     rows = [{**row, "score_chosen": 3, "score_rejected": score} for score in (3, 1)]
-    code, said = call("check", "--model", world / "model", "--data", tiny.write(tmp_path / "scores.jsonl", rows), "--batch-size", 1)
+    code, said = call(
+        "check",
+        "--model",
+        world / "model",
+        "--data",
+        tiny.write(tmp_path / "scores.jsonl", rows),
+        "--batch-size",
+        1,
+    )
     assert (code, "1 pairs of equal score: chosen still counts as preferred" in said) == (0, True)
     rows = [{"prompt": "x", "completions": ["a", "b", "c"], "scores": [1, 1, 2]}]
-    code, said = call("check", "--model", world / "model", "--data", tiny.write(tmp_path / "many.jsonl", rows), "--batch-size", 1)
+    code, said = call(
+        "check",
+        "--model",
+        world / "model",
+        "--data",
+        tiny.write(tmp_path / "many.jsonl", rows),
+        "--batch-size",
+        1,
+    )
     assert (code, "1 pairs of equal score: not compared" in said) == (0, True)
 
 
@@ -284,7 +414,10 @@ LONG = "x" * 300
         ("dpo", "--data", "train.jsonl", "--out", "run", "--chat-template", "nope"),
         ("eval", "--data", "held.jsonl", "--chat-template", "nope"),
         ("generate", "--prompt", "x", "--chat-template", "nope"),
-        *(("dpo", "--data", "train.jsonl", "--out", "run", f"--{name}", "inf") for name in ("beta", "clip", "lr", "weight-decay")),
+        *(
+            ("dpo", "--data", "train.jsonl", "--out", "run", f"--{name}", "inf")
+            for name in ("beta", "clip", "lr", "weight-decay")
+        ),
         ("eval", "--data", "held.jsonl", "--beta", "inf"),
         ("eval", "--data", "held.jsonl", "--beta", "1e300"),
         ("dpo", "--data", "train.jsonl", "--out", "run", "--seed", "99999999999999999999999"),
@@ -323,14 +456,31 @@ def test_exports_and_reports_that_cannot_be_written(world, tmp_path, call, monke
     run = runs.dpo(world, tmp_path / "run", steps=1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    for words in (("export", run.root, "--out", "file"), ("export", run.root, "--out", "/proc/xx"), ("report", run.root, "--out", ".")):
+    for words in (
+        ("export", run.root, "--out", "file"),
+        ("export", run.root, "--out", "/proc/xx"),
+        ("report", run.root, "--out", "."),
+    ):
         code, said = call(*words)
         assert (code, "Traceback" not in said, "error: " in said) == (2, True, True)
     assert (tmp_path / "file").read_text() == "mine"
-    for words in (("export", "nope", "--out", "made"), ("eval", "--model", "nope", "--data", world / "held.jsonl", "--out", "made")):
+    for words in (
+        ("export", "nope", "--out", "made"),
+        ("eval", "--model", "nope", "--data", world / "held.jsonl", "--out", "made"),
+    ):
         assert call(*words)[0] == 2
         assert not (tmp_path / "made").exists()
-    code, _ = call("generate", "--model", run.root, "--prompt", "x", "--max-new-tokens", 2, "--out", "new/folder/answers.jsonl")
+    code, _ = call(
+        "generate",
+        "--model",
+        run.root,
+        "--prompt",
+        "x",
+        "--max-new-tokens",
+        2,
+        "--out",
+        "new/folder/answers.jsonl",
+    )
     assert (code, (tmp_path / "new/folder/answers.jsonl").exists()) == (0, True)
 
 
@@ -340,27 +490,71 @@ def test_prompts_come_from_rows_and_lines(world, tmp_path, call, monkeypatch):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "one\u2028two"}\n{"prompt": "three"}\n')
     (tmp_path / "lines.txt").write_text("one\u2028two\n\nthree\n")
     for name in ("rows.json", "rows.jsonl", "lines.txt"):
-        assert call("generate", "--model", world / "model", "--prompts", name, "--max-new-tokens", 2, "--out", f"{name}.out")[0] == 0
-        assert [row["prompt"] for row in read_jsonl(tmp_path / f"{name}.out")] == ["one\u2028two", "three"]
+        assert (
+            call(
+                "generate",
+                "--model",
+                world / "model",
+                "--prompts",
+                name,
+                "--max-new-tokens",
+                2,
+                "--out",
+                f"{name}.out",
+            )[0]
+            == 0
+        )
+        assert [row["prompt"] for row in read_jsonl(tmp_path / f"{name}.out")] == [
+            "one\u2028two",
+            "three",
+        ]
 
 
 def test_answers_stop_at_the_models_limit_and_say_so(world, call):
-    code, said = call("generate", "--model", world / "model", "--prompt", "x" * 250, "--max-new-tokens", 100)
+    code, said = call(
+        "generate", "--model", world / "model", "--prompt", "x" * 250, "--max-new-tokens", 100
+    )
     assert (code, "answers of at most 5 tokens: its limit is 256" in said) == (0, True)
 
 
 def test_without_room_for_an_answer_there_are_no_samples(world, tmp_path, call):
     rows = [{**row, "prompt": row["prompt"] + " x" * 80} for row in tiny.pairs(8)]
     long = tiny.write(tmp_path / "long.jsonl", rows)
-    code, said = call(*runs.line("dpo", world, tmp_path / "run", data=[str(long)], eval_data=[str(world / "held.jsonl")], steps=1))
+    code, said = call(
+        *runs.line(
+            "dpo",
+            world,
+            tmp_path / "run",
+            data=[str(long)],
+            eval_data=[str(world / "held.jsonl")],
+            steps=1,
+        )
+    )
     assert (code, "there are no samples" in said) == (0, False)  # the held-out prompts are short
     code, said = call(*runs.line("dpo", world, tmp_path / "none", data=[str(long)], steps=1))
-    assert (code, "no prompt leaves room for an answer of 128 tokens: there are no samples, and no kl" in said) == (0, True)
+    assert (
+        code,
+        "no prompt leaves room for an answer of 128 tokens: there are no samples, and no kl"
+        in said,
+    ) == (0, True)
 
 
 def test_one_name_may_stand_where_several_may(world, tmp_path, call):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": str(world / "model"), "data": str(world / "train.jsonl"), "batch_size": 8, "steps": 1}))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": str(world / "model"),
+                "data": str(world / "train.jsonl"),
+                "batch_size": 8,
+                "steps": 1,
+            }
+        )
+    )
     assert call("dpo", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run")[0] == 0
     assert RunFolder(tmp_path / "run").finished
-    assert torch.isfinite(torch.tensor([row["loss"] for row in read_jsonl(RunFolder(tmp_path / "run").metrics)])).all()
-    assert sha256_file(RunFolder(tmp_path / "run").model / "model.safetensors") != sha256_file(world / "model" / "model.safetensors")
+    assert torch.isfinite(
+        torch.tensor([row["loss"] for row in read_jsonl(RunFolder(tmp_path / "run").metrics)])
+    ).all()
+    assert sha256_file(RunFolder(tmp_path / "run").model / "model.safetensors") != sha256_file(
+        world / "model" / "model.safetensors"
+    )

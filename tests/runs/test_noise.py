@@ -1,4 +1,6 @@
-"""Label noise: the estimate on margins whose truth is known, calibration, recall, and the command on planted flips."""
+"""Label noise: the estimate on margins whose truth is known, calibration, recall, and the command
+on planted flips.
+"""
 
 from __future__ import annotations
 
@@ -91,25 +93,49 @@ def trained(tmp_path_factory):
     """A policy that learnt which of two words is better, on clean labels."""
     root = tmp_path_factory.mktemp("noise")
     tiny.folder(root / "model", hidden_size=16, intermediate_size=32)
-    pairs = [{"prompt": f"say {i} ", "chosen": " yes indeed", "rejected": " no never"} for i in range(40)]
+    pairs = [
+        {"prompt": f"say {i} ", "chosen": " yes indeed", "rejected": " no never"} for i in range(40)
+    ]
     tiny.write(root / "train.jsonl", pairs)
-    run = api.dpo(model=str(root / "model"), data=[str(root / "train.jsonl")], out=str(root / "run"), batch_size=20, steps=30, lr=3e-3, kl_samples=0)
-    flipped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} if i % 10 == 3 else row for i, row in enumerate(pairs)]
-    tiny.write(root / "flipped.jsonl", [{**row, "prompt": f"tell {i} "} for i, row in enumerate(flipped)])
+    run = api.dpo(
+        model=str(root / "model"),
+        data=[str(root / "train.jsonl")],
+        out=str(root / "run"),
+        batch_size=20,
+        steps=30,
+        lr=3e-3,
+        kl_samples=0,
+    )
+    flipped = [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if i % 10 == 3 else row
+        for i, row in enumerate(pairs)
+    ]
+    tiny.write(
+        root / "flipped.jsonl", [{**row, "prompt": f"tell {i} "} for i, row in enumerate(flipped)]
+    )
     return root, run
 
 
 def test_planted_flips_are_named(trained, tmp_path, capsys):
     root, run = trained
-    found = api.evaluate(model=str(run.root), data=[str(root / "flipped.jsonl")], label_noise=True, out=str(tmp_path / "audit"))
+    found = api.evaluate(
+        model=str(run.root),
+        data=[str(root / "flipped.jsonl")],
+        label_noise=True,
+        out=str(tmp_path / "audit"),
+    )
     said = capsys.readouterr().out
     suspects = sorted(found.rows, key=lambda row: row["rewards/margins"])[:4]
-    assert min(row["p_flipped"] for row in suspects) >= max(row["p_flipped"] for row in found.rows if row not in suspects)
+    assert min(row["p_flipped"] for row in suspects) >= max(
+        row["p_flipped"] for row in found.rows if row not in suspects
+    )
     assert {row["where"].rpartition(":")[2] for row in suspects} == {"4", "14", "24", "34"}
     for row in suspects:
         assert row["where"] in said
         assert f"margin {row['rewards/margins']:+.2f} nats" in said
-    (report,) = (one["label_noise"] for one in read_json(tmp_path / "audit" / "report.json")["sets"].values())
+    (report,) = (
+        one["label_noise"] for one in read_json(tmp_path / "audit" / "report.json")["sets"].values()
+    )
     assert report["low"] <= 0.1 <= report["high"]
     assert sum(one["count"] for one in report["calibration"]) == 40
     written = read_jsonl(tmp_path / "audit" / "rows.jsonl")
@@ -122,15 +148,33 @@ def test_planted_flips_are_named(trained, tmp_path, capsys):
 def test_without_a_reference_or_with_few_rows_it_is_refused(trained, tmp_path):
     root, _run = trained
     with pytest.raises(SettingsError, match="label_noise: looks at implicit rewards"):
-        api.evaluate(model=str(root / "model"), data=[str(root / "flipped.jsonl")], label_noise=True)
+        api.evaluate(
+            model=str(root / "model"), data=[str(root / "flipped.jsonl")], label_noise=True
+        )
     tiny.write(tmp_path / "few.jsonl", tiny.pairs(6))
     with pytest.raises(DataError, match="6 comparisons are too few"):
-        api.evaluate(model=str(root / "model"), reference=str(root / "model"), data=[str(tmp_path / "few.jsonl")], label_noise=True)
+        api.evaluate(
+            model=str(root / "model"),
+            reference=str(root / "model"),
+            data=[str(tmp_path / "few.jsonl")],
+            label_noise=True,
+        )
 
 
 def test_the_command_line_says_it_too(trained, monkeypatch, capsys):
     root, run = trained
-    assert runs.winnow(monkeypatch, "eval", "--model", run.root, "--data", root / "flipped.jsonl", "--label-noise") == 0
+    assert (
+        runs.winnow(
+            monkeypatch,
+            "eval",
+            "--model",
+            run.root,
+            "--data",
+            root / "flipped.jsonl",
+            "--label-noise",
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "flipped labels:" in said
     assert "calibration error:" in said
@@ -140,4 +184,10 @@ def test_margins_that_are_no_log_ratios_are_refused(trained):
     root, run = trained
     for name in ("dpo_norm", "simpo", "ipo"):
         with pytest.raises(SettingsError, match="no sums of log-ratios"):
-            api.evaluate(model=str(run.root), data=[str(root / "flipped.jsonl")], objective=name, reference=str(root / "model"), label_noise=True)
+            api.evaluate(
+                model=str(run.root),
+                data=[str(root / "flipped.jsonl")],
+                objective=name,
+                reference=str(root / "model"),
+                label_noise=True,
+            )

@@ -1,4 +1,6 @@
-"""`winnow online`: what its rounds do is what the commands do, one after the other, and a kill changes nothing."""
+"""`winnow online`: what its rounds do is what the commands do, one after the other, and a kill
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,41 @@ JUDGE = "regex:[A-Za-z]"
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     tiny.folder(root / "model", hidden_size=16, intermediate_size=32)
-    tiny.write(root / "prompts.jsonl", [{"prompt": f"{i}: {'green ' * (i % 5)}?"} for i in range(20)])
+    tiny.write(
+        root / "prompts.jsonl", [{"prompt": f"{i}: {'green ' * (i % 5)}?"} for i in range(20)]
+    )
     return root
 
 
 def line(world, out, **changes):
-    asked = {"model": world / "model", "prompts": world / "prompts.jsonl", "judge": JUDGE, "out": out, "rounds": 2, "per_round": PER_ROUND}
-    asked |= {"held_out": HELD, "k": 3, "max_new_tokens": 8, "steps": 2, "batch_size": 3, "lr": 1e-2, "kl_samples": 0, "reference": "previous", **changes}
-    return ["online", *(str(word) for name, value in asked.items() if value is not None for word in ("--" + name.replace("_", "-"), value))]
+    asked = {
+        "model": world / "model",
+        "prompts": world / "prompts.jsonl",
+        "judge": JUDGE,
+        "out": out,
+        "rounds": 2,
+        "per_round": PER_ROUND,
+    }
+    asked |= {
+        "held_out": HELD,
+        "k": 3,
+        "max_new_tokens": 8,
+        "steps": 2,
+        "batch_size": 3,
+        "lr": 1e-2,
+        "kl_samples": 0,
+        "reference": "previous",
+        **changes,
+    }
+    return [
+        "online",
+        *(
+            str(word)
+            for name, value in asked.items()
+            if value is not None
+            for word in ("--" + name.replace("_", "-"), value)
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +85,57 @@ def weights(folder):
 def timeless(out):
     """The ledger without what depends on the clock and the folder's name."""
     found = read_json(out / "online.json")
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in found["rounds"]]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in found["rounds"]
+    ]
 
 
 def test_a_round_is_what_the_commands_do_one_after_the_other(world, whole, tmp_path, monkeypatch):
     model = world / "model"
     for number in (1, 2):
-        answers, judged, run = tmp_path / f"a{number}.jsonl", tmp_path / f"j{number}.jsonl", tmp_path / f"run{number}"
+        answers, judged, run = (
+            tmp_path / f"a{number}.jsonl",
+            tmp_path / f"j{number}.jsonl",
+            tmp_path / f"run{number}",
+        )
         prompts = whole / f"round-{number}.prompts.jsonl"
-        sampled = ["sample", "--model", model, "--prompts", prompts, "--k", 3, "--max-new-tokens", 8, "--seed", number, "--out", answers]
+        sampled = [
+            "sample",
+            "--model",
+            model,
+            "--prompts",
+            prompts,
+            "--k",
+            3,
+            "--max-new-tokens",
+            8,
+            "--seed",
+            number,
+            "--out",
+            answers,
+        ]
         assert runs.winnow(monkeypatch, *map(str, sampled)) == 0
-        assert runs.winnow(monkeypatch, "judge", str(answers), "--judge", JUDGE, "--out", str(judged)) == 0
-        trained = ["dpo", "--model", model, "--data", judged, "--out", run, "--steps", 2, "--batch-size", 3, "--lr", 1e-2, "--kl-samples", 0]
+        assert (
+            runs.winnow(monkeypatch, "judge", str(answers), "--judge", JUDGE, "--out", str(judged))
+            == 0
+        )
+        trained = [
+            "dpo",
+            "--model",
+            model,
+            "--data",
+            judged,
+            "--out",
+            run,
+            "--steps",
+            2,
+            "--batch-size",
+            3,
+            "--lr",
+            1e-2,
+            "--kl-samples",
+            0,
+        ]
         assert runs.winnow(monkeypatch, *map(str, trained)) == 0
         assert weights(run) == weights(whole / f"round-{number}")
         model = run
@@ -84,17 +152,29 @@ def test_the_ledger_says_what_each_round_began_with(world, whole):
 
 
 def test_figures_are_those_of_the_files(whole):
-    """The judge prefers the answer with a letter in it; its scores and wins are counted here once more."""
+    """The judge prefers the answer with a letter in it; its scores and wins are counted here once
+    more.
+    """
     said = [read_jsonl(whole / f"round-{number}.held-out.jsonl") for number in (0, 1, 2)]
-    assert all([row["prompt"] for row in rows] == [row["prompt"] for row in said[0]] for rows in said)
+    assert all(
+        [row["prompt"] for row in rows] == [row["prompt"] for row in said[0]] for rows in said
+    )
     row = timeless(whole)[2]
     for name, other in (("over_first", said[0]), ("over_previous", said[1])):
-        scores = [(letters(a), letters(b)) for b, a in zip(other, said[2]) if spoken(a) and spoken(b)]
+        scores = [
+            (letters(a), letters(b)) for b, a in zip(other, said[2]) if spoken(a) and spoken(b)
+        ]
         wins = [(ours > theirs) + 0.5 * (ours == theirs) for ours, theirs in scores]
         low, high = interval(wins)
-        assert {end: row[name][end] for end in ("mean", "low", "high")} == pytest.approx({"mean": sum(wins) / len(wins), "low": low, "high": high})
-        assert row[name]["score"]["mean"] == pytest.approx(sum(ours for ours, _ in scores) / len(scores))
-        assert row[name]["score_gain"]["mean"] == pytest.approx(sum(ours - theirs for ours, theirs in scores) / len(scores))
+        assert {end: row[name][end] for end in ("mean", "low", "high")} == pytest.approx(
+            {"mean": sum(wins) / len(wins), "low": low, "high": high}
+        )
+        assert row[name]["score"]["mean"] == pytest.approx(
+            sum(ours for ours, _ in scores) / len(scores)
+        )
+        assert row[name]["score_gain"]["mean"] == pytest.approx(
+            sum(ours - theirs for ours, theirs in scores) / len(scores)
+        )
         assert row[name]["invalid"] == HELD - len(scores)
     assert row["length"] == sum(one["tokens"] for one in said[2]) / HELD
 
@@ -108,7 +188,10 @@ def spoken(row):
 
 
 def test_held_out_prompts_are_never_trained_on_and_no_prompt_is_asked_twice(whole):
-    asked = [[row["prompt"] for row in read_jsonl(whole / f"round-{number}.prompts.jsonl")] for number in (0, 1, 2)]
+    asked = [
+        [row["prompt"] for row in read_jsonl(whole / f"round-{number}.prompts.jsonl")]
+        for number in (0, 1, 2)
+    ]
     assert [len(prompts) for prompts in asked] == [HELD, PER_ROUND, PER_ROUND]
     assert len({prompt for prompts in asked for prompt in prompts}) == HELD + 2 * PER_ROUND
 
@@ -126,11 +209,24 @@ def test_prompts_are_asked_again_only_when_all_were():
     assert drawn[:8] != drawn[8:16]
 
 
-@pytest.mark.parametrize("point", ["round-0.prompts.jsonl", "round-1.answers.jsonl", "round-1/metrics.jsonl", "round-2.judged.jsonl", "round-2/model"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "round-0.prompts.jsonl",
+        "round-1.answers.jsonl",
+        "round-1/metrics.jsonl",
+        "round-2.judged.jsonl",
+        "round-2/model",
+    ],
+)
 def test_killed_anywhere_it_goes_on_to_the_same(world, whole, tmp_path, point):
     """A real process under SIGKILL as soon as a file is there."""
     out = tmp_path / "online"
-    process = subprocess.Popen([sys.executable, "-m", "winnow", *line(world, out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "winnow", *line(world, out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (out / point).exists():
         assert process.poll() is None
         time.sleep(0.005)
@@ -140,7 +236,9 @@ def test_killed_anywhere_it_goes_on_to_the_same(world, whole, tmp_path, point):
     with pytest.MonkeyPatch.context() as patch:
         assert runs.winnow(patch, *line(world, out)) == 0
     assert timeless(out) == [same_place(row, whole, out) for row in timeless(whole)]
-    assert [weights(out / name) for name in ("round-1", "round-2")] == [weights(whole / name) for name in ("round-1", "round-2")]
+    assert [weights(out / name) for name in ("round-1", "round-2")] == [
+        weights(whole / name) for name in ("round-1", "round-2")
+    ]
 
 
 def same_place(row, old, new):
@@ -159,7 +257,12 @@ def test_more_rounds_go_on_from_the_last(world, whole, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"lr": 1e-3}, "lr: 0.01 -> 0.001"), ({"judge": "shorter"}, "-> 'shorter'"), ({"limit": 19}, "limit: None -> 19")]
+    ("changes", "told"),
+    [
+        ({"lr": 1e-3}, "lr: 0.01 -> 0.001"),
+        ({"judge": "shorter"}, "-> 'shorter'"),
+        ({"limit": 19}, "limit: None -> 19"),
+    ],
 )
 def test_rounds_of_other_settings_are_refused(world, whole, monkeypatch, capsys, changes, told):
     before = (whole / "online.json").read_bytes()
@@ -184,20 +287,32 @@ def test_the_reference_stays_the_first_unless_told_otherwise(world, whole, tmp_p
     assert runs.winnow(monkeypatch, *line(world, out, reference=None)) == 0
     assert weights(out / "round-1") == weights(whole / "round-1")
     assert weights(out / "round-2") != weights(whole / "round-2")
-    assert [read_json(out / f"round-{n}" / "environment.json")["settings"]["reference"] for n in (1, 2)] == [None, str(world / "model")]
+    assert [
+        read_json(out / f"round-{n}" / "environment.json")["settings"]["reference"] for n in (1, 2)
+    ] == [None, str(world / "model")]
     assert [row["reference"] for row in timeless(out)][1:] == [str(world / "model")] * 2
 
 
-@pytest.mark.parametrize("changes", [{"objective": "simpo"}, {"moving_reference": "mix=0.6"}, {"objective": "tdpo"}])
+@pytest.mark.parametrize(
+    "changes", [{"objective": "simpo"}, {"moving_reference": "mix=0.6"}, {"objective": "tdpo"}]
+)
 def test_objectives_with_another_reference_or_none_have_theirs(world, tmp_path, changes):
-    made = resolve(OnlineSettings, {"model": "m", "prompts": "p", "judge": "length", "out": tmp_path, **changes})
-    assert [online._training(made, online.Round(n, tmp_path, "m")).settings.reference for n in (1, 2)] == [None, None]
+    made = resolve(
+        OnlineSettings,
+        {"model": "m", "prompts": "p", "judge": "length", "out": tmp_path, **changes},
+    )
+    assert [
+        online._training(made, online.Round(n, tmp_path, "m")).settings.reference for n in (1, 2)
+    ] == [None, None]
 
 
 def test_an_adapter_is_trained_on_from_round_to_round(world, tmp_path, monkeypatch):
     out = tmp_path / "online"
     assert runs.winnow(monkeypatch, *line(world, out, lora="r=2", held_out=2, reference=None)) == 0
-    first, second = (sha256_file(out / name / "model" / "adapter_model.safetensors") for name in ("round-1", "round-2"))
+    first, second = (
+        sha256_file(out / name / "model" / "adapter_model.safetensors")
+        for name in ("round-1", "round-2")
+    )
     assert first != second
 
 
@@ -216,12 +331,20 @@ def test_an_adapter_is_trained_on_from_round_to_round(world, tmp_path, monkeypat
         ({"stream": 8}, "stream: a round's comparisons are few"),
         ({"judge": "lenght"}, "'lenght' is no rule"),
         ({"judge": "localhost:8000/v1"}, "an address begins with http://"),
-        ({"judge": "https://h/v1?api-key=abcdef0123456789", "judge_model": "m"}, "'https://h/v1' is no endpoint's address"),
-        ({"labels": "soft", "judge": "http://localhost:1/v1", "judge_model": "m"}, "labels: of no use to a language model"),
+        (
+            {"judge": "https://h/v1?api-key=abcdef0123456789", "judge_model": "m"},
+            "'https://h/v1' is no endpoint's address",
+        ),
+        (
+            {"labels": "soft", "judge": "http://localhost:1/v1", "judge_model": "m"},
+            "labels: of no use to a language model",
+        ),
         ({"allow_change": "lr"}, "allow_change: rounds that began one way"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_loaded(world, tmp_path, monkeypatch, capsys, changes, told):
+def test_what_cannot_be_is_told_before_anything_is_loaded(
+    world, tmp_path, monkeypatch, capsys, changes, told
+):
     assert runs.winnow(monkeypatch, *line(world, tmp_path / "o", **changes)) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
@@ -238,7 +361,13 @@ def test_the_report_sets_rounds_side_by_side(whole):
 
 
 def test_a_damaged_ledger_is_told(whole, tmp_path):
-    for content in ('{"rounds": [{"round": 1}]}', '{"rounds": [{"round": 0, "kl": "much"}]}', '{"rounds": 3}', "{", "{}"):
+    for content in (
+        '{"rounds": [{"round": 1}]}',
+        '{"rounds": [{"round": 0, "kl": "much"}]}',
+        '{"rounds": 3}',
+        "{",
+        "{}",
+    ):
         (tmp_path / "online.json").write_text(content)
         with pytest.raises(RunError, match=r"online\.json"):
             run_report.rounds.read(tmp_path)

@@ -1,4 +1,6 @@
-"""examples/plain_loop.py is `winnow dpo` in plain PyTorch: the same losses from the same rows in the same order."""
+"""examples/plain_loop.py is `winnow dpo` in plain PyTorch: the same losses from the same rows in
+the same order.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,44 @@ def test_the_plain_loop_equals_winnow_dpo(tmp_path, dtype, near):
     tiny.folder(tmp_path / "model")
     rows = tiny.pairs(12)
     tiny.write(tmp_path / "rows.jsonl", rows)
-    settings = {"batch_size": 4, "steps": 3, "lr": 1e-3, "schedule": "constant", "warmup": 0, "seed": 7, "dtype": dtype}
-    with Exact():  # the model rounds to float32 inside, whatever its dtype; a shared prompt's gradient is rounded at another place
-        run = api.dpo(model=str(tmp_path / "model"), data=[str(tmp_path / "rows.jsonl")], out=str(tmp_path / "run"), **settings)
+    settings = {
+        "batch_size": 4,
+        "steps": 3,
+        "lr": 1e-3,
+        "schedule": "constant",
+        "warmup": 0,
+        "seed": 7,
+        "dtype": dtype,
+    }
+    # the model rounds to float32 inside, whatever its dtype; a shared prompt's gradient is rounded
+    # at another place
+    with Exact():
+        run = api.dpo(
+            model=str(tmp_path / "model"),
+            data=[str(tmp_path / "rows.jsonl")],
+            out=str(tmp_path / "run"),
+            **settings,
+        )
     ours = [row["loss"] for row in read_jsonl(run.metrics)]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     in_order = [rows[i] for i in order([Share(12)], 7, 0)]
     with Exact():
-        assert plain_loop.train(model, tokenizer, in_order, steps=3, batch_size=4, lr=1e-3) == pytest.approx(ours, abs=near)
+        assert plain_loop.train(
+            model, tokenizer, in_order, steps=3, batch_size=4, lr=1e-3
+        ) == pytest.approx(ours, abs=near)
     assert abs(ours[2] - ours[0]) > 1e-2  # it moved
 
 
 def test_completion_logps_are_differentiable_and_in_order():
-    model, tokenizer = tiny.model("gpt2", dtype=torch.float64, vocab_size=len(tiny.tokenizer())), tiny.tokenizer()
-    rows = [{"prompt": "a", "chosen": " much longer than the others", "rejected": " b"}, {"prompt": "c", "completion": " d"}]
+    model, tokenizer = (
+        tiny.model("gpt2", dtype=torch.float64, vocab_size=len(tiny.tokenizer())),
+        tiny.tokenizer(),
+    )
+    rows = [
+        {"prompt": "a", "chosen": " much longer than the others", "rejected": " b"},
+        {"prompt": "c", "completion": " d"},
+    ]
     logp_C = completion_logps(model, tokenizer, rows)
     assert logp_C.shape == (3,)
     alone = torch.cat([completion_logps(model, tokenizer, [row]) for row in rows])
@@ -64,13 +89,23 @@ def test_completion_logps_are_differentiable_and_in_order():
 
 
 LINES = [  # of the layouts that stand one row per line
-    *("demonstrations", "demonstrations_chat", "grouped", "hh", "kto_unpaired", "pairs_chat", "pairs_chat_implicit_prompt"),
+    *(
+        "demonstrations",
+        "demonstrations_chat",
+        "grouped",
+        "hh",
+        "kto_unpaired",
+        "pairs_chat",
+        "pairs_chat_implicit_prompt",
+    ),
     *("pairs_text", "rewardbench", "scored", "ultrafeedback_binarized"),
 ]
 
 
 def test_completion_logps_of_any_rows_equal_a_plain_loop(shared_data, monkeypatch):
-    """Rows of every layout in one call, more than one micro-batch holds: each answer as if it were alone, in the order given."""
+    """Rows of every layout in one call, more than one micro-batch holds: each answer as if it were
+    alone, in the order given.
+    """
     monkeypatch.setattr("winnow.data.packing.BUDGET", 1000)
     tokenizer = tiny.tokenizer(template=tiny.TEMPLATE)
     model = tiny.model("gpt2", dtype=torch.float64, vocab_size=len(tokenizer), n_positions=2048)
@@ -85,11 +120,18 @@ def test_completion_logps_of_any_rows_equal_a_plain_loop(shared_data, monkeypatc
             rendered.append(renderer.render(group_of(place, LAYOUTS[detect([place])], None)))
             for sequence in rendered[-1].sequences:
                 logp = model(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
-                expected.append(sum(float(logp[t - 1, sequence.ids[t]]) for t in range(sequence.start, len(sequence.ids))))
+                expected.append(
+                    sum(
+                        float(logp[t - 1, sequence.ids[t]])
+                        for t in range(sequence.start, len(sequence.ids))
+                    )
+                )
         found = completion_logps(model, tokenizer, rows).tolist()
     batches = pack(rendered, budget(rendered, None))
     assert len(batches) > 1
-    assert [i for items in batches for i in items] != list(range(len(rows)))  # so that the order had to be restored
+    assert [i for items in batches for i in items] != list(
+        range(len(rows))
+    )  # so that the order had to be restored
     assert found == pytest.approx(expected, rel=1e-12)
 
 

@@ -1,4 +1,6 @@
-"""`winnow ppo`: its gradients against enumeration and finite differences, its way through a countable world, its run folder."""
+"""`winnow ppo`: its gradients against enumeration and finite differences, its way through a
+countable world, its run folder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ from transformers import (
 
 import runs
 import tiny
-from countable import JUDGE, LONGEST, PROMPTS, distance, distribution, everything, rewards, write_world
+from countable import (
+    JUDGE,
+    LONGEST,
+    PROMPTS,
+    distance,
+    distribution,
+    everything,
+    rewards,
+    write_world,
+)
 from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
@@ -56,7 +67,15 @@ def _here(world, monkeypatch):
     monkeypatch.chdir(world)
 
 
-SETTINGS = {"prompts": "prompts.txt", "reward": "judge_of_words:worth", "max_new_tokens": LONGEST, "batch_size": 4, "k": 8, "lr": 1e-3, "critic_lr": 1e-2}
+SETTINGS = {
+    "prompts": "prompts.txt",
+    "reward": "judge_of_words:worth",
+    "max_new_tokens": LONGEST,
+    "batch_size": 4,
+    "k": 8,
+    "lr": 1e-3,
+    "critic_lr": 1e-2,
+}
 
 
 def given(world, out, **changes):
@@ -68,12 +87,25 @@ def train(world, out, **changes) -> RunFolder:
 
 
 def line(world, out, **changes):
-    words = ((f"--{name.replace('_', '-')}", value) for name, value in given(world, out, **changes).items())
-    return ["ppo", *(str(word) for name, value in words for word in ([name] if value is True else [name, value]))]
+    words = (
+        (f"--{name.replace('_', '-')}", value)
+        for name, value in given(world, out, **changes).items()
+    )
+    return [
+        "ppo",
+        *(
+            str(word)
+            for name, value in words
+            for word in ([name] if value is True else [name, value])
+        ),
+    ]
 
 
 def numbers(run):
-    return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in runs.numbers(run)]
+    return [
+        {name: value for name, value in row.items() if not name.startswith("seconds/")}
+        for row in runs.numbers(run)
+    ]
 
 
 # ---------------------------------------------------------------- gradients
@@ -83,11 +115,26 @@ def gradient(model, groups, objective, engine, monkeypatch):
     """What a step hands to its optimizer, by name."""
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=None)
     found = {}
-    monkeypatch.setattr(optimizer, "step", lambda lr: found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    monkeypatch.setattr(
+        optimizer,
+        "step",
+        lambda lr: found.update(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        ),
+    )
     micro = alone([collate([group], [i]) for i, group in enumerate(groups)])
     assert isinstance(objective, Steps)
     model.zero_grad()
-    row, _ = take_step(model, micro, objective=objective, engine=engine, optimizer=optimizer, lr=0.0, before={}, live=None)
+    row, _ = take_step(
+        model,
+        micro,
+        objective=objective,
+        engine=engine,
+        optimizer=optimizer,
+        lr=0.0,
+        before={},
+        live=None,
+    )
     return found, row
 
 
@@ -105,42 +152,77 @@ def along(model, direction, value, by=1e-5):
 
 
 def smooth(kind):
-    """A model that computes in float64 throughout, which Llama's norms do not: finite differences are good to nine digits."""
+    """A model that computes in float64 throughout, which Llama's norms do not: finite differences
+    are good to nine digits.
+    """
     torch.manual_seed(0)
-    shape = {"vocab_size": 4, "n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 0}
+    shape = {
+        "vocab_size": 4,
+        "n_embd": 24,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 16,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+    }
     return kind(GPT2Config(**shape, num_labels=1)).double().eval()
 
 
 def directions(model, count=3):
     torch.manual_seed(1)
-    return [{name: torch.randn_like(p) for name, p in model.named_parameters()} for _ in range(count)]
+    return [
+        {name: torch.randn_like(p) for name, p in model.named_parameters()} for _ in range(count)
+    ]
 
 
 def test_one_pass_without_clipping_is_the_policy_gradient_by_enumeration(monkeypatch):
-    """All answers are there, each as often as the policy says it: the step's gradient is that of - E[r] of all prompts, over the number of tokens."""
+    """All answers are there, each as often as the policy says it: the step's gradient is that of -
+    E[r] of all prompts, over the number of tokens.
+    """
     model = smooth(GPT2LMHeadModel)
     groups, reward_XA = everything(), rewards()
     probability_XA = distribution(model).exp()
     assert probability_XA.sum(1) == pytest.approx(torch.ones(len(PROMPTS)))
     length_C = torch.tensor([len(s.ids) - s.start for group in groups for s in group.sequences])
-    old_N, start = torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups]), offsets(groups)
+    old_N, start = (
+        torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups]),
+        offsets(groups),
+    )
     for baseline in (0.0, 0.7):  # it takes no part
-        advantage_N = (probability_XA * (reward_XA - baseline)).flatten().repeat_interleave(length_C)
+        advantage_N = (
+            (probability_XA * (reward_XA - baseline)).flatten().repeat_interleave(length_C)
+        )
         objective = surrogate(PerToken(old_N, start), PerToken(advantage_N, start), math.inf)
         found, row = gradient(model, groups, objective, SEGMENTS, monkeypatch)
         assert row["clip_fraction"] == 0
         assert row["kl/step"] == pytest.approx(0, abs=1e-12)
         for direction in directions(model):
-            expected = along(model, direction, lambda: -float((distribution(model).exp() * reward_XA).sum()) / len(old_N))
-            assert float(sum((found[name] * part).sum() for name, part in direction.items())) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            expected = along(
+                model,
+                direction,
+                lambda: -float((distribution(model).exp() * reward_XA).sum()) / len(old_N),
+            )
+            assert float(
+                sum((found[name] * part).sum() for name, part in direction.items())
+            ) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_ratio_one_and_no_advantage_is_no_gradient(world, monkeypatch):
     model = loading.load(str(world / "model"), dtype="float64").model
     groups = everything()
-    start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
+    start, old_N = (
+        offsets(groups),
+        torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups]),
+    )
     for clip in (0.2, math.inf):
-        found, row = gradient(model, groups, surrogate(PerToken(old_N, start), PerToken(torch.zeros_like(old_N), start), clip), SEGMENTS, monkeypatch)
+        found, row = gradient(
+            model,
+            groups,
+            surrogate(PerToken(old_N, start), PerToken(torch.zeros_like(old_N), start), clip),
+            SEGMENTS,
+            monkeypatch,
+        )
         assert row["grad_norm"] == 0
         assert all(not grad.any() for grad in found.values())
 
@@ -152,13 +234,27 @@ def test_the_critics_gradient_by_finite_differences(monkeypatch):
     old_N = ORACLE.logps(model, batch)["logp"].detach()
     torch.manual_seed(0)
     return_N = torch.randn_like(old_N)
-    found, row = gradient(model, groups, value_error(PerToken(old_N, start), PerToken(return_N, start), math.inf), ORACLE, monkeypatch)
+    found, row = gradient(
+        model,
+        groups,
+        value_error(PerToken(old_N, start), PerToken(return_N, start), math.inf),
+        ORACLE,
+        monkeypatch,
+    )
     assert row["loss/value"] == pytest.approx(float(0.5 * (old_N - return_N).square().mean()))
     assert "entropy" not in row
     for direction in directions(model):
-        expected = along(model, direction, lambda: float(0.5 * (ORACLE.logps(model, batch)["logp"] - return_N).square().mean()))
-        assert float(sum((found[name] * part).sum() for name, part in direction.items() if name in found)) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    clipped = value_error(PerToken(old_N - 1, start), PerToken(old_N + 9, start), 0.5)  # all have moved towards their return by twice the clip
+        expected = along(
+            model,
+            direction,
+            lambda: float(0.5 * (ORACLE.logps(model, batch)["logp"] - return_N).square().mean()),
+        )
+        assert float(
+            sum((found[name] * part).sum() for name, part in direction.items() if name in found)
+        ) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    clipped = value_error(
+        PerToken(old_N - 1, start), PerToken(old_N + 9, start), 0.5
+    )  # all have moved towards their return by twice the clip
     found, row = gradient(model, groups, clipped, ORACLE, monkeypatch)
     assert (row["value_clip_fraction"], row["grad_norm"]) == (1, 0)
 
@@ -167,9 +263,17 @@ def test_grpos_kl_pulls_back_to_the_reference(world, monkeypatch):
     """Its slope is 1 - pi_ref / pi, whatever the advantage says; at the reference there is none."""
     model = loading.load(str(world / "model"), dtype="float64").model
     groups = everything()
-    start, old_N = offsets(groups), torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups])
+    start, old_N = (
+        offsets(groups),
+        torch.cat([logps(model, collate([group]))["logp"].detach() for group in groups]),
+    )
     none, old = PerToken(torch.zeros_like(old_N), start), PerToken(old_N, start)
-    assert gradient(model, groups, surrogate(old, none, 0.2, old, 0.5), SEGMENTS, monkeypatch)[1]["grad_norm"] < 1e-12
+    assert (
+        gradient(model, groups, surrogate(old, none, 0.2, old, 0.5), SEGMENTS, monkeypatch)[1][
+            "grad_norm"
+        ]
+        < 1e-12
+    )
     batch = collate(groups)
     far = PerToken(old_N - 0.3, start)
     _, slopes = surrogate(old, none, 0.2, far, 0.5).slopes({"logp": old_N}, batch, (1.0,), {})
@@ -201,10 +305,16 @@ def test_advantages_of_two_answers_by_hand():
     advantage_N, return_N = by_gae(answers, 0.1, 0.9, 0.8, whiten_rewards=False)
     assert advantage_N == pytest.approx(torch.tensor([first, last, -1 + 0.2]))
     assert return_N == pytest.approx(torch.tensor([first + 0.3, last + 0.1, -1.0]))
-    scaled = torch.tensor(reward) / statistics.pstdev(reward)  # nothing is added: a token that earned nothing still earns nothing
-    assert by_gae(answers, 0.1, 1.0, 1.0, whiten_rewards=True)[1] == pytest.approx(torch.stack([scaled[0] + scaled[1], scaled[1], scaled[2]]))
+    scaled = torch.tensor(reward) / statistics.pstdev(
+        reward
+    )  # nothing is added: a token that earned nothing still earns nothing
+    assert by_gae(answers, 0.1, 1.0, 1.0, whiten_rewards=True)[1] == pytest.approx(
+        torch.stack([scaled[0] + scaled[1], scaled[1], scaled[2]])
+    )
     paid = [reward[0] + reward[1], reward[2]]
-    assert by_group(answers, "rloo", 0.1) == pytest.approx(torch.tensor([paid[0] - paid[1], paid[0] - paid[1], paid[1] - paid[0]]))
+    assert by_group(answers, "rloo", 0.1) == pytest.approx(
+        torch.tensor([paid[0] - paid[1], paid[0] - paid[1], paid[1] - paid[0]])
+    )
     unit = 1.5 / (math.sqrt(4.5) + 1e-4)  # the KL is in the loss
     assert by_group(answers, "grpo", 0.1) == pytest.approx(torch.tensor([unit, unit, -unit]))
 
@@ -212,14 +322,27 @@ def test_advantages_of_two_answers_by_hand():
 # ---------------------------------------------------------------- the whole way
 
 
-LEARN = {"steps": 40, "batch_size": 4, "k": 64, "epochs": 2, "minibatches": 2, "beta": 0.5, "lr": 3e-3, "save_every": 1000}
+LEARN = {
+    "steps": 40,
+    "batch_size": 4,
+    "k": 64,
+    "epochs": 2,
+    "minibatches": 2,
+    "beta": 0.5,
+    "lr": 3e-3,
+    "save_every": 1000,
+}
 
 
-@pytest.mark.parametrize("kind", [{"lam": 1.0}, {"advantage": "rloo", "critic_lr": None}], ids=["gae", "rloo"])
+@pytest.mark.parametrize(
+    "kind", [{"lam": 1.0}, {"advantage": "rloo", "critic_lr": None}], ids=["gae", "rloo"]
+)
 def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
     """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
     run = train(world, tmp_path / "run", **LEARN, **kind)
-    start, now = (distribution(loading.load(str(name)).model) for name in (world / "model", run.root))
+    start, now = (
+        distribution(loading.load(str(name)).model) for name in (world / "model", run.root)
+    )
     start, now = (distance(logp, start, 0.5) for logp in (start, now))
     assert start > 0.5
     assert now < 0.05
@@ -227,37 +350,76 @@ def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
 
 def test_a_run_says_what_it_did(world, tmp_path, call):
     out = tmp_path / "run"
-    code, said, error = call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))
+    code, said, error = call(
+        *line(
+            world,
+            out,
+            steps=4,
+            save_every=2,
+            eval_fraction=0.5,
+            batch_size=2,
+            eval_every=2,
+            minibatches=2,
+        )
+    )
     assert code == 0, error
-    assert "4 iterations of 2 prompts with 8 answers of at most 3 tokens, 8 optimizer steps each" in said
+    assert (
+        "4 iterations of 2 prompts with 8 answers of at most 3 tokens, 8 optimizer steps each"
+        in said
+    )
     run = RunFolder(out)
     rows = read_jsonl(run.metrics)
-    trained, looked = ([row for row in rows if name in row] for name in ("loss/policy", "eval_score"))
+    trained, looked = (
+        [row for row in rows if name in row] for name in ("loss/policy", "eval_score")
+    )
     assert [row["step"] for row in trained] == [1, 2, 3, 4]
     assert [row["step"] for row in looked] == [0, 2, 4]
     assert trained[0]["kl"] == pytest.approx(0, abs=1e-6)  # policy and reference are one
     assert trained[-1]["num_answers"] == 64
     assert looked[0]["eval_kl"] == pytest.approx(0, abs=1e-5)
     assert looked[-1]["eval_kl"] > 1e-4
-    assert all(row["eval_score_low"] <= row["eval_score"] <= row["eval_score_high"] for row in looked)
+    assert all(
+        row["eval_score_low"] <= row["eval_score"] <= row["eval_score_high"] for row in looked
+    )
     assert {path.name for path in run.checkpoints.iterdir()} == {"step_2", "step_4"}
     head = read_json(run.environment)
-    assert head["models"] == dict.fromkeys(("policy", "reference"), head["models"]["policy"]) | {"critic": head["models"]["critic"]}
+    assert head["models"] == dict.fromkeys(("policy", "reference"), head["models"]["policy"]) | {
+        "critic": head["models"]["critic"]
+    }
     report = read_json(run.report_json)
     assert report["runs"][0]["final"]["score"] == trained[-1]["score"]
     assert "Clip fraction" in run.report_html.read_text()
     assert call("verify", out)[0] == 0
     assert call("generate", "--model", out, "--prompt", "ba de")[0] == 0
     assert call("export", out, "--out", tmp_path / "plain")[0] == 0
-    pairs = tiny.write(tmp_path / "pairs.jsonl", [{"prompt": "ba de", "chosen": " ba", "rejected": " de"}] * 2)
+    pairs = tiny.write(
+        tmp_path / "pairs.jsonl", [{"prompt": "ba de", "chosen": " ba", "rejected": " de"}] * 2
+    )
     code, said, error = call("eval", "--model", out, "--data", pairs)
     assert (code, f"reference={world / 'model'}" in said.replace("\n", "")) == (0, True), error
     assert head["reference"]["model"] == str(world / "model")
-    tampered = {**head, "reference": {**head["reference"], "says": [0.0] * len(head["reference"]["says"])}}
+    tampered = {
+        **head,
+        "reference": {**head["reference"], "says": [0.0] * len(head["reference"]["says"])},
+    }
     run.environment.write_text(json.dumps(tampered))
     assert "no longer the model" in call("eval", "--model", out, "--data", pairs)[2]
     run.environment.write_text(json.dumps(head))
-    assert "nothing to do" in call(*line(world, out, steps=4, save_every=2, eval_fraction=0.5, batch_size=2, eval_every=2, minibatches=2))[1]
+    assert (
+        "nothing to do"
+        in call(
+            *line(
+                world,
+                out,
+                steps=4,
+                save_every=2,
+                eval_fraction=0.5,
+                batch_size=2,
+                eval_every=2,
+                minibatches=2,
+            )
+        )[1]
+    )
 
 
 def test_the_first_step_sees_ratios_of_one_and_what_the_function_said(world, tmp_path):
@@ -282,7 +444,13 @@ def test_beta_moves_as_by_hand(world, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"advantage": "rloo", "critic_lr": None}, {"advantage": "grpo", "critic_lr": None}, {"reward": "scorer"}, {"lora": "r=2", "schedule": "constant"}],
+    [
+        {},
+        {"advantage": "rloo", "critic_lr": None},
+        {"advantage": "grpo", "critic_lr": None},
+        {"reward": "scorer"},
+        {"lora": "r=2", "schedule": "constant"},
+    ],
 )
 def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_path, changes):
     start = distribution(loading.load(str(world / "model")).model)
@@ -293,7 +461,10 @@ def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_pat
 
 
 def test_an_unfinished_answer_is_worth_what_was_said(world, tmp_path):
-    rows = [read_jsonl(train(world, tmp_path / str(i), steps=1, unfinished=value).metrics)[0] for i, value in enumerate((None, -5.0, -6.0))]
+    rows = [
+        read_jsonl(train(world, tmp_path / str(i), steps=1, unfinished=value).metrics)[0]
+        for i, value in enumerate((None, -5.0, -6.0))
+    ]
     share = 1 - rows[0]["finished"]
     assert 0 < share < 1
     assert rows[1]["score"] - rows[2]["score"] == pytest.approx(share)
@@ -317,56 +488,94 @@ REPLAYED = {
 
 
 def tokens_of_run(policy, critic, prompts, answers):
-    """For each answer log p of its tokens and the critic's values before them, from single sequences."""
+    """For each answer log p of its tokens and the critic's values before them, from single
+    sequences.
+    """
     found = []
     for prompt, many in zip(prompts, answers):
         for answer in many:
             ids = torch.tensor([[*prompt, *answer.ids, *([0] if answer.finished else [])]])
             at = torch.arange(len(prompt), ids.shape[1])
             logp = policy(input_ids=ids).logits[0].log_softmax(-1)[at - 1, ids[0, at]]
-            found.append((logp, critic.score(critic.model(input_ids=ids).last_hidden_state)[0, at - 1, 0]))
+            found.append(
+                (logp, critic.score(critic.model(input_ids=ids).last_hidden_state)[0, at - 1, 0])
+            )
     return found
 
 
 def of_prompts(name, values):
-    """NAME_low and NAME_high of a mean of answers, as many to each prompt: Student's t over the prompts' own means, in plain sums."""
+    """NAME_low and NAME_high of a mean of answers, as many to each prompt: Student's t over the
+    prompts' own means, in plain sums.
+    """
     k, several = SETTINGS["k"], len(values) // SETTINGS["k"]
     means = [sum(values[p * k : (p + 1) * k]) / k for p in range(several)]
     middle = sum(means) / several
-    half = stats.t.ppf(0.975, several - 1) * math.sqrt(sum((one - middle) ** 2 for one in means) / (several - 1) / several)
+    half = stats.t.ppf(0.975, several - 1) * math.sqrt(
+        sum((one - middle) ** 2 for one in means) / (several - 1) / several
+    )
     return {f"{name}_low": middle - half, f"{name}_high": middle + half}
 
 
 def replayed(world, *, steps, lr, critic_lr, seed, whiten):
-    """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW: the policy's and the critic's weights at the end."""
+    """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW:
+    the policy's and the critic's weights at the end.
+    """
     own, frozen = loading.load(str(world / "model")), loading.load(str(world / "model")).model
     critic = reward_models.load(str(world / "model"), train=True, seed=seed).model
     critic.score.weight.data.zero_()
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0) for model, rate in ((own.model, lr), (critic, critic_lr))]
+    optimizers = [
+        torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+        for model, rate in ((own.model, lr), (critic, critic_lr))
+    ]
     space, rows = {}, []
     exec(JUDGE, space)
     prompts = [own.tokenizer(prompt).input_ids for prompt in PROMPTS]
     for step in range(steps):
         with torch.no_grad():
-            answers = sample(own, prompts, Sampling(0, max_new_tokens=LONGEST, seed=(seed << 32) + step + 1), k=SETTINGS["k"])
+            answers = sample(
+                own,
+                prompts,
+                Sampling(0, max_new_tokens=LONGEST, seed=(seed << 32) + step + 1),
+                k=SETTINGS["k"],
+            )
             old = tokens_of_run(own.model, critic, prompts, answers)
             theirs = [logp for logp, _ in tokens_of_run(frozen, critic, prompts, answers)]
             texts = [(prompt, answer) for prompt, many in zip(PROMPTS, answers) for answer in many]
             rewards, scores = [], []
             for (prompt, answer), (logp, _), other in zip(texts, old, theirs):
-                scores.append(space["worth"](prompt, own.tokenizer.decode(answer.ids)) if answer.finished else REPLAYED["unfinished"])
+                scores.append(
+                    space["worth"](prompt, own.tokenizer.decode(answer.ids))
+                    if answer.finished
+                    else REPLAYED["unfinished"]
+                )
                 reward = -REPLAYED["beta"] * (logp - other)
                 reward[-1] += scores[-1]
                 rewards.append(reward)
             spread = torch.cat(rewards).std(correction=0)
             far = torch.cat([other - logp for (logp, _), other in zip(old, theirs)])
-            rows.append({"kl": float((far.expm1() - far).sum()) / len(rewards), "reward": float(torch.stack([reward.sum() for reward in rewards]).mean())})
-            kls = [float(((other - logp).expm1() - (other - logp)).sum()) for (logp, _), other in zip(old, theirs)]
-            rows[-1] |= of_prompts("score", scores) | of_prompts("kl", kls) | of_prompts("length/sampled", [len(logp) for logp, _ in old])
+            rows.append(
+                {
+                    "kl": float((far.expm1() - far).sum()) / len(rewards),
+                    "reward": float(torch.stack([reward.sum() for reward in rewards]).mean()),
+                }
+            )
+            kls = [
+                float(((other - logp).expm1() - (other - logp)).sum())
+                for (logp, _), other in zip(old, theirs)
+            ]
+            rows[-1] |= (
+                of_prompts("score", scores)
+                | of_prompts("kl", kls)
+                | of_prompts("length/sampled", [len(logp) for logp, _ in old])
+            )
             rows[-1] |= {"answers": len(scores), "prompts": len(prompts)}
             advantages, returns = [], []
             for reward, (_, value) in zip(rewards, old):
-                reward, after, made = reward / (spread**2 + 1e-8).sqrt(), 0.0, torch.zeros_like(reward)
+                reward, after, made = (
+                    reward / (spread**2 + 1e-8).sqrt(),
+                    0.0,
+                    torch.zeros_like(reward),
+                )
                 for t in reversed(range(len(reward))):
                     coming = value[t + 1] if t + 1 < len(reward) else 0.0
                     made[t] = after = reward[t] + 0.9 * coming - value[t] + 0.9 * 0.7 * after
@@ -375,17 +584,27 @@ def replayed(world, *, steps, lr, critic_lr, seed, whiten):
             whole = torch.cat(advantages)
             rows[-1]["explained_variance"] = 1 - float(whole.var() / torch.cat(returns).var())
             if whiten:
-                advantages = [(made - whole.mean()) / (whole.var(correction=0) + 1e-8).sqrt() for made in advantages]
+                advantages = [
+                    (made - whole.mean()) / (whole.var(correction=0) + 1e-8).sqrt()
+                    for made in advantages
+                ]
         for optimizer, peak in zip(optimizers, (lr, critic_lr)):
             optimizer.param_groups[0]["lr"] = peak * (1 - step / steps)
         gone = []
         for _ in range(REPLAYED["epochs"]):
             losses, steps_off = [[], []], []
-            for (logp, value), (before, guess), made, goal in zip(tokens_of_run(own.model, critic, prompts, answers), old, advantages, returns):
+            for (logp, value), (before, guess), made, goal in zip(
+                tokens_of_run(own.model, critic, prompts, answers), old, advantages, returns
+            ):
                 ratio = (logp - before).exp()
                 steps_off.append((ratio - 1 - (logp - before)).detach())
                 losses[0].append(-torch.minimum(ratio * made, ratio.clamp(0.95, 1.05) * made))
-                losses[1].append(0.5 * torch.maximum((value - goal) ** 2, (value.clamp(guess - 0.01, guess + 0.01) - goal) ** 2))
+                losses[1].append(
+                    0.5
+                    * torch.maximum(
+                        (value - goal) ** 2, (value.clamp(guess - 0.01, guess + 0.01) - goal) ** 2
+                    )
+                )
             for optimizer, loss in zip(optimizers, losses):
                 optimizer.zero_grad()
                 torch.cat(loss).mean().backward()
@@ -397,8 +616,8 @@ def replayed(world, *, steps, lr, critic_lr, seed, whiten):
 
 @pytest.mark.parametrize("whiten", [None, False], ids=["whitened", "as they are"])
 def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten):
-    """Sampling, rewards, discounts, whitening, both clips, both rates and their schedule, seed: the weights of policy and critic after three iterations,
-    and what was logged on the way.
+    """Sampling, rewards, discounts, whitening, both clips, both rates and their schedule, seed: the
+    weights of policy and critic after three iterations, and what was logged on the way.
     """
     rates = {"steps": 3, "lr": 2e-3, "critic_lr": 7e-3, "seed": 5}
     run = train(world, tmp_path / "run", **REPLAYED, **rates, whiten_advantages=whiten)
@@ -414,15 +633,21 @@ def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten)
         for name, value in expected.items():
             assert ours[name] == pytest.approx(value, rel=2e-2, abs=1e-5), (ours["step"], name)
     assert min(logged[-1]["value_clip_fraction"], logged[-1]["clip_fraction"]) > 0
-    assert [row["learning_rate"] / row["critic/learning_rate"] for row in logged] == pytest.approx([2 / 7] * 3)
+    assert [row["learning_rate"] / row["critic/learning_rate"] for row in logged] == pytest.approx(
+        [2 / 7] * 3
+    )
 
 
 def test_an_iteration_says_how_sure_its_means_are(world, tmp_path):
-    """Intervals over prompts around the means themselves, also where a prompt comes twice in an iteration; of one prompt there is none."""
+    """Intervals over prompts around the means themselves, also where a prompt comes twice in an
+    iteration; of one prompt there is none.
+    """
     rows = read_jsonl(train(world, tmp_path / "run", steps=4, batch_size=3).metrics)
     for row in rows:
         for name in ("score", "kl", "length/sampled"):
-            assert row[f"{name}_low"] + row[f"{name}_high"] == pytest.approx(2 * row[name], rel=1e-9, abs=1e-9)
+            assert row[f"{name}_low"] + row[f"{name}_high"] == pytest.approx(
+                2 * row[name], rel=1e-9, abs=1e-9
+            )
     assert rows[1]["length/sampled_high"] - rows[1]["length/sampled_low"] > 0.01
     cursor, drawn = Cursor(), []
     for _ in range(4):
@@ -430,14 +655,26 @@ def test_an_iteration_says_how_sure_its_means_are(world, tmp_path):
         drawn.append(len(set(items)))
     assert [row["prompts"] for row in rows] == drawn
     alone = read_jsonl(train(world, tmp_path / "alone", steps=1, batch_size=1).metrics)[0]
-    assert (alone["prompts"], [name for name in alone if name.endswith(("_low", "_high"))]) == (1, [])
+    assert (alone["prompts"], [name for name in alone if name.endswith(("_low", "_high"))]) == (
+        1,
+        [],
+    )
 
 
 def test_the_kl_term_of_grpo_holds_a_run_back(world, tmp_path):
     """The recipe's beta reaches the loss: the same run with a heavy one stays near the start."""
     kls = []
     for beta in (0.0, 3.0):
-        run = train(world, tmp_path / str(beta), advantage="grpo", critic_lr=None, steps=6, lr=5e-3, beta=beta, schedule="constant")
+        run = train(
+            world,
+            tmp_path / str(beta),
+            advantage="grpo",
+            critic_lr=None,
+            steps=6,
+            lr=5e-3,
+            beta=beta,
+            schedule="constant",
+        )
         kls.append(read_jsonl(run.metrics)[-1]["kl"])
     assert kls[1] < 0.5 * kls[0]
 
@@ -445,7 +682,18 @@ def test_the_kl_term_of_grpo_holds_a_run_back(world, tmp_path):
 def test_an_unfinished_answer_is_worth_the_same_on_held_out_prompts(world, tmp_path):
     found = []
     for value in (-5.0, -6.0):
-        rows = read_jsonl(train(world, tmp_path / str(value), steps=1, unfinished=value, eval_fraction=0.5, batch_size=2, lr=1e-9, max_new_tokens=1).metrics)
+        rows = read_jsonl(
+            train(
+                world,
+                tmp_path / str(value),
+                steps=1,
+                unfinished=value,
+                eval_fraction=0.5,
+                batch_size=2,
+                lr=1e-9,
+                max_new_tokens=1,
+            ).metrics
+        )
         found.append(next(row for row in rows if "eval_score" in row))
     share = 1 - found[0]["eval_finished"]
     assert found[0]["eval_score"] - found[1]["eval_score"] == pytest.approx(share)
@@ -454,7 +702,10 @@ def test_an_unfinished_answer_is_worth_the_same_on_held_out_prompts(world, tmp_p
 
 def test_a_beta_that_is_changed_on_the_way_is_the_one_that_counts(world, undisturbed, tmp_path):
     """Fixed, or from where a controller began: what was saved of the old one is left."""
-    for name, changes, expected in (("fixed", {"target_kl": None, "beta": 4.0}, 4.0), ("moved", {"beta": 4.0}, 4.0)):
+    for name, changes, expected in (
+        ("fixed", {"target_kl": None, "beta": 4.0}, 4.0),
+        ("moved", {"beta": 4.0}, 4.0),
+    ):
         out = tmp_path / name
         shutil.copytree(undisturbed.root, out)
         own = {**SIX, **changes, "steps": 7}
@@ -465,7 +716,9 @@ def test_a_beta_that_is_changed_on_the_way_is_the_one_that_counts(world, undistu
 
 
 def test_every_iteration_has_as_many_prompts(world, tmp_path):
-    """Four prompts, three at a time: what is left of a pass begins the next iteration, and all prompts come up equally often."""
+    """Four prompts, three at a time: what is left of a pass begins the next iteration, and all
+    prompts come up equally often.
+    """
     rows = read_jsonl(train(world, tmp_path / "run", steps=4, batch_size=3).metrics)
     assert [row["answers"] for row in rows] == [24] * 4
     cursor, seen = Cursor(), []
@@ -490,9 +743,13 @@ def undisturbed(world, tmp_path_factory):
 
 def same(run, other):
     assert numbers(run) == numbers(other)
-    assert (run.model / "model.safetensors").read_bytes() == (other.model / "model.safetensors").read_bytes()
+    assert (run.model / "model.safetensors").read_bytes() == (
+        other.model / "model.safetensors"
+    ).read_bytes()
     for name in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
-        assert (run.checkpoints / "step_6" / name).read_bytes() == (other.checkpoints / "step_6" / name).read_bytes(), name
+        assert (run.checkpoints / "step_6" / name).read_bytes() == (
+            other.checkpoints / "step_6" / name
+        ).read_bytes(), name
 
 
 @pytest.mark.parametrize("step", [0, 4])
@@ -512,7 +769,9 @@ def test_it_goes_on_bit_for_bit_after_a_real_signal(world, undisturbed, tmp_path
     out = tmp_path / "run"
     process = runs.started(*line(world, out, **SIX))
     metrics = out / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_text().count("\n") >= 3
+    ):
         time.sleep(0.005)
     process.send_signal(number)
     process.communicate(timeout=60)
@@ -592,12 +851,18 @@ def test_every_change_is_refused_by_name(world, unfinished, call, name):
     assert f"\n  {name}: " in error
     assert f"--allow-change {name}" in error
     after = runs.tree(unfinished.root)
-    assert {key: after[key] for key in before if key != "lock"} == {key: before[key] for key in before if key != "lock"}
+    assert {key: after[key] for key in before if key != "lock"} == {
+        key: before[key] for key in before if key != "lock"
+    }
 
 
 def test_what_is_another_one_is_refused_by_name(world, unfinished, call):
     out = unfinished.root
-    for changes, told in (({"lr": 2e-3}, "lr: 0.001 -> 0.002"), ({"beta": 0.1}, "beta: 0.05 -> 0.1"), ({"prompts": "others.txt"}, "prompts: ")):
+    for changes, told in (
+        ({"lr": 2e-3}, "lr: 0.001 -> 0.002"),
+        ({"beta": 0.1}, "beta: 0.05 -> 0.1"),
+        ({"prompts": "others.txt"}, "prompts: "),
+    ):
         (world / "others.txt").write_text("\n".join((*PROMPTS[:3], "fi de")) + "\n")
         code, _, error = call(*line(world, out, **SIX | changes))
         assert code == 2
@@ -612,31 +877,51 @@ def test_what_is_another_one_is_refused_by_name(world, unfinished, call):
 
 @pytest.mark.parametrize(
     ("changes", "lr", "critic_lr"),
-    [({}, 3e-6, 9e-6), ({"lr": 1e-4}, 1e-4, 3e-4), ({"lora": "r=4"}, 3e-5, 9e-6), ({"lr": 1e-4, "critic_lr": 1e-3}, 1e-4, 1e-3)],
+    [
+        ({}, 3e-6, 9e-6),
+        ({"lr": 1e-4}, 1e-4, 3e-4),
+        ({"lora": "r=4"}, 3e-5, 9e-6),
+        ({"lr": 1e-4, "critic_lr": 1e-3}, 1e-4, 1e-3),
+    ],
 )
-def test_the_critics_rate_is_three_times_the_one_that_was_given(world, tmp_path, changes, lr, critic_lr):
-    settings = {name: value for name, value in given(world, tmp_path / "run").items() if name not in ("lr", "critic_lr")}
+def test_the_critics_rate_is_three_times_the_one_that_was_given(
+    world, tmp_path, changes, lr, critic_lr
+):
+    settings = {
+        name: value
+        for name, value in given(world, tmp_path / "run").items()
+        if name not in ("lr", "critic_lr")
+    }
     filled = setup.filled(resolve(PPOSettings, settings | changes, origin="argument"))
-    assert (filled.settings.lr, filled.settings.critic_lr) == pytest.approx((lr, critic_lr), rel=1e-12)
+    assert (filled.settings.lr, filled.settings.critic_lr) == pytest.approx(
+        (lr, critic_lr), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("broken", r"prompts.txt:\d: answer 0: judge_of_words:broken raised KeyError: 'no such word'"),
+        (
+            "broken",
+            r"prompts.txt:\d: answer 0: judge_of_words:broken raised KeyError: 'no such word'",
+        ),
         ("odd", r"prompts.txt:3: answer 0: judge_of_words:odd gave nan, expected a finite number"),
         ("none", r"prompts.txt:\d: answer 0: judge_of_words:none gave None, expected a number"),
         ("words", r"prompts.txt:\d: answer 0: judge_of_words:words gave '7', expected a number"),
     ],
 )
 def test_a_reward_that_is_none_ends_the_run_with_the_row(world, tmp_path, call, name, told):
-    code, _, error = call(*line(world, tmp_path / "run", steps=2, reward=f"judge_of_words:{name}", batch_size=4))
+    code, _, error = call(
+        *line(world, tmp_path / "run", steps=2, reward=f"judge_of_words:{name}", batch_size=4)
+    )
     assert code == 2
     assert re.search(told, error)
     assert "the same command begins again: nothing is saved yet" in error
 
 
-def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_there(world, unfinished, call, monkeypatch):
+def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_there(
+    world, unfinished, call, monkeypatch
+):
     monkeypatch.setattr(sys.modules["judge_of_words"], "worth", lambda prompt, completion: None)
     code, _, error = call(*line(world, unfinished.root, **SIX))
     assert code == 2
@@ -644,33 +929,59 @@ def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_t
 
 
 def test_a_function_by_its_file_is_the_function_by_its_module(world, tmp_path, call):
-    by_file = train(world, tmp_path / "file", steps=2, reward=f"{world / 'judge_of_words.py'}:worth")
+    by_file = train(
+        world, tmp_path / "file", steps=2, reward=f"{world / 'judge_of_words.py'}:worth"
+    )
     assert numbers(by_file) == numbers(train(world, tmp_path / "module", steps=2))
     assert call(*line(world, tmp_path / "near", steps=1, reward="judge_of_words.py:worth"))[0] == 0
 
 
 def test_a_function_that_is_given_a_column_is_the_one_that_knows_it(world, tmp_path, call):
-    file = tiny.write(tmp_path / "prompts.jsonl", [{"prompt": prompt, "last": prompt.split()[-1]} for prompt in PROMPTS])
+    file = tiny.write(
+        tmp_path / "prompts.jsonl",
+        [{"prompt": prompt, "last": prompt.split()[-1]} for prompt in PROMPTS],
+    )
     words = line(world, tmp_path / "column", **SIX, prompts=file, reward="judge_of_words:told")
-    train(world, tmp_path / "column", **SIX | {"steps": 4}, prompts=str(file), reward="judge_of_words:told")
-    assert numbers(RunFolder(tmp_path / "column")) == numbers(train(world, tmp_path / "known", **SIX | {"steps": 4}))
+    train(
+        world,
+        tmp_path / "column",
+        **SIX | {"steps": 4},
+        prompts=str(file),
+        reward="judge_of_words:told",
+    )
+    assert numbers(RunFolder(tmp_path / "column")) == numbers(
+        train(world, tmp_path / "known", **SIX | {"steps": 4})
+    )
     tiny.write(file, [{"prompt": prompt, "last": "ba"} for prompt in PROMPTS])
     code, _, error = call(*words, "--allow-change", "steps")
     assert code == 2
-    assert "to go on with the change: --allow-change reward" in error  # what is right has changed, so the reward has
+    assert (
+        "to go on with the change: --allow-change reward" in error
+    )  # what is right has changed, so the reward has
     tiny.write(file, [{"prompt": prompt} for prompt in PROMPTS])
-    code, _, error = call(*line(world, tmp_path / "none", prompts=file, reward="judge_of_words:told"))
+    code, _, error = call(
+        *line(world, tmp_path / "none", prompts=file, reward="judge_of_words:told")
+    )
     assert (code, "prompts.jsonl:1: last: is missing" in error) == (2, True)
     code, _, error = call(*line(world, tmp_path / "none", reward="judge_of_words:told"))
-    assert (code, "wants the column last, and there are no columns: a text file of prompts" in error) == (2, True)
+    assert (
+        code,
+        "wants the column last, and there are no columns: a text file of prompts" in error,
+    ) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"advantage": "rloo"}, "critic_lr: of no use to rloo"),
-        ({"advantage": "rloo", "critic_lr": None, "k": 1}, "k: rloo compares answers to one prompt"),
-        ({"advantage": "grpo", "critic_lr": None, "target_kl": 1.0}, "target_kl moves beta by factors"),
+        (
+            {"advantage": "rloo", "critic_lr": None, "k": 1},
+            "k: rloo compares answers to one prompt",
+        ),
+        (
+            {"advantage": "grpo", "critic_lr": None, "target_kl": 1.0},
+            "target_kl moves beta by factors",
+        ),
         ({"horizon": 10.0}, "horizon says how fast beta moves"),
         ({"target_kl": 1.0, "horizon": 5.0}, "would turn beta below 0"),
         ({"minibatches": 5}, "would be empty"),
@@ -691,8 +1002,17 @@ def test_settings_that_cannot_go_together_are_refused(world, tmp_path, changes, 
     [
         ({"reward": "nowhere:at_all"}, "No module named 'nowhere'"),
         ({"reward": "nowhere.py:at_all"}, "reward: nowhere.py:at_all: FileNotFoundError"),
-        ({"reward": "judge_of_words:WORTH"}, "reward: judge_of_words:WORTH is dict, expected a function"),
-        ({"reward": "judge_of_words:one_text"}, "reward: judge_of_words:one_text(completion) cannot be called with a prompt and a completion"),
+        (
+            {"reward": "judge_of_words:WORTH"},
+            "reward: judge_of_words:WORTH is dict, expected a function",
+        ),
+        (
+            {"reward": "judge_of_words:one_text"},
+            (
+                "reward: judge_of_words:one_text(completion) cannot be called with a prompt and a"
+                " completion"
+            ),
+        ),
         ({"reward": "judge_of_words.py:one_text"}, "score(prompt: str, completion: str) -> number"),
         ({"reward": "nowhere"}, "there is no such folder"),
         ({"batch_size": 5, "minibatches": 1}, "4 prompts to train on, fewer than batch_size 5"),
@@ -703,7 +1023,9 @@ def test_settings_that_cannot_go_together_are_refused(world, tmp_path, changes, 
         ({"prompts": "gone.txt"}, "gone.txt"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_loaded(world, tmp_path, call, monkeypatch, changes, told):
+def test_what_cannot_work_is_refused_before_anything_is_loaded(
+    world, tmp_path, call, monkeypatch, changes, told
+):
     if not (world / "bytes").exists():
         tiny.folder(world / "bytes", hidden_size=16, intermediate_size=32)
     monkeypatch.setattr(loading, "load", None)

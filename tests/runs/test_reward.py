@@ -1,4 +1,6 @@
-"""`winnow reward`: the loss and its gradients against the paper and transformers' own classifiers, one score for everybody, whole runs."""
+"""`winnow reward`: the loss and its gradients against the paper and transformers' own classifiers,
+one score for everybody, whole runs.
+"""
 
 from __future__ import annotations
 
@@ -40,23 +42,34 @@ def classifier(family="llama", pad=None):
     own = {name: value for name, value in tiny.FAMILIES[family].items() if name != "pad_token_id"}
     torch.manual_seed(3)
     config = AutoConfig.for_model(family, **own, num_labels=1, pad_token_id=pad)
-    return AutoModelForSequenceClassification.from_config(config, dtype=F64, attn_implementation="eager").eval()
+    return AutoModelForSequenceClassification.from_config(
+        config, dtype=F64, attn_implementation="eager"
+    ).eval()
 
 
 def loss_of(made, reward_C, batch):
     """The loss of a batch, from the head's numbers."""
-    return made.losses([float(total) for total in made.totals({"logp": reward_C}, batch, {})], made.counts([batch]))["loss"]
+    return made.losses(
+        [float(total) for total in made.totals({"logp": reward_C}, batch, {})], made.counts([batch])
+    )["loss"]
 
 
 # ---------------------------------------------------------------- the objective
 
 
 def group(comparisons, count=3):
-    return RenderedGroup(tuple(TokenSequence((5, 6, 7 + k), 2) for k in range(count)), tuple(comparisons), (None,) * count, "made")
+    return RenderedGroup(
+        tuple(TokenSequence((5, 6, 7 + k), 2) for k in range(count)),
+        tuple(comparisons),
+        (None,) * count,
+        "made",
+    )
 
 
 def test_the_loss_is_the_papers_equation_2_by_hand():
-    """-log s(r_w - r_l), and of a label that is right with probability p both ways; weights weigh; a margin m and offset o ask for o m more."""
+    """-log s(r_w - r_l), and of a label that is right with probability p both ways; weights weigh;
+    a margin m and offset o ask for o m more.
+    """
     batch = collate([group([Comparison(0, 1), Comparison(2, 1, 0.75, 2.0, 1.5)])], whole=True)
     reward_C = torch.tensor([0.3, -0.4, 1.1], dtype=F64)
 
@@ -68,7 +81,9 @@ def test_the_loss_is_the_papers_equation_2_by_hand():
     offset = (nll(0.7) + 2 * (0.75 * nll(1.5 - 0.2 * 1.5) + 0.25 * nll(-1.5 - 0.2 * 1.5))) / 3
     assert loss_of(reward(offset=0.2), reward_C, batch) == pytest.approx(offset, abs=1e-7)
     one = collate([group([Comparison(0, 1)])], whole=True)
-    assert loss_of(reward(label_smoothing=0.1), reward_C, one) == pytest.approx(0.9 * nll(0.7) + 0.1 * nll(-0.7), abs=1e-7)
+    assert loss_of(reward(label_smoothing=0.1), reward_C, one) == pytest.approx(
+        0.9 * nll(0.7) + 0.1 * nll(-0.7), abs=1e-7
+    )
 
 
 def test_a_ranking_is_one_observation():
@@ -77,7 +92,9 @@ def test_a_ranking_is_one_observation():
     reward_C = torch.tensor([0.3, -0.4, 1.1], dtype=F64)
     first = -math.log(math.exp(1.1) / sum(map(math.exp, (0.3, -0.4, 1.1))))
     second = -math.log(math.exp(0.3) / sum(map(math.exp, (0.3, -0.4))))
-    assert loss_of(reward(listwise=True), reward_C, batch) == pytest.approx(first + second, abs=1e-7)
+    assert loss_of(reward(listwise=True), reward_C, batch) == pytest.approx(
+        first + second, abs=1e-7
+    )
 
 
 def test_no_policy_is_trained_with_it():
@@ -91,16 +108,24 @@ def test_no_policy_is_trained_with_it():
 def test_dashboards_show_rewards_and_nothing_of_log_probs():
     batch = collate([group([Comparison(0, 1), Comparison(2, 1)])], whole=True)
     found = reward().sums(torch.tensor([0.3, -0.4, 1.1]), batch)
-    assert {*found} == {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+    assert {*found} == {
+        f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")
+    }
     assert found["rewards/margins"] == (pytest.approx(0.7 + 1.5), 2.0)
 
 
 @pytest.mark.parametrize("engine", SCALARS.ladder[1:], ids=lambda engine: engine.NAME)
 def test_gradients_equal_those_of_pairs_through_transformers_own_classifier(engine):
-    """K answers in one tree are all pairs, each scored by itself: autograd through plain forward passes of single rows says the same."""
+    """K answers in one tree are all pairs, each scored by itself: autograd through plain forward
+    passes of single rows says the same.
+    """
     model, groups = classifier(), [tiny.trie(seed, 2) for seed in range(3)]
     truth = torch.zeros((), dtype=F64)
-    pairs = [(one.sequences[c.winner].ids, one.sequences[c.loser].ids) for one in groups for c in one.comparisons]
+    pairs = [
+        (one.sequences[c.winner].ids, one.sequences[c.loser].ids)
+        for one in groups
+        for c in one.comparisons
+    ]
     for ids in pairs:
         won, lost = (model(input_ids=torch.tensor([row])).logits[0, 0] for row in ids)
         truth = truth - torch.nn.functional.logsigmoid(won - lost)
@@ -116,42 +141,68 @@ def test_gradients_equal_those_of_pairs_through_transformers_own_classifier(engi
         return slopes
 
     engine.backward(model, batch, slope)
-    assert float(sum(totals)) / counts[0] == pytest.approx(float(truth.detach()) / len(pairs), abs=1e-7)
+    assert float(sum(totals)) / counts[0] == pytest.approx(
+        float(truth.detach()) / len(pairs), abs=1e-7
+    )
     assert len(expected) > 5
     for name, grad in expected.items():
-        assert torch.allclose(dict(model.named_parameters())[name].grad, grad, atol=1e-6, rtol=1e-6), name
+        assert torch.allclose(
+            dict(model.named_parameters())[name].grad, grad, atol=1e-6, rtol=1e-6
+        ), name
 
 
 # ---------------------------------------------------------------- one score for everybody
 
 TURNS = (Message("user", "how is it?"),)
-ENDLESS = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+ENDLESS = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ '\n' }}{% endfor %}{% if"
+    " add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
-@pytest.mark.parametrize("template", [None, tiny.TEMPLATE, ENDLESS], ids=["text", "chat", "no end token"])
+@pytest.mark.parametrize(
+    "template", [None, tiny.TEMPLATE, ENDLESS], ids=["text", "chat", "no end token"]
+)
 @pytest.mark.parametrize("spoken", [False, True], ids=["strings", "turns"])
 def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
-    """The tokens a training sees are those of the chat template from end to end, and its scores are those of the saved folder, by any road."""
+    """The tokens a training sees are those of the chat template from end to end, and its scores are
+    those of the saved folder, by any road.
+    """
     if spoken and template is None:
         return
     tiny.folder(tmp_path / "model", template=template)
     prompt = TURNS if spoken else "how is it?"
-    answers = [(Message("assistant", text),) if spoken else text for text in ("it is good", "it is bad<|end|>")]
+    answers = [
+        (Message("assistant", text),) if spoken else text
+        for text in ("it is good", "it is bad<|end|>")
+    ]
     loaded = reward_models.load(str(tmp_path / "model"), device="cpu", train=True)
-    rendered = Renderer(loaded.tokenizer, whole=True).render(PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),)))
-    column = scalar_head.ORACLE.logps(loaded.model, collate([rendered], whole=True))["logp"].detach()
+    rendered = Renderer(loaded.tokenizer, whole=True).render(
+        PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),))
+    )
+    column = scalar_head.ORACLE.logps(loaded.model, collate([rendered], whole=True))[
+        "logp"
+    ].detach()
     loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
-    judged = scoring.scores(reward_models.load(str(tmp_path / "saved"), device="cpu"), [scoring.Dialogue(prompt, answer) for answer in answers])
+    judged = scoring.scores(
+        reward_models.load(str(tmp_path / "saved"), device="cpu"),
+        [scoring.Dialogue(prompt, answer) for answer in answers],
+    )
     assert column.tolist() == pytest.approx(judged, abs=1e-5)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     if template is None:
         ids = tokenizer("how is it?it is good")["input_ids"] + [tokenizer.eos_token_id]
     else:
-        said = [{"role": "user", "content": "how is it?"}, {"role": "assistant", "content": "it is good"}]
+        said = [
+            {"role": "user", "content": "how is it?"},
+            {"role": "assistant", "content": "it is good"},
+        ]
         ids = tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)["input_ids"]
     assert list(rendered.sequences[0].ids) == ids
-    assert float(theirs(input_ids=torch.tensor([ids])).logits[0, 0].detach()) == pytest.approx(judged[0], abs=1e-5)
+    assert float(theirs(input_ids=torch.tensor([ids])).logits[0, 0].detach()) == pytest.approx(
+        judged[0], abs=1e-5
+    )
     assert len(set(judged)) == 2
 
 
@@ -159,7 +210,12 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
 
 
 def test_a_new_head_is_seeded_and_of_its_size(world):
-    one, same, other = (reward_models.load(str(world / "model"), device="cpu", train=True, seed=seed).model.score.weight for seed in (0, 0, 1))
+    one, same, other = (
+        reward_models.load(
+            str(world / "model"), device="cpu", train=True, seed=seed
+        ).model.score.weight
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     layer = torch.nn.Linear(2047, 1, bias=False)
@@ -176,20 +232,28 @@ def test_what_has_no_trained_head_is_no_judge(world, tmp_path):
             reward_models.load(str(sft.root), device="cpu", train=train)
 
 
-def test_a_family_without_a_classifier_is_refused_before_anything_is_read(world, tmp_path, monkeypatch, capsys):
+def test_a_family_without_a_classifier_is_refused_before_anything_is_read(
+    world, tmp_path, monkeypatch, capsys
+):
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     tiny.model("mamba", vocab_size=263).save_pretrained(tmp_path / "model")
     words = runs.line("reward", world, tmp_path / "run", model=tmp_path / "model")
     assert runs.winnow(monkeypatch, "check", "--recipe", "reward", *words[1:]) == 2
     assert "transformers has no sequence classifier" in " ".join(capsys.readouterr().err.split())
     assert runs.winnow(monkeypatch, *words) == 2
-    assert "transformers has no sequence classifier with a linear head called score for models of type mamba" in " ".join(capsys.readouterr().err.split())
+    assert (
+        "transformers has no sequence classifier with a linear head called score for models of type"
+        " mamba" in " ".join(capsys.readouterr().err.split())
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--quantize", "nf4", "--lora", "auto"], "a reward model's weights are not held in 4 bits"),
+        (
+            ["--quantize", "nf4", "--lora", "auto"],
+            "a reward model's weights are not held in 4 bits",
+        ),
         (["--pairs", "listwise", "--offset", "1"], "offset is about two answers"),
         (["--offset", "1"], "the data has no margins or score gaps"),
         (["--beta", "1"], "beta"),
@@ -208,7 +272,9 @@ def test_what_has_no_meaning_is_refused(world, tmp_path, monkeypatch, capsys, wo
 # ---------------------------------------------------------------- winnow check
 
 
-def test_check_shows_what_a_reward_model_reads_and_where_its_number_is_read(world, tmp_path, monkeypatch, capsys):
+def test_check_shows_what_a_reward_model_reads_and_where_its_number_is_read(
+    world, tmp_path, monkeypatch, capsys
+):
     words = ["check", "--recipe", "reward", *runs.line("reward", world, tmp_path / "run")[1:]]
     assert runs.winnow(monkeypatch, *words) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -230,7 +296,11 @@ def test_one_token_is_marked(last, cut):
     ids = renderer.whole_ids("how?", "so it is")
     sequence = TokenSequence(ids[: len(ids) - cut], 3, cut)
     shown = check._lint(renderer, sequence, last=last)
-    marked = [shown.plain[span.start : span.end] for span in shown.spans if span.style == "reverse bold green"]
+    marked = [
+        shown.plain[span.start : span.end]
+        for span in shown.spans
+        if span.style == "reverse bold green"
+    ]
     assert marked == ([renderer.tokenizer.decode([sequence.ids[-1]])] if last or not cut else [])
     assert ("green" in {span.style for span in shown.spans}) != last
 
@@ -245,7 +315,12 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
     held = [row for row in rows if "eval_loss" in row]
     assert held[-1]["eval_loss"] < 0.3 < held[0]["eval_loss"]
     assert held[-1]["eval_rewards/accuracies"] == 1.0
-    assert not [name for row in rows for name in row if "logps" in name or "logratio" in name or name in ("entropy", "kl", "length/chosen")]
+    assert not [
+        name
+        for row in rows
+        for name in row
+        if "logps" in name or "logratio" in name or name in ("entropy", "kl", "length/chosen")
+    ]
     assert not run.samples.exists()
     page = run.report_html.read_text()
     assert "Reward model" in page
@@ -255,15 +330,35 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
     told = read_json(run.report_json)["runs"][0]["held_out"]["eval_"]
     right = told["figures"]["rewards/accuracies"]
     assert (right["count"], right["value"], right["high"]) == (8, 1.0, 1.0)
-    assert told["figures"]["rewards/margins"]["value"] == pytest.approx(held[-1]["eval_rewards/margins"], rel=1e-4)
+    assert told["figures"]["rewards/margins"]["value"] == pytest.approx(
+        held[-1]["eval_rewards/margins"], rel=1e-4
+    )
     assert told["calibration"]["log_loss"] == pytest.approx(held[-1]["eval_loss"], rel=1e-4)
     assert "Are margins probabilities?" in page
-    answers = [{"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"]], "comparisons": []} for row in tiny.pairs(8, seed=1)]
+    answers = [
+        {
+            "prompt": row["prompt"],
+            "completions": [row["rejected"], row["chosen"]],
+            "comparisons": [],
+        }
+        for row in tiny.pairs(8, seed=1)
+    ]
     tiny.write(tmp_path / "answers.jsonl", answers)
-    words = ["judge", tmp_path / "answers.jsonl", "--judge", f"reward:{run.root}", "--out", tmp_path / "judged.jsonl", "--device", "cpu"]
+    words = [
+        "judge",
+        tmp_path / "answers.jsonl",
+        "--judge",
+        f"reward:{run.root}",
+        "--out",
+        tmp_path / "judged.jsonl",
+        "--device",
+        "cpu",
+    ]
     assert runs.winnow(monkeypatch, *words) == 0
     judged = read_jsonl(tmp_path / "judged.jsonl")
-    assert [(one["comparisons"][0]["winner"], one["comparisons"][0]["loser"]) for one in judged] == [(1, 0)] * 8
+    assert [
+        (one["comparisons"][0]["winner"], one["comparisons"][0]["loser"]) for one in judged
+    ] == [(1, 0)] * 8
     margins = [one["judge_scores"][1] - one["judge_scores"][0] for one in judged]
     assert sum(margins) / 8 == pytest.approx(held[-1]["eval_rewards/margins"], rel=1e-4)
     config = json.loads((run.model / "config.json").read_text())
@@ -273,16 +368,46 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
 
 def test_rankings_once_are_their_pairs(world, tmp_path):
     """Groups of four answers give the loss and accuracy of the same comparisons as rows of two."""
-    many = [{"prompt": f"say {i}: ", "completions": [f"{w} {i}" for w in ("yes", "maybe", "hardly", "no")], "scores": [3, 2, 1, 0]} for i in range(4)]
+    many = [
+        {
+            "prompt": f"say {i}: ",
+            "completions": [f"{w} {i}" for w in ("yes", "maybe", "hardly", "no")],
+            "scores": [3, 2, 1, 0],
+        }
+        for i in range(4)
+    ]
     single = [
-        {"prompt": row["prompt"], "chosen": row["completions"][i], "rejected": row["completions"][j]} for row in many for i in range(4) for j in range(i + 1, 4)
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completions"][i],
+            "rejected": row["completions"][j],
+        }
+        for row in many
+        for i in range(4)
+        for j in range(i + 1, 4)
     ]
     tiny.write(tmp_path / "many.jsonl", many)
     tiny.write(tmp_path / "single.jsonl", single)
     first = []
     for name, size in (("many", 4), ("single", 24)):
-        run = trained(world, tmp_path / name, data=[str(tmp_path / f"{name}.jsonl")], batch_size=size, steps=2, dtype="float64", on_bad_row="skip")
-        first.append([{key: row[key] for key in ("loss", "grad_norm", "rewards/margins", "rewards/accuracies")} for row in read_jsonl(run.metrics)])
+        run = trained(
+            world,
+            tmp_path / name,
+            data=[str(tmp_path / f"{name}.jsonl")],
+            batch_size=size,
+            steps=2,
+            dtype="float64",
+            on_bad_row="skip",
+        )
+        first.append(
+            [
+                {
+                    key: row[key]
+                    for key in ("loss", "grad_norm", "rewards/margins", "rewards/accuracies")
+                }
+                for row in read_jsonl(run.metrics)
+            ]
+        )
     assert first[0] == [pytest.approx(row, abs=1e-6) for row in first[1]]
 
 
@@ -291,23 +416,36 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     counts = read_json(run.environment)["parameters"]
     assert 0 < counts["trainable"] < counts["total"] / 2
     loaded = reward_models.load(str(run.root), device="cpu")
-    before = reward_models.load(str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)).model
+    before = reward_models.load(
+        str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)
+    ).model
     said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
-    alone = [float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
+    alone = [
+        float(loaded.model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids
+    ]
     assert scoring.scores(loaded, said) == pytest.approx(alone, abs=1e-5)
     fresh = [float(before(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
     assert alone != pytest.approx(fresh, abs=1e-2)
-    again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)  # what goes on begins where that ended
-    assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3)
-    assert scoring.scores(reward_models.load(str(again.root), device="cpu"), said) == pytest.approx(alone, abs=1e-4)
+    again = trained(
+        world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9
+    )  # what goes on begins where that ended
+    assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(
+        read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3
+    )
+    assert scoring.scores(reward_models.load(str(again.root), device="cpu"), said) == pytest.approx(
+        alone, abs=1e-4
+    )
 
 
 def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     run = trained(world, tmp_path / "run", steps=2)
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
     said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
-    one, other = (scoring.scores(reward_models.load(str(folder.root), device="cpu"), said) for folder in (run, again))
+    one, other = (
+        scoring.scores(reward_models.load(str(folder.root), device="cpu"), said)
+        for folder in (run, again)
+    )
     assert one == pytest.approx(other, abs=1e-5)
     with pytest.raises(RunError, match=r"lr: 1e-09 -> 0\.001"):
         trained(world, tmp_path / "again", model=str(run.root), steps=1)
@@ -317,7 +455,10 @@ def test_a_reward_model_writes_nothing(world, tmp_path, monkeypatch, capsys):
     """transformers would draw the output layer that is not in its file at random."""
     for more in ({}, {"lora": "r=2"}):
         run = trained(world, tmp_path / f"run{len(more)}", steps=1, **more)
-        assert runs.winnow(monkeypatch, *runs.line("dpo", world, tmp_path / "dpo", model=run.root)) == 2
+        assert (
+            runs.winnow(monkeypatch, *runs.line("dpo", world, tmp_path / "dpo", model=run.root))
+            == 2
+        )
         told = " ".join(capsys.readouterr().err.split())
         assert "is a reward model: it scores answers and writes none" in told
         assert "give a language model, such as the one it was made from" in told
@@ -328,8 +469,13 @@ SAID = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
 
 def scored_by_transformers(folder, said):
     """Its own classifier with its own tokenizer, which shares no code with Winnow."""
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    rows = [tokenizer(one.prompt + one.answer)["input_ids"] + [tokenizer.eos_token_id] for one in said]
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    rows = [
+        tokenizer(one.prompt + one.answer)["input_ids"] + [tokenizer.eos_token_id] for one in said
+    ]
     return [float(model(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in rows]
 
 
@@ -337,9 +483,14 @@ def scored_by_transformers(folder, said):
 def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatch, capsys, lora):
     run = trained(world, tmp_path / "run", lora=lora, lr=1e-2)
     live = scoring.scores(reward_models.load(str(run.root), device="cpu"), SAID)
-    before = scoring.scores(reward_models.load(str(world / "model"), device="cpu", train=True), SAID)
+    before = scoring.scores(
+        reward_models.load(str(world / "model"), device="cpu", train=True), SAID
+    )
     assert live != pytest.approx(before, abs=1e-2)
-    plain, out = (["export", run.root, "--out", tmp_path / name, "--device", "cpu"] for name in ("plain", "out"))
+    plain, out = (
+        ["export", run.root, "--out", tmp_path / name, "--device", "cpu"]
+        for name in ("plain", "out")
+    )
     assert runs.winnow(monkeypatch, *plain) == 0
     assert "loaded again, scores differ by at most 0.0e+00 nats" in capsys.readouterr().out
     assert scoring.scores(reward_models.load(str(tmp_path / "plain"), device="cpu"), SAID) == live
@@ -348,8 +499,12 @@ def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatc
         assert "there is no adapter to merge" in capsys.readouterr().err
         return
     assert not (tmp_path / "out" / "adapter_config.json").exists()
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
-    assert scoring.scores(reward_models.load(str(tmp_path / "out"), device="cpu"), SAID) == pytest.approx(live, abs=1e-5)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
+    assert scoring.scores(
+        reward_models.load(str(tmp_path / "out"), device="cpu"), SAID
+    ) == pytest.approx(live, abs=1e-5)
     assert scored_by_transformers(tmp_path / "out", SAID) == pytest.approx(live, abs=1e-5)
 
 
@@ -362,22 +517,44 @@ def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, c
         return made
 
     monkeypatch.setattr(loading, "merged", without_its_head)
-    assert runs.winnow(monkeypatch, "export", run.root, "--out", tmp_path / "out", "--merge", "--device", "cpu") == 2
-    assert "the saved model differs from the live one: a token's score by" in capsys.readouterr().err
+    assert (
+        runs.winnow(
+            monkeypatch, "export", run.root, "--out", tmp_path / "out", "--merge", "--device", "cpu"
+        )
+        == 2
+    )
+    assert (
+        "the saved model differs from the live one: a token's score by" in capsys.readouterr().err
+    )
 
 
 def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path, monkeypatch):
-    """transformers takes the score at the last token that is not padding: an end token that pads as well would be passed over."""
+    """transformers takes the score at the last token that is not padding: an end token that pads as
+    well would be passed over.
+    """
     tiny.folder(tmp_path / "model")
     for pad in ("</s>", "<|end|>", None):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
         tokenizer.pad_token = pad
         tokenizer.save_pretrained(tmp_path / "model")
-        run = trained(world, tmp_path / str(pad).strip("</>|"), model=str(tmp_path / "model"), steps=1)
+        run = trained(
+            world, tmp_path / str(pad).strip("</>|"), model=str(tmp_path / "model"), steps=1
+        )
         config = json.loads((run.model / "config.json").read_text())
         expected = tokenizer.pad_token_id if pad == "<|end|>" else None
         assert config["pad_token_id"] == expected
-        adapter = trained(world, run.root.with_suffix(".adapter"), model=str(tmp_path / "model"), steps=1, lora="r=2")
+        adapter = trained(
+            world,
+            run.root.with_suffix(".adapter"),
+            model=str(tmp_path / "model"),
+            steps=1,
+            lora="r=2",
+        )
         out = run.root.with_suffix(".merged")
-        assert runs.winnow(monkeypatch, "export", adapter.root, "--out", out, "--merge", "--device", "cpu") == 0
+        assert (
+            runs.winnow(
+                monkeypatch, "export", adapter.root, "--out", out, "--merge", "--device", "cpu"
+            )
+            == 0
+        )
         assert json.loads((out / "config.json").read_text())["pad_token_id"] == expected

@@ -1,4 +1,6 @@
-"""`winnow sample` through the command line: groups to be compared, a file that goes on where it stopped."""
+"""`winnow sample` through the command line: groups to be compared, a file that goes on where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,29 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     tiny.folder(root / "model")
     tiny.folder(root / "chat", template=tiny.TEMPLATE)
-    tiny.write(root / "prompts.jsonl", [{"prompt": f"{i}: {'green ' * (i % 5)}?"} for i in range(12)])
+    tiny.write(
+        root / "prompts.jsonl", [{"prompt": f"{i}: {'green ' * (i % 5)}?"} for i in range(12)]
+    )
     return root
 
 
 def line(world, out, **changes):
-    asked = {"model": world / "model", "prompts": world / "prompts.jsonl", "k": 3, "max_new_tokens": 8, "out": out, **changes}
-    return ["sample", *(str(word) for name, value in asked.items() for word in ("--" + name.replace("_", "-"), value))]
+    asked = {
+        "model": world / "model",
+        "prompts": world / "prompts.jsonl",
+        "k": 3,
+        "max_new_tokens": 8,
+        "out": out,
+        **changes,
+    }
+    return [
+        "sample",
+        *(
+            str(word)
+            for name, value in asked.items()
+            for word in ("--" + name.replace("_", "-"), value)
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +60,9 @@ def whole(world, tmp_path_factory):
 
 
 def same(one, other):
-    """Rows of two files: alike to the letter but for the last digits of log-probs, which are computed beside other rows."""
+    """Rows of two files: alike to the letter but for the last digits of log-probs, which are
+    computed beside other rows.
+    """
     ours, theirs = ([json.loads(row) for row in content.splitlines()] for content in (one, other))
     for a, b in zip(ours, theirs, strict=True):
         assert a.pop("logps") == pytest.approx(b.pop("logps"), abs=1e-3)
@@ -53,13 +73,31 @@ def test_rows_are_groups_that_are_read_as_they_are(world, whole, tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(whole)
     rows = read_jsonl(file)
-    assert [row["prompt"] for row in rows] == [row["prompt"] for row in read_jsonl(world / "prompts.jsonl")]
+    assert [row["prompt"] for row in rows] == [
+        row["prompt"] for row in read_jsonl(world / "prompts.jsonl")
+    ]
     assert [row["from"] for row in rows] == [f"{world / 'prompts.jsonl'}:{n}" for n in range(1, 13)]
     assert all(len(row["completions"]) + row["left_out"] == 3 for row in rows)
-    assert all(len(row[name]) == len(row["completions"]) for row in rows for name in ("logps", "tokens", "finished"))
+    assert all(
+        len(row[name]) == len(row["completions"])
+        for row in rows
+        for name in ("logps", "tokens", "finished")
+    )
     assert {json.dumps(row["sampled"]) for row in rows} == {json.dumps(rows[0]["sampled"])}
-    how = {"k": 3, "max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "seed": 0, "sampler": "transformers"}
-    assert rows[0]["sampled"] | {"weights": ""} == {"model": str(world / "model"), "weights": "", "template": None, **how}
+    how = {
+        "k": 3,
+        "max_new_tokens": 8,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "sampler": "transformers",
+    }
+    assert rows[0]["sampled"] | {"weights": ""} == {
+        "model": str(world / "model"),
+        "weights": "",
+        "template": None,
+        **how,
+    }
     loaded = load(str(file))
     assert (loaded.layout, len(loaded.groups), loaded.problems) == ("grouped", 12, [])
 
@@ -83,7 +121,9 @@ def test_killed_in_the_midst(world, whole, tmp_path):
     """A real process under SIGKILL, once its first rows are there."""
     out = tmp_path / "a.jsonl"
     words = line(world, out, max_new_tokens=230)
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not out.exists() or not out.read_bytes().count(b"\n"):
         assert process.poll() is None
         time.sleep(0.02)
@@ -97,7 +137,9 @@ def test_killed_in_the_midst(world, whole, tmp_path):
     assert same(out.read_bytes(), (tmp_path / "b.jsonl").read_bytes())
 
 
-SLOWLY = "import sys, winnow.generation.sampler as s; s.ROWS = 3; from winnow.cli import main; main()"
+SLOWLY = (
+    "import sys, winnow.generation.sampler as s; s.ROWS = 3; from winnow.cli import main; main()"
+)
 
 
 def test_the_file_of_another_command_is_refused(world, whole, tmp_path, call):
@@ -120,15 +162,32 @@ def test_more_prompts_are_added(world, whole, tmp_path, call):
 
 
 def test_chat_prompts_have_chat_answers(world, tmp_path, call):
-    tiny.write(tmp_path / "p.jsonl", [{"prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]}, {"prompt": "hello"}])
+    tiny.write(
+        tmp_path / "p.jsonl",
+        [
+            {
+                "prompt": [
+                    {"role": "system", "content": "be kind"},
+                    {"role": "user", "content": "hello"},
+                ]
+            },
+            {"prompt": "hello"},
+        ],
+    )
     out = tmp_path / "a.jsonl"
     assert call(*line(world, out, model=world / "chat", prompts=tmp_path / "p.jsonl"))[0] == 0
     first, second = read_jsonl(out)
     assert [turn["role"] for turn in first["prompt"]] == ["system", "user"]
     assert second["prompt"] == [{"role": "user", "content": "hello"}]
-    assert {turn["role"] for row in (first, second) for answer in row["completions"] for turn in answer} == {"assistant"}
+    assert {
+        turn["role"] for row in (first, second) for answer in row["completions"] for turn in answer
+    } == {"assistant"}
     assert not load(str(out)).problems
-    code, _, error = call(*line(world, tmp_path / "b.jsonl", model=world / "chat", prompts=tmp_path / "p.jsonl"), "--as", "text")
+    code, _, error = call(
+        *line(world, tmp_path / "b.jsonl", model=world / "chat", prompts=tmp_path / "p.jsonl"),
+        "--as",
+        "text",
+    )
     assert (code, "some prompts are text, others lists of messages" in error) == (2, True)
 
 
@@ -139,14 +198,24 @@ def test_vllm_that_is_not_there_is_told(world, tmp_path, call):
 
 def test_prompts_of_any_data(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert prompts(str(tmp_path / "a.txt")) == [(f"{tmp_path}/a.txt:1", "one"), (f"{tmp_path}/a.txt:3", "two")]
+    assert prompts(str(tmp_path / "a.txt")) == [
+        (f"{tmp_path}/a.txt:1", "one"),
+        (f"{tmp_path}/a.txt:3", "two"),
+    ]
     tiny.write(tmp_path / "pairs.jsonl", tiny.pairs(3))
-    assert [text for _, text in prompts(str(tmp_path / "pairs.jsonl"), 2)] == [row["prompt"] for row in tiny.pairs(2)]
+    assert [text for _, text in prompts(str(tmp_path / "pairs.jsonl"), 2)] == [
+        row["prompt"] for row in tiny.pairs(2)
+    ]
     said = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-    tiny.write(tmp_path / "chosen.jsonl", [{"chosen": said, "rejected": [said[0], {"role": "assistant", "content": "b"}]}])
+    tiny.write(
+        tmp_path / "chosen.jsonl",
+        [{"chosen": said, "rejected": [said[0], {"role": "assistant", "content": "b"}]}],
+    )
     ((where, turns),) = prompts(str(tmp_path / "chosen.jsonl"))
     assert (where, [turn.content for turn in turns]) == (f"{tmp_path}/chosen.jsonl:1", ["u"])
-    tiny.write(tmp_path / "bad.jsonl", [{"prompt": "p"}, {"prompt": 3}, {"other": 1}, {"prompt": said}])
+    tiny.write(
+        tmp_path / "bad.jsonl", [{"prompt": "p"}, {"prompt": 3}, {"other": 1}, {"prompt": said}]
+    )
     with pytest.raises(DataError) as told:
         prompts(str(tmp_path / "bad.jsonl"))
     assert [problem.where.rpartition(":")[2] for problem in told.value.problems] == ["2", "3", "4"]

@@ -1,4 +1,6 @@
-"""Votes as rows for training: what becomes of each vote, the commands around it, and a training on what was exported."""
+"""Votes as rows for training: what becomes of each vote, the commands around it, and a training on
+what was exported.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,16 @@ def call(monkeypatch, capsys):
 
 
 def sheet(*votes, answers=3):
-    made = [Item(name, f"{name}?", tuple(f" {name}{k}" for k in range(answers)), ("a", "b", "c")[:answers], "f:1") for name in ("x", "y")]
+    made = [
+        Item(
+            name,
+            f"{name}?",
+            tuple(f" {name}{k}" for k in range(answers)),
+            ("a", "b", "c")[:answers],
+            "f:1",
+        )
+        for name in ("x", "y")
+    ]
     return Sheet({item.id: item for item in made}, votes, {})
 
 
@@ -46,33 +57,61 @@ def compared(found):
 
 
 def comparison(winner, loser, probability=1.0, weight=1.0, margin=0.0):
-    return {"winner": winner, "loser": loser, "probability": pytest.approx(probability), "weight": weight, "margin": pytest.approx(margin)}
+    return {
+        "winner": winner,
+        "loser": loser,
+        "probability": pytest.approx(probability),
+        "weight": weight,
+        "margin": pytest.approx(margin),
+    }
 
 
 # ---------------------------------------------------------------- from votes to comparisons
 
 
 def test_half_of_what_a_judge_was_asked_counts_nowhere():
-    """One order of a pair answered, the other not: what is left holds the order's whole effect. People's votes on it stay."""
+    """One order of a pair answered, the other not: what is left holds the order's whole effect.
+    People's votes on it stay.
+    """
     from winnow.preferences.summary import played
 
-    cast = [vote(0, 1, "first", "judge"), vote(1, 0, "error", "judge"), vote(0, 1, "second", "ann"), vote(1, 2, "error", "judge"), vote(2, 1, "first", "judge")]
+    cast = [
+        vote(0, 1, "first", "judge"),
+        vote(1, 0, "error", "judge"),
+        vote(0, 1, "second", "ann"),
+        vote(1, 2, "error", "judge"),
+        vote(2, 1, "first", "judge"),
+    ]
     found, counted = rows(sheet(*cast), Rules())
     assert compared(found) == {"x": [comparison(1, 0)]}
-    assert (counted["votes used"], counted["beside a question without a verdict"], counted["without a verdict"]) == (1, 2, 2)
+    assert (
+        counted["votes used"],
+        counted["beside a question without a verdict"],
+        counted["without a verdict"],
+    ) == (1, 2, 2)
     assert [game[:3] for game in played(sheet(*cast))] == [("a", "b", 0.0)]
 
 
 def test_a_row_that_stands_twice_is_counted_once(tmp_path):
     row = {"prompt": "p", "completions": ["a", "b"], "comparisons": []}
     (item,) = items(str(tiny.write(tmp_path / "once.jsonl", [row])))
-    told = {**row, "id": item.id, "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "judge"}]}
+    told = {
+        **row,
+        "id": item.id,
+        "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "judge"}],
+    }
     tiny.write(tmp_path / "twice.jsonl", [told, told])
     assert len(votes_of(tmp_path / "twice.jsonl").votes) == 1
 
 
 def test_probability_is_the_share_of_votes():
-    cast = [vote(0, 1, "first"), vote(1, 0, "second", "bob"), vote(1, 0, "first", "cat"), vote(0, 1, "tie", "dan"), vote(2, 0, "first")]
+    cast = [
+        vote(0, 1, "first"),
+        vote(1, 0, "second", "bob"),
+        vote(1, 0, "first", "cat"),
+        vote(0, 1, "tie", "dan"),
+        vote(2, 0, "first"),
+    ]
     found, counted = rows(sheet(*cast), Rules())
     assert compared(found) == {"x": [comparison(0, 1, 2.5 / 4), comparison(2, 0)]}
     assert counted == {
@@ -83,7 +122,10 @@ def test_probability_is_the_share_of_votes():
 
 
 def test_a_judges_share_counts_as_it_is():
-    cast = [vote(0, 1, "first", share=0.9), vote(1, 0, "second", share=0.3)]  # 0.9 and 0.7 for the first answer
+    cast = [
+        vote(0, 1, "first", share=0.9),
+        vote(1, 0, "second", share=0.3),
+    ]  # 0.9 and 0.7 for the first answer
     assert compared(rows(sheet(*cast), Rules())[0]) == {"x": [comparison(0, 1, 0.8)]}
 
 
@@ -94,16 +136,34 @@ def test_every_vote_is_used_or_counted():
     ]  # fmt: skip
     found, counted = rows(sheet(*cast), Rules(exclude=("mallory",)))
     assert compared(found) == {"x": [comparison(0, 1, 0.75)]}
-    reasons = {"skipped": 1, "without a verdict": 1, "repeats": 1, "gold": 1, "of annotators left out": 1}
+    reasons = {
+        "skipped": 1,
+        "without a verdict": 1,
+        "repeats": 1,
+        "gold": 1,
+        "of annotators left out": 1,
+    }
     assert counted == reasons | {
         "votes": 7, "votes used": 2, "of them both bad, counted as ties": 1, "comparisons": 1, "groups": 1, "items without a comparison": 1,
     }  # fmt: skip
     assert counted["votes"] == counted["votes used"] + sum(reasons.values())
-    assert [one["by"] for one in found[0]["votes"]] == ["ann", "bob", "judge", "cat", "ann", "mallory"]  # what was left out is still told
+    assert [one["by"] for one in found[0]["votes"]] == [
+        "ann",
+        "bob",
+        "judge",
+        "cat",
+        "ann",
+        "mallory",
+    ]  # what was left out is still told
 
 
 def test_ties_are_kept_or_dropped():
-    cast = [vote(0, 1, "first"), vote(0, 1, "second", "bob"), vote(1, 2, "tie"), vote(0, 2, "first")]
+    cast = [
+        vote(0, 1, "first"),
+        vote(0, 1, "second", "bob"),
+        vote(1, 2, "tie"),
+        vote(0, 2, "first"),
+    ]
     kept, counted = rows(sheet(*cast), Rules())
     assert compared(kept) == {"x": [comparison(0, 1, 0.5), comparison(1, 2, 0.5), comparison(0, 2)]}
     dropped, again = rows(sheet(*cast), Rules(ties="drop"))
@@ -112,17 +172,31 @@ def test_ties_are_kept_or_dropped():
 
 
 def test_min_votes_annotators_and_weights():
-    cast = [vote(0, 1, "first"), vote(0, 1, "first", "bob"), vote(1, 2, "first"), vote(0, 1, "second", "cat")]
+    cast = [
+        vote(0, 1, "first"),
+        vote(0, 1, "first", "bob"),
+        vote(1, 2, "first"),
+        vote(0, 1, "second", "cat"),
+    ]
     assert compared(rows(sheet(*cast), Rules(min_votes=2))[0]) == {"x": [comparison(0, 1, 2 / 3)]}
     assert rows(sheet(*cast), Rules(min_votes=2))[1]["pairs with too few votes"] == 1
-    assert compared(rows(sheet(*cast), Rules(weight="votes"))[0]) == {"x": [comparison(0, 1, 2 / 3, 3.0), comparison(1, 2)]}
+    assert compared(rows(sheet(*cast), Rules(weight="votes"))[0]) == {
+        "x": [comparison(0, 1, 2 / 3, 3.0), comparison(1, 2)]
+    }
     assert compared(rows(sheet(*cast), Rules(annotators=("cat",)))[0]) == {"x": [comparison(1, 0)]}
     assert rows(sheet(*cast), Rules(annotators=("nobody",)))[0] == []
 
 
 def test_margin_is_the_mean_strength_for_the_winner():
-    cast = [vote(0, 1, "first", strength=3), vote(1, 0, "first", "bob", strength=1), vote(0, 1, "tie", "cat"), vote(1, 0, "second", "dan")]
-    assert compared(rows(sheet(*cast), Rules())[0]) == {"x": [comparison(0, 1, 2.5 / 4, margin=(3 - 1 + 0) / 3)]}  # dan told none
+    cast = [
+        vote(0, 1, "first", strength=3),
+        vote(1, 0, "first", "bob", strength=1),
+        vote(0, 1, "tie", "cat"),
+        vote(1, 0, "second", "dan"),
+    ]
+    assert compared(rows(sheet(*cast), Rules())[0]) == {
+        "x": [comparison(0, 1, 2.5 / 4, margin=(3 - 1 + 0) / 3)]
+    }  # dan told none
     told_by_none = [vote(0, 1, "first"), vote(0, 1, "tie", "bob")]
     assert compared(rows(sheet(*told_by_none), Rules())[0]) == {"x": [comparison(0, 1, 0.75)]}
 
@@ -134,7 +208,14 @@ def test_margin_is_the_mean_strength_for_the_winner():
 def answers(tmp_path_factory):
     """Twelve prompts with three answers each; the model `better` says yes."""
     file = tmp_path_factory.mktemp("answers") / "answers.jsonl"
-    rows = [{"prompt": f"{n}: green?", "completions": [f" yes, {n}", f" no, {n}", f" no and no, {n}"], "comparisons": []} for n in range(12)]
+    rows = [
+        {
+            "prompt": f"{n}: green?",
+            "completions": [f" yes, {n}", f" no, {n}", f" no and no, {n}"],
+            "comparisons": [],
+        }
+        for n in range(12)
+    ]
     return tiny.write(file, [row | {"models": ["better", "worse", "worst"]} for row in rows])
 
 
@@ -143,14 +224,25 @@ def stored(answers, tmp_path_factory):
     """What two people said of them, one of whom knows."""
     path = tmp_path_factory.mktemp("votes") / "votes.db"
     gold = [Item("gold", "gold?", (" right", " wrong"), ("", ""), "gold:1", (Comparison(0, 1),))]
-    store = Store.open(path, items(str(answers)), How(overlap=2, repeats=0.2, golds=0.2, seed=1), gold)
+    store = Store.open(
+        path, items(str(answers)), How(overlap=2, repeats=0.2, golds=0.2, seed=1), gold
+    )
     for n in range(60):
         for who in ("ann", "bob"):
             task = store.next(who)
             if task is not None:
                 lower = "first" if task.left < task.right else "second"
                 other = "skip" if n % 9 == 0 else "second" if lower == "first" else "first"
-                store.cast(Cast(task.id, who, lower if who == "ann" or n % 3 else other, task.revision, seconds=2.0, strength=2 * (who == "ann")))
+                store.cast(
+                    Cast(
+                        task.id,
+                        who,
+                        lower if who == "ann" or n % 3 else other,
+                        task.revision,
+                        seconds=2.0,
+                        strength=2 * (who == "ann"),
+                    )
+                )
     store.close()
     return path
 
@@ -163,19 +255,31 @@ def test_a_store_goes_to_rows_and_back(stored, call, tmp_path):
     loaded = load(str(out))
     assert (loaded.layout, len(loaded.groups), loaded.problems) == ("grouped", 12, [])
     before, after = votes_of(stored), votes_of(out)
-    assert sorted((v.item, v.first, v.second, v.outcome, v.by, v.strength, v.at, v.kind) for v in after.votes) == sorted(
-        (v.item, v.first, v.second, v.outcome, v.by, v.strength, v.at, v.kind) for v in before.votes if v.kind != "gold"
+    assert sorted(
+        (v.item, v.first, v.second, v.outcome, v.by, v.strength, v.at, v.kind) for v in after.votes
+    ) == sorted(
+        (v.item, v.first, v.second, v.outcome, v.by, v.strength, v.at, v.kind)
+        for v in before.votes
+        if v.kind != "gold"
     )
-    assert {name: item.answers for name, item in after.items.items()} == {name: item.answers for name, item in before.items.items() if name != "gold"}
+    assert {name: item.answers for name, item in after.items.items()} == {
+        name: item.answers for name, item in before.items.items() if name != "gold"
+    }
     again = tmp_path / "again.jsonl"
     assert call("votes", "export", out, "--out", again)[0] == 0
-    assert {row["id"]: row["comparisons"] for row in read_jsonl(again)} == {row["id"]: row["comparisons"] for row in read_jsonl(out)}
+    assert {row["id"]: row["comparisons"] for row in read_jsonl(again)} == {
+        row["id"]: row["comparisons"] for row in read_jsonl(out)
+    }
 
 
 def test_training_takes_what_was_exported(stored, call, tmp_path, monkeypatch):
     world = runs.world(tmp_path)
-    assert call("votes", "export", stored, "--out", tmp_path / "pairs.jsonl", "--ties", "drop")[0] == 0
-    code, _, error = call(*runs.line("dpo", world, tmp_path / "run", data=tmp_path / "pairs.jsonl", steps=3))
+    assert (
+        call("votes", "export", stored, "--out", tmp_path / "pairs.jsonl", "--ties", "drop")[0] == 0
+    )
+    code, _, error = call(
+        *runs.line("dpo", world, tmp_path / "run", data=tmp_path / "pairs.jsonl", steps=3)
+    )
     assert code == 0, error
     numbers = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert numbers[-1]["loss"] < numbers[0]["loss"]
@@ -184,7 +288,17 @@ def test_training_takes_what_was_exported(stored, call, tmp_path, monkeypatch):
 def test_agreement_and_stats_in_words(stored, call, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     assert call("votes", "export", stored, "--out", pairs, "--annotators", "ann")[0] == 0
-    judged = [row | {"votes": [one | {"by": "judge"} for one in row["votes"] if one["by"] == "ann" and one["kind"] == "once"]} for row in read_jsonl(pairs)]
+    judged = [
+        row
+        | {
+            "votes": [
+                one | {"by": "judge"}
+                for one in row["votes"]
+                if one["by"] == "ann" and one["kind"] == "once"
+            ]
+        }
+        for row in read_jsonl(pairs)
+    ]
     file = tiny.write(tmp_path / "judged.jsonl", judged)
     code, told, _ = call("votes", "agreement", stored, file)
     assert code == 0
@@ -200,21 +314,46 @@ def test_agreement_and_stats_in_words(stored, call, tmp_path):
         assert words in told, words
     code, told, _ = call("votes", "agreement", file)
     assert "alpha" not in told  # one annotator has nobody to agree with
-    rule = tiny.write(tmp_path / "rule.jsonl", [{**row, "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "rule"}]} for row in judged])
-    assert "rule: side bias is not defined: the lower answer stood on the same side" in call("votes", "agreement", rule)[1]
+    rule = tiny.write(
+        tmp_path / "rule.jsonl",
+        [
+            {**row, "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "rule"}]}
+            for row in judged
+        ],
+    )
+    assert (
+        "rule: side bias is not defined: the lower answer stood on the same side"
+        in call("votes", "agreement", rule)[1]
+    )
     code, told, _ = call("votes", "stats", stored)
     assert code == 0
     order = [told.index(f"│ {name} ") for name in ("better", "worse", "worst")]
     assert order == sorted(order)
-    nameless = tiny.write(tmp_path / "nameless.jsonl", [{**row, "models": ["", "", ""]} for row in judged])
+    nameless = tiny.write(
+        tmp_path / "nameless.jsonl", [{**row, "models": ["", "", ""]} for row in judged]
+    )
     assert "models are not compared" in call("votes", "stats", nameless)[1]
 
 
 def test_names_are_shown_and_not_obeyed(call, tmp_path):
-    row = {"prompt": "p", "completions": ["a", "b"], "comparisons": [], "models": ["[red]\x1b[31m", "[/]"]}
+    row = {
+        "prompt": "p",
+        "completions": ["a", "b"],
+        "comparisons": [],
+        "models": ["[red]\x1b[31m", "[/]"],
+    }
     plain = tiny.write(tmp_path / "plain.jsonl", [row])
     (item,) = items(str(plain))
-    file = tiny.write(tmp_path / "votes.jsonl", [{**row, "id": item.id, "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "[bold]\x1b[2J"}]}])
+    file = tiny.write(
+        tmp_path / "votes.jsonl",
+        [
+            {
+                **row,
+                "id": item.id,
+                "votes": [{"first": 0, "second": 1, "outcome": "first", "by": "[bold]\x1b[2J"}],
+            }
+        ],
+    )
     for words in (("votes", "stats", file), ("votes", "agreement", file)):
         code, told, _ = call(*words)
         assert code == 0
@@ -228,12 +367,20 @@ def test_names_are_shown_and_not_obeyed(call, tmp_path):
 def test_errors_say_what_to_do(stored, call, tmp_path):
     code, _, error = call("votes", "export", tmp_path / "none.db", "--out", tmp_path / "p.jsonl")
     assert (code, "no such file" in error) == (2, True)
-    code, _, error = call("votes", "export", stored, "--out", tmp_path / "p.jsonl", "--exclude", "bbo")
+    code, _, error = call(
+        "votes", "export", stored, "--out", tmp_path / "p.jsonl", "--exclude", "bbo"
+    )
     assert (code, "nobody named 'bbo' voted" in error, "ann, bob" in error) == (2, True, True)
     code, _, error = call("votes", "export", stored, "--out", stored)
     assert (code, "is the file of the votes" in error) == (2, True)
-    code, _, error = call("votes", "export", stored, "--out", tmp_path / "p.jsonl", "--min-votes", 5)
-    assert (code, "no comparison is left" in error, "24 pairs with too few votes" in error) == (2, True, True)
+    code, _, error = call(
+        "votes", "export", stored, "--out", tmp_path / "p.jsonl", "--min-votes", 5
+    )
+    assert (code, "no comparison is left" in error, "24 pairs with too few votes" in error) == (
+        2,
+        True,
+        True,
+    )
     code, _, error = call("votes", "export", stored, "--out", tmp_path / "p.jsonl", "--min-vote", 5)
     assert (code, "min-votes" in error or "min_votes" in error) == (2, True)
     assert not (tmp_path / "p.jsonl").exists()
@@ -256,7 +403,11 @@ GOOD = {"first": 0, "second": 1, "outcome": "first", "by": "ann"}
         ({"votes": [GOOD], "id": "other"}, "id", "not the id"),
         ({"votes": ["x"]}, "votes[0]", "expected first, second"),
         ({"votes": [GOOD, {**GOOD, "oops": 1}]}, "votes[1]", "expected first, second"),
-        ({"votes": [{"first": 0, "second": 1, "outcome": "first"}]}, "votes[0]", "expected first, second"),
+        (
+            {"votes": [{"first": 0, "second": 1, "outcome": "first"}]},
+            "votes[0]",
+            "expected first, second",
+        ),
         ({"votes": [{**GOOD, "first": 3}]}, "votes[0]", "has first"),
         ({"votes": [{**GOOD, "second": True}]}, "votes[0]", "has second"),
         ({"votes": [{**GOOD, "second": 0}]}, "votes[0]", "has second"),

@@ -1,4 +1,6 @@
-"""Streams: windows of rows while training goes on, equal to the whole data where they hold all of it, and exactly resumed."""
+"""Streams: windows of rows while training goes on, equal to the whole data where they hold all of
+it, and exactly resumed.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,15 @@ def test_windows_are_the_rows_in_order_again_and_again(tmp_path):
     assert found[3:6] == found[:3]
     assert found[6] == found[0]
     again = Windows(str(tmp_path / "d.jsonl"), 4)
-    assert [wheres(again.load(number)) for number in (4, 1, 2, 6, 5)] == [found[number] for number in (4, 1, 2, 6, 5)]
+    assert [wheres(again.load(number)) for number in (4, 1, 2, 6, 5)] == [
+        found[number] for number in (4, 1, 2, 6, 5)
+    ]
     short = Windows(str(tmp_path / "d.jsonl"), 4, limit=6)
-    assert [wheres(short.load(number)) for number in range(3)] == [[1, 2, 3, 4], [5, 6], [1, 2, 3, 4]]
+    assert [wheres(short.load(number)) for number in range(3)] == [
+        [1, 2, 3, 4],
+        [5, 6],
+        [1, 2, 3, 4],
+    ]
 
 
 def test_no_more_is_read_than_was_asked_for(tmp_path, monkeypatch):
@@ -58,7 +66,9 @@ def test_no_more_is_read_than_was_asked_for(tmp_path, monkeypatch):
 
 def test_a_hub_data_set_is_fetched_as_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "org" / "pairs").mkdir(parents=True)
-    (tmp_path / "org" / "pairs" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.pairs(9)))
+    (tmp_path / "org" / "pairs" / "train.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in tiny.pairs(9))
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = sources.hub_rows("org/pairs", "train", streaming=True)
@@ -67,14 +77,21 @@ def test_a_hub_data_set_is_fetched_as_it_is_read(tmp_path, monkeypatch):
 
 
 def test_the_first_window_tells_the_layout_of_all(tmp_path):
-    """Demonstrations that follow after preferences are rows that do not fit, in whatever window, as they are when the file is read whole."""
-    tiny.write(tmp_path / "d.jsonl", [*tiny.pairs(4), *({"prompt": "p", "completion": "c"} for _ in range(4))])
+    """Demonstrations that follow after preferences are rows that do not fit, in whatever window, as
+    they are when the file is read whole.
+    """
+    tiny.write(
+        tmp_path / "d.jsonl",
+        [*tiny.pairs(4), *({"prompt": "p", "completion": "c"} for _ in range(4))],
+    )
     whole = sources.load(str(tmp_path / "d.jsonl"))
     for order in ((0, 1), (1,)):  # resumed in the second window, too
         windows = Windows(str(tmp_path / "d.jsonl"), 4)
         last = [windows.load(number) for number in order][-1]
         assert (last.layout, last.groups) == (whole.layout, [])
-        assert [problem.where for problem in last.problems] == [problem.where for problem in whole.problems]
+        assert [problem.where for problem in last.problems] == [
+            problem.where for problem in whole.problems
+        ]
 
 
 def test_an_empty_stream_is_refused(tmp_path):
@@ -95,7 +112,10 @@ def test_an_empty_stream_is_refused(tmp_path):
 )
 def test_what_a_stream_cannot_do_is_said(changes, says):
     with pytest.raises(SettingsError, match=says):
-        resolve(DPOSettings, {"model": "M", "data": ["d"], "out": "RUN", "stream": 10, "steps": 5, **changes})
+        resolve(
+            DPOSettings,
+            {"model": "M", "data": ["d"], "out": "RUN", "stream": 10, "steps": 5, **changes},
+        )
 
 
 def kept(run: RunFolder):
@@ -110,31 +130,70 @@ def same(one, other):
 @pytest.mark.parametrize("recipe", [runs.sft, runs.dpo])
 def test_a_window_that_holds_all_rows_is_the_whole_data_set(tmp_path, recipe):
     world = runs.world(tmp_path)
-    whole, streamed = recipe(world, tmp_path / "whole", steps=8), recipe(world, tmp_path / "streamed", steps=8, stream=24)
+    whole, streamed = (
+        recipe(world, tmp_path / "whole", steps=8),
+        recipe(world, tmp_path / "streamed", steps=8, stream=24),
+    )
     rows, weights = kept(streamed)
-    same(kept(whole), ([{"epoch" if name == "window" else name: value for name, value in row.items()} for row in rows], weights))
+    same(
+        kept(whole),
+        (
+            [
+                {"epoch" if name == "window" else name: value for name, value in row.items()}
+                for row in rows
+            ],
+            weights,
+        ),
+    )
 
 
-def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(tmp_path, monkeypatch, capsys):
+def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(
+    tmp_path, monkeypatch, capsys
+):
     """24 rows in windows of 10, 10 and 4, batches of 5, and the first window again."""
     world, drawn = runs.world(tmp_path), []
     take_step = loop.take_step
 
     def watched(model, micro, **settings):
-        drawn.append([int(where.rpartition(":")[2]) for batch in micro.own for where in batch.wheres])
+        drawn.append(
+            [int(where.rpartition(":")[2]) for batch in micro.own for where in batch.wheres]
+        )
         return take_step(model, micro, **settings)
 
     monkeypatch.setattr(loop, "take_step", watched)
     run = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7, lr=1e-2)
     said = capsys.readouterr().out
-    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == ["window 2", "window 3", "window 4"]
-    assert [sorted(chain(*drawn[a:b])) for a, b in ((0, 2), (2, 4), (4, 5), (5, 7))] == [[*range(1, 11)], [*range(11, 21)], [*range(21, 25)], [*range(1, 11)]]
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("window ")] == [
+        "window 2",
+        "window 3",
+        "window 4",
+    ]
+    assert [sorted(chain(*drawn[a:b])) for a, b in ((0, 2), (2, 4), (4, 5), (5, 7))] == [
+        [*range(1, 11)],
+        [*range(11, 21)],
+        [*range(21, 25)],
+        [*range(1, 11)],
+    ]
     rows = runs.numbers(run)
     assert [row["window"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
-    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # ln 2: policy and reference are one
-    assert abs(rows[2]["loss"] - 0.693147) > 1e-4  # the second window's reference is not the policy of now
-    named = runs.dpo(world, tmp_path / "named", stream=10, batch_size=5, steps=7, lr=1e-2, reference=str(world / "model"))
-    same(kept(run), kept(named))  # a reference loaded anew for each window says the same as the policy's own first weights
+    assert rows[0]["loss"] == pytest.approx(
+        0.693147, abs=1e-5
+    )  # ln 2: policy and reference are one
+    assert (
+        abs(rows[2]["loss"] - 0.693147) > 1e-4
+    )  # the second window's reference is not the policy of now
+    named = runs.dpo(
+        world,
+        tmp_path / "named",
+        stream=10,
+        batch_size=5,
+        steps=7,
+        lr=1e-2,
+        reference=str(world / "model"),
+    )
+    same(
+        kept(run), kept(named)
+    )  # a reference loaded anew for each window says the same as the policy's own first weights
 
 
 def test_a_window_without_a_usable_row_is_passed_over(tmp_path, capsys):
@@ -173,11 +232,20 @@ def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):
     rows = tiny.pairs(24)
     rows[17] = {"prompt": "a", "chosen": "b"}
     tiny.write(world / "train.jsonl", rows)
-    whole = runs.dpo(world, tmp_path / "whole", data=[str(tiny.write(tmp_path / "good.jsonl", tiny.pairs(24)))], stream=10, batch_size=5, steps=7)
+    whole = runs.dpo(
+        world,
+        tmp_path / "whole",
+        data=[str(tiny.write(tmp_path / "good.jsonl", tiny.pairs(24)))],
+        stream=10,
+        batch_size=5,
+        steps=7,
+    )
     with pytest.raises(DataError, match=r"rows that cannot be used: 1") as caught:
         runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7)
     assert "mend the data and give the same command again" in caught.value.remedy
-    assert (tmp_path / "run" / "checkpoints" / "step_2").exists()  # saved before the window was asked for
+    assert (
+        tmp_path / "run" / "checkpoints" / "step_2"
+    ).exists()  # saved before the window was asked for
     tiny.write(world / "train.jsonl", tiny.pairs(24))
     mended = runs.dpo(world, tmp_path / "run", stream=10, batch_size=5, steps=7)
     same(kept(whole), kept(mended))

@@ -1,4 +1,6 @@
-"""A policy on held-out prompts: what it says, how far that is from the model the rounds began with, and how it does against what others said."""
+"""A policy on held-out prompts: what it says, how far that is from the model the rounds began with,
+and how it does against what others said.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,28 @@ from winnow.system.files import read_jsonl, write_jsonl
 Rows = list[dict[str, Any]]
 
 
-def answers(settings: SamplingSettings, policy: str, first: str, asked_for: Path, out: Path) -> tuple[dict[str, Any], str]:
-    """One answer of the policy to each prompt, written to `out`. Returns how long they are, how many end by themselves, and `kl`, nats per answer, to
-    `first` (only of what is drawn from the whole distribution: an estimate from other samples would be biased); and a hash of first's weights.
+def answers(
+    settings: SamplingSettings, policy: str, first: str, asked_for: Path, out: Path
+) -> tuple[dict[str, Any], str]:
+    """One answer of the policy to each prompt, written to `out`. Returns how long they are, how
+    many end by themselves, and `kl`, nats per answer, to `first` (only of what is drawn from the
+    whole distribution: an estimate from other samples would be biased); and a hash of first's
+    weights.
     """
     loaded = load(policy, settings)
     asked = ask(policy, loaded, prompts(str(asked_for)), settings)
     with Steps("held-out answers", len(asked.ids)) as steps:
         said = [made[0] for made in sample(loaded, asked.ids, asked.how, tick=steps.advance)]
     texts = [words(loaded.tokenizer, ids, one) for ids, one in zip(asked.ids, said)]
-    rows = [{**row, "completion": text, "tokens": len(one.ids), "finished": one.finished} for row, text, one in zip(read_jsonl(asked_for), texts, said)]
+    rows = [
+        {**row, "completion": text, "tokens": len(one.ids), "finished": one.finished}
+        for row, text, one in zip(read_jsonl(asked_for), texts, said)
+    ]
     write_jsonl(out, rows)
-    found = {"length": sum(row["tokens"] for row in rows) / len(rows), "finished": sum(row["finished"] for row in rows) / len(rows)}
+    found = {
+        "length": sum(row["tokens"] for row in rows) / len(rows),
+        "finished": sum(row["finished"] for row in rows) / len(rows),
+    }
     groups = drift.as_groups(asked.ids, [[one] for one in said], asked.how.end)
     if policy == first:
         return found | {"kl": 0.0}, hashes.weights_hash(loaded.model)[:16]
@@ -56,17 +68,28 @@ def _whole(asked: Asked) -> bool:
 def _logps(loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
     longest = max(len(sequence.ids) for group in groups for sequence in group.sequences)
     engine = engine_for(loaded, "auto", longest, train=False)
-    return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)
+    return compute(
+        engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None
+    )
 
 
-def compared(ours: Path, theirs: Path, out: Path, names: tuple[str, str], judge: Callable[[Path, Path], Rows]) -> dict[str, Any]:
-    """How often the judge takes our answer and not theirs, to the same prompts, with a 95 % interval over prompts ; ties count half.
+def compared(
+    ours: Path, theirs: Path, out: Path, names: tuple[str, str], judge: Callable[[Path, Path], Rows]
+) -> dict[str, Any]:
+    """How often the judge takes our answer and not theirs, to the same prompts, with a 95 %
+    interval over prompts ; ties count half.
 
-    out: where the pairs are written, theirs first, and judged. `invalid`: prompts without a verdict, or without a word on one side.
-    `score`, `score_theirs`, `score_gain`: means of what a judge that scores answers gave, where it does.
+    out: where the pairs are written, theirs first, and judged. `invalid`: prompts without a
+    verdict, or without a word on one side. `score`, `score_theirs`, `score_gain`: means of what a
+    judge that scores answers gave, where it does.
     """
     pairs = [
-        {"prompt": a["prompt"], "completions": [_answer(a), _answer(b)], "comparisons": [], "models": [names[1], names[0]]}
+        {
+            "prompt": a["prompt"],
+            "completions": [_answer(a), _answer(b)],
+            "comparisons": [],
+            "models": [names[1], names[0]],
+        }
         for a, b in zip(read_jsonl(theirs), read_jsonl(ours), strict=True)
         if _spoken(a) and _spoken(b)
     ]
@@ -77,16 +100,28 @@ def compared(ours: Path, theirs: Path, out: Path, names: tuple[str, str], judge:
     if len(shares) < 2:
         return {"prompts": asked, "invalid": asked - len(shares)}
     mean = Mean(fmean(shares), *interval(shares))
-    found: dict[str, Any] = {"prompts": asked, "invalid": asked - len(shares), **asdict(mean), "ties": shares.count(0.5) / len(shares)}
+    found: dict[str, Any] = {
+        "prompts": asked,
+        "invalid": asked - len(shares),
+        **asdict(mean),
+        "ties": shares.count(0.5) / len(shares),
+    }
     scored = [row["judge_scores"] for row in judged if "judge_scores" in row]
     if len(scored) > 1:
-        found |= {"score": asdict(over_prompts([b for _, b in scored])), "score_theirs": asdict(over_prompts([a for a, _ in scored]))}
+        found |= {
+            "score": asdict(over_prompts([b for _, b in scored])),
+            "score_theirs": asdict(over_prompts([a for a, _ in scored])),
+        }
         found |= {"score_gain": asdict(over_prompts([b - a for a, b in scored]))}
     return found
 
 
 def _answer(row: Mapping[str, Any]) -> Any:
-    return row["completion"] if isinstance(row["prompt"], str) else [{"role": "assistant", "content": row["completion"]}]
+    return (
+        row["completion"]
+        if isinstance(row["prompt"], str)
+        else [{"role": "assistant", "content": row["completion"]}]
+    )
 
 
 def _spoken(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,6 @@
-"""`winnow export`: a plain model folder that is proved, after saving, to be the model that was trained."""
+"""`winnow export`: a plain model folder that is proved, after saving, to be the model that was
+trained.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,25 @@ from winnow.system.run_folder import RunFolder
 
 
 def run(resolved: Resolved[ExportSettings]) -> Path:
-    """Save, load again, compare on fixed token sequences: log-probs, or of a reward model scores. Raises ModelError when they differ."""
+    """Save, load again, compare on fixed token sequences: log-probs, or of a reward model scores.
+    Raises ModelError when they differ.
+    """
     settings = resolved.settings
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
     scorer = loading.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
-    load, engine, what = (reward_models.load, scalar_head.ORACLE, "score") if scorer else (loading.load, rows, "log-prob")
-    loaded = load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    load, engine, what = (
+        (reward_models.load, scalar_head.ORACLE, "score")
+        if scorer
+        else (loading.load, rows, "log-prob")
+    )
+    loaded = load(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
     model = loading.merged(loaded.model) if settings.merge else loaded.model
@@ -31,15 +44,27 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
         reward_models.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
     loading.save(model, loaded.tokenizer, settings.out)
     name = str(dtype).removeprefix("torch.")
-    again = load(str(settings.out), dtype=name, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    again = load(
+        str(settings.out),
+        dtype=name,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
     saved = fingerprint(engine, again.model, len(loaded.tokenizer))
     difference = float((live - saved).abs().max())
     if not same_model(live, saved, [dtype]):
         raise ModelError(
-            f"{settings.out}: the saved model differs from the live one: a token's {what} by {difference:.3g} nats",
+            f"{settings.out}: the saved model differs from the live one: a token's {what} by"
+            f" {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
     if loading.quantized_as(settings.model):
-        say("trained beside weights in 4 bits, saved beside the base model's own: log-probs differ from the training's by what 4 bits round away")
-    say(f"saved: {safe(settings.out)}; loaded again, {what}s differ by at most {difference:.1e} nats")
+        say(
+            "trained beside weights in 4 bits, saved beside the base model's own: log-probs differ"
+            " from the training's by what 4 bits round away"
+        )
+    say(
+        f"saved: {safe(settings.out)}; loaded again, {what}s differ by at most {difference:.1e}"
+        " nats"
+    )
     return settings.out

@@ -21,16 +21,24 @@ def run(resolved: Resolved[GenerateSettings]) -> list[dict[str, Any]]:
     """Answers of one model, or of two side by side; one row per prompt."""
     settings = resolved.settings
     keep_memory()
-    asked: list[Prompt] = [(f"prompt {number}", text) for number, text in enumerate(settings.prompt, 1)]
+    asked: list[Prompt] = [
+        (f"prompt {number}", text) for number, text in enumerate(settings.prompt, 1)
+    ]
     asked += prompts(settings.prompts) if settings.prompts is not None else []
     if settings.out is not None:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
     columns = {
         name: _answers(source, asked, settings)
-        for name, source in (("before", settings.before), ("after" if settings.before else "answer", settings.model))
+        for name, source in (
+            ("before", settings.before),
+            ("after" if settings.before else "answer", settings.model),
+        )
         if source
     }
-    rows: list[dict[str, Any]] = [{"prompt": plain(text), **{name: many[i] for name, many in columns.items()}} for i, (_, text) in enumerate(asked)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": plain(text), **{name: many[i] for name, many in columns.items()}}
+        for i, (_, text) in enumerate(asked)
+    ]
     for row in rows:
         table = Table(title=safe(row["prompt"]), title_justify="left", show_lines=settings.k > 1)
         for name in columns:
@@ -48,4 +56,6 @@ def _answers(name: str, prompts: list[Prompt], settings: GenerateSettings) -> li
     loaded = load(name, settings)
     asked = ask(name, loaded, prompts, settings)
     answers = sample(loaded, asked.ids, asked.how, k=settings.k)
-    return [[words(loaded.tokenizer, ids, one) for one in many] for ids, many in zip(asked.ids, answers)]
+    return [
+        [words(loaded.tokenizer, ids, one) for one in many] for ids, many in zip(asked.ids, answers)
+    ]

@@ -13,14 +13,22 @@ from winnow.objectives.parsing import SETTINGS, modifiers, settings_of, shown
 from winnow.objectives.table import TABLE, Entry, Value
 from winnow.system.console import console, safe, say
 
-FAMILIES = ("of the margin", "of both sides", "thumbs up and down", "rankings", "without a reference")
+FAMILIES = (
+    "of the margin",
+    "of both sides",
+    "thumbs up and down",
+    "rankings",
+    "without a reference",
+)
 
 
 def run(names: Sequence[str]) -> None:
     """All objectives as a table, or everything about those named."""
     for name in names:
         if name not in TABLE:
-            raise SettingsError(f"there is no objective {name!r}", remedy=f"one of {', '.join(TABLE)}")
+            raise SettingsError(
+                f"there is no objective {name!r}", remedy=f"one of {', '.join(TABLE)}"
+            )
     if not names:
         _say_all()
     for name in names:
@@ -40,7 +48,15 @@ def family(entry: Entry) -> str:
 
 def defaults(entry: Entry) -> str:
     """Its own settings and its unusual modifiers, as they are given on the command line."""
-    return ", ".join(f"{key}={shown(value)}" for key, value in {**entry.settings, **entry.tuning, **entry.defaults, **_score(entry)}.items())
+    return ", ".join(
+        f"{key}={shown(value)}"
+        for key, value in {
+            **entry.settings,
+            **entry.tuning,
+            **entry.defaults,
+            **_score(entry),
+        }.items()
+    )
 
 
 def _score(entry: Entry) -> dict[str, Value]:
@@ -53,7 +69,9 @@ def unit(entry: Entry) -> str:
 
 
 def about(entry: Entry) -> str:
-    """What its function says of itself, after the title and the equation: where it starts, its limits, what noise does."""
+    """What its function says of itself, after the title and the equation: where it starts, its
+    limits, what noise does.
+    """
     paragraphs = (inspect.getdoc(entry.loss) or "").split("\n\n")
     return "\n\n".join(paragraphs[1:])
 
@@ -61,24 +79,41 @@ def about(entry: Entry) -> str:
 def _say_all() -> None:
     table = Table(title="objectives", title_justify="left", box=None, padding=(0, 1))
     table.add_column("name", style="bold", no_wrap=True)
-    for name, share in (("equation", 4), ("reference", None), ("unit", None), ("defaults", 2), ("paper", 2)):
+    for name, share in (
+        ("equation", 4),
+        ("reference", None),
+        ("unit", None),
+        ("defaults", 2),
+        ("paper", 2),
+    ):
         table.add_column(name, ratio=share)
     for title in FAMILIES:
         table.add_row(f"[dim]{title}[/]")
         for name, entry in TABLE.items():
             if family(entry) == title:
-                cells = (entry.equation, "yes" if entry.reference else "no", unit(entry), defaults(entry), entry.paper)
+                cells = (
+                    entry.equation,
+                    "yes" if entry.reference else "no",
+                    unit(entry),
+                    defaults(entry),
+                    entry.paper,
+                )
                 table.add_row(name, *map(escape, cells))
     console.print(table)
     say(
-        "w, l: sums over an answer's tokens of log pi - log pi_ref (without a reference: of log pi) of winner and loser; D = w - l; w/n, l/n: means; b: beta; "
-        "s: logistic\none alone: --objective simpo:gamma=1.2   a mixture: --objective dpo:0.8,bco:0.2,sft:1   more about one: winnow objectives NAME"
+        "w, l: sums over an answer's tokens of log pi - log pi_ref (without a reference: of log pi)"
+        " of winner and loser; D = w - l; w/n, l/n: means; b: beta; s: logistic\none alone:"
+        " --objective simpo:gamma=1.2   a mixture: --objective dpo:0.8,bco:0.2,sft:1   more about"
+        " one: winnow objectives NAME"
     )
 
 
 def _say_one(name: str, entry: Entry) -> None:
     title = (inspect.getdoc(entry.loss) or "").split(":", 1)[0]
-    say(f"\n[bold]{name}[/]  {safe(entry.equation)}\n{safe(entry.paper)}; unit: {unit(entry)}; reference: {'yes' if entry.reference else 'no'}")
+    say(
+        f"\n[bold]{name}[/]  {safe(entry.equation)}\n{safe(entry.paper)}; unit: {unit(entry)};"
+        f" reference: {'yes' if entry.reference else 'no'}"
+    )
     say(f"\n{safe(entry.when)}\n\n[dim]{safe(title)}[/]\n{safe(about(entry))}\n")
     table = Table(box=None, show_header=True, padding=(0, 2, 0, 0))
     for column in ("setting", "default", "what it does", "allowed"):
@@ -89,4 +124,7 @@ def _say_one(name: str, entry: Entry) -> None:
     if not settings_of(entry):
         say("no settings")
     composes = [key for key in modifiers(entry) if key not in ("label_smoothing", "score")]
-    say(f"composes with: {', '.join(['--pairs', *composes] if entry.unit == 'comparison' else composes) or 'nothing'}")
+    say(
+        "composes with:"
+        f" {', '.join(['--pairs', *composes] if entry.unit == 'comparison' else composes) or 'nothing'}"
+    )

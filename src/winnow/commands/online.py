@@ -1,8 +1,10 @@
-"""`winnow online`: rounds of sample, judge, train and evaluate, each from the policy of the one before (iterative DPO).
+"""`winnow online`: rounds of sample, judge, train and evaluate, each from the policy of the one
+before (iterative DPO).
 
-Every round is what the commands `sample`, `judge` and `dpo` do, with its files beside each other in OUT: `round-2.prompts.jsonl`,
-`round-2.answers.jsonl`, `round-2.judged.jsonl`, and the run folder `round-2`. `online.json` is the lineage: what each round began with,
-was trained against, and came to.
+Every round is what the commands `sample`, `judge` and `dpo` do, with its files beside each other in
+OUT: `round-2.prompts.jsonl`, `round-2.answers.jsonl`, `round-2.judged.jsonl`, and the run folder
+`round-2`. `online.json` is the lineage: what each round began with, was trained against, and came
+to.
 """
 
 from __future__ import annotations
@@ -27,14 +29,23 @@ from winnow.preferences.judging.budget import Referee
 from winnow.reports import online_report, run_report
 from winnow.reports.online_report import LEDGER
 from winnow.system.console import console, safe, say
-from winnow.system.files import make_writable, read_json, read_jsonl, sha256_json, write_json, write_jsonl
+from winnow.system.files import (
+    make_writable,
+    read_json,
+    read_jsonl,
+    sha256_json,
+    write_json,
+    write_jsonl,
+)
 from winnow.system.run_folder import RunFolder
 from winnow.training import dpo
 
 
 @dataclass(frozen=True)
 class Round:
-    """Where a round's files lie, and which model it begins with. Round 0 is the model at the start: nothing is trained."""
+    """Where a round's files lie, and which model it begins with. Round 0 is the model at the start:
+    nothing is trained.
+    """
 
     number: int
     root: Path
@@ -73,14 +84,25 @@ class Loop:
 
     def share(self, number: int) -> list[Prompt]:
         """The prompts of a round; of round 0 the held-out ones."""
-        return _share(self.asked, self.known, self.settings.held_out, self.ledger["per_round"], number, self.settings.seed)
+        return _share(
+            self.asked,
+            self.known,
+            self.settings.held_out,
+            self.ledger["per_round"],
+            number,
+            self.settings.seed,
+        )
 
 
 def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
-    """Go through the rounds, or on where they stopped. Raises before anything is loaded when settings or prompts cannot be used."""
+    """Go through the rounds, or on where they stopped. Raises before anything is loaded when
+    settings or prompts cannot be used.
+    """
     settings = resolved.settings
     root = settings.out
-    _training(resolved, Round(1, root, settings.model))  # what is wrong with its settings is told now
+    _training(
+        resolved, Round(1, root, settings.model)
+    )  # what is wrong with its settings is told now
     referee = Referee(resolved)
     referee.refuse()
     asked = distinct(prompts(settings.prompts, settings.limit))
@@ -88,10 +110,14 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     out = RunFolder(root)
     if not (root / LEDGER).exists():
         referee.try_out(asked[0])
-        out.create(ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl"))  # what a start that ended before the ledger left
+        out.create(
+            ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl")
+        )  # what a start that ended before the ledger left
     make_writable(root, "choose another --out")
     with out.lock():
-        loop = Loop(resolved, command, asked, referee, known, _ledger(resolved, root, asked, known, command))
+        loop = Loop(
+            resolved, command, asked, referee, known, _ledger(resolved, root, asked, known, command)
+        )
         done = loop.ledger["rounds"]
         if len(done) > settings.rounds:
             say(f"{safe(root)}: {len(done) - 1} rounds are done; nothing to do")
@@ -109,36 +135,77 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     return root
 
 
-def _ledger(resolved: Resolved[OnlineSettings], root: Path, asked: list[Prompt], known: set[str], command: str) -> dict[str, Any]:
-    """What was done here so far. Raises RunError where it was done with other settings or prompts."""
+def _ledger(
+    resolved: Resolved[OnlineSettings],
+    root: Path,
+    asked: list[Prompt],
+    known: set[str],
+    command: str,
+) -> dict[str, Any]:
+    """What was done here so far. Raises RunError where it was done with other settings or
+    prompts.
+    """
     settings = resolved.settings
     free = {*FREE, "rounds", "timeout", "concurrency", "budget", "key_env"}
-    free |= {"max_length", "cut_budget", "on_bad_row"}  # what an error may ask to be changed; a training that has begun sees to it itself
-    kept = {name: value for name, value in settings.model_dump(mode="json", by_alias=True).items() if name not in free}
+    free |= {
+        "max_length",
+        "cut_budget",
+        "on_bad_row",
+    }  # what an error may ask to be changed; a training that has begun sees to it itself
+    kept = {
+        name: value
+        for name, value in settings.model_dump(mode="json", by_alias=True).items()
+        if name not in free
+    }
     now = {"settings": kept, "prompts": sha256_json([as_json(text) for _, text in asked])[:16]}
     if (root / LEDGER).exists():
-        before: dict[str, Any] = read_json(root / LEDGER, "settings", "prompts", "rounds", "per_round")
-        other = [f"{name}: {before['settings'].get(name)!r} -> {value!r}" for name, value in kept.items() if before["settings"].get(name) != value]
-        other += [f"prompts: {before['prompts']} -> {now['prompts']}"] * (before["prompts"] != now["prompts"])
+        before: dict[str, Any] = read_json(
+            root / LEDGER, "settings", "prompts", "rounds", "per_round"
+        )
+        other = [
+            f"{name}: {before['settings'].get(name)!r} -> {value!r}"
+            for name, value in kept.items()
+            if before["settings"].get(name) != value
+        ]
+        other += [f"prompts: {before['prompts']} -> {now['prompts']}"] * (
+            before["prompts"] != now["prompts"]
+        )
         if other:
-            raise RunError(f"{root}: its rounds were made with other settings:\n  " + "\n  ".join(other), remedy="choose another --out, or give the same again")
+            raise RunError(
+                f"{root}: its rounds were made with other settings:\n  " + "\n  ".join(other),
+                remedy="choose another --out, or give the same again",
+            )
         return before
     each = settings.per_round or (len(asked) - settings.held_out) // settings.rounds
     fresh = sum(name_of(text) not in known for _, text in asked)
     if fresh < settings.held_out:
         raise DataError(
-            f"data: holds all but {fresh:,} of the prompts, and {settings.held_out:,} are to be held out", remedy="a smaller --held-out, or other prompts"
+            f"data: holds all but {fresh:,} of the prompts, and {settings.held_out:,} are to be"
+            " held out",
+            remedy="a smaller --held-out, or other prompts",
         )
     if each < 1 or len(asked) - settings.held_out < each:
         raise DataError(
-            f"{settings.prompts}: {len(asked):,} different prompts, and {settings.held_out:,} of them are held out",
+            f"{settings.prompts}: {len(asked):,} different prompts, and {settings.held_out:,} of"
+            " them are held out",
             remedy="give more prompts, or a smaller --held-out or --per-round",
         )
-    return {"schema": 1, "command": command, **now, "per_round": each, "weights": None, "rounds": []}
+    return {
+        "schema": 1,
+        "command": command,
+        **now,
+        "per_round": each,
+        "weights": None,
+        "rounds": [],
+    }
 
 
-def _share(asked: list[Prompt], known: set[str], held_out: int, each: int, number: int, seed: int) -> list[Prompt]:
-    """The prompts of round `number` (from 1): in a shuffled order, none again before all were asked; of round 0 the held-out ones, none of `known`."""
+def _share(
+    asked: list[Prompt], known: set[str], held_out: int, each: int, number: int, seed: int
+) -> list[Prompt]:
+    """The prompts of round `number` (from 1): in a shuffled order, none again before all were
+    asked; of round 0 the held-out ones, none of `known`.
+    """
     order = list(range(len(asked)))
     random.Random(f"online {seed}").shuffle(order)
     held = [i for i in order if name_of(asked[i][1]) not in known][:held_out]
@@ -146,7 +213,10 @@ def _share(asked: list[Prompt], known: set[str], held_out: int, each: int, numbe
     if number == 0:
         return [asked[i] for i in held]
     first = (number - 1) * each
-    return [asked[_lap(rest, seed, place // len(rest))[place % len(rest)]] for place in range(first, first + each)]
+    return [
+        asked[_lap(rest, seed, place // len(rest))[place % len(rest)]]
+        for place in range(first, first + each)
+    ]
 
 
 def _lap(rest: list[int], seed: int, lap: int) -> list[int]:
@@ -161,13 +231,17 @@ def _lap(rest: list[int], seed: int, lap: int) -> list[int]:
 def _start(loop: Loop, one: Round) -> dict[str, Any]:
     """Round 0: what the model says before any training."""
     _write_prompts(one, loop.share(0))
-    return {"round": 0, "policy": one.policy, "began_with": None, "reference": None} | _evaluated(loop, one)
+    return {"round": 0, "policy": one.policy, "began_with": None, "reference": None} | _evaluated(
+        loop, one
+    )
 
 
 def _round(loop: Loop, one: Round) -> dict[str, Any]:
     """Sample, judge, train, evaluate."""
     console.rule(f"round {one.number} of {loop.settings.rounds}", align="left")
-    if not RunFolder(one.folder).started:  # what is trained on stays as it is: a judge asked again may answer what it failed to
+    if (
+        not RunFolder(one.folder).started
+    ):  # what is trained on stays as it is: a judge asked again may answer what it failed to
         _gather(loop, one)
     training = _training(loop.resolved, one)
     dpo.run(training, loop.command)
@@ -178,7 +252,9 @@ def _round(loop: Loop, one: Round) -> dict[str, Any]:
         "round": one.number,
         "policy": str(one.folder.relative_to(one.root)),
         "began_with": began,
-        "reference": (training.settings.reference or began) if dpo.chosen(training)[0].reference else None,
+        "reference": (
+            (training.settings.reference or began) if dpo.chosen(training)[0].reference else None
+        ),
         "prompts": len(judged),
         "answers": sum(len(row["completions"]) for row in judged),
         "comparisons": len(comparisons),
@@ -190,7 +266,12 @@ def _round(loop: Loop, one: Round) -> dict[str, Any]:
 def _gather(loop: Loop, one: Round) -> None:
     """What a round is trained on: answers of the policy it begins with, judged."""
     _write_prompts(one, loop.share(one.number))
-    names = {"prompts": str(one.file("prompts")), "out": one.file("answers"), "model": one.before.policy, "seed": loop.settings.seed + one.number}
+    names = {
+        "prompts": str(one.file("prompts")),
+        "out": one.file("answers"),
+        "model": one.before.policy,
+        "seed": loop.settings.seed + one.number,
+    }
     sample.run(handed_on(SampleSettings, loop.resolved, names))
     loop.referee.judge(one.file("answers"), one.file("judged"))
 
@@ -198,25 +279,49 @@ def _gather(loop: Loop, one: Round) -> None:
 def _training(resolved: Resolved[OnlineSettings], one: Round) -> Resolved[DPOSettings]:
     """The round's settings of `winnow dpo`."""
     settings = resolved.settings
-    own: dict[str, Any] = {"model": one.before.policy, "data": [str(one.file("judged")), *settings.data], "out": one.folder, "limit": None}
-    own |= {"lora": settings.lora if one.number == 1 else None}  # what a later round begins with is that adapter
-    if settings.data and settings.as_ is None and one.file("judged").exists() and not isinstance(read_jsonl(one.file("judged"))[0]["prompt"], str):
+    own: dict[str, Any] = {
+        "model": one.before.policy,
+        "data": [str(one.file("judged")), *settings.data],
+        "out": one.folder,
+        "limit": None,
+    }
+    own |= {
+        "lora": settings.lora if one.number == 1 else None
+    }  # what a later round begins with is that adapter
+    if (
+        settings.data
+        and settings.as_ is None
+        and one.file("judged").exists()
+        and not isinstance(read_jsonl(one.file("judged"))[0]["prompt"], str)
+    ):
         own |= {"as": "chat"}  # as the prompts were taken
     made = handed_on(DPOSettings, resolved, {**own, "reference": None})
     objective, _ = dpo.chosen(made)
-    if settings.reference is None and (not objective.reference or objective.live or settings.moving_reference):
+    if settings.reference is None and (
+        not objective.reference or objective.live or settings.moving_reference
+    ):
         return made  # there is none, or it is the policy at step 0 by definition
     if not objective.reference:
-        raise SettingsError(f"reference: {objective.name} compares with no reference", remedy="leave reference away")
+        raise SettingsError(
+            f"reference: {objective.name} compares with no reference", remedy="leave reference away"
+        )
     asked = settings.reference or "first"
-    wanted = None if asked == "previous" or (asked, one.number) == ("first", 1) else one.first if asked == "first" else asked
+    wanted = (
+        None
+        if asked == "previous" or (asked, one.number) == ("first", 1)
+        else one.first
+        if asked == "first"
+        else asked
+    )
     made = handed_on(DPOSettings, resolved, {**own, "reference": wanted})
     dpo.chosen(made)
     return made
 
 
 def _write_prompts(one: Round, asked: list[Prompt]) -> None:
-    write_jsonl(one.file("prompts"), [{"prompt": as_json(text), "from": where} for where, text in asked])
+    write_jsonl(
+        one.file("prompts"), [{"prompt": as_json(text), "from": where} for where, text in asked]
+    )
 
 
 def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
@@ -224,14 +329,25 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
     if not loop.settings.held_out:
         return {}
     start = Round(0, one.root, one.first)
-    found, weights = against.answers(loop.settings, one.policy, one.first, start.file("prompts"), one.file("held-out"))
+    found, weights = against.answers(
+        loop.settings, one.policy, one.first, start.file("prompts"), one.file("held-out")
+    )
     if loop.ledger["weights"] not in (None, weights):
-        raise RunError(f"{one.first}: no longer the model that the rounds began with", remedy="restore it, or choose another --out")
+        raise RunError(
+            f"{one.first}: no longer the model that the rounds began with",
+            remedy="restore it, or choose another --out",
+        )
     loop.ledger["weights"] = weights
     for name, other in (("over_first", start), ("over_previous", one.before))[: one.number]:
         said = (f"round {one.number}", f"round {other.number}")
         out = one.file(f"against-{other.number}")
-        found[name] = against.compared(one.file("held-out"), other.file("held-out"), out, said, lambda file, out: loop.referee.judge(file, out, ties="keep"))
+        found[name] = against.compared(
+            one.file("held-out"),
+            other.file("held-out"),
+            out,
+            said,
+            lambda file, out: loop.referee.judge(file, out, ties="keep"),
+        )
     if one.number == 1:
         found["over_previous"] = found["over_first"]
     return found

@@ -1,4 +1,6 @@
-"""Whose answers are compared: models that are asked, and files of answers, each with its answers to every prompt."""
+"""Whose answers are compared: models that are asked, and files of answers, each with its answers to
+every prompt.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ Answers = list[list[str | None]]  # of each prompt; None: the model said nothing
 
 @dataclass(frozen=True)
 class Player:
-    """A model, or a file of answers. source: as it was given; number: its place in the command, from 1; content: what it is, as a hash."""
+    """A model, or a file of answers. source: as it was given; number: its place in the command,
+    from 1; content: what it is, as a hash.
+    """
 
     name: str
     source: str
@@ -39,42 +43,82 @@ class Player:
     content: str
 
     def seed(self, seed: int) -> int:
-        """Of what it is asked: random numbers of its own, the same whoever else plays and wherever in the command it stands."""
+        """Of what it is asked: random numbers of its own, the same whoever else plays and wherever
+        in the command it stands.
+        """
         return int(sha256_json([seed, self.content])[:12], 16)
 
 
 def players(settings: WinrateSettings) -> list[Player]:
-    """All of them, by the shortest ends of their paths that tell them apart. Raises ModelError where a model is not there, before anything is sampled."""
+    """All of them, by the shortest ends of their paths that tell them apart. Raises ModelError
+    where a model is not there, before anything is sampled.
+    """
     names = _names(settings.models)
-    found = [Player(name, source, i, Path(source).is_file(), content(source)) for i, (name, source) in enumerate(zip(names, settings.models, strict=True), 1)]
+    found = [
+        Player(name, source, i, Path(source).is_file(), content(source))
+        for i, (name, source) in enumerate(zip(names, settings.models, strict=True), 1)
+    ]
     for one in found:
         if not one.file:
             loading.load_config(one.source, trust_remote_code=settings.trust_remote_code)
             loading.load_tokenizer(one.source, trust_remote_code=settings.trust_remote_code)
     if settings.temperatures and all(one.file for one in found[:-1]):
-        raise SettingsError("temperatures: files of answers have none", remedy="name a model before the baseline, or leave temperatures away")
+        raise SettingsError(
+            "temperatures: files of answers have none",
+            remedy="name a model before the baseline, or leave temperatures away",
+        )
     return found
 
 
 def content(source: str) -> str:
-    """A hash of a file of answers, or of a model's weights and configuration as they lie in its folder; of a model elsewhere its name."""
+    """A hash of a file of answers, or of a model's weights and configuration as they lie in its
+    folder; of a model elsewhere its name.
+    """
     path = Path(source if Path(source).is_file() else loading.locate(source))
-    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
+    files = (
+        [path]
+        if path.is_file()
+        else sorted([*path.glob("*.safetensors"), *path.glob("*config.json")])
+    )
     return sha256_json({file.name: sha256_file(file) for file in files}) if files else source
 
 
 def _names(sources: Sequence[str]) -> list[str]:
     parts = [Path(source.rstrip("/")).parts for source in sources]
     different = len(set(parts))
-    depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({own[-n:] for own in parts}) == different)
+    depth = next(
+        n
+        for n in range(1, max(map(len, parts)) + 1)
+        if len({own[-n:] for own in parts}) == different
+    )
     names = ["/".join(own[-depth:]) for own in parts]
-    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]
 
 
-def sampled(resolved: Resolved[WinrateSettings], player: Player, prompts: Path, out: Path, temperature: float) -> Path:
-    """Ask a model, as `winnow sample` does, with random numbers of its own: two models must not say the same because they drew the same."""
-    own: dict[str, Any] = {"model": player.source, "prompts": str(prompts), "limit": None, "out": out}
-    own |= {"k": resolved.settings.k, "temperature": temperature, "seed": player.seed(resolved.settings.seed)}
+def sampled(
+    resolved: Resolved[WinrateSettings],
+    player: Player,
+    prompts: Path,
+    out: Path,
+    temperature: float,
+) -> Path:
+    """Ask a model, as `winnow sample` does, with random numbers of its own: two models must not say
+    the same because they drew the same.
+    """
+    own: dict[str, Any] = {
+        "model": player.source,
+        "prompts": str(prompts),
+        "limit": None,
+        "out": out,
+    }
+    own |= {
+        "k": resolved.settings.k,
+        "temperature": temperature,
+        "seed": player.seed(resolved.settings.seed),
+    }
     if (quantize := resolved.settings.quantize) is not None:
         own["quantize"] = quantize
     say(f"{safe(player.name)}, temperature {temperature:g}:")
@@ -82,12 +126,16 @@ def sampled(resolved: Resolved[WinrateSettings], player: Player, prompts: Path, 
 
 
 def asked_as(how: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a sampled row says of itself all that its answers depend on but the random numbers: two models with the same are one."""
+    """Of what a sampled row says of itself all that its answers depend on but the random numbers:
+    two models with the same are one.
+    """
     return {key: how[key] for key in sample.SAYS_HOW if key != "seed"}
 
 
 def answers(source: str, asked: Sequence[Prompt]) -> Answers:
-    """A file's answers to the prompts. Raises DataError with the rows that cannot be read, and the prompts that have no answer."""
+    """A file's answers to the prompts. Raises DataError with the rows that cannot be read, and the
+    prompts that have no answer.
+    """
     said: dict[str, list[str | None]] = {}
     problems = []
     for row in _read(source):
@@ -98,9 +146,15 @@ def answers(source: str, asked: Sequence[Prompt]) -> Answers:
     if problems:
         raise DataError(f"{source}: rows that are no answers: {len(problems):,}", problems)
     named = [name_of(text) for _, text in asked]
-    lacking = [Problem(where, "prompt", f"has no answer in {source}") for (where, _), name in zip(asked, named, strict=True) if name not in said]
+    lacking = [
+        Problem(where, "prompt", f"has no answer in {source}")
+        for (where, _), name in zip(asked, named, strict=True)
+        if name not in said
+    ]
     if lacking:
-        what = f"{source}: prompts without an answer: {len(lacking):,} of {len(asked):,}" + (f", the first {SHOWN} of them" if len(lacking) > SHOWN else "")
+        what = f"{source}: prompts without an answer: {len(lacking):,} of {len(asked):,}" + (
+            f", the first {SHOWN} of them" if len(lacking) > SHOWN else ""
+        )
         raise DataError(what, lacking[:SHOWN], remedy="answer them, or leave the prompts away")
     aside = len(said.keys() - set(named))
     if aside:
@@ -109,7 +163,9 @@ def answers(source: str, asked: Sequence[Prompt]) -> Answers:
 
 
 def _read(source: str) -> Iterator[tuple[str, list[str | None]] | Problem]:
-    """(prompt's name, its answers) of each row: what `sample` wrote, what `generate` wrote, or any layout with answers."""
+    """(prompt's name, its answers) of each row: what `sample` wrote, what `generate` wrote, or any
+    layout with answers.
+    """
     title, rows = open_rows(source)
     first = next(rows, None)
     if first is None:
@@ -131,12 +187,22 @@ def _read(source: str) -> Iterator[tuple[str, list[str | None]] | Problem]:
 def _ours(row: Row) -> tuple[str, list[str | None]]:
     """A row of `sample`, whose wordless answers are None, or of `generate`."""
     if "after" in row.values:
-        raise BadRow("after", "stands beside before: answers of two models", "generate without --before, once for each")
+        raise BadRow(
+            "after",
+            "stands beside before: answers of two models",
+            "generate without --before, once for each",
+        )
     prompt = fields.text_or_turns(row, "prompt")
     if "answer" in row.values:
-        texts: list[Text] = [fields.as_text(value, f"answer[{i}]") for i, value in enumerate(fields.listed(row, "answer"))]
+        texts: list[Text] = [
+            fields.as_text(value, f"answer[{i}]")
+            for i, value in enumerate(fields.listed(row, "answer"))
+        ]
         return name_of(prompt), [plain(text) if _spoken(text) else None for text in texts]
-    return name_of(prompt), [*map(plain, fields.answers(row)), *[None] * int(row.values.get("left_out", 0))]
+    return name_of(prompt), [
+        *map(plain, fields.answers(row)),
+        *[None] * int(row.values.get("left_out", 0)),
+    ]
 
 
 def _other(row: Row, layout: str) -> tuple[str, list[str | None]]:
@@ -144,7 +210,11 @@ def _other(row: Row, layout: str) -> tuple[str, list[str | None]]:
     if not isinstance(group, PreferenceGroup):
         raise BadRow(group[0].field, group[0].reason, group[0].fix)
     if group.comparisons:
-        raise BadRow("", "compares answers, so they are not all of one writer", "give rows with prompt and completion")
+        raise BadRow(
+            "",
+            "compares answers, so they are not all of one writer",
+            "give rows with prompt and completion",
+        )
     return name_of(group.prompt), [plain(one.text) for one in group.completions]
 
 

@@ -1,4 +1,6 @@
-"""`winnow sample`: several answers to each prompt, to be compared. A file that grows as they come, and goes on where it stopped."""
+"""`winnow sample`: several answers to each prompt, to be compared. A file that grows as they come,
+and goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,35 @@ from winnow.system.append_file import Growing
 from winnow.system.console import safe, say
 from winnow.system.files import locked, make_folder, sha256_json
 
-SAYS_HOW = ("weights", "template", "k", "max_new_tokens", "temperature", "top_p", "seed")  # of a row: what its answers depend on
+SAYS_HOW = (
+    "weights",
+    "template",
+    "k",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+)  # of a row: what its answers depend on
 
 
 def run(resolved: Resolved[SampleSettings]) -> Path:
-    """Write a group of `k` completions for each prompt into `out`, in the order of the prompts. Raises RunError where another command's answers lie there."""
+    """Write a group of `k` completions for each prompt into `out`, in the order of the prompts.
+    Raises RunError where another command's answers lie there.
+    """
     settings = resolved.settings
     keep_memory()
     _refuse(settings)
     asked_for = prompts(settings.prompts, settings.limit)
     make_folder(settings.out.absolute().parent)
     with locked(settings.out):
-        loaded = load(settings.model, settings if settings.sampler == "transformers" else settings.model_copy(update={"device": "cpu"}))  # vLLM has its own
+        loaded = load(
+            settings.model,
+            (
+                settings
+                if settings.sampler == "transformers"
+                else settings.model_copy(update={"device": "cpu"})
+            ),
+        )  # vLLM has its own
         asked = ask(settings.model, loaded, asked_for, settings)
         how = _how(settings, loaded, asked)
         names = _names(asked)
@@ -44,7 +63,12 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
             say(f"{safe(settings.out)}: all {len(names):,} prompts are answered; nothing to do")
             return settings.out
         done = {i for i, name in enumerate(names) if name in rows}
-        file.grow(rows, _rows(settings, loaded, asked, how, names, [where for where, _ in asked_for], done), "sampling", len(names) - len(done))
+        file.grow(
+            rows,
+            _rows(settings, loaded, asked, how, names, [where for where, _ in asked_for], done),
+            "sampling",
+            len(names) - len(done),
+        )
         file.settle(rows, names)
     _told(settings, asked.how.max_new_tokens, list(rows.values()))
     return settings.out
@@ -52,9 +76,25 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
 
 def _how(settings: SampleSettings, loaded: LoadedModel, asked: Asked) -> dict[str, Any]:
     """Where answers come from, for every row."""
-    template = None if isinstance(asked.texts[0], str) else sha256_json(loaded.tokenizer.chat_template)[:16]
-    drawn = {"k": settings.k, "max_new_tokens": asked.how.max_new_tokens, "temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
-    return {"model": settings.model, "weights": hashes.weights_hash(loaded.model)[:16], "template": template, **drawn, "sampler": settings.sampler}
+    template = (
+        None
+        if isinstance(asked.texts[0], str)
+        else sha256_json(loaded.tokenizer.chat_template)[:16]
+    )
+    drawn = {
+        "k": settings.k,
+        "max_new_tokens": asked.how.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "seed": settings.seed,
+    }
+    return {
+        "model": settings.model,
+        "weights": hashes.weights_hash(loaded.model)[:16],
+        "template": template,
+        **drawn,
+        "sampler": settings.sampler,
+    }
 
 
 def _names(asked: Asked) -> list[str]:
@@ -68,37 +108,67 @@ def _names(asked: Asked) -> list[str]:
 
 
 def _rows(
-    settings: SampleSettings, loaded: LoadedModel, asked: Asked, how: dict[str, Any], names: list[str], places: list[str], done: set[int]
+    settings: SampleSettings,
+    loaded: LoadedModel,
+    asked: Asked,
+    how: dict[str, Any],
+    names: list[str],
+    places: list[str],
+    done: set[int],
 ) -> Iterator[dict[str, Any]]:
     """A row for each prompt that is not `done`, as they come."""
     renderer = Renderer(loaded.tokenizer)
     for i, answers in _drawn(settings, loaded, asked, done):
-        yield {"id": names[i], **_row(renderer, asked.texts[i], asked.ids[i], answers), "sampled": how, "from": places[i]}
+        yield {
+            "id": names[i],
+            **_row(renderer, asked.texts[i], asked.ids[i], answers),
+            "sampled": how,
+            "from": places[i],
+        }
 
 
-def _drawn(settings: SampleSettings, loaded: LoadedModel, asked: Asked, done: set[int]) -> Iterator[tuple[int, list[Answer]]]:
+def _drawn(
+    settings: SampleSettings, loaded: LoadedModel, asked: Asked, done: set[int]
+) -> Iterator[tuple[int, list[Answer]]]:
     if settings.sampler == "transformers":
         return drawn(loaded, asked.ids, asked.how, k=settings.k, done=done)
-    llm = vllm.engine(loaded.source, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
-    return vllm.drawn(llm, asked.ids, seeds(asked.ids, settings.seed), asked.how, k=settings.k, done=done)
+    llm = vllm.engine(
+        loaded.source, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code
+    )
+    return vllm.drawn(
+        llm, asked.ids, seeds(asked.ids, settings.seed), asked.how, k=settings.k, done=done
+    )
 
 
 def _refuse(settings: SampleSettings) -> None:
     """Raises ModelError for what vLLM cannot have."""
     if settings.sampler == "vllm" and loading.is_adapter_folder(settings.model):
-        raise ModelError(f"sampler: vllm is given whole models, and {settings.model} is an adapter", remedy="winnow export --merge first")
+        raise ModelError(
+            f"sampler: vllm is given whole models, and {settings.model} is an adapter",
+            remedy="winnow export --merge first",
+        )
     if settings.sampler == "vllm" and settings.quantize is not None:
         raise ModelError("sampler: vllm does not take --quantize", remedy="leave one of them away")
 
 
-def _row(renderer: Renderer, prompt: Text, ids: tuple[int, ...], answers: list[Answer]) -> dict[str, Any]:
-    """A group nobody has compared yet. An answer without a word cannot be judged, one with a NUL character cannot be read: counted, and left out."""
+def _row(
+    renderer: Renderer, prompt: Text, ids: tuple[int, ...], answers: list[Answer]
+) -> dict[str, Any]:
+    """A group nobody has compared yet. An answer without a word cannot be judged, one with a NUL
+    character cannot be read: counted, and left out.
+    """
     said = [(one, words(renderer.tokenizer, ids, one)) for one in answers]
     kept = [(one, text) for one, text in said if text.strip() and "\0" not in text]
     plain = isinstance(prompt, str)
     return {
-        "prompt": prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in prompt],
-        "completions": [text if plain else [{"role": "assistant", "content": text}] for _, text in kept],
+        "prompt": (
+            prompt
+            if isinstance(prompt, str)
+            else [{"role": turn.role, "content": turn.content, **turn.extra} for turn in prompt]
+        ),
+        "completions": [
+            text if plain else [{"role": "assistant", "content": text}] for _, text in kept
+        ],
         "comparisons": [],
         "logps": [sum(one.logps) for one, _ in kept],
         "tokens": [len(one.logps) for one, _ in kept],
@@ -108,26 +178,40 @@ def _row(renderer: Renderer, prompt: Text, ids: tuple[int, ...], answers: list[A
     }
 
 
-def _read_back(renderer: Renderer, prompt: Text, ids: tuple[int, ...], answer: Answer, text: str) -> bool:
-    """Whether training will read the tokens that were sampled, and not others that spell the same."""
+def _read_back(
+    renderer: Renderer, prompt: Text, ids: tuple[int, ...], answer: Answer, text: str
+) -> bool:
+    """Whether training will read the tokens that were sampled, and not others that spell the
+    same.
+    """
     completion = Completion(text if isinstance(prompt, str) else (Message("assistant", text),))
     (found,) = renderer.render_all([PreferenceGroup(prompt, (completion,))])
-    return isinstance(found, RenderedGroup) and found.sequences[0].ids[: len(ids) + len(answer.ids)] == (*ids, *answer.ids)
+    return isinstance(found, RenderedGroup) and found.sequences[0].ids[
+        : len(ids) + len(answer.ids)
+    ] == (*ids, *answer.ids)
 
 
 def _told(settings: SampleSettings, room: int, rows: list[dict[str, Any]]) -> None:
     """What came of it, in numbers. room: most tokens of an answer."""
     tokens = [n for row in rows for n in row["tokens"]]
-    cut, left_out, alike = sum(not done for row in rows for done in row["finished"]), sum(row["left_out"] for row in rows), 0
+    cut, left_out, alike = (
+        sum(not done for row in rows for done in row["finished"]),
+        sum(row["left_out"] for row in rows),
+        0,
+    )
     for row in rows:
         texts = [json.dumps(text) for text in row["completions"]]
         alike += len(texts) - len(set(texts))
     say(
-        f"{len(tokens):,} answers to {len(rows):,} prompts, {sum(tokens) / max(1, len(tokens)):,.0f} tokens each; "
-        f"cut off at {room:,} tokens: {cut:,}; the same as another: {alike:,}; "
-        f"left out, without a word or with a NUL character: {left_out:,}"
+        f"{len(tokens):,} answers to {len(rows):,} prompts,"
+        f" {sum(tokens) / max(1, len(tokens)):,.0f} tokens each; cut off at {room:,} tokens:"
+        f" {cut:,}; the same as another: {alike:,}; left out, without a word or with a NUL"
+        f" character: {left_out:,}"
     )
     other = sum(row["other_tokens"] for row in rows)
     if other:
-        say(f"of them {other:,} are read back as other tokens than were sampled, spelling the same: training sees those")
+        say(
+            f"of them {other:,} are read back as other tokens than were sampled, spelling the same:"
+            " training sees those"
+        )
     say(f"written: {safe(settings.out)}")

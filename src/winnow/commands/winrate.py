@@ -1,7 +1,9 @@
-"""`winnow winrate`: models' answers to the same prompts, judged against a baseline's: how often they are preferred, and how sure that is.
+"""`winnow winrate`: models' answers to the same prompts, judged against a baseline's: how often
+they are preferred, and how sure that is.
 
-Everything lies in OUT and goes on where it stopped: `prompts.jsonl`, each model's answers (`model-1.answers.jsonl`, as `winnow sample` writes them), the
-games (`games.jsonl`, with the verdicts in `games.judged.jsonl`), and at the end `report.html` and `report.json`.
+Everything lies in OUT and goes on where it stopped: `prompts.jsonl`, each model's answers
+(`model-1.answers.jsonl`, as `winnow sample` writes them), the games (`games.jsonl`, with the
+verdicts in `games.judged.jsonl`), and at the end `report.html` and `report.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ from winnow.preferences.votes import pair_of, score
 from winnow.reports import winrate_report
 from winnow.reports.doubts import doubts
 from winnow.system.console import console, safe, say
-from winnow.system.files import read_json, read_jsonl, sha256_file, sha256_json, versions, write_json, write_jsonl
+from winnow.system.files import (
+    read_json,
+    read_jsonl,
+    sha256_file,
+    sha256_json,
+    versions,
+    write_json,
+    write_jsonl,
+)
 from winnow.system.format import visible
 from winnow.system.run_folder import RunFolder
 
@@ -44,7 +54,9 @@ SHOWN = 8  # prompts whose answers stand on the page
 
 @dataclass
 class Contest:
-    """What all of it has in common: who plays, on which prompts, judged by whom, and where it is written."""
+    """What all of it has in common: who plays, on which prompts, judged by whom, and where it is
+    written.
+    """
 
     resolved: Resolved[WinrateSettings]
     root: Path
@@ -67,12 +79,18 @@ class Contest:
     def wrote(self, path: Path, what: str) -> Path:
         """Note a file that figures come from."""
         name = str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
-        self.sources[name] = {"what": what, "sha256": sha256_file(path), "bytes": path.stat().st_size}
+        self.sources[name] = {
+            "what": what,
+            "sha256": sha256_file(path),
+            "bytes": path.stat().st_size,
+        }
         return path
 
 
 def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any]:
-    """Sample, judge, count, or go on where that stopped. Raises before anything is sampled when settings, models' names or files cannot be used."""
+    """Sample, judge, count, or go on where that stopped. Raises before anything is sampled when
+    settings, models' names or files cannot be used.
+    """
     settings, root = resolved.settings, resolved.settings.out
     keep_memory()
     referee = Referee(resolved)
@@ -98,21 +116,52 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
     return report
 
 
-def _ledger(resolved: Resolved[WinrateSettings], root: Path, asked: Sequence[Prompt], who: Sequence[Player], command: str) -> dict[str, Any]:
-    """What this folder is made with. Raises RunError where it was begun with other settings, prompts or answers."""
-    kept = {name: value for name, value in resolved.settings.model_dump(mode="json", by_alias=True).items() if name not in FREE}
-    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {one.source: one.content for one in who}
+def _ledger(
+    resolved: Resolved[WinrateSettings],
+    root: Path,
+    asked: Sequence[Prompt],
+    who: Sequence[Player],
+    command: str,
+) -> dict[str, Any]:
+    """What this folder is made with. Raises RunError where it was begun with other settings,
+    prompts or answers.
+    """
+    kept = {
+        name: value
+        for name, value in resolved.settings.model_dump(mode="json", by_alias=True).items()
+        if name not in FREE
+    }
+    given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {
+        one.source: one.content for one in who
+    }
     given |= {f"judge {resolved.settings.judge}": _judge_content(resolved.settings.judge)}
     path = root / LEDGER
     if not path.exists():
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        head = {"schema": 1, "command": command, "started": started, "versions": versions("numpy", "scipy"), "origins": dict(resolved.origins)}
+        head = {
+            "schema": 1,
+            "command": command,
+            "started": started,
+            "versions": versions("numpy", "scipy"),
+            "origins": dict(resolved.origins),
+        }
         write_json(path, {**head, "settings": kept, "given": given})
     before: dict[str, Any] = read_json(path, "settings", "given", "command", "started", "versions")
-    other = [f"{name}: {before['settings'].get(name)!r} -> {value!r}" for name, value in kept.items() if before["settings"].get(name) != value]
-    other += [f"{name}: its content has changed" for name, value in given.items() if before["given"].get(name) != value]
+    other = [
+        f"{name}: {before['settings'].get(name)!r} -> {value!r}"
+        for name, value in kept.items()
+        if before["settings"].get(name) != value
+    ]
+    other += [
+        f"{name}: its content has changed"
+        for name, value in given.items()
+        if before["given"].get(name) != value
+    ]
     if other:
-        raise RunError(f"{root}: was begun with other settings:\n  " + "\n  ".join(other), remedy="choose another --out, or give the same again")
+        raise RunError(
+            f"{root}: was begun with other settings:\n  " + "\n  ".join(other),
+            remedy="choose another --out, or give the same again",
+        )
     return before
 
 
@@ -120,22 +169,36 @@ def _judge_content(judge: str) -> str:
     """What a judge is, where it can change: weights of a reward model, code of a function."""
     if judge.startswith("reward:"):
         return players.content(judge.partition(":")[2])
-    return (rules.is_function(judge) and not judge.startswith(("http://", "https://")) and rules.rule(judge, "").code) or judge
+    return (
+        rules.is_function(judge)
+        and not judge.startswith(("http://", "https://"))
+        and rules.rule(judge, "").code
+    ) or judge
 
 
-def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Answers]) -> dict[str, Any]:
-    """Everything that is found: what `report.json` holds, and the page and the table are made of."""
+def _report(
+    contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Answers]
+) -> dict[str, Any]:
+    """Everything that is found: what `report.json` holds, and the page and the table are made
+    of.
+    """
     settings, who = contest.settings, contest.players
-    write_jsonl(contest.prompts, [{"prompt": as_json(text), "from": where} for where, text in contest.asked])
+    write_jsonl(
+        contest.prompts, [{"prompt": as_json(text), "from": where} for where, text in contest.asked]
+    )
     contest.wrote(contest.prompts, f"the prompts of {settings.prompts}, each once")
     said, accounts = _answers(contest, given)
     everybody = _judged(contest, contest.root / "games.jsonl", who, said)
-    pairs = [matches.comparison(who[i].name, who[j].name, many) for (i, j), many in everybody.items()]
+    pairs = [
+        matches.comparison(who[i].name, who[j].name, many) for (i, j), many in everybody.items()
+    ]
     comparisons = [one for one in pairs if one["against"] == who[-1].name]
     report = {
         "schema": 1,
         "title": contest.root.name,
-        **{name: ledger[name] for name in ("command", "started", "settings", "origins", "versions")},
+        **{
+            name: ledger[name] for name in ("command", "started", "settings", "origins", "versions")
+        },
         "judge": _judge(contest.root / "games.judged.jsonl"),
         "prompts": len(contest.asked),
         "models": accounts,
@@ -150,14 +213,25 @@ def _report(contest: Contest, ledger: Mapping[str, Any], given: Mapping[int, Ans
     return report | {"warnings": doubts(report), "headline": winrate_report.headline(report)}
 
 
-def _answers(contest: Contest, given: Mapping[int, Answers]) -> tuple[list[Answers], list[dict[str, Any]]]:
+def _answers(
+    contest: Contest, given: Mapping[int, Answers]
+) -> tuple[list[Answers], list[dict[str, Any]]]:
     """What everybody says to each prompt, sampled where it is a model, and an account of it."""
     said, accounts = list[Answers](), list[dict[str, Any]]()
     for one in contest.players:
-        made, account = _of_file(contest, one, given[one.number]) if one.file else _of_model(contest, one, said, accounts)
+        made, account = (
+            _of_file(contest, one, given[one.number])
+            if one.file
+            else _of_model(contest, one, said, accounts)
+        )
         said.append(made)
-        counted = {"answers": sum(a is not None for many in made for a in many), "silent": sum(a is None for many in made for a in many)}
-        accounts.append({"name": one.name, "source": one.source, "same_as": None, **account, **counted})
+        counted = {
+            "answers": sum(a is not None for many in made for a in many),
+            "silent": sum(a is None for many in made for a in many),
+        }
+        accounts.append(
+            {"name": one.name, "source": one.source, "same_as": None, **account, **counted}
+        )
     return said, accounts
 
 
@@ -166,17 +240,31 @@ def _of_file(contest: Contest, one: Player, made: Answers) -> tuple[Answers, dic
     return made, {}
 
 
-def _of_model(contest: Contest, one: Player, said: Sequence[Answers], accounts: Sequence[dict[str, Any]]) -> tuple[Answers, dict[str, Any]]:
-    """The same weights asked in the same way are one model, whatever they are called, and its answers are taken for both."""
+def _of_model(
+    contest: Contest, one: Player, said: Sequence[Answers], accounts: Sequence[dict[str, Any]]
+) -> tuple[Answers, dict[str, Any]]:
+    """The same weights asked in the same way are one model, whatever they are called, and its
+    answers are taken for both.
+    """
     first = next((i for i, other in enumerate(accounts) if other["source"] == one.source), None)
     if first is not None:
-        return said[first], {name: accounts[first][name] for name in ("sampled", "cut")} | {"same_as": accounts[first]["name"]}
-    path = players.sampled(contest.resolved, one, contest.prompts, contest.file(one, "answers"), contest.settings.temperature)
+        return said[first], {name: accounts[first][name] for name in ("sampled", "cut")} | {
+            "same_as": accounts[first]["name"]
+        }
+    path = players.sampled(
+        contest.resolved,
+        one,
+        contest.prompts,
+        contest.file(one, "answers"),
+        contest.settings.temperature,
+    )
     contest.wrote(path, f"answers of {one.name}, as winnow sample writes them")
     rows = read_jsonl(path, "sampled")
     account = {"sampled": rows[0]["sampled"], "cut": _cut(rows)}
     for i, other in enumerate(accounts):
-        if "sampled" in other and players.asked_as(other["sampled"]) == players.asked_as(account["sampled"]):
+        if "sampled" in other and players.asked_as(other["sampled"]) == players.asked_as(
+            account["sampled"]
+        ):
             return said[i], account | {"same_as": other["name"]}
     return players.answers(str(path), contest.asked), account
 
@@ -187,8 +275,12 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> float:
     return 1 - sum(ends) / max(1, len(ends))
 
 
-def _judged(contest: Contest, file: Path, who: Sequence[Player], said: Sequence[Answers]) -> dict[tuple[int, int], list[Match]]:
-    """Every two of them on every prompt. An answer each is a row, in which a judge compares all; who has fewer answers gives his again."""
+def _judged(
+    contest: Contest, file: Path, who: Sequence[Player], said: Sequence[Answers]
+) -> dict[tuple[int, int], list[Match]]:
+    """Every two of them on every prompt. An answer each is a row, in which a judge compares all;
+    who has fewer answers gives his again.
+    """
     rows, at = [], list[tuple[int, list[int], list[str | None]]]()
     chat = any(not isinstance(text, str) for _, text in contest.asked)
     for p, (_, text) in enumerate(contest.asked):
@@ -197,29 +289,60 @@ def _judged(contest: Contest, file: Path, who: Sequence[Player], said: Sequence[
             there = [i for i, answer in enumerate(answers) if answer is not None]
             at.append((p, there, answers))
             if len(there) > 1:
-                rows.append(_row(text, [answers[i] or "" for i in there], [who[i].name for i in there], chat))
+                rows.append(
+                    _row(
+                        text, [answers[i] or "" for i in there], [who[i].name for i in there], chat
+                    )
+                )
     if not rows:
-        raise RunError(f"{contest.root}: nobody has said anything that can be judged beside another's answer", remedy="look at the answers that lie there")
+        raise RunError(
+            f"{contest.root}: nobody has said anything that can be judged beside another's answer",
+            remedy="look at the answers that lie there",
+        )
     write_jsonl(file, rows)
-    contest.wrote(file, f"games of {', '.join(one.name for one in who)}: a row has an answer of each")
+    contest.wrote(
+        file, f"games of {', '.join(one.name for one in who)}: a row has an answer of each"
+    )
     judged = contest.referee.judge(file, file.with_suffix(".judged.jsonl"))
     contest.wrote(file.with_suffix(".judged.jsonl"), "their verdicts, as winnow judge writes them")
     known = {_name(row): row for row in judged}
     left = iter(rows)
-    verdicts = [(p, there, answers, known[_name(next(left))] if len(there) > 1 else None) for p, there, answers in at]
-    return {(i, j): [_match(i, j, *verdict) for verdict in verdicts] for i, j in combinations(range(len(who)), 2)}
+    verdicts = [
+        (p, there, answers, known[_name(next(left))] if len(there) > 1 else None)
+        for p, there, answers in at
+    ]
+    return {
+        (i, j): [_match(i, j, *verdict) for verdict in verdicts]
+        for i, j in combinations(range(len(who)), 2)
+    }
 
 
 def _row(text: Any, answers: Sequence[str], names: Sequence[str], chat: bool) -> dict[str, Any]:
-    said = [[{"role": "assistant", "content": answer}] for answer in answers] if chat else list(answers)
-    return {"prompt": as_json(as_turns(text) if chat else text), "completions": said, "comparisons": [], "models": list(names)}
+    said = (
+        [[{"role": "assistant", "content": answer}] for answer in answers]
+        if chat
+        else list(answers)
+    )
+    return {
+        "prompt": as_json(as_turns(text) if chat else text),
+        "completions": said,
+        "comparisons": [],
+        "models": list(names),
+    }
 
 
 def _name(row: Mapping[str, Any]) -> str:
     return sha256_json([row["prompt"], row["completions"]])
 
 
-def _match(i: int, j: int, prompt: int, there: Sequence[int], answers: Sequence[str | None], row: Mapping[str, Any] | None) -> Match:
+def _match(
+    i: int,
+    j: int,
+    prompt: int,
+    there: Sequence[int],
+    answers: Sequence[str | None],
+    row: Mapping[str, Any] | None,
+) -> Match:
     """What was said of the answers of i and j in one row."""
     ours, theirs = answers[i], answers[j]
     lengths = (None if ours is None else len(ours), None if theirs is None else len(theirs))
@@ -229,27 +352,56 @@ def _match(i: int, j: int, prompt: int, there: Sequence[int], answers: Sequence[
     votes = tuple(vote for vote in rulings.votes_of(row) if pair_of(vote)[1:] == (first, second))
     scores = row.get("judge_scores")
     gain = None if scores is None else float(scores[first] - scores[second])
-    return Match(prompt, tuple(map(score, votes)), lengths, ours == theirs, gain, votes if scores is None else ())
+    return Match(
+        prompt,
+        tuple(map(score, votes)),
+        lengths,
+        ours == theirs,
+        gain,
+        votes if scores is None else (),
+    )
 
 
 def _sweep(
-    contest: Contest, said: Sequence[Answers], accounts: Sequence[Mapping[str, Any]], everybody: Mapping[tuple[int, int], Sequence[Match]]
+    contest: Contest,
+    said: Sequence[Answers],
+    accounts: Sequence[Mapping[str, Any]],
+    everybody: Mapping[tuple[int, int], Sequence[Match]],
 ) -> list[dict[str, Any]]:
-    """Each sampled model, once, at each temperature against the baseline, whose answers stay as they are."""
+    """Each sampled model, once, at each temperature against the baseline, whose answers stay as
+    they are.
+    """
     found = []
     last = len(said) - 1
     for i, one in enumerate(contest.players[:last]):
-        for heat in () if one.file or accounts[i]["same_as"] else sorted(contest.settings.temperatures):
-            games = everybody[i, last] if heat == contest.settings.temperature else _at(contest, one, heat, said[last])
-            found.append({"temperature": heat, **matches.comparison(one.name, contest.players[last].name, games)})
+        for heat in (
+            () if one.file or accounts[i]["same_as"] else sorted(contest.settings.temperatures)
+        ):
+            games = (
+                everybody[i, last]
+                if heat == contest.settings.temperature
+                else _at(contest, one, heat, said[last])
+            )
+            found.append(
+                {
+                    "temperature": heat,
+                    **matches.comparison(one.name, contest.players[last].name, games),
+                }
+            )
     return found
 
 
 def _at(contest: Contest, one: Player, heat: float, theirs: Answers) -> list[Match]:
     """A model's answers at another temperature, judged against the baseline's."""
-    path = players.sampled(contest.resolved, one, contest.prompts, contest.file(one, f"at-{heat:g}.answers"), heat)
-    ours = players.answers(str(contest.wrote(path, f"answers of {one.name} at temperature {heat:g}")), contest.asked)
-    return _judged(contest, contest.file(one, f"at-{heat:g}.games"), [one, contest.players[-1]], [ours, theirs])[0, 1]
+    path = players.sampled(
+        contest.resolved, one, contest.prompts, contest.file(one, f"at-{heat:g}.answers"), heat
+    )
+    ours = players.answers(
+        str(contest.wrote(path, f"answers of {one.name} at temperature {heat:g}")), contest.asked
+    )
+    return _judged(
+        contest, contest.file(one, f"at-{heat:g}.games"), [one, contest.players[-1]], [ours, theirs]
+    )[0, 1]
 
 
 def _judge(path: Path) -> dict[str, Any]:
@@ -258,14 +410,22 @@ def _judge(path: Path) -> dict[str, Any]:
     return how
 
 
-def _shown(contest: Contest, said: Sequence[Answers], everybody: Mapping[tuple[int, int], Sequence[Match]]) -> list[dict[str, Any]]:
+def _shown(
+    contest: Contest, said: Sequence[Answers], everybody: Mapping[tuple[int, int], Sequence[Match]]
+) -> list[dict[str, Any]]:
     """A few prompts with everybody's first answer, drawn by the seed alone: nobody's choice."""
-    drawn = sorted(range(len(contest.asked)), key=lambda p: rulings.chance(contest.settings.seed, "shown", p))[:SHOWN]
+    drawn = sorted(
+        range(len(contest.asked)), key=lambda p: rulings.chance(contest.settings.seed, "shown", p)
+    )[:SHOWN]
     last, found = len(said) - 1, []
     for p in drawn:
-        games = [next(match for match in everybody[i, last] if match.prompt == p).game.score for i in range(last)]
+        games = [
+            next(match for match in everybody[i, last] if match.prompt == p).game.score
+            for i in range(last)
+        ]
         answers = [
-            {"model": one.name, "text": many[p][0] if many[p] else None, "score": wins} for one, many, wins in zip(contest.players, said, [*games, None])
+            {"model": one.name, "text": many[p][0] if many[p] else None, "score": wins}
+            for one, many, wins in zip(contest.players, said, [*games, None])
         ]
         found.append({"prompt": plain(contest.asked[p][1]), "answers": answers})
     return found
@@ -275,7 +435,9 @@ def _say(report: Mapping[str, Any], out: RunFolder) -> None:
     for table in winrate_report.tables(report):
         shown = Table(title=safe(table["title"]), title_justify="left", box=None)
         for title in table["heads"]:
-            shown.add_column(title, justify="left" if title == table["heads"][0] else "right", overflow="fold")
+            shown.add_column(
+                title, justify="left" if title == table["heads"][0] else "right", overflow="fold"
+            )
         for row in table["rows"]:
             shown.add_row(safe(row["name"]), *map(safe, row["cells"]))
         console.print(shown)

@@ -1,7 +1,8 @@
-"""What is wrong, or worth knowing, about a data set before any model is loaded. Each finding names its rows.
+"""What is wrong, or worth knowing, about a data set before any model is loaded. Each finding names
+its rows.
 
-`clean` removes what cannot teach anything (an answer compared with itself) and counts it; `examine` only looks. Rows that
-repeat a prompt with other answers are normal and are no finding.
+`clean` removes what cannot teach anything (an answer compared with itself) and counts it; `examine`
+only looks. Rows that repeat a prompt with other answers are normal and are no finding.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ UNCOMPARED = "group without a comparison"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: `code` is its short stable name, `rows` every row concerned (`file:line`), empty for whole-set facts."""
+    """One thing found: `code` is its short stable name, `rows` every row concerned (`file:line`),
+    empty for whole-set facts.
+    """
 
     level: Level
     code: str
@@ -42,17 +45,25 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.message}" + (f": {self.named()}" if self.rows else "") + (f" -> {self.remedy}" if self.remedy else "")
+        return (
+            f"{self.level}: {self.message}"
+            + (f": {self.named()}" if self.rows else "")
+            + (f" -> {self.remedy}" if self.remedy else "")
+        )
 
     def named(self, most: int = _NAMED) -> str:
         """The first rows concerned, and how many there are."""
-        return ", ".join(self.rows[:most]) + (f", ... ({len(self.rows):,} in all)" if len(self.rows) > most else "")
+        return ", ".join(self.rows[:most]) + (
+            f", ... ({len(self.rows):,} in all)" if len(self.rows) > most else ""
+        )
 
 
 def clean(groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], dict[str, list[str]]]:
-    """(groups kept, where by reason of what was dropped): comparisons of an answer with itself, then groups that teach nothing.
+    """(groups kept, where by reason of what was dropped): comparisons of an answer with itself,
+    then groups that teach nothing.
 
-    A group of several completions needs a comparison or a label; a single completion is a demonstration and stays.
+    A group of several completions needs a comparison or a label; a single completion is a
+    demonstration and stays.
     """
     kept: list[PreferenceGroup] = []
     dropped: dict[str, list[str]] = {}
@@ -70,14 +81,27 @@ def clean(groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], dic
 
 
 def examine(
-    groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None = None, eval_groups: Sequence[PreferenceGroup] | None = None
+    groups: Sequence[PreferenceGroup],
+    rendered: Sequence[RenderedGroup] | None = None,
+    eval_groups: Sequence[PreferenceGroup] | None = None,
 ) -> list[Finding]:
-    """All findings, errors first. `rendered` is parallel to `groups`; with `eval_groups` leaks are looked for."""
+    """All findings, errors first. `rendered` is parallel to `groups`; with `eval_groups` leaks are
+    looked for.
+    """
     if not groups:
-        return [Finding("error", "empty", "there is no group to look at", remedy="check the data files")]
+        return [
+            Finding("error", "empty", "there is no group to look at", remedy="check the data files")
+        ]
     prompts = _prompts(groups)
-    looks: list[Callable[[], Iterable[Finding]]] = [partial(look, groups) for look in (_identicals, _empty_prompts, _duplicates)]
-    looks += [partial(_conflicts, groups, prompts), partial(_shape, groups, prompts), partial(_soft, groups), partial(_lengths, groups, rendered)]
+    looks: list[Callable[[], Iterable[Finding]]] = [
+        partial(look, groups) for look in (_identicals, _empty_prompts, _duplicates)
+    ]
+    looks += [
+        partial(_conflicts, groups, prompts),
+        partial(_shape, groups, prompts),
+        partial(_soft, groups),
+        partial(_lengths, groups, rendered),
+    ]
     if rendered is not None:
         looks += [partial(_tokens, rendered)]
     if eval_groups:
@@ -86,7 +110,8 @@ def examine(
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
-# --- the text ----------------------------------------------------------------------------------------------------------
+# --- the text
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _identical(group: PreferenceGroup, c: Comparison) -> bool:
@@ -104,15 +129,33 @@ def _identicals(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
     total = sum(len(group.comparisons) for group in groups)
     rows = tuple(group.where for group in groups for c in group.comparisons if _identical(group, c))
     if rows and len(rows) == total:
-        yield Finding("error", "all_identical", f"all {total:,} comparisons are between identical completions", rows, "check which columns are read")
+        yield Finding(
+            "error",
+            "all_identical",
+            f"all {total:,} comparisons are between identical completions",
+            rows,
+            "check which columns are read",
+        )
     elif rows:
-        yield Finding("warning", "identical", f"{len(rows):,} of {total:,} comparisons are between identical completions", rows, "they teach nothing")
+        yield Finding(
+            "warning",
+            "identical",
+            f"{len(rows):,} of {total:,} comparisons are between identical completions",
+            rows,
+            "they teach nothing",
+        )
 
 
 def _empty_prompts(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
     rows = tuple(group.where for group in groups if not plain(group.prompt).strip())
     if rows:
-        yield Finding("warning", "empty_prompt", f"{len(rows):,} groups have an empty prompt", rows, "check the prompt column")
+        yield Finding(
+            "warning",
+            "empty_prompt",
+            f"{len(rows):,} groups have an empty prompt",
+            rows,
+            "check the prompt column",
+        )
 
 
 def _keys(keys: Iterable[Key]) -> NDArray[Any]:
@@ -130,21 +173,42 @@ def _duplicates(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
     if len(first) < len(groups):
         again = np.delete(np.arange(len(groups)), first).tolist()
         rows = tuple(groups[i].where for i in again)
-        yield Finding("warning", "duplicates", f"{len(rows):,} groups say the same as an earlier one", rows, "they count twice: remove them")
+        yield Finding(
+            "warning",
+            "duplicates",
+            f"{len(rows):,} groups say the same as an earlier one",
+            rows,
+            "they count twice: remove them",
+        )
 
 
 def _identity(group: PreferenceGroup) -> Key:
     """What a group says, whatever the order of its completions."""
     answers = [completion_key(completion.text) for completion in group.completions]
-    judged = {(answers[c.winner], answers[c.loser], c.probability, c.weight, c.margin) for c in group.comparisons}
-    given = {(answer, str(completion.label)) for answer, completion in zip(answers, group.completions)}
-    return hashlib.blake2b(repr((prompt_key(group), sorted(given), sorted(judged))).encode(), digest_size=16).digest()
+    judged = {
+        (answers[c.winner], answers[c.loser], c.probability, c.weight, c.margin)
+        for c in group.comparisons
+    }
+    given = {
+        (answer, str(completion.label)) for answer, completion in zip(answers, group.completions)
+    }
+    return hashlib.blake2b(
+        repr((prompt_key(group), sorted(given), sorted(judged))).encode(), digest_size=16
+    ).digest()
 
 
 def _conflicts(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> Iterator[Finding]:
-    """Contradictions and circles: what compares answers of one prompt across rows. One prompt's answers are in memory at a time."""
-    judgements = [len(group.comparisons) + sum(completion.label is not None for completion in group.completions) for group in groups]
-    several = np.flatnonzero((np.bincount(prompt_of, judgements) > 1)[prompt_of])  # most prompts have a single pair, which agrees with itself
+    """Contradictions and circles: what compares answers of one prompt across rows. One prompt's
+    answers are in memory at a time.
+    """
+    judgements = [
+        len(group.comparisons)
+        + sum(completion.label is not None for completion in group.completions)
+        for group in groups
+    ]
+    several = np.flatnonzero(
+        (np.bincount(prompt_of, judgements) > 1)[prompt_of]
+    )  # most prompts have a single pair, which agrees with itself
     order = several[np.argsort(prompt_of[several], kind="stable")]
     together = np.split(order, np.flatnonzero(np.diff(prompt_of[order])) + 1) if len(order) else []
     opposed: list[int] = []
@@ -155,14 +219,25 @@ def _conflicts(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> It
         circular += around[:1]
     if opposed:
         rows = tuple(groups[i].where for i in sorted(opposed))
-        yield Finding("warning", "contradictions", f"{len(rows):,} groups contradict an earlier judgement of the same answers", rows, "check them")
+        yield Finding(
+            "warning",
+            "contradictions",
+            f"{len(rows):,} groups contradict an earlier judgement of the same answers",
+            rows,
+            "check them",
+        )
     if circular:
-        message = f"for {len(circular):,} prompts the preferences run in a circle (A over B over C over A)"
+        message = (
+            f"for {len(circular):,} prompts the preferences run in a circle (A over B over C"
+            " over A)"
+        )
         yield Finding("note", "cycles", message, tuple(circular))
 
 
 def _conflict(groups: Mapping[int, PreferenceGroup]) -> tuple[list[int], list[str]]:
-    """Of one prompt's groups: the numbers of those that contradict an earlier one, and the rows of one circle."""
+    """Of one prompt's groups: the numbers of those that contradict an earlier one, and the rows of
+    one circle.
+    """
     edges: dict[tuple[Key, Key], str] = {}  # (better, worse) -> the first row that says so
     thumbs: dict[Key, bool] = {}
     opposed: list[int] = []
@@ -198,43 +273,77 @@ def _cycle(relation: dict[tuple[Key, Key], str]) -> list[str]:
 def _shape(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> Iterator[Finding]:
     sizes = Counter(len(group.completions) for group in groups)
     comparisons = sum(len(group.comparisons) for group in groups)
-    labels = Counter(completion.label for group in groups for completion in group.completions if completion.label is not None)
+    labels = Counter(
+        completion.label
+        for group in groups
+        for completion in group.completions
+        if completion.label is not None
+    )
     thumbs = f", {labels[True]:,} labelled good and {labels[False]:,} bad" if labels else ""
     counted = ", ".join(f"{sizes[k]:,} with {k}" for k in sorted(sizes))
     yield Finding(
         "note",
         "shape",
-        f"{len(groups):,} groups of {len(np.unique(prompt_of)):,} prompts; by number of completions: {counted}; {comparisons:,} comparisons{thumbs}",
+        f"{len(groups):,} groups of {len(np.unique(prompt_of)):,} prompts; by number of"
+        f" completions: {counted}; {comparisons:,} comparisons{thumbs}",
     )
 
 
 def _soft(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
     ties = tuple(group.where for group in groups for c in group.comparisons if c.probability == 0.5)
-    turned = tuple(group.where for group in groups for c in group.comparisons if c.probability < 0.5)
+    turned = tuple(
+        group.where for group in groups for c in group.comparisons if c.probability < 0.5
+    )
     negative = tuple(group.where for group in groups for c in group.comparisons if c.margin < 0)
     if ties:
         yield Finding("note", "ties", f"{len(ties):,} comparisons are ties (probability 0.5)", ties)
     if turned:
-        yield Finding("warning", "unlikely_winner", f"{len(turned):,} comparisons name the less likely winner (probability below 0.5)", turned)
+        yield Finding(
+            "warning",
+            "unlikely_winner",
+            f"{len(turned):,} comparisons name the less likely winner (probability below 0.5)",
+            turned,
+        )
     if negative:
-        yield Finding("warning", "negative_margin", f"{len(negative):,} winners scored lower than their losers (margin below 0)", negative, "check the scores")
+        yield Finding(
+            "warning",
+            "negative_margin",
+            f"{len(negative):,} winners scored lower than their losers (margin below 0)",
+            negative,
+            "check the scores",
+        )
 
 
-# --- lengths and tokens ------------------------------------------------------------------------------------------------
+# --- lengths and tokens
+# ------------------------------------------------------------------------------------------------
 
 
-def _lengths(groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None) -> Iterator[Finding]:
-    characters = np.array([len(plain(completion.text)) for group in groups for completion in group.completions])
+def _lengths(
+    groups: Sequence[PreferenceGroup], rendered: Sequence[RenderedGroup] | None
+) -> Iterator[Finding]:
+    characters = np.array(
+        [len(plain(completion.text)) for group in groups for completion in group.completions]
+    )
     yield from _length_bias(groups, characters, "characters")
     if rendered is not None:
         columns = tokens_of(rendered).columns
         yield from _length_bias(groups, columns["length"] - columns["start"], "tokens")
 
 
-def _length_bias(groups: Sequence[PreferenceGroup], length: NDArray[Any], unit: str) -> Iterator[Finding]:
-    """How long the preferred and the rejected are, and how often the longer wins: a policy learns that first. `length`: of each completion."""
+def _length_bias(
+    groups: Sequence[PreferenceGroup], length: NDArray[Any], unit: str
+) -> Iterator[Finding]:
+    """How long the preferred and the rejected are, and how often the longer wins: a policy learns
+    that first. `length`: of each completion.
+    """
     first = accumulate((len(group.completions) for group in groups), initial=0)
-    judged = [at + side for at, group in zip(first, groups) for pair in map(_better, group.comparisons) if pair is not None for side in pair]
+    judged = [
+        at + side
+        for at, group in zip(first, groups)
+        for pair in map(_better, group.comparisons)
+        if pair is not None
+        for side in pair
+    ]
     if not judged:
         return
     pairs = length[np.array(judged).reshape(-1, 2)]
@@ -245,8 +354,14 @@ def _length_bias(groups: Sequence[PreferenceGroup], length: NDArray[Any], unit: 
     # a bias: beyond 60:40, and beyond three standard errors of a fair coin
     biased = abs(longer - 0.5) > 0.1 and abs(2 * won - unequal) > 3 * unequal**0.5
     wins = f"the longer one wins {longer:.1%} of {unequal:,} unequal pairs"
-    message = f"preferred answers have {preferred:.1f} {unit} on average, rejected {rejected:.1f}; {wins}"
-    remedy = "watch the length of answers while training, or use a length-normalized objective" if biased else ""
+    message = (
+        f"preferred answers have {preferred:.1f} {unit} on average, rejected {rejected:.1f}; {wins}"
+    )
+    remedy = (
+        "watch the length of answers while training, or use a length-normalized objective"
+        if biased
+        else ""
+    )
     yield Finding("warning" if biased else "note", f"length_{unit}", message, (), remedy)
 
 
@@ -262,29 +377,57 @@ def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
     if cut:
         lost = int(c["cut"].sum())
         scored = lost + int((c["length"] - c["start"]).sum())
-        yield Finding("warning", "cut", f"max_length cuts {lost:,} of {scored:,} completion tokens ({lost / scored:.2%})", cut, "raise max_length")
+        yield Finding(
+            "warning",
+            "cut",
+            f"max_length cuts {lost:,} of {scored:,} completion tokens ({lost / scored:.2%})",
+            cut,
+            "raise max_length",
+        )
     emptied = rows(c["length"] <= c["start"])
     if emptied:
-        yield Finding("error", "emptied", f"{len(emptied):,} groups have a completion without a single token left", emptied, "raise max_length or skip them")
+        yield Finding(
+            "error",
+            "emptied",
+            f"{len(emptied):,} groups have a completion without a single token left",
+            emptied,
+            "raise max_length or skip them",
+        )
     shortened = (tokens[int(g)] for g in np.unique(group_of[c["cut"] > 0]))
-    merged = tuple(group.where for group in shortened for comparison in group.comparisons if _identical_by_cut(group, comparison))
+    merged = tuple(
+        group.where
+        for group in shortened
+        for comparison in group.comparisons
+        if _identical_by_cut(group, comparison)
+    )
     if merged:
         yield Finding(
-            "error", "identical_by_cut", f"{len(merged):,} comparisons are between completions that max_length made identical", merged, "raise max_length"
+            "error",
+            "identical_by_cut",
+            f"{len(merged):,} comparisons are between completions that max_length made identical",
+            merged,
+            "raise max_length",
         )
     moved = tuple(tokens.where(group_of[c["moved"]]))
     if moved:
         yield Finding(
             "note",
             "moved",
-            f"in {len(moved):,} completions the prompt's last tokens are others than alone: what begins before the answer and reaches into it is scored",
+            f"in {len(moved):,} completions the prompt's last tokens are others than alone: what"
+            " begins before the answer and reaches into it is scored",
             moved,
         )
     special = tuple(tokens.where(np.flatnonzero(c["special"])))
     if special:
         count = int(c["special"].sum())
         fix = "if a chat template was already applied to the data, give it without"
-        yield Finding("warning", "special_text", f"{count:,} texts in the data spell a special token; they are read as plain text", special, fix)
+        yield Finding(
+            "warning",
+            "special_text",
+            f"{count:,} texts in the data spell a special token; they are read as plain text",
+            special,
+            fix,
+        )
 
 
 def _identical_by_cut(group: RenderedGroup, c: Comparison) -> bool:
@@ -292,25 +435,51 @@ def _identical_by_cut(group: RenderedGroup, c: Comparison) -> bool:
     return bool(one.cut or other.cut) and one.ids == other.ids
 
 
-# --- two data sets -----------------------------------------------------------------------------------------------------
+# --- two data sets
+# -----------------------------------------------------------------------------------------------------
 
 
-def _leaks(groups: Sequence[PreferenceGroup], eval_groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
-    prompts, pairs = {prompt_key(group) for group in eval_groups}, {pair for group in eval_groups for pair in _pairs(group)}
-    near = [group for group in groups if prompt_key(group) in prompts]  # the evaluation data is the smaller side: its keys are held, not all
+def _leaks(
+    groups: Sequence[PreferenceGroup], eval_groups: Sequence[PreferenceGroup]
+) -> Iterator[Finding]:
+    prompts, pairs = (
+        {prompt_key(group) for group in eval_groups},
+        {pair for group in eval_groups for pair in _pairs(group)},
+    )
+    near = [
+        group for group in groups if prompt_key(group) in prompts
+    ]  # the evaluation data is the smaller side: its keys are held, not all
     known = pairs.intersection(pair for group in near for pair in _pairs(group))
     leaks = tuple(group.where for group in eval_groups if not known.isdisjoint(_pairs(group)))
     if leaks:
         fix = "remove them from one side, or set a fraction of the prompts aside instead"
-        yield Finding("error", "leak", f"{len(leaks):,} of {len(eval_groups):,} evaluation groups are in the training data too", leaks, fix)
+        yield Finding(
+            "error",
+            "leak",
+            f"{len(leaks):,} of {len(eval_groups):,} evaluation groups are in the training"
+            " data too",
+            leaks,
+            fix,
+        )
     both = {prompt_key(group) for group in near}
     shared = tuple(group.where for group in eval_groups if prompt_key(group) in both)
     if shared:
-        yield Finding("note", "shared_prompts", f"{len(shared):,} of {len(eval_groups):,} evaluation groups have a prompt of the training data", shared)
+        yield Finding(
+            "note",
+            "shared_prompts",
+            f"{len(shared):,} of {len(eval_groups):,} evaluation groups have a prompt of the"
+            " training data",
+            shared,
+        )
 
 
 def _pairs(group: PreferenceGroup) -> Iterator[tuple[Key, frozenset[Key]]]:
     """Each pair that is compared, whoever wins; of groups without comparisons, each answer."""
-    prompt, answers = prompt_key(group), [completion_key(completion.text) for completion in group.completions]
-    judged = [{answers[c.winner], answers[c.loser]} for c in group.comparisons] or [{answer} for answer in answers]
+    prompt, answers = (
+        prompt_key(group),
+        [completion_key(completion.text) for completion in group.completions],
+    )
+    judged = [{answers[c.winner], answers[c.loser]} for c in group.comparisons] or [
+        {answer} for answer in answers
+    ]
     return ((prompt, frozenset(pair)) for pair in judged)

@@ -1,4 +1,6 @@
-"""Cells of a row, each as the type a layout needs, or a `BadRow` that names the field, the JSON type found and the remedy."""
+"""Cells of a row, each as the type a layout needs, or a `BadRow` that names the field, the JSON
+type found and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -90,13 +92,21 @@ def message(value: Any, name: str) -> Message:
     """One turn; keys beside role and content are kept for the chat template."""
     if not isinstance(value, dict):
         raise BadRow(name, f"is {json_type(value)}, expected a message with role and content")
-    extra = {key: part for key, part in value.items() if key not in ("role", "content") and part is not None}  # Arrow fills gaps with null
+    extra = {
+        key: part
+        for key, part in value.items()
+        if key not in ("role", "content") and part is not None
+    }  # Arrow fills gaps with null
     content: Any = value.get("content")
     if content is None and extra.get("tool_calls"):
         content = ""  # a turn that only calls tools says nothing
     elif "content" not in value:
         if "from" in value and "value" in value:  # ShareGPT's names
-            raise BadRow(name, "has from and value, expected role and content", "rename them (human is user, gpt is assistant)")
+            raise BadRow(
+                name,
+                "has from and value, expected role and content",
+                "rename them (human is user, gpt is assistant)",
+            )
         raise missing(f"{name}.content", "content", value.keys())
     if "role" not in value:
         raise missing(f"{name}.role", "role", value.keys())
@@ -115,23 +125,36 @@ def one_answer(text: Text, name: str) -> Text:
     """`text`, if it is one answer and not several turns."""
     if not isinstance(text, str) and (len(text) != 1 or text[0].role != "assistant"):
         roles = ", ".join(short(turn.role) for turn in text[:6])
-        raise BadRow(name, f"has {len(text)} turn(s) ({roles}), expected exactly one assistant message", "put the turns before it into the prompt")
+        raise BadRow(
+            name,
+            f"has {len(text)} turn(s) ({roles}), expected exactly one assistant message",
+            "put the turns before it into the prompt",
+        )
     return text
 
 
 def answers(row: Row) -> list[Text]:
     """The column `completions`: a list of answers."""
     values = listed(row, "completions")
-    return [one_answer(as_text(value, f"completions[{k}]"), f"completions[{k}]") for k, value in enumerate(values)]
+    return [
+        one_answer(as_text(value, f"completions[{k}]"), f"completions[{k}]")
+        for k, value in enumerate(values)
+    ]
 
 
 def dialogue(row: Row, key: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """A whole dialogue as (all turns before the last, the last): the last must be the assistant's."""
+    """A whole dialogue as (all turns before the last, the last): the last must be the
+    assistant's.
+    """
     said = turns(listed(row, key), key)
     if said[-1].role != "assistant":
         raise BadRow(key, f"ends with a turn of {short(said[-1].role)}, expected the assistant's")
     if len(said) == 1:
-        raise BadRow(key, "has no turn before the answer", "give the prompt as its first turn or in a prompt column")
+        raise BadRow(
+            key,
+            "has no turn before the answer",
+            "give the prompt as its first turn or in a prompt column",
+        )
     return said[:-1], said[-1:]
 
 
@@ -158,7 +181,9 @@ def numbers(row: Row, key: str, count: int) -> list[float]:
 
 def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The functions a dialogue may call: a list of objects, or such a list as JSON text."""
-    if isinstance(value, str):  # Arrow cannot hold objects of different shapes, so many sets store them as JSON text
+    if isinstance(
+        value, str
+    ):  # Arrow cannot hold objects of different shapes, so many sets store them as JSON text
         try:
             value = strict_json(value) if value.strip() else None
         except (ValueError, RecursionError) as error:
@@ -166,7 +191,14 @@ def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise BadRow("tools", f"is {json_type(value)}, expected a list of objects" if not isinstance(value, list) else "holds something that is no object")
+        raise BadRow(
+            "tools",
+            (
+                f"is {json_type(value)}, expected a list of objects"
+                if not isinstance(value, list)
+                else "holds something that is no object"
+            ),
+        )
     return tuple(value)
 
 

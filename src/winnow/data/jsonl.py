@@ -1,8 +1,9 @@
-"""Rows of a JSON-lines file, or of a JSON list, each with its place; what is wrong with a row is told, not raised.
+"""Rows of a JSON-lines file, or of a JSON list, each with its place; what is wrong with a row is
+told, not raised.
 
-Reading is by line (or by element of the list), so memory is bounded by the longest row. A row that cannot be read is a
-`Problem` in the stream and reading goes on, so that all bad rows are listed at once; what makes the whole file
-unreadable (UTF-16, a torn gzip) is a DataError.
+Reading is by line (or by element of the list), so memory is bounded by the longest row. A row that
+cannot be read is a `Problem` in the stream and reading goes on, so that all bad rows are listed at
+once; what makes the whole file unreadable (UTF-16, a torn gzip) is a DataError.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _LINE = CAP  # bytes of a line in which a missing quote is looked for
 _BOM = codecs.BOM_UTF8
 _BLANK = b" \t\r\n"  # what JSON takes for one
 
-# What a file may turn out to be, by its first bytes, and what to do about it. UTF-32 before UTF-16: it starts alike.
+# What a file may turn out to be, by its first bytes, and what to do about it. UTF-32 before UTF-16:
+# it starts alike.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (codecs.BOM_UTF32_LE, "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
     (codecs.BOM_UTF32_BE, "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
@@ -63,11 +65,16 @@ class _Piece:
 
 
 def read_rows(path: str | Path, *, cap: int = CAP) -> Iterator[Row | Problem]:
-    """The rows of a .jsonl or .json file, gzip or not, in order; a bad row is its Problem. Raises DataError."""
+    """The rows of a .jsonl or .json file, gzip or not, in order; a bad row is its Problem. Raises
+    DataError.
+    """
     with open_utf8(path) as stream:
         head = stream.peek(256)[:256]
         if re.match(rb"[ \t\r\n]*\{[ \t]*\r?\n", head):
-            raise DataError(f"{path}:1: an object over several lines", remedy="write one row per line, or a list of objects: [ {...}, {...} ]")
+            raise DataError(
+                f"{path}:1: an object over several lines",
+                remedy="write one row per line, or a list of objects: [ {...}, {...} ]",
+            )
         split = _elements if head.lstrip(_BLANK)[:1] == b"[" else _lines
         for piece in split(stream, str(path), cap):
             yield piece if isinstance(piece, Problem) else _row(str(path), piece)
@@ -75,7 +82,9 @@ def read_rows(path: str | Path, *, cap: int = CAP) -> Iterator[Row | Problem]:
 
 @contextmanager
 def open_utf8(path: str | Path) -> Iterator[io.BufferedReader]:
-    """The bytes of a text file: gzip undone, byte-order mark skipped, other encodings and formats refused by name."""
+    """The bytes of a text file: gzip undone, byte-order mark skipped, other encodings and formats
+    refused by name.
+    """
     with ExitStack() as stack:
         try:
             stream = stack.enter_context(Path(path).open("rb"))
@@ -87,13 +96,18 @@ def open_utf8(path: str | Path) -> Iterator[io.BufferedReader]:
                 stream.read(len(_BOM))
             yield stream
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: the gzip data is damaged or cut off: {error}", remedy="fetch the file again") from error
+            raise DataError(
+                f"{path}: the gzip data is damaged or cut off: {error}",
+                remedy="fetch the file again",
+            ) from error
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
 
 
 def strict_json(text: str) -> Any:
-    """JSON as the standard says: no NaN, no duplicate keys, and no text that cannot be written as UTF-8. Raises ValueError."""
+    """JSON as the standard says: no NaN, no duplicate keys, and no text that cannot be written as
+    UTF-8. Raises ValueError.
+    """
     value = _DECODER.decode(text)
     if "\\u" in text:
         reason = unfit(value)
@@ -103,7 +117,9 @@ def strict_json(text: str) -> Any:
 
 
 def unfit(value: Any) -> str:
-    """Why some text inside `value` cannot be tokenized (a NUL, half a surrogate pair); empty if all is well."""
+    """Why some text inside `value` cannot be tokenized (a NUL, half a surrogate pair); empty if all
+    is well.
+    """
     if isinstance(value, str):
         if "\0" in value:
             return "holds a NUL character (\\u0000)"
@@ -121,7 +137,15 @@ def unfit(value: Any) -> str:
 
 def json_type(value: Any) -> str:
     """The type of a value in JSON's words, with an article where there is one."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 
@@ -140,9 +164,14 @@ def _refuse_foreign(path: str | Path, head: bytes) -> None:
     for magic, name, fix in _FOREIGN:
         if head.startswith(magic):
             raise DataError(f"{path}: line 1, byte 0: this is {name}, expected UTF-8", remedy=fix)
-    if len(head) >= 4 and 0 in head[:2] and head[:4].count(0) == 2:  # ASCII in UTF-16 has every other byte zero
+    if (
+        len(head) >= 4 and 0 in head[:2] and head[:4].count(0) == 2
+    ):  # ASCII in UTF-16 has every other byte zero
         order = "LE" if head[1] == 0 else "BE"
-        what = f"line 1, byte {head.index(0)}: this is UTF-16 text ({order}, without a mark), expected UTF-8"
+        what = (
+            f"line 1, byte {head.index(0)}: this is UTF-16 text ({order}, without a mark), expected"
+            " UTF-8"
+        )
         raise DataError(f"{path}: {what}", remedy=f"iconv -f UTF-16{order} -t UTF-8")
 
 
@@ -154,7 +183,12 @@ def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | 
             while raw and raw[-1:] != b"\n":  # leave the rest of the line unread, a chunk at a time
                 raw = stream.readline(_CHUNK)
                 offset += len(raw)
-            yield Problem(f"{name}:{line}", "", f"the line is longer than {cap:,} bytes (byte {begin:,} on)", "split or remove the row")
+            yield Problem(
+                f"{name}:{line}",
+                "",
+                f"the line is longer than {cap:,} bytes (byte {begin:,} on)",
+                "split or remove the row",
+            )
         elif raw.strip(_BLANK):
             yield _Piece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
 
@@ -164,15 +198,21 @@ _INSIDE = re.compile(rb'\\[^\n]|["\\\n]')
 
 
 def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | Problem]:
-    """The elements of a JSON list, cut at the commas of depth 1 without parsing, so one bad element spoils no other."""
+    """The elements of a JSON list, cut at the commas of depth 1 without parsing, so one bad element
+    spoils no other.
+    """
     cutter = _Cutter(name, cap, stream.tell())
-    while chunk := stream.read(_CHUNK) + stream.readline(_LINE):  # whole lines, so that a missing quote is seen on the line it is missing from
+    while chunk := stream.read(_CHUNK) + stream.readline(
+        _LINE
+    ):  # whole lines, so that a missing quote is seen on the line it is missing from
         yield from cutter.feed(chunk)
     yield from cutter.end()
 
 
 class _Cutter:
-    """Where in a JSON list we are: bracket depth, inside text or not, line. Works on bytes: UTF-8 never hides a bracket."""
+    """Where in a JSON list we are: bracket depth, inside text or not, line. Works on bytes: UTF-8
+    never hides a bracket.
+    """
 
     def __init__(self, name: str, cap: int, offset: int) -> None:
         self.name, self.cap, self.offset = name, cap, offset  # offset: of the chunk being read
@@ -185,13 +225,24 @@ class _Cutter:
 
     def feed(self, chunk: bytes) -> Iterator[_Piece | Problem]:
         taken, position = 0, self.skip
-        self.skip, quote = 0, -1  # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
-        while not self.done and (match := (_INSIDE if self.inside else _OUTSIDE).search(chunk, position)):
+        self.skip, quote = (
+            0,
+            -1,
+        )  # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
+        while not self.done and (
+            match := (_INSIDE if self.inside else _OUTSIDE).search(chunk, position)
+        ):
             byte, position = match[0], match.end()
-            if byte == b"\n" and self.inside and quote >= 0:  # no text spans lines: a quote is missing, look at the line without it
+            if (
+                byte == b"\n" and self.inside and quote >= 0
+            ):  # no text spans lines: a quote is missing, look at the line without it
                 self.inside, position = False, quote
             elif byte == b"\n":
-                self.line, self.line_start, self.inside = self.line + 1, self.offset + position, False
+                self.line, self.line_start, self.inside = (
+                    self.line + 1,
+                    self.offset + position,
+                    False,
+                )
             elif byte == b'"':
                 self.inside, quote = not self.inside, position
             elif byte == b"\\":  # the escaped byte is the first of the next chunk
@@ -200,7 +251,9 @@ class _Cutter:
                 self.depth += 1
                 if self.depth == 1:
                     taken = self._restart(position)
-            elif byte == b"]" or (byte == b"}" and self.depth > 1):  # no brace closes a list: it stays part of its row
+            elif byte == b"]" or (
+                byte == b"}" and self.depth > 1
+            ):  # no brace closes a list: it stays part of its row
                 self.depth -= 1
                 self.done = self.depth == 0
             if self.done or (byte == b"," and self.depth == 1):
@@ -213,10 +266,24 @@ class _Cutter:
     def end(self) -> Iterator[Problem]:
         if self.depth > 0:
             line = self.begin[0]
-            place = f"the row that begins on line {self._start()[0]}" if self.held.strip(_BLANK) else "the list"
-            yield Problem(f"{self.name}:{max(line, self.line)}", "", f"is cut off: the file ends inside {place}", "fetch or write the file again")
+            place = (
+                f"the row that begins on line {self._start()[0]}"
+                if self.held.strip(_BLANK)
+                else "the list"
+            )
+            yield Problem(
+                f"{self.name}:{max(line, self.line)}",
+                "",
+                f"is cut off: the file ends inside {place}",
+                "fetch or write the file again",
+            )
         elif self.held.strip(_BLANK):
-            yield Problem(f"{self.name}:{self._start()[0]}", "", "text after the end of the list", "a file holds one list, or one object per line")
+            yield Problem(
+                f"{self.name}:{self._start()[0]}",
+                "",
+                "text after the end of the list",
+                "a file holds one list, or one object per line",
+            )
 
     def _keep(self, part: bytes) -> None:
         self.size += len(part)
@@ -244,13 +311,27 @@ class _Cutter:
         line, column, offset = self._start()
         self.count += 1
         if self.size > self.cap:
-            yield Problem(f"{self.name}:{line}", "", f"row {self.count} is longer than {self.cap:,} bytes", "split or remove the row")
+            yield Problem(
+                f"{self.name}:{line}",
+                "",
+                f"row {self.count} is longer than {self.cap:,} bytes",
+                "split or remove the row",
+            )
         elif raw := bytes(self.held.strip(_BLANK)):
-            where = f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"  # several rows on one line
+            where = (
+                f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"
+            )  # several rows on one line
             self.last_line = line
             yield _Piece(where, raw, line, column, offset)
-        elif not self.done or self.count > 1:  # `[]` is an empty list, anything else is a comma too many
-            yield Problem(f"{self.name}:{line}:{column}", "", "expected an object before this comma or bracket", "remove the extra comma")
+        elif (
+            not self.done or self.count > 1
+        ):  # `[]` is an empty list, anything else is a comma too many
+            yield Problem(
+                f"{self.name}:{line}:{column}",
+                "",
+                "expected an object before this comma or bracket",
+                "remove the extra comma",
+            )
 
 
 def _row(name: str, piece: _Piece) -> Row | Problem:
@@ -259,7 +340,12 @@ def _row(name: str, piece: _Piece) -> Row | Problem:
     try:
         text = piece.raw.decode()
         if "\0" in text:
-            return Problem(f"{name}:{piece.line}:{piece.column + text.index(chr(0))}", "", "holds a NUL byte", "the file was damaged or is not text")
+            return Problem(
+                f"{name}:{piece.line}:{piece.column + text.index(chr(0))}",
+                "",
+                "holds a NUL byte",
+                "the file was damaged or is not text",
+            )
         value = strict_json(text)
     except UnicodeDecodeError as error:
         return _undecodable(name, piece, error)
@@ -276,26 +362,49 @@ def _row(name: str, piece: _Piece) -> Row | Problem:
 
 def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem:
     ended = error.doc.rstrip()
-    at = min(error.pos, len(ended))  # the line break behind a row is no part of it: what ends too early, ends on its own line
+    at = min(
+        error.pos, len(ended)
+    )  # the line break behind a row is no part of it: what ends too early, ends on its own line
     begin = error.doc.rfind("\n", 0, at) + 1
     line = piece.line + error.doc.count("\n", 0, at)
     column = at - begin + (1 if begin else piece.column)
     if piece.last and (error.pos >= len(ended) or not ended.endswith("}")):
-        return Problem(f"{name}:{line}:{column}", "", "the last line is cut off: the file ends inside a row", "fetch or write the file again")
-    if error.msg.startswith("Invalid control character"):  # as the reader puts a line that ends inside a string
-        return Problem(f"{name}:{line}:{column}", "", "not JSON: a text ends with the line, without its closing quote, or holds a bare control character")
+        return Problem(
+            f"{name}:{line}:{column}",
+            "",
+            "the last line is cut off: the file ends inside a row",
+            "fetch or write the file again",
+        )
+    if error.msg.startswith(
+        "Invalid control character"
+    ):  # as the reader puts a line that ends inside a string
+        return Problem(
+            f"{name}:{line}:{column}",
+            "",
+            "not JSON: a text ends with the line, without its closing quote, or holds a bare"
+            " control character",
+        )
     return Problem(f"{name}:{line}:{column}", "", f"not JSON: {error.msg}")
 
 
 def _undecodable(name: str, piece: _Piece, error: UnicodeDecodeError) -> Problem:
     before = piece.raw[: error.start]
-    column = len(before[before.rfind(b"\n") + 1 :].decode()) + (piece.column if b"\n" not in before else 1)
+    column = len(before[before.rfind(b"\n") + 1 :].decode()) + (
+        piece.column if b"\n" not in before else 1
+    )
     where, offset = f"{name}:{piece.line + before.count(10)}:{column}", piece.offset + error.start
     if piece.last and error.reason == "unexpected end of data":
-        return Problem(where, "", "the last line is cut off: the file ends inside a character", "fetch or write the file again")
+        return Problem(
+            where,
+            "",
+            "the last line is cut off: the file ends inside a character",
+            "fetch or write the file again",
+        )
     byte = piece.raw[error.start]
     if byte == 0xED and piece.raw[error.start + 1 : error.start + 2] >= b"\xa0":
-        return Problem(where, "", f"holds a lone surrogate, half a character (byte offset {offset:,})")
+        return Problem(
+            where, "", f"holds a lone surrogate, half a character (byte offset {offset:,})"
+        )
     return Problem(where, "", f"{not_utf8(byte)} (byte offset {offset:,})", recode(name))
 
 
@@ -319,4 +428,6 @@ def _finite(digits: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+)

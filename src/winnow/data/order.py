@@ -1,4 +1,6 @@
-"""The endless order of training data: a pure function of (seed, epoch). The position in it is two integers."""
+"""The endless order of training data: a pure function of (seed, epoch). The position in it is two
+integers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`size` items in a row that belong to one data set, of which an epoch takes `weight` x size."""
+    """`size` items in a row that belong to one data set, of which an epoch takes `weight` x
+    size.
+    """
 
     size: int
     weight: float = 1.0
@@ -32,7 +36,9 @@ def epoch_size(shares: Sequence[Share]) -> int:
 
 
 def order(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Item indices of one epoch, shuffled. Weight 2 is every item twice; 0.5 a half, another one each epoch."""
+    """Item indices of one epoch, shuffled. Weight 2 is every item twice; 0.5 a half, another one
+    each epoch.
+    """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     chosen: list[NDArray[np.int64]] = []
     start = 0
@@ -46,8 +52,12 @@ def order(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
     return together[random.permutation(len(together))]
 
 
-def batches(shares: Sequence[Share], batch_size: int, seed: int, cursor: Cursor) -> Iterator[tuple[list[int], Cursor]]:
-    """Global batches of item indices from `cursor` on, each with the cursor after it. An epoch's last one may be smaller."""
+def batches(
+    shares: Sequence[Share], batch_size: int, seed: int, cursor: Cursor
+) -> Iterator[tuple[list[int], Cursor]]:
+    """Global batches of item indices from `cursor` on, each with the cursor after it. An epoch's
+    last one may be smaller.
+    """
     while True:
         items = order(shares, seed, cursor.epoch)
         while cursor.position < len(items):

@@ -1,4 +1,5 @@
-"""Groups -> micro-batches under a token budget: groups that share a prompt together, the work even, a group never cut apart.
+"""Groups -> micro-batches under a token budget: groups that share a prompt together, the work even,
+a group never cut apart.
 
 The result depends on nothing but its input, and which groups make up a step is not decided here.
 """
@@ -18,13 +19,17 @@ from winnow.data.tokens import tokens_of
 from winnow.errors import DataError, Problem
 
 WINDOW = 2048  # groups packed together where a whole data set is walked through
-BUDGET = 1024  # distinct tokens per micro-batch where none is asked for and no group needs more: a CPU is hardly quicker with more
+# distinct tokens per micro-batch where none is asked for and no group needs more: a CPU is hardly
+# quicker with more
+BUDGET = 1024
 GPU_BUDGET = 8192  # the same where a GPU computes
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a group costs to train on, in any unit: per distinct token, per scored token, per position attended to."""
+    """What a group costs to train on, in any unit: per distinct token, per scored token, per
+    position attended to.
+    """
 
     token: float = 1.0
     scored: float = 0.0
@@ -36,11 +41,15 @@ class Work:
         answers = [len(s.ids) - prompt for s in group.sequences]
         positions = prompt * prompt / 2 + sum(n * (prompt + n / 2) for n in answers)
         scored = sum(len(s.ids) - s.start for s in group.sequences)
-        return self.token * (prompt + sum(answers)) + self.scored * scored + self.position * positions
+        return (
+            self.token * (prompt + sum(answers)) + self.scored * scored + self.position * positions
+        )
 
 
 def cost(group: RenderedGroup) -> int:
-    """Distinct tokens of a group, which it occupies in a micro-batch: what its sequences share stands once."""
+    """Distinct tokens of a group, which it occupies in a micro-batch: what its sequences share
+    stands once.
+    """
     return size([group.sequences])
 
 
@@ -56,21 +65,38 @@ def largest(groups: Sequence[RenderedGroup]) -> int:
 
 
 def budget(groups: Sequence[RenderedGroup], asked: int | None, default: int = BUDGET) -> int:
-    """The token budget: what was asked for, or the default, or what the largest group needs. Raises DataError by row."""
+    """The token budget: what was asked for, or the default, or what the largest group needs. Raises
+    DataError by row.
+    """
     if asked is None:
         return max(default, largest(groups))
     suspects = np.flatnonzero(tokens_of(groups).at_most > asked).tolist()
     needs = {i: tokens for i in suspects if (tokens := cost(groups[i])) > asked}
     if not needs:
         return asked
-    rows = [Problem(groups[i].where, "", f"needs {tokens:,} tokens in one micro-batch, max_tokens is {asked:,}") for i, tokens in needs.items()]
-    raise DataError(f"groups that are larger than a micro-batch: {len(needs):,}", rows, remedy=f"--max-tokens {max(needs.values())}, or a smaller --max-length")
+    rows = [
+        Problem(
+            groups[i].where,
+            "",
+            f"needs {tokens:,} tokens in one micro-batch, max_tokens is {asked:,}",
+        )
+        for i, tokens in needs.items()
+    ]
+    raise DataError(
+        f"groups that are larger than a micro-batch: {len(needs):,}",
+        rows,
+        remedy=f"--max-tokens {max(needs.values())}, or a smaller --max-length",
+    )
 
 
-def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1) -> list[list[int]]:
-    """Indices of `groups` in micro-batches of at most `tokens` distinct tokens, of nearly the same work each, the most expensive first.
+def pack(
+    groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1
+) -> list[list[int]]:
+    """Indices of `groups` in micro-batches of at most `tokens` distinct tokens, of nearly the same
+    work each, the most expensive first.
 
-    With several ranks, micro-batch i is rank i % ranks's; there are as many for each (some may be empty).
+    With several ranks, micro-batch i is rank i % ranks's; there are as many for each (some may be
+    empty).
     """
     work = work or Work()
     units = sorted(_units(groups, tokens, work), key=lambda unit: (-unit.work, unit.items))
@@ -82,8 +108,12 @@ def pack(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None,
     return [sorted(unit.items) for unit in packed if unit.items or ranks > 1]
 
 
-def pack_all(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1) -> Iterator[list[int]]:
-    """A whole data set in micro-batches, window by window, so that what is planned at a time stays small. Several ranks: as in `pack`."""
+def pack_all(
+    groups: Sequence[RenderedGroup], tokens: int, work: Work | None = None, ranks: int = 1
+) -> Iterator[list[int]]:
+    """A whole data set in micro-batches, window by window, so that what is planned at a time stays
+    small. Several ranks: as in `pack`.
+    """
     for first in range(0, len(groups), WINDOW):
         window = [groups[i] for i in range(first, min(first + WINDOW, len(groups)))]
         for part in pack(window, tokens, work, ranks):
@@ -91,7 +121,9 @@ def pack_all(groups: Sequence[RenderedGroup], tokens: int, work: Work | None = N
 
 
 def most_expensive(groups: Sequence[RenderedGroup], tokens: int, most: int) -> list[int]:
-    """The fullest micro-batch that a step of `most` groups can have: the largest group, then the largest that still fits, and so on."""
+    """The fullest micro-batch that a step of `most` groups can have: the largest group, then the
+    largest that still fits, and so on.
+    """
     size_G = tokens_of(groups).at_most
     order = np.argsort(-size_G, kind="stable")
     falling = -size_G[order]
@@ -106,7 +138,9 @@ def most_expensive(groups: Sequence[RenderedGroup], tokens: int, most: int) -> l
 
 @dataclass
 class _Unit:
-    """Groups that stay together, their distinct tokens and their work; also a micro-batch while it is filled."""
+    """Groups that stay together, their distinct tokens and their work; also a micro-batch while it
+    is filled.
+    """
 
     items: list[int]
     tokens: int = 0
@@ -120,7 +154,9 @@ def _units(groups: Sequence[RenderedGroup], tokens: int, work: Work) -> list[_Un
     for i, group in enumerate(groups):
         begin = root(group.sequences)
         unit, growing = alike.get(begin) or (_Unit([]), Growing())
-        if unit.items and unit.tokens + _most(group) > tokens:  # a new trunk for those that might not fit
+        if (
+            unit.items and unit.tokens + _most(group) > tokens
+        ):  # a new trunk for those that might not fit
             unit, growing = _Unit([]), Growing()
         if not unit.items:
             units.append(unit)
@@ -134,7 +170,9 @@ def _units(groups: Sequence[RenderedGroup], tokens: int, work: Work) -> list[_Un
 
 
 def _fill(units: Sequence[_Unit], count: int, tokens: int) -> list[_Unit] | None:
-    """The units in `count` micro-batches, heaviest first, each to where least work is and room; None where that does not do."""
+    """The units in `count` micro-batches, heaviest first, each to where least work is and room;
+    None where that does not do.
+    """
     bins = [_Unit([]) for _ in range(count)]
     lightest = [(0.0, i) for i in range(count)]
     for unit in units:
@@ -155,6 +193,8 @@ def _fill(units: Sequence[_Unit], count: int, tokens: int) -> list[_Unit] | None
 
 
 def _most(group: RenderedGroup) -> int:
-    """No fewer tokens than the group occupies, quickly: the shared prompt once, the answers whole."""
+    """No fewer tokens than the group occupies, quickly: the shared prompt once, the answers
+    whole.
+    """
     shared = len(root(group.sequences)) if len(group.sequences) > 1 else 0
     return sum(len(s.ids) for s in group.sequences) - shared * (len(group.sequences) - 1)

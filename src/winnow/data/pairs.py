@@ -1,4 +1,6 @@
-"""Comparisons of one group as a ranking, and which of them training is to see: all, those of neighbours, the best against the rest, or the ranking."""
+"""Comparisons of one group as a ranking, and which of them training is to see: all, those of
+neighbours, the best against the rest, or the ranking.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ MOST_TIED = 8  # completions of one rank: the mean over their orders takes 2^n t
 
 
 def ranks(comparisons: Sequence[Comparison], count: int) -> tuple[int, ...]:
-    """For each of `count` completions how many others beat it, directly; ties (probability 0.5) beat nobody."""
+    """For each of `count` completions how many others beat it, directly; ties (probability 0.5)
+    beat nobody.
+    """
     found = [0] * count
     for _, loser in _decided(comparisons):
         found[loser] += 1
@@ -25,8 +29,9 @@ def ranks(comparisons: Sequence[Comparison], count: int) -> tuple[int, ...]:
 def chosen(group: PreferenceGroup, pairs: Pairs) -> PreferenceGroup | Problem:
     """The group with the comparisons that `pairs` asks for, or why its comparisons are no ranking.
 
-    adjacent: of completions with nobody between them; best: with one of the best; listwise: all that the ranking implies, so that
-    `ranks` gives the ranking. A tie stays where its sides' rank is asked for.
+    adjacent: of completions with nobody between them; best: with one of the best; listwise: all
+    that the ranking implies, so that `ranks` gives the ranking. A tie stays where its sides' rank
+    is asked for.
     """
     if pairs == "all" or not group.comparisons:
         return group
@@ -36,18 +41,34 @@ def chosen(group: PreferenceGroup, pairs: Pairs) -> PreferenceGroup | Problem:
     if pairs == "listwise":
         unsure = [c.probability for c in group.comparisons if c.probability not in (0, 0.5, 1)]
         if unsure:
-            return Problem(group.where, "comparisons", f"have a probability of {unsure[0]:g}, and a ranking is certain or tied", "--pairs all, with dpo")
-        kept = [Comparison(i, j) if rank[i] < rank[j] else Comparison(j, i) for i, j in combinations(range(len(rank)), 2) if rank[i] != rank[j]]
+            return Problem(
+                group.where,
+                "comparisons",
+                f"have a probability of {unsure[0]:g}, and a ranking is certain or tied",
+                "--pairs all, with dpo",
+            )
+        kept = [
+            Comparison(i, j) if rank[i] < rank[j] else Comparison(j, i)
+            for i, j in combinations(range(len(rank)), 2)
+            if rank[i] != rank[j]
+        ]
         weight = sum(c.weight for c in group.comparisons) / len(group.comparisons)
         return replace(group, comparisons=tuple(replace(c, weight=weight) for c in kept))
     levels = {value: i for i, value in enumerate(sorted(set(rank)))}
     near = [abs(levels[rank[c.winner]] - levels[rank[c.loser]]) <= 1 for c in group.comparisons]
     best = [min(rank[c.winner], rank[c.loser]) == 0 for c in group.comparisons]
-    return replace(group, comparisons=tuple(c for c, fits in zip(group.comparisons, near if pairs == "adjacent" else best) if fits))
+    return replace(
+        group,
+        comparisons=tuple(
+            c for c, fits in zip(group.comparisons, near if pairs == "adjacent" else best) if fits
+        ),
+    )
 
 
 def _ranking(group: PreferenceGroup) -> list[int] | Problem:
-    """How many beat each completion, directly or through others; a Problem where that is no order."""
+    """How many beat each completion, directly or through others; a Problem where that is no
+    order.
+    """
     count = len(group.completions)
     above: list[set[int]] = [set() for _ in range(count)]  # who beats it
     for winner, loser in _decided(group.comparisons):
@@ -57,16 +78,35 @@ def _ranking(group: PreferenceGroup) -> list[int] | Problem:
             if between in better:
                 better |= above[between]
     if any(k in better for k, better in enumerate(above)):
-        return Problem(group.where, "comparisons", "go round in a circle, so there is no ranking", "--pairs all")
+        return Problem(
+            group.where,
+            "comparisons",
+            "go round in a circle, so there is no ranking",
+            "--pairs all",
+        )
     rank = [len(better) for better in above]
     for i, j in combinations(range(count), 2):
         if rank[i] != rank[j] and i not in above[j] and j not in above[i]:
-            return Problem(group.where, "comparisons", f"do not say which of completions {i} and {j} is better, so there is no ranking", "--pairs all")
+            return Problem(
+                group.where,
+                "comparisons",
+                f"do not say which of completions {i} and {j} is better, so there is no ranking",
+                "--pairs all",
+            )
     if max(rank.count(value) for value in rank) > MOST_TIED:
-        return Problem(group.where, "comparisons", f"leave more than {MOST_TIED} completions tied", "--pairs all")
+        return Problem(
+            group.where,
+            "comparisons",
+            f"leave more than {MOST_TIED} completions tied",
+            "--pairs all",
+        )
     return rank
 
 
 def _decided(comparisons: Sequence[Comparison]) -> list[tuple[int, int]]:
     """(better, worse) of each comparison that is no tie."""
-    return [(c.winner, c.loser) if c.probability > 0.5 else (c.loser, c.winner) for c in comparisons if c.probability != 0.5]
+    return [
+        (c.winner, c.loser) if c.probability > 0.5 else (c.loser, c.winner)
+        for c in comparisons
+        if c.probability != 0.5
+    ]

@@ -1,7 +1,8 @@
-"""Token sequences as a forest of segments: what several of them begin with stands once, each branch is predicted by its trunk.
+"""Token sequences as a forest of segments: what several of them begin with stands once, each branch
+is predicted by its trunk.
 
-A trie over token ids with its chains compressed (a radix tree), of any depth: prompt, history, beginnings that answers
-share, answers.
+A trie over token ids with its chains compressed (a radix tree), of any depth: prompt, history,
+beginnings that answers share, answers.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from dataclasses import dataclass, field
 
 from winnow.data.render import TokenSequence
 
-SHARED = 32  # fewest tokens that different prompts share: below it a branch costs more (gathered keys, a mask) than it saves
+# fewest tokens that different prompts share: below it a branch costs more (gathered keys, a mask)
+# than it saves
+SHARED = 32
 
 Root = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens that belong together. `parent` is the index of the segment before it, -1 for a root."""
+    """A run of tokens that belong together. `parent` is the index of the segment before it, -1 for
+    a root.
+    """
 
     tokens: tuple[int, ...]
     parent: int
@@ -26,8 +31,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """Segments, each parent directly before its first child and that one's descendants; `leaves[k]` is the last segment of
-    sequence k, which is an inner one where another sequence goes on from there.
+    """Segments, each parent directly before its first child and that one's descendants; `leaves[k]`
+    is the last segment of sequence k, which is an inner one where another sequence goes on from
+    there.
     """
 
     segments: tuple[Segment, ...]
@@ -61,8 +67,8 @@ class Growing:
         self._leaves: list[_Node] = []
 
     def add(self, sequences: Sequence[TokenSequence]) -> None:
-        """The sequences of one group. They share whatever they begin with; other groups share at least SHARED tokens, or the
-        whole of a shorter prompt.
+        """The sequences of one group. They share whatever they begin with; other groups share at
+        least SHARED tokens, or the whole of a shorter prompt.
         """
         begin = len(root(sequences))
         for sequence in sequences:
@@ -81,7 +87,9 @@ class Growing:
         return TokenTree(tuple(segments), tuple(number[id(leaf)] for leaf in self._leaves))
 
     def _insert(self, ids: tuple[int, ...], begin: Root) -> _Node:
-        """Walk along what is there, split where the sequence leaves it, add what is new. The node it ends in."""
+        """Walk along what is there, split where the sequence leaves it, add what is new. The node
+        it ends in.
+        """
         node = self._roots.get(begin)
         if node is None:
             self._roots[begin] = made = _Node(ids)

@@ -1,4 +1,5 @@
-"""A data set by its name -> groups: a file, a folder, or a hub name, with a split (`NAME:test`) and a weight (`NAME@0.5`).
+"""A data set by its name -> groups: a file, a folder, or a hub name, with a split (`NAME:test`) and
+a weight (`NAME@0.5`).
 
 The only place that touches `datasets` (imported late: it takes seconds).
 """
@@ -35,16 +36,19 @@ READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
 _SAMPLE = 100  # rows looked at to tell the layout
 _TABLE = 1_000  # rows of a saved data set at a time
 _MOST = 1_000_000  # times that a mixture may repeat a data set in an epoch
-_NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})  # notes that `datasets` leaves in folders
+_NOT_ROWS = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+)  # notes that `datasets` leaves in folders
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A data set: its groups, and everything about them that must not pass in silence.
 
-    problems: rows that cannot be used (the caller stops or skips); ignored: columns the layout does not read;
-    counts: rows read, groups, bad rows, comparisons, and ties: pairs of completions with equal scores or ranks (which are not
-    compared), or rows whose chosen and rejected have equal scores (which are, because the row says so).
+    problems: rows that cannot be used (the caller stops or skips); ignored: columns the layout does
+    not read; counts: rows read, groups, bad rows, comparisons, and ties: pairs of completions with
+    equal scores or ranks (which are not compared), or rows whose chosen and rejected have equal
+    scores (which are, because the row says so).
     """
 
     name: str
@@ -78,7 +82,9 @@ def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
 
 
 def named(spec: str) -> tuple[str, str]:
-    """The name a held-out set is given by `NAME=SET`, empty where it has none, and the set. A file that has such a sign in its name is found first."""
+    """The name a held-out set is given by `NAME=SET`, empty where it has none, and the set. A file
+    that has such a sign in its name is found first.
+    """
     name, sign, rest = spec.partition("=")
     if not sign or not re.fullmatch(r"\w[\w.-]*", name) or not rest or Path(spec).exists():
         return "", spec
@@ -86,7 +92,8 @@ def named(spec: str) -> tuple[str, str]:
 
 
 def column(spec: str, name: str, limit: int | None = None) -> dict[str, Any]:
-    """What a column says of each row, by where the row stands; None where a row has no such cell. The data set is read again for it.
+    """What a column says of each row, by where the row stands; None where a row has no such cell.
+    The data set is read again for it.
 
     Raises SettingsError where no row has the column, with the columns there are.
     """
@@ -95,7 +102,11 @@ def column(spec: str, name: str, limit: int | None = None) -> dict[str, Any]:
     columns = sorted({key for row in read for key in row.values})
     if name not in columns:
         near = difflib.get_close_matches(name, columns, 1)
-        raise SettingsError(f"{title}: there is no column {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), remedy=f"it has {', '.join(columns)}")
+        raise SettingsError(
+            f"{title}: there is no column {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else ""),
+            remedy=f"it has {', '.join(columns)}",
+        )
     return {row.where: row.values.get(name) for row in read}
 
 
@@ -105,25 +116,42 @@ def files_of(spec: str) -> list[Path]:
     path = Path(where.name).expanduser()
     if not path.is_dir():
         return [path] if path.exists() else []
-    return sorted(file for file in path.rglob("*") if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
 
 
 def open_rows(spec: str) -> tuple[str, Iterator[Row | Problem]]:
-    """A data set's title and its rows, read as they are asked for; of a hub data set no more is fetched. Raises DataError, SettingsError."""
+    """A data set's title and its rows, read as they are asked for; of a hub data set no more is
+    fetched. Raises DataError, SettingsError.
+    """
     where = _parse(spec)
     if where.weight != 1:
-        raise SettingsError(f"{spec}: a weight mixes data sets, and a stream is one", remedy=f"leave @{where.weight:g} away")
+        raise SettingsError(
+            f"{spec}: a weight mixes data sets, and a stream is one",
+            remedy=f"leave @{where.weight:g} away",
+        )
     return _open(where, streaming=True)
 
 
-def layout_of(title: str, rows: Iterator[Row | Problem], as_: As) -> tuple[str, Iterator[Row | Problem]]:
-    """The layout of the first rows, and all rows, those looked at included. Raises DataError where they fit no layout."""
+def layout_of(
+    title: str, rows: Iterator[Row | Problem], as_: As
+) -> tuple[str, Iterator[Row | Problem]]:
+    """The layout of the first rows, and all rows, those looked at included. Raises DataError where
+    they fit no layout.
+    """
     head = _first(rows)
     return _layout(title, head, as_), chain(head, rows)
 
 
-def collect(title: str, layout: str, rows: Iterator[Row | Problem], as_: As, weight: float = 1.0) -> Loaded:
-    """Rows as groups, with everything about them that must not pass in silence: a row that does not fit the layout is a problem."""
+def collect(
+    title: str, layout: str, rows: Iterator[Row | Problem], as_: As, weight: float = 1.0
+) -> Loaded:
+    """Rows as groups, with everything about them that must not pass in silence: a row that does not
+    fit the layout is a problem.
+    """
     kind = LAYOUTS[layout]
     groups: list[PreferenceGroup] = []
     problems: list[Problem] = []
@@ -142,9 +170,25 @@ def collect(title: str, layout: str, rows: Iterator[Row | Problem], as_: As, wei
         if kind.all_pairs:
             ties += math.comb(len(group.completions), 2) - len(group.comparisons)
         elif isinstance(row, Row):
-            ties += row.values.get("score_chosen") is not None and row.values["score_chosen"] == row.values.get("score_rejected")
-    counts = {"rows": read, "groups": len(groups), "bad": bad, "comparisons": sum(len(group.comparisons) for group in groups), "ties": ties}
-    return Loaded(title, layout, groups, problems, weight, tuple(sorted(columns.difference(kind.needs, kind.takes))), counts)
+            ties += row.values.get("score_chosen") is not None and row.values[
+                "score_chosen"
+            ] == row.values.get("score_rejected")
+    counts = {
+        "rows": read,
+        "groups": len(groups),
+        "bad": bad,
+        "comparisons": sum(len(group.comparisons) for group in groups),
+        "ties": ties,
+    }
+    return Loaded(
+        title,
+        layout,
+        groups,
+        problems,
+        weight,
+        tuple(sorted(columns.difference(kind.needs, kind.takes))),
+        counts,
+    )
 
 
 def _first(rows: Iterator[Row | Problem]) -> list[Row | Problem]:
@@ -161,7 +205,10 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
     """The layout of the first rows, or why there is none."""
     sample = [row for row in head if isinstance(row, Row)]
     if not head:
-        raise DataError(f"{title}: there are 0 rows in it", remedy="check that it was written to its end, and that it is the right one")
+        raise DataError(
+            f"{title}: there are 0 rows in it",
+            remedy="check that it was written to its end, and that it is the right one",
+        )
     if not sample:
         problems = [row for row in head if isinstance(row, Problem)]
         raise DataError(f"{title}: none of its {len(head):,} rows can be read", problems)
@@ -169,16 +216,25 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
     if layout is None:
         columns = sorted({name for row in sample for name in row.values})
         shown = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
-        raise DataError(f"{title}: the columns {shown or '(none)'} fit no known layout", remedy=advice(columns))
+        raise DataError(
+            f"{title}: the columns {shown or '(none)'} fit no known layout", remedy=advice(columns)
+        )
     if as_ == "text":
         read = [group_of(row, LAYOUTS[layout], None) for row in sample]
         prompts = [group.prompt for group in read if isinstance(group, PreferenceGroup)]
-        if prompts and not any(isinstance(prompt, str) for prompt in prompts):  # not a stray row: these are dialogues
-            raise DataError(f"{title}: --as text, but the rows are lists of messages, which have no text without a chat template", remedy="leave out --as text")
+        if prompts and not any(
+            isinstance(prompt, str) for prompt in prompts
+        ):  # not a stray row: these are dialogues
+            raise DataError(
+                f"{title}: --as text, but the rows are lists of messages, which have no text"
+                " without a chat template",
+                remedy="leave out --as text",
+            )
     return layout
 
 
-# --- which rows are meant ----------------------------------------------------------------------------------------------
+# --- which rows are meant
+# ----------------------------------------------------------------------------------------------
 
 
 def _parse(spec: str) -> _Spec:
@@ -191,7 +247,10 @@ def _parse(spec: str) -> _Spec:
         except ValueError:
             name = spec  # no weight: part of the name
         if not 0 < weight <= _MOST:
-            raise SettingsError(f"data: {spec}: the weight behind @ is {tail}, expected a finite number above 0, at most {_MOST:,}")
+            raise SettingsError(
+                f"data: {spec}: the weight behind @ is {tail}, expected a finite number above 0, at"
+                f" most {_MOST:,}"
+            )
     base, colon, split = name.rpartition(":")
     if colon and base and not Path(name).exists() and re.fullmatch(r"\w[\w.-]*", split):
         return _Spec(base, split, weight)
@@ -205,9 +264,15 @@ def _open(spec: _Spec, streaming: bool = False) -> tuple[str, Iterator[Row | Pro
         return _folder(path, spec)
     if path.exists():
         if spec.split:
-            raise SettingsError(f"data: {spec}: a file has no splits", remedy=f"give {spec.name}, or a folder")
+            raise SettingsError(
+                f"data: {spec}: a file has no splits", remedy=f"give {spec.name}, or a folder"
+            )
         return spec.name, _reader(path)(path)
-    looks_local = any(spec.name.endswith(suffix) for suffix in READERS) or spec.name.startswith((".", "/", "~")) or spec.name.count("/") > 1
+    looks_local = (
+        any(spec.name.endswith(suffix) for suffix in READERS)
+        or spec.name.startswith((".", "/", "~"))
+        or spec.name.count("/") > 1
+    )
     if looks_local or not hub.may_hold(spec.name):
         raise DataError(f"{spec.name}: no such file or folder", remedy=_neighbours(path))
     split = spec.split or "train"
@@ -218,7 +283,9 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row | Problem]]:
     for suffix, reader in READERS.items():
         if path.name.lower().endswith(suffix):
             return reader
-    raise DataError(f"{path}: not a known kind of file", remedy=f"known endings: {', '.join(READERS)}")
+    raise DataError(
+        f"{path}: not a known kind of file", remedy=f"known endings: {', '.join(READERS)}"
+    )
 
 
 def _neighbours(path: Path) -> str:
@@ -228,16 +295,24 @@ def _neighbours(path: Path) -> str:
     except OSError:
         return f"the folder {path.parent} is not there either" if not path.parent.exists() else ""
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else f"known endings: {', '.join(READERS)}"
+    return (
+        f"did you mean {path.parent / near[0]}?" if near else f"known endings: {', '.join(READERS)}"
+    )
 
 
 def _folder(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
-    """A folder that `save_to_disk` wrote, or one of data files: those of the split, else all, sorted by name."""
+    """A folder that `save_to_disk` wrote, or one of data files: those of the split, else all,
+    sorted by name.
+    """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _saved(path, spec)
-    files = sorted(file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file())
+    files = sorted(
+        file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file()
+    )
     if not files:
-        raise DataError(f"{path}: no data file in this folder", remedy=f"known endings: {', '.join(READERS)}")
+        raise DataError(
+            f"{path}: no data file in this folder", remedy=f"known endings: {', '.join(READERS)}"
+        )
     split = spec.split
     if split is None and any(_of_split(file.relative_to(path), "train") for file in files):
         split = "train"  # as on the hub; reading train and test together would be a leak
@@ -256,10 +331,14 @@ def _is_rows(file: Path) -> bool:
 
 def _of_split(file: Path, split: str) -> bool:
     """train.jsonl, train-00000-of-00002.parquet, train/rows.csv."""
-    return split in file.parts[:-1] or re.match(re.escape(split) + r"\b|" + re.escape(split) + "_", file.name) is not None
+    return (
+        split in file.parts[:-1]
+        or re.match(re.escape(split) + r"\b|" + re.escape(split) + "_", file.name) is not None
+    )
 
 
-# --- datasets ----------------------------------------------------------------------------------------------------------
+# --- datasets
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
@@ -268,14 +347,22 @@ def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a third party raises over a damaged folder
-        raise DataError(f"{path}: cannot be read as a data set saved with save_to_disk: {_cause(error)}") from error
+        raise DataError(
+            f"{path}: cannot be read as a data set saved with save_to_disk: {_cause(error)}"
+        ) from error
     if not isinstance(saved, datasets.DatasetDict):
         if spec.split:
-            raise DataError(f"{path}: holds one data set without splits, got {spec.split!r}", remedy=f"give {spec.name}")
+            raise DataError(
+                f"{path}: holds one data set without splits, got {spec.split!r}",
+                remedy=f"give {spec.name}",
+            )
         return spec.name, _saved_rows(spec.name, saved)
     split = spec.split or "train"
     if split not in saved:
-        raise DataError(f"{path}: no split {split!r}; there are {', '.join(saved)}", remedy=f"give {spec.name}:{next(iter(saved), 'SPLIT')}")
+        raise DataError(
+            f"{path}: no split {split!r}; there are {', '.join(saved)}",
+            remedy=f"give {spec.name}:{next(iter(saved), 'SPLIT')}",
+        )
     return f"{spec.name}:{split}", _saved_rows(f"{spec.name}:{split}", saved[split])
 
 
@@ -285,7 +372,8 @@ def _saved_rows(title: str, saved: Any) -> Iterator[Row | Problem]:
 
 
 def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | Problem]:
-    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises DataError at once.
+    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises
+    DataError at once.
 
     streaming: rows are fetched as they are read, instead of all of them first.
     """
@@ -294,12 +382,21 @@ def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | P
     try:
         if not Path(name).exists():
             hub.ask("dataset", name)
-        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(name, split=split, streaming=streaming)
+        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(
+            name, split=split, streaming=streaming
+        )
     except Exception as error:  # whatever the hub, its client and the builders raise
-        why = f"the hub {error}" if isinstance(error, hub.NotThere) else f"not to be had from the hub{_offline()}: {_cause(error)}"
+        why = (
+            f"the hub {error}"
+            if isinstance(error, hub.NotThere)
+            else f"not to be had from the hub{_offline()}: {_cause(error)}"
+        )
         raise DataError(
             f"{name}:{split}: no file or folder of that name here, and {why}",
-            remedy="download it where there is a network and give the folder, or a .jsonl or .parquet file",
+            remedy=(
+                "download it where there is a network and give the folder, or a .jsonl or .parquet"
+                " file"
+            ),
         ) from error
     return numbered(f"{name}:{split}", loaded)
 

@@ -1,8 +1,9 @@
 """A data set in windows: so many rows at a time are read, and the next when those are used up.
 
-For data that is too large, or too slow to fetch, to be read whole before training. After the last window the first comes again.
-Which rows a window holds depends on nothing but its number, so a run is resumed exactly: the rows before it are read over.
-The first window's layout is that of all, as it would be were the data read whole.
+For data that is too large, or too slow to fetch, to be read whole before training. After the last
+window the first comes again. Which rows a window holds depends on nothing but its number, so a run
+is resumed exactly: the rows before it are read over. The first window's layout is that of all, as
+it would be were the data read whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from winnow.errors import Problem
 
 
 class Windows:
-    """The windows of `size` rows of the data set `spec`, of which an epoch reads no more than `limit` rows. Raises DataError where it has none."""
+    """The windows of `size` rows of the data set `spec`, of which an epoch reads no more than
+    `limit` rows. Raises DataError where it has none.
+    """
 
     def __init__(self, spec: str, size: int, *, as_: As = None, limit: int | None = None) -> None:
         self.spec, self.size, self.as_, self.limit = spec, size, as_, limit

@@ -1,4 +1,6 @@
-"""Rows of files that are tables: CSV, parquet, Arrow. The same stream of `Row | Problem` as `jsonl.read_rows`."""
+"""Rows of files that are tables: CSV, parquet, Arrow. The same stream of `Row | Problem` as
+`jsonl.read_rows`.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,39 @@ from winnow.errors import DataError, Problem
 
 _BATCH = 1_000
 
-# CSV knows only text. In these columns a cell is read as JSON (a number, true, a list); all others stay text, so that an
-# answer that happens to be "42" is not turned into a number.
+# CSV knows only text. In these columns a cell is read as JSON (a number, true, a list); all others
+# stay text, so that an answer that happens to be "42" is not turned into a number.
 _JSON_COLUMNS = frozenset(
-    {"label", "probability", "weight", "margin", "score_chosen", "score_rejected", "scores", "ranks", "completions", "comparisons", "messages", "tools"}
+    {
+        "label",
+        "probability",
+        "weight",
+        "margin",
+        "score_chosen",
+        "score_rejected",
+        "scores",
+        "ranks",
+        "completions",
+        "comparisons",
+        "messages",
+        "tools",
+    }
 )
 
 
 def read_csv(path: str | Path) -> Iterator[Row | Problem]:
-    """Rows of a comma-separated file with a header line; `where` is the line a row begins on. Raises DataError."""
+    """Rows of a comma-separated file with a header line; `where` is the line a row begins on.
+    Raises DataError.
+    """
     csv.field_size_limit(CAP)
     with open_utf8(path) as stream:
-        reader = csv.reader((line.decode(errors="surrogateescape") for line in iter(partial(stream.readline, CAP), b"")), strict=True)
+        reader = csv.reader(
+            (
+                line.decode(errors="surrogateescape")
+                for line in iter(partial(stream.readline, CAP), b"")
+            ),
+            strict=True,
+        )
         try:
             header = next(reader, [])
         except csv.Error as error:
@@ -41,14 +64,21 @@ def read_csv(path: str | Path) -> Iterator[Row | Problem]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Problem(f"{path}:{reader.line_num}", "", f"not CSV: {error}", 'put the cell in double quotes, and write a quote inside as ""')
+                yield Problem(
+                    f"{path}:{reader.line_num}",
+                    "",
+                    f"not CSV: {error}",
+                    'put the cell in double quotes, and write a quote inside as ""',
+                )
                 continue
             if cells:
                 yield _csv_row(path, where, header, cells)
 
 
 def read_parquet(path: str | Path) -> Iterator[Row | Problem]:
-    """Rows of a parquet file, a batch at a time; `where` is `file:row N`, from 1. Raises DataError."""
+    """Rows of a parquet file, a batch at a time; `where` is `file:row N`, from 1. Raises
+    DataError.
+    """
     import pyarrow.parquet as pq
 
     with readable(path, "parquet file"), pq.ParquetFile(path) as file:
@@ -57,7 +87,9 @@ def read_parquet(path: str | Path) -> Iterator[Row | Problem]:
 
 
 def read_arrow(path: str | Path) -> Iterator[Row | Problem]:
-    """Rows of an Arrow file, in the stream form `datasets` writes or the file form. Raises DataError."""
+    """Rows of an Arrow file, in the stream form `datasets` writes or the file form. Raises
+    DataError.
+    """
     import pyarrow as pa
 
     with readable(path, "Arrow file"), pa.memory_map(str(path)) as source:
@@ -74,19 +106,27 @@ def read_arrow(path: str | Path) -> Iterator[Row | Problem]:
 
 @contextmanager
 def readable(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever pyarrow raises over a damaged file, or over a cell that Python has no value for, as one DataError."""
+    """Whatever pyarrow raises over a damaged file, or over a cell that Python has no value for, as
+    one DataError.
+    """
     import pyarrow as pa
 
     try:
         yield
     except (ValueError, OSError, ArithmeticError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a readable {what}: {_first_line(error)}", remedy="fetch or write it again") from error
+        raise DataError(
+            f"{path}: not a readable {what}: {_first_line(error)}", remedy="fetch or write it again"
+        ) from error
 
 
 def rows_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The rows of Arrow batches or tables. A batch may hold a whole file: what is Python at one time is bounded."""
+    """The rows of Arrow batches or tables. A batch may hold a whole file: what is Python at one
+    time is bounded.
+    """
     for batch in batches:
-        batch.validate(full=True)  # an offset that points beyond its buffer would not raise, but end the process
+        batch.validate(
+            full=True
+        )  # an offset that points beyond its buffer would not raise, but end the process
         for start in range(0, batch.num_rows, _BATCH):
             yield from batch.slice(start, _BATCH).to_pylist()
 
@@ -101,7 +141,12 @@ def numbered(name: str | Path, rows: Iterable[dict[str, Any]]) -> Iterator[Row |
 
 def _csv_row(path: str | Path, where: str, header: list[str], cells: list[str]) -> Row | Problem:
     if len(cells) != len(header):
-        return Problem(where, "", f"has {len(cells)} cells, the header has {len(header)}", "put cells that hold a comma in double quotes")
+        return Problem(
+            where,
+            "",
+            f"has {len(cells)} cells, the header has {len(header)}",
+            "put cells that hold a comma in double quotes",
+        )
     values: dict[str, Any] = {}
     for name, cell in zip(header, cells):
         if fault := _fault(path, cell):
@@ -120,7 +165,9 @@ def _fault(path: str | Path, cell: str) -> tuple[str, str] | None:
 
 
 def _json_cell(cell: str) -> Any:
-    """The JSON value a cell spells; what spells none stays text, and the layout says what it expected instead."""
+    """The JSON value a cell spells; what spells none stays text, and the layout says what it
+    expected instead.
+    """
     if cell in ("True", "False", ""):
         return {"True": True, "False": False, "": None}[cell]
     try:
@@ -132,7 +179,10 @@ def _json_cell(cell: str) -> Any:
 def _no_twins(path: str | Path, names: list[str]) -> None:
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise DataError(f"{path}: the columns {', '.join(map(repr, twins))} stand there twice", remedy="rename or remove one")
+        raise DataError(
+            f"{path}: the columns {', '.join(map(repr, twins))} stand there twice",
+            remedy="rename or remove one",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
-"""Tokens by what they were made from: made once, then read. A second start with the same data and tokenizer tokenises nothing.
+"""Tokens by what they were made from: made once, then read. A second start with the same data and
+tokenizer tokenises nothing.
 
-Large sets lie below `$WINNOW_CACHE` (default `~/.cache/winnow`) as `tokens/KEY/`, where the key is a hash of every text, of the
-tokenizer, its template and the length limit. Small ones are quicker made than looked up: they stay in memory, and no file is written.
+Large sets lie below `$WINNOW_CACHE` (default `~/.cache/winnow`) as `tokens/KEY/`, where the key is
+a hash of every text, of the tokenizer, its template and the length limit. Small ones are quicker
+made than looked up: they stay in memory, and no file is written.
 """
 
 from __future__ import annotations
@@ -23,11 +25,16 @@ from winnow.errors import Problem, RunError
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder, folder_atomic, sha256_file, sha256_json
 
-LARGE = 20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
+LARGE = (
+    20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
+)
 
 
-def tokenised(texts: Sequence[PreferenceGroup], name: str, renderer: Renderer) -> tuple[Tokens, list[Problem]]:
-    """The texts that can be scored as tokens, and what is wrong with the others, in the order of the texts. Raises ModelError, RunError.
+def tokenised(
+    texts: Sequence[PreferenceGroup], name: str, renderer: Renderer
+) -> tuple[Tokens, list[Problem]]:
+    """The texts that can be scored as tokens, and what is wrong with the others, in the order of
+    the texts. Raises ModelError, RunError.
 
     name: what `said` makes of the texts.
     """
@@ -35,24 +42,37 @@ def tokenised(texts: Sequence[PreferenceGroup], name: str, renderer: Renderer) -
         return _in_memory(rendered(texts, renderer, 1, lambda done: None))
     who = renderer.identity()
     if who is None:
-        say("tokens: the tokenizer is written in Python and has no identity to store tokens by: made at each start, in one process, kept in memory")
+        say(
+            "tokens: the tokenizer is written in Python and has no identity to store tokens by:"
+            " made at each start, in one process, kept in memory"
+        )
         with Steps("tokens", len(texts)) as steps:
             return _in_memory(rendered(texts, renderer, 1, steps.advance))
-    key = sha256_json([tokens.SCHEMA, sha256_file(Path(render.__file__)), who, name])  # another renderer, other tokens
+    key = sha256_json(
+        [tokens.SCHEMA, sha256_file(Path(render.__file__)), who, name]
+    )  # another renderer, other tokens
     folder = cache_folder("tokens") / key[:16]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_suffix(".lock")):
             there = folder.exists()
             if not there:
-                for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # by a process that was killed: nobody else writes here now
+                for left in folder.parent.glob(
+                    f"{folder.name}.tmp-*"
+                ):  # by a process that was killed: nobody else writes here now
                     shutil.rmtree(left)
                 with folder_atomic(folder) as new, Steps("tokens", len(texts)) as steps:
                     tokens.write(new, key, rendered(texts, renderer, workers(), steps.advance))
             made, problems = tokens.opened(folder, key)
     except OSError as error:
-        raise RunError(f"{folder}: tokens cannot be stored: {error.strerror or error}", remedy="export WINNOW_CACHE=a folder with room") from error
-    say(f"tokens: {len(made):,} groups {'from' if there else 'written to'} {safe(folder)}" + (", nothing tokenised" if there else ""))
+        raise RunError(
+            f"{folder}: tokens cannot be stored: {error.strerror or error}",
+            remedy="export WINNOW_CACHE=a folder with room",
+        ) from error
+    say(
+        f"tokens: {len(made):,} groups {'from' if there else 'written to'} {safe(folder)}"
+        + (", nothing tokenised" if there else "")
+    )
     return made, problems
 
 
@@ -66,7 +86,9 @@ def said(texts: Iterable[PreferenceGroup]) -> str:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time. Of two runs that are begun together the second one reads what the first one writes."""
+    """One process at a time. Of two runs that are begun together the second one reads what the
+    first one writes.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

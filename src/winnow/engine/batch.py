@@ -1,6 +1,8 @@
-"""The only tensor form of data. Everything that must be shifted, masked or paired is decided here, on Python ints.
+"""The only tensor form of data. Everything that must be shifted, masked or paired is decided here,
+on Python ints.
 
-Axes: T packed tokens, C completions, N scored tokens, U hidden states that predict one, M comparisons, G groups.
+Axes: T packed tokens, C completions, N scored tokens, U hidden states that predict one, M
+comparisons, G groups.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from winnow.data.pairs import ranks
 from winnow.data.prefix_tree import grow
 from winnow.data.render import RenderedGroup
 
-# What is known of a completion beside comparisons: nothing, a label, that it is a demonstration, that it answers another prompt.
+# What is known of a completion beside comparisons: nothing, a label, that it is a demonstration,
+# that it answers another prompt.
 UNKNOWN, BAD, GOOD, SHOWN, MISMATCHED = -1, 0, 1, 2, -2
 
 
 class Run(NamedTuple):
-    """A segment in the packed tokens: where it begins, its length, the segment before it (-1: none)."""
+    """A segment in the packed tokens: where it begins, its length, the segment before it (-1:
+    none).
+    """
 
     start: int
     length: int
@@ -43,9 +48,10 @@ class Ends(NamedTuple):
 class Batch:
     """A micro-batch of whole groups.
 
-    Scored token n of completion `completion_N[n]` is `target_N[n]`, predicted by the hidden state of packed token
-    `source_N[n]`: the shift by one is done here and nowhere else. Scored tokens stand completion by completion. A hidden
-    state that predicts several of a group's tokens (a branch, a shared beginning) stands once in `state_U`.
+    Scored token n of completion `completion_N[n]` is `target_N[n]`, predicted by the hidden state
+    of packed token `source_N[n]`: the shift by one is done here and nowhere else. Scored tokens
+    stand completion by completion. A hidden state that predicts several of a group's tokens (a
+    branch, a shared beginning) stands once in `state_U`.
     """
 
     token_T: Int[Tensor, " T"]
@@ -58,7 +64,9 @@ class Batch:
     completion_N: Int[Tensor, " N"]
     length_C: Int[Tensor, " C"]  # scored tokens
     label_C: Int[Tensor, " C"]
-    ranks: tuple[int, ...]  # of the completions: how many of their group beat them; -1: an answer to another prompt, without a rank
+    ranks: tuple[
+        int, ...
+    ]  # of the completions: how many of their group beat them; -1: an answer to another prompt, without a rank
     pair_M2: Int[Tensor, "M 2"]  # winner, loser
     probability_M: Float[Tensor, " M"]
     weight_M: Float[Tensor, " M"]
@@ -66,8 +74,12 @@ class Batch:
     ends: tuple[Ends, ...]  # of the groups
     items: tuple[int, ...]  # of the groups, in their data set
     wheres: tuple[str, ...]  # of the groups, for messages
-    reference_N: Float[Tensor, " N"] | None = None  # the reference's log-probs, where an objective wants some
-    idle: bool = False  # computed for the sake of other processes alone: its numbers count for nothing
+    reference_N: Float[Tensor, " N"] | None = (
+        None  # the reference's log-probs, where an objective wants some
+    )
+    idle: bool = (
+        False  # computed for the sake of other processes alone: its numbers count for nothing
+    )
 
     @property
     def source_N(self) -> Int[Tensor, " N"]:
@@ -77,13 +89,16 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=device.type != "cpu") for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+            f.name: value.to(device, non_blocking=device.type != "cpu")
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
 
     def parts(self, states: int) -> Iterator[tuple[int, Batch]]:
-        """The batch cut into runs of whole groups of at most `states` hidden states, at least one group each, with the first state
-        of each. Packed tokens stay whole: the parts are for what comes after the hidden states.
+        """The batch cut into runs of whole groups of at most `states` hidden states, at least one
+        group each, with the first state of each. Packed tokens stay whole: the parts are for what
+        comes after the hidden states.
         """
         first = 0
         while first < len(self.ends):
@@ -95,7 +110,10 @@ class Batch:
             first = last
 
     def _part(self, first: int, last: int, begin: Ends, end: Ends) -> Batch:
-        scored, completions = slice(begin.scored, end.scored), slice(begin.completions, end.completions)
+        scored, completions = (
+            slice(begin.scored, end.scored),
+            slice(begin.completions, end.completions),
+        )
         comparisons = slice(begin.comparisons, end.comparisons)
         return dataclasses.replace(
             self,
@@ -118,11 +136,13 @@ class Batch:
         )
 
 
-def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None, *, whole: bool = False) -> Batch:
+def collate(
+    groups: Sequence[RenderedGroup], items: Sequence[int] | None = None, *, whole: bool = False
+) -> Batch:
     """Groups as one Batch; `items` are their numbers in the data set (default 0, 1, ...).
 
-    whole: for a scalar head that judges whole answers. Each completion's one scored token is its last, and the state that has a number for it is that
-    token's own, not the one before it.
+    whole: for a scalar head that judges whole answers. Each completion's one scored token is its
+    last, and the state that has a number for it is that token's own, not the one before it.
     """
     tree = grow([group.sequences for group in groups])
     tokens: list[int] = []
@@ -188,21 +208,42 @@ def collate(groups: Sequence[RenderedGroup], items: Sequence[int] | None = None,
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Micro-batches laid end to end as one batch, for what must be seen of a whole step at once; no prefix is shared between them."""
+    """Micro-batches laid end to end as one batch, for what must be seen of a whole step at once; no
+    prefix is shared between them.
+    """
     base = Ends(0, 0, 0, 0)
     packed = segments = 0
     runs: list[Run] = []
     leaves: list[int] = []
     ends: list[Ends] = []
-    moved: dict[str, list[Tensor]] = {name: [] for name in ("state_U", "state_N", "completion_N", "pair_M2")}
+    moved: dict[str, list[Tensor]] = {
+        name: [] for name in ("state_U", "state_N", "completion_N", "pair_M2")
+    }
     for batch in batches:
-        runs += [Run(run.start + packed, run.length, run.parent + segments if run.parent >= 0 else -1) for run in batch.runs]
+        runs += [
+            Run(run.start + packed, run.length, run.parent + segments if run.parent >= 0 else -1)
+            for run in batch.runs
+        ]
         leaves += [leaf + segments for leaf in batch.leaves]
-        for name, by in (("state_U", packed), ("state_N", base.states), ("completion_N", base.completions), ("pair_M2", base.completions)):
+        for name, by in (
+            ("state_U", packed),
+            ("state_N", base.states),
+            ("completion_N", base.completions),
+            ("pair_M2", base.completions),
+        ):
             moved[name].append(getattr(batch, name) + by)
         ends += [Ends(*(a + b for a, b in zip(end, base))) for end in batch.ends]
         base, packed, segments = ends[-1], packed + len(batch.token_T), segments + len(batch.runs)
-    alike = ("token_T", "position_T", "target_N", "length_C", "label_C", "probability_M", "weight_M", "margin_M")
+    alike = (
+        "token_T",
+        "position_T",
+        "target_N",
+        "length_C",
+        "label_C",
+        "probability_M",
+        "weight_M",
+        "margin_M",
+    )
     given = [batch.reference_N for batch in batches if batch.reference_N is not None]
     return Batch(
         runs=tuple(runs),
@@ -219,7 +260,12 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def _labels(group: RenderedGroup) -> list[int]:
-    """What is known of each completion beside comparisons. Where nobody judged anything, they are demonstrations."""
+    """What is known of each completion beside comparisons. Where nobody judged anything, they are
+    demonstrations.
+    """
     judged = bool(group.comparisons) or any(label is not None for label in group.labels)
-    own = [(UNKNOWN if judged else SHOWN) if label is None or group.comparisons else int(label) for label in group.labels]
+    own = [
+        (UNKNOWN if judged else SHOWN) if label is None or group.comparisons else int(label)
+        for label in group.labels
+    ]
     return own[: len(own) - group.mismatched] + [MISMATCHED] * group.mismatched

@@ -24,7 +24,9 @@ from winnow.system.launch import count, rank
 
 @dataclass(frozen=True)
 class PerToken:
-    """A number per scored token of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
+    """A number per scored token of a data set: group i owns `value[start[i] : start[i + 1]]`,
+    completion by completion.
+    """
 
     value: Float[Tensor, " all"]
     start: NDArray[Any]
@@ -37,7 +39,9 @@ class PerToken:
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference log-probs of a data set: group i owns `value[start[i] : start[i + 1]]`, completion by completion."""
+    """Reference log-probs of a data set: group i owns `value[start[i] : start[i + 1]]`, completion
+    by completion.
+    """
 
     identity: str
     value: Float[Tensor, " all"]
@@ -69,9 +73,11 @@ def compute(
     *,
     share: bool = False,
 ) -> Float[Tensor, " all"]:
-    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each micro-batch finished.
+    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each
+    micro-batch finished.
 
-    share: each process of the job computes its part, and all get all; otherwise whoever asks computes the whole.
+    share: each process of the job computes its part, and all get all; otherwise whoever asks
+    computes the whole.
     """
     start = offsets(groups)
     value: Tensor | None = None
@@ -79,13 +85,17 @@ def compute(
     for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
         if number % ranks != (rank() if share else 0):
             continue
-        items = part or [0]  # nothing left for this one: the others need it to compute with all the same
+        items = part or [
+            0
+        ]  # nothing left for this one: the others need it to compute with all the same
         batch = collate([groups[i] for i in items], items)
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
         if not torch.isfinite(logp_N).all():
             raise TrainingError(
-                f"the reference gives log-probs that are not finite for one of {', '.join(batch.wheres[:5])}", remedy="check the model's weights and dtype"
+                "the reference gives log-probs that are not finite for one of"
+                f" {', '.join(batch.wheres[:5])}",
+                remedy="check the model's weights and dtype",
             )
         if value is None:
             value = torch.zeros(start[-1], dtype=logp_N.dtype)

@@ -1,4 +1,6 @@
-"""The fast engines: hidden states by one of several ways, log-probs of the scored ones by `engine.head`."""
+"""The fast engines: hidden states by one of several ways, log-probs of the scored ones by
+`engine.head`.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,20 @@ from winnow.models.loading import is_adapter
 
 @dataclass(frozen=True)
 class Tiled:
-    """An engine: `hidden(model, batch)` gives the hidden states that predict something, while `inside(model, batch)` holds."""
+    """An engine: `hidden(model, batch)` gives the hidden states that predict something, while
+    `inside(model, batch)` holds.
+    """
 
     NAME: str
     hidden: Callable[[Any, Batch], Tensor]
     inside: Callable[[Any, Batch], AbstractContextManager[None]]
 
-    def logps(self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
-        """log p of every scored token (nats, float32 or better), differentiable; what `want` names is not."""
+    def logps(
+        self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+    ) -> Columns:
+        """log p of every scored token (nats, float32 or better), differentiable; what `want` names
+        is not.
+        """
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
@@ -35,19 +43,30 @@ class Tiled:
         released(model)
         return columns
 
-    def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+    def backward(
+        self,
+        model: Any,
+        batch: Batch,
+        slope: Slope,
+        want: Sequence[str] = (),
+        other: Said | None = None,
+    ) -> Columns:
         """One forward pass; the slopes of the loss, group by group; one backward pass."""
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-            return output_head.backward(output_head.head_of(inner), state_UH, batch, slope, want, other)
+            return output_head.backward(
+                output_head.head_of(inner), state_UH, batch, slope, want, other
+            )
 
     def said(self, model: Any, batch: Batch) -> Said:
         """What the model says of the batch: its hidden states and the head they were made for."""
         inner = bare(model)
         with torch.no_grad(), self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-            said = output_head.Distribution(output_head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH)
+            said = output_head.Distribution(
+                output_head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH
+            )
             released(model)
             return said
 

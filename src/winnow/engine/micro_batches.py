@@ -1,4 +1,6 @@
-"""What a training is fed: rendered groups with their reference, cut into micro-batches, of which each process of the job gets its share."""
+"""What a training is fed: rendered groups with their reference, cut into micro-batches, of which
+each process of the job gets its share.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from winnow.system.launch import count, rank
 
 @dataclass(frozen=True)
 class Micro:
-    """The micro-batches of one step: this process's own, and where an objective must see the whole step all that count, by rank: from number
-    `first` on they are its own.
+    """The micro-batches of one step: this process's own, and where an objective must see the whole
+    step all that count, by rank: from number `first` on they are its own.
     """
 
     own: Sequence[Batch]
@@ -31,10 +33,12 @@ def alone(batches: Sequence[Batch]) -> Micro:
 
 @dataclass(frozen=True)
 class Data:
-    """A rendered data set, how epochs mix its parts, and its reference log-probs where the objective wants some.
+    """A rendered data set, how epochs mix its parts, and its reference log-probs where the
+    objective wants some.
 
-    Every process gets as many micro-batches as the others, for the model's parts are computed together: where it has none left it goes
-    through a first group again (`Batch.idle`), for nothing.
+    Every process gets as many micro-batches as the others, for the model's parts are computed
+    together: where it has none left it goes through a first group again (`Batch.idle`), for
+    nothing.
     """
 
     groups: Sequence[RenderedGroup]
@@ -42,15 +46,21 @@ class Data:
     reference: Reference | None
     whole: bool = False  # a number per answer, and not per scored token (`collate`)
 
-    def micro_batches(self, items: Sequence[int], tokens: int, work: Work | None = None, *, whole: bool = False) -> Micro:
-        """The groups numbered `items`, packed under the token budget, on the CPU. whole: with those of the other processes."""
+    def micro_batches(
+        self, items: Sequence[int], tokens: int, work: Work | None = None, *, whole: bool = False
+    ) -> Micro:
+        """The groups numbered `items`, packed under the token budget, on the CPU. whole: with those
+        of the other processes.
+        """
         groups = [self.groups[i] for i in items]
         parts = [[items[i] for i in part] for part in pack(groups, tokens, work, count())]
         own = [self._batch(part, items[0]) for part in parts[rank() :: count()]]
         if count() == 1:
             return alone(own)
         before = sum(bool(part) for number in range(rank()) for part in parts[number :: count()])
-        return Micro(own, [self._batch(part, items[0]) for part in by_rank(parts)] if whole else [], before)
+        return Micro(
+            own, [self._batch(part, items[0]) for part in by_rank(parts)] if whole else [], before
+        )
 
     def everything(self, tokens: int, work: Work | None = None) -> Iterator[Batch]:
         """This process's share of all groups, a micro-batch at a time."""

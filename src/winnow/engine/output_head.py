@@ -1,11 +1,14 @@
-"""log p of N targets from U hidden states, and its gradients, without keeping a U x V matrix for long.
+"""log p of N targets from U hidden states, and its gradients, without keeping a U x V matrix for
+long.
 
-Two ways. *Fused*: the logits of a part of the batch stay in memory while the objective says its slopes, so forward and
-backward pass are 3 matrix products (2 with a frozen head). *Recomputed*: only the log-sum-exp is kept, the logits are formed
-again in the backward pass: 4 products, memory of one tile; for parts too large to hold, and for plain autograd.
+Two ways. *Fused*: the logits of a part of the batch stay in memory while the objective says its
+slopes, so forward and backward pass are 3 matrix products (2 with a frozen head). *Recomputed*:
+only the log-sum-exp is kept, the logits are formed again in the backward pass: 4 products, memory
+of one tile; for parts too large to hold, and for plain autograd.
 
-z = cap tanh(scale (h W^T + b) / cap);  log p(t) = z_t - log sum exp z;  d log p(t) / dz = onehot(t) - softmax(z).
-Products in the weights' dtype; maxima, exponentials and sums in float32, or float64 for float64 weights.
+z = cap tanh(scale (h W^T + b) / cap);  log p(t) = z_t - log sum exp z;  d log p(t) / dz = onehot(t)
+- softmax(z). Products in the weights' dtype; maxima, exponentials and sums in float32, or float64
+for float64 weights.
 """
 
 from __future__ import annotations
@@ -24,16 +27,22 @@ from winnow.engine.base import Columns, Said, Slope
 from winnow.engine.batch import Batch
 from winnow.errors import ModelError
 
-ROWS = 256  # hidden states whose logits are formed together: they stay in the processor's cache while exp and sums are taken
+# hidden states whose logits are formed together: they stay in the processor's cache while exp and
+# sums are taken
+ROWS = 256
 TILE = 2**27  # bytes of logits held for the fused way, and formed at a time in the recomputed one
 LARGEST = 2**30  # bytes of logits up to which a single group is still held whole
 
-Other = Callable[[int, int], Tensor] | None  # log-probs another model gives, U x V, for the states from one number to another
+Other = (
+    Callable[[int, int], Tensor] | None
+)  # log-probs another model gives, U x V, for the states from one number to another
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: weights (which may have a graph, as a sum with an adapter has), and what happens to its logits."""
+    """The output layer: weights (which may have a graph, as a sum with an adapter has), and what
+    happens to its logits.
+    """
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None
@@ -45,8 +54,13 @@ class Head:
         return max(1, limit // (self.weight.shape[0] * _wide(self.weight.dtype).itemsize))
 
     def detached(self, *, copy: bool = False) -> Head:
-        """The weights as they are, whatever their parameters hold later; copy: also where their memory is used for others."""
-        weight, bias = (None if one is None else one.detach().clone() if copy else one.detach() for one in (self.weight, self.bias))
+        """The weights as they are, whatever their parameters hold later; copy: also where their
+        memory is used for others.
+        """
+        weight, bias = (
+            None if one is None else one.detach().clone() if copy else one.detach()
+            for one in (self.weight, self.bias)
+        )
         assert weight is not None
         return replace(self, weight=weight, bias=bias)
 
@@ -61,7 +75,12 @@ class Distribution:
     def logp(self, first: int, last: int) -> Float[Tensor, "U V"]:
         """Log-probs of the whole vocabulary at the states from `first` to `last`."""
         part_UH = self.state_UH[first:last]
-        z = torch.empty(len(part_UH), len(self.head.weight), dtype=_wide(self.head.weight.dtype), device=part_UH.device)
+        z = torch.empty(
+            len(part_UH),
+            len(self.head.weight),
+            dtype=_wide(self.head.weight.dtype),
+            device=part_UH.device,
+        )
         _logits(self.head, part_UH, z)
         return z.sub_(z.logsumexp(-1, keepdim=True))
 
@@ -71,13 +90,19 @@ class Distribution:
 
 
 def head_of(model: Any) -> Head:
-    """The model's output layer, with what its configuration declares about logits. Raises ModelError for one it cannot read."""
+    """The model's output layer, with what its configuration declares about logits. Raises
+    ModelError for one it cannot read.
+    """
     layer = model.get_output_embeddings()
     if layer is None:
         raise ModelError("the model names no output layer")
     config = model.config.get_text_config()
     scale = 1.0
-    for name, invert in (("logit_scale", False), ("logits_scaling", True), ("lm_head_multiplier", False)):
+    for name, invert in (
+        ("logit_scale", False),
+        ("logits_scaling", True),
+        ("lm_head_multiplier", False),
+    ):
         value = getattr(config, name, None)
         if isinstance(value, (int, float)):
             scale *= 1 / value if invert else value
@@ -96,7 +121,9 @@ def body(model: Any) -> Any:
 
 
 def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a plain layer, or of one with adapters: their low-rank product is added, with its graph."""
+    """Weight and bias of a plain layer, or of one with adapters: their low-rank product is added,
+    with its graph.
+    """
     from peft.tuners.lora import Linear as LoraLinear
     from peft.utils import ModulesToSaveWrapper
 
@@ -104,7 +131,10 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
         return _weights(layer.modules_to_save[layer.active_adapters[0]])
     if isinstance(layer, LoraLinear):
         if any(layer.use_dora.get(name, False) for name in layer.active_adapters):
-            raise ModelError("the adapter on the output layer is DoRA, whose product is not a sum", remedy="leave the output layer out of --lora targets")
+            raise ModelError(
+                "the adapter on the output layer is DoRA, whose product is not a sum",
+                remedy="leave the output layer out of --lora targets",
+            )
         weight, bias = _weights(layer.get_base_layer())
         return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters), bias
     if isinstance(layer, nn.Linear):
@@ -112,14 +142,40 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
     raise ModelError(f"the output layer is a {type(layer).__name__}, which is no linear map")
 
 
-def logps(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, want: Sequence[str], other: Said | None) -> Columns:
-    """Columns of a batch from its hidden states; "logp" is differentiable, by recomputing the logits."""
-    values = _Recomputed.apply(state_UH, head.weight, head.bias, head, batch.state_N, batch.target_N, tuple(want), _from(other, 0))
+def logps(
+    head: Head,
+    state_UH: Float[Tensor, "U H"],
+    batch: Batch,
+    want: Sequence[str],
+    other: Said | None,
+) -> Columns:
+    """Columns of a batch from its hidden states; "logp" is differentiable, by recomputing the
+    logits.
+    """
+    values = _Recomputed.apply(
+        state_UH,
+        head.weight,
+        head.bias,
+        head,
+        batch.state_N,
+        batch.target_N,
+        tuple(want),
+        _from(other, 0),
+    )
     return dict(zip(("logp", *want), values))
 
 
-def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Slope, want: Sequence[str], other: Said | None) -> Columns:
-    """Columns of a batch, detached; the gradients of hidden states and head are added where they belong."""
+def backward(
+    head: Head,
+    state_UH: Float[Tensor, "U H"],
+    batch: Batch,
+    slope: Slope,
+    want: Sequence[str],
+    other: Said | None,
+) -> Columns:
+    """Columns of a batch, detached; the gradients of hidden states and head are added where they
+    belong.
+    """
     ready_UH = state_UH.detach()
     gradients = _Gradients(head, ready_UH, direct=True)
     found: list[Columns] = []
@@ -134,11 +190,30 @@ def backward(head: Head, state_UH: Float[Tensor, "U H"], batch: Batch, slope: Sl
                 columns = _columns(head, part_UH, part.state_N, part.target_N, whole.column_U)
                 formed = [(0, whole)]
             else:
-                values = _Recomputed.apply(part_UH, head.weight, head.bias, head, part.state_N, part.target_N, tuple(want), q)
+                values = _Recomputed.apply(
+                    part_UH,
+                    head.weight,
+                    head.bias,
+                    head,
+                    part.state_N,
+                    part.target_N,
+                    tuple(want),
+                    q,
+                )
                 columns = dict(zip(("logp", *want), values))
                 formed = _tiles(head, part_UH)
             columns = {name: value.detach() for name, value in columns.items()}
-            _add_gradients(head, formed, part_UH, part.state_N, part.target_N, slope(dict(columns), part), q, gradients, first)
+            _add_gradients(
+                head,
+                formed,
+                part_UH,
+                part.state_N,
+                part.target_N,
+                slope(dict(columns), part),
+                q,
+                gradients,
+                first,
+            )
         found.append(columns)
     gradients.hand_over(head, state_UH)
     return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
@@ -150,34 +225,55 @@ def _from(other: Said | None, first: int) -> Other:
 
 
 class _Gradients:
-    """What the hidden states and the head are owed, in float32 or better, until it is handed to autograd.
+    """What the hidden states and the head are owed, in float32 or better, until it is handed to
+    autograd.
 
-    A float32 weight's own gradient is added to where it is (`direct`): V x H numbers less to hold, to clear and to add.
+    A float32 weight's own gradient is added to where it is (`direct`): V x H numbers less to hold,
+    to clear and to add.
     """
 
     def __init__(self, head: Head, state_UH: Tensor, *, direct: bool = False) -> None:
         wide = _wide(state_UH.dtype)
         self.state_UH = torch.empty_like(state_UH, dtype=wide)
         self.weight_VH: Tensor | None = None
-        self.direct = direct and head.weight.is_leaf and head.weight.requires_grad and head.weight.dtype == wide
+        self.direct = (
+            direct
+            and head.weight.is_leaf
+            and head.weight.requires_grad
+            and head.weight.dtype == wide
+        )
         if self.direct:
             if head.weight.grad is None:
                 head.weight.grad = torch.zeros_like(head.weight)
             self.weight_VH = head.weight.grad
         elif head.weight.requires_grad:
             self.weight_VH = torch.zeros_like(head.weight, dtype=wide)
-        self.bias_V = torch.zeros_like(head.bias, dtype=wide) if head.bias is not None and head.bias.requires_grad else None
+        self.bias_V = (
+            torch.zeros_like(head.bias, dtype=wide)
+            if head.bias is not None and head.bias.requires_grad
+            else None
+        )
 
     def hand_over(self, head: Head, state_UH: Tensor) -> None:
         """The rest of the backward pass."""
-        owed = [(state_UH, self.state_UH), (head.weight, None if self.direct else self.weight_VH), (head.bias, self.bias_V)]
-        pairs = [(tensor, g.to(tensor.dtype)) for tensor, g in owed if tensor is not None and g is not None and tensor.requires_grad]
+        owed = [
+            (state_UH, self.state_UH),
+            (head.weight, None if self.direct else self.weight_VH),
+            (head.bias, self.bias_V),
+        ]
+        pairs = [
+            (tensor, g.to(tensor.dtype))
+            for tensor, g in owed
+            if tensor is not None and g is not None and tensor.requires_grad
+        ]
         torch.autograd.backward([tensor for tensor, _ in pairs], [g for _, g in pairs])
 
 
 @dataclass(frozen=True)
 class _Formed:
-    """Logits of some hidden states, as exp(z - peak): never larger than 1, and all that the gradients need."""
+    """Logits of some hidden states, as exp(z - peak): never larger than 1, and all that the
+    gradients need.
+    """
 
     head: Head
     state_UH: Tensor
@@ -187,7 +283,8 @@ class _Formed:
     bend_UV: Tensor | None  # d softcap(z) / dz
 
     def backward(self, slope_U: Tensor, into: _Gradients, first: int) -> None:
-        """Add the gradients of -sum_u slope_u log sum exp z_u; these hidden states are number `first` and on. Uses up the logits.
+        """Add the gradients of -sum_u slope_u log sum exp z_u; these hidden states are number
+        `first` and on. Uses up the logits.
 
         d/dz = -w exp with w_u = slope_u / total_u. The factors w go to the U x H side.
         """
@@ -196,7 +293,9 @@ class _Formed:
         if self.bend_UV is not None:
             exp_UV = exp_UV.mul_(self.bend_UV)
         exp_UV = exp_UV.to(head.weight.dtype)
-        into.state_UH[first : first + len(exp_UV)] = _product(exp_UV, head.weight, wide).mul_(-weight_U[:, None])
+        into.state_UH[first : first + len(exp_UV)] = _product(exp_UV, head.weight, wide).mul_(
+            -weight_U[:, None]
+        )
         if into.weight_VH is not None:
             side_UH = self.state_UH * -weight_U[:, None]
             if side_UH.dtype == head.weight.dtype:
@@ -207,10 +306,15 @@ class _Formed:
             into.bias_V.sub_(weight_U @ exp_UV.to(wide))
 
 
-def _columns(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, column_U: dict[str, Tensor]) -> Columns:
+def _columns(
+    head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, column_U: dict[str, Tensor]
+) -> Columns:
     """log p of the targets, and what was asked for beside it, per scored token."""
     logp_N = _targets(head, state_UH, state_N, target_N) - column_U["normaliser"][state_N]
-    return {"logp": logp_N, **{name: value_U[state_N] for name, value_U in column_U.items() if name != "normaliser"}}
+    return {
+        "logp": logp_N,
+        **{name: value_U[state_N] for name, value_U in column_U.items() if name != "normaliser"},
+    }
 
 
 def _add_gradients(
@@ -224,8 +328,9 @@ def _add_gradients(
     into: _Gradients,
     first: int,
 ) -> None:
-    """Add the gradients of sum_n slope_n log p_n (and of kl): those of the normalisers, run by run as `formed` gives them, those of the
-    targets' logits, and those of the logits another model's distribution weighs: KL = sum_v q_v (log q_v - z_v) + log sum exp z.
+    """Add the gradients of sum_n slope_n log p_n (and of kl): those of the normalisers, run by run
+    as `formed` gives them, those of the targets' logits, and those of the logits another model's
+    distribution weighs: KL = sum_v q_v (log q_v - z_v) + log sum exp z.
     """
     slope_N = slopes["logp"] * head.scale
     zero_U = torch.zeros(len(state_UH), dtype=slope_N.dtype, device=slope_N.device)
@@ -239,14 +344,25 @@ def _add_gradients(
         _add_crossed(head, state_UH, kl_U, q, into, first)
     if head.softcap:
         slope_N = slope_N * (1 - (_targets(head, state_UH, state_N, target_N) / head.softcap) ** 2)
-    into.state_UH[first : first + len(state_UH)].index_add_(0, state_N, slope_N[:, None] * head.weight[target_N].to(slope_N.dtype))
+    into.state_UH[first : first + len(state_UH)].index_add_(
+        0, state_N, slope_N[:, None] * head.weight[target_N].to(slope_N.dtype)
+    )
     if into.weight_VH is not None:
-        into.weight_VH.index_add_(0, target_N, slope_N[:, None] * state_UH[state_N].to(slope_N.dtype))
+        into.weight_VH.index_add_(
+            0, target_N, slope_N[:, None] * state_UH[state_N].to(slope_N.dtype)
+        )
     if into.bias_V is not None:
         into.bias_V.index_add_(0, target_N, slope_N)
 
 
-def _add_crossed(head: Head, state_UH: Tensor, kl_U: Tensor, q: Callable[[int, int], Tensor], into: _Gradients, first: int) -> None:
+def _add_crossed(
+    head: Head,
+    state_UH: Tensor,
+    kl_U: Tensor,
+    q: Callable[[int, int], Tensor],
+    into: _Gradients,
+    first: int,
+) -> None:
     """Add the gradients of -sum_u kl_u sum_v q_uv z_uv, block by block."""
     for begin in range(0, len(state_UH), ROWS):
         rows = slice(begin, min(begin + ROWS, len(state_UH)))
@@ -255,7 +371,9 @@ def _add_crossed(head: Head, state_UH: Tensor, kl_U: Tensor, q: Callable[[int, i
             z = torch.empty_like(side_RV)
             _logits(head, state_UH[rows], z)
             side_RV.mul_(1 - (z / head.softcap).square_())
-        into.state_UH[first + rows.start : first + rows.stop] += side_RV @ head.weight.to(side_RV.dtype)
+        into.state_UH[first + rows.start : first + rows.stop] += side_RV @ head.weight.to(
+            side_RV.dtype
+        )
         if into.weight_VH is not None:
             into.weight_VH.add_(side_RV.T @ state_UH[rows].to(side_RV.dtype))
         if into.bias_V is not None:
@@ -263,13 +381,21 @@ def _add_crossed(head: Head, state_UH: Tensor, kl_U: Tensor, q: Callable[[int, i
 
 
 def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _Formed:
-    """Logits, row block by row block: each is turned into its exponentials while it still is in the cache."""
+    """Logits, row block by row block: each is turned into its exponentials while it still is in the
+    cache.
+    """
     wide = _wide(head.weight.dtype)
     count, vocabulary = len(state_UH), len(head.weight)
     exp_UV = _scratch("exp", count, vocabulary, wide, state_UH.device)
-    block_RV = _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device) if "entropy" in want else None
+    block_RV = (
+        _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device)
+        if "entropy" in want
+        else None
+    )
     bend_UV = torch.empty_like(exp_UV) if head.softcap else None
-    peak_U, total_U, mean_U, squares_U, kl_U = (torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(5))
+    peak_U, total_U, mean_U, squares_U, kl_U = (
+        torch.empty(count, dtype=wide, device=state_UH.device) for _ in range(5)
+    )
     for begin in range(0, count, ROWS):
         rows = slice(begin, begin + ROWS)
         z = exp_UV[rows]
@@ -292,8 +418,19 @@ def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _For
         if "collision" in want:
             squares_U[rows] = torch.linalg.vecdot(z, z)
     log_U = total_U.log()
-    known = {"entropy": log_U - mean_U / total_U, "collision": squares_U.log() - 2 * log_U, "kl": kl_U + log_U}
-    return _Formed(head, state_UH, exp_UV, total_U, {"normaliser": peak_U + log_U, **{name: known[name] for name in want}}, bend_UV)
+    known = {
+        "entropy": log_U - mean_U / total_U,
+        "collision": squares_U.log() - 2 * log_U,
+        "kl": kl_U + log_U,
+    }
+    return _Formed(
+        head,
+        state_UH,
+        exp_UV,
+        total_U,
+        {"normaliser": peak_U + log_U, **{name: known[name] for name in want}},
+        bend_UV,
+    )
 
 
 _SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -301,7 +438,9 @@ _SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
 
 @contextmanager
 def own_scratch() -> Iterator[None]:
-    """Scratch memory of one's own for a while: for tensors without content, which nobody else should be given."""
+    """Scratch memory of one's own for a while: for tensors without content, which nobody else
+    should be given.
+    """
     held = dict(_SCRATCH)
     _SCRATCH.clear()
     try:
@@ -311,8 +450,12 @@ def own_scratch() -> Iterator[None]:
         _SCRATCH.update(held)
 
 
-def _scratch(name: str, count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for logits, the same each time on a CPU, where new pages cost as much as what is written into them. One user at a time."""
+def _scratch(
+    name: str, count: int, vocabulary: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Memory for logits, the same each time on a CPU, where new pages cost as much as what is
+    written into them. One user at a time.
+    """
     if device.type != "cpu":
         return torch.empty(count, vocabulary, dtype=dtype, device=device)
     held = _SCRATCH.get((name, dtype))
@@ -348,11 +491,21 @@ def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) ->
     return z_N
 
 
-def _tiles(head: Head, state_UH: Tensor, want: Sequence[str] = (), q: Other = None) -> Iterator[tuple[int, _Formed]]:
+def _tiles(
+    head: Head, state_UH: Tensor, want: Sequence[str] = (), q: Other = None
+) -> Iterator[tuple[int, _Formed]]:
     """All logits, a tile at a time: each is to be used up before the next is asked for."""
     step = head.states(TILE)
     for begin in range(0, len(state_UH), step):
-        yield begin, _form(head, state_UH[begin : begin + step], want, None if q is None else partial(_shifted, q, begin))
+        yield (
+            begin,
+            _form(
+                head,
+                state_UH[begin : begin + step],
+                want,
+                None if q is None else partial(_shifted, q, begin),
+            ),
+        )
 
 
 def _shifted(q: Callable[[int, int], Tensor], begin: int, first: int, last: int) -> Tensor:
@@ -360,11 +513,21 @@ def _shifted(q: Callable[[int, int], Tensor], begin: int, first: int, last: int)
 
 
 class _Recomputed(torch.autograd.Function):
-    """Log-probs (and what is wanted beside them) tile by tile; the backward pass, of the log-probs alone, forms the logits again."""
+    """Log-probs (and what is wanted beside them) tile by tile; the backward pass, of the log-probs
+    alone, forms the logits again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, state_UH: Tensor, weight: Tensor, bias: Tensor | None, head: Head, state_N: Tensor, target_N: Tensor, want: tuple[str, ...], q: Other
+        ctx: Any,
+        state_UH: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        state_N: Tensor,
+        target_N: Tensor,
+        want: tuple[str, ...],
+        q: Other,
     ) -> Any:
         formed = [one.column_U for _, one in _tiles(head, state_UH, want, q)]
         column_U = {name: torch.cat([one[name] for one in formed]) for name in formed[0]}
@@ -380,9 +543,30 @@ class _Recomputed(torch.autograd.Function):
         head = Head(weight, bias, *ctx.head)
         gradients = _Gradients(head, state_UH)
         with torch.no_grad():
-            _add_gradients(head, _tiles(head, state_UH), state_UH, state_N, target_N, {"logp": slope_N}, None, gradients, 0)
-        owed = [(state_UH, gradients.state_UH), (weight, gradients.weight_VH), (bias, gradients.bias_V)]
-        return *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed), None, None, None, None, None
+            _add_gradients(
+                head,
+                _tiles(head, state_UH),
+                state_UH,
+                state_N,
+                target_N,
+                {"logp": slope_N},
+                None,
+                gradients,
+                0,
+            )
+        owed = [
+            (state_UH, gradients.state_UH),
+            (weight, gradients.weight_VH),
+            (bias, gradients.bias_V),
+        ]
+        return (
+            *(g.to(tensor.dtype) if g is not None else None for tensor, g in owed),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:

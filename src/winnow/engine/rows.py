@@ -1,4 +1,6 @@
-"""The oracle: every completion its own padded row, the model's own attention and head, full logits. Slow, obviously right."""
+"""The oracle: every completion its own padded row, the model's own attention and head, full logits.
+Slow, obviously right.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ class Table:
         return self.logp_UV[batch.state_N, batch.target_N]
 
 
-def logps(model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
-    """log p of every scored token (nats, float32 or better), differentiable, and what `want` names (of which "kl" is, here)."""
+def logps(
+    model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+) -> Columns:
+    """log p of every scored token (nats, float32 or better), differentiable, and what `want` names
+    (of which "kl" is, here).
+    """
     logp_NV = _log_softmax(model, batch)
     columns = {"logp": logp_NV.gather(1, batch.target_N[:, None])[:, 0]}
     with torch.no_grad():
@@ -46,7 +52,13 @@ def logps(model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said 
     return columns
 
 
-def backward(model: nn.Module, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+def backward(
+    model: nn.Module,
+    batch: Batch,
+    slope: Slope,
+    want: Sequence[str] = (),
+    other: Said | None = None,
+) -> Columns:
     """One forward pass, the slopes of the loss at its columns, one backward pass."""
     columns = logps(model, batch, want, other)
     found = {name: value.detach() for name, value in columns.items()}
@@ -65,16 +77,21 @@ def said(model: nn.Module, batch: Batch) -> Table:
 
 
 def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:
-    logits_CLV = through(model, lambda: bare(model)(input_ids=padded_rows(batch), use_cache=False).logits)
+    logits_CLV = through(
+        model, lambda: bare(model)(input_ids=padded_rows(batch), use_cache=False).logits
+    )
     released(model)
-    column_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
+    column_N = batch.position_T[
+        batch.source_N
+    ]  # a token's position in its sequence is its column in the row
     logits_NV = logits_CLV[batch.completion_N, column_N]
     return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)
 
 
 def padded_rows(batch: Batch) -> Int[Tensor, "C L"]:
-    """Each completion's whole sequence as a row, padded right with token 0. No mask: attention looks back only, so nothing that
-    is scored sees padding, and padding that could see nothing (behind a window) would spread NaN.
+    """Each completion's whole sequence as a row, padded right with token 0. No mask: attention
+    looks back only, so nothing that is scored sees padding, and padding that could see nothing
+    (behind a window) would spread NaN.
     """
     return nn.utils.rnn.pad_sequence(sequences(batch), batch_first=True, padding_value=0)
 

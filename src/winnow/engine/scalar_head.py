@@ -1,7 +1,10 @@
-"""One number per scored token from a scalar head on the same hidden states: rewards of answers, a critic's values
+"""One number per scored token from a scalar head on the same hidden states: rewards of answers, a
+critic's values
 
-The model is a sequence classifier with one label. Its numbers stand in the column "logp", where a language model's log-probs stand: so whatever trains
-log-probs (objectives, steps, checkpoints) trains these. Which token has one is the batch's business (`collate`): every scored one, or each answer's last.
+The model is a sequence classifier with one label. Its numbers stand in the column "logp", where a
+language model's log-probs stand: so whatever trains log-probs (objectives, steps, checkpoints)
+trains these. Which token has one is the batch's business (`collate`): every scored one, or each
+answer's last.
 """
 
 from __future__ import annotations
@@ -33,19 +36,32 @@ class Scalar:
         """As the way to the hidden states is called."""
         return self.way.NAME
 
-    def logps(self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None) -> Columns:
-        """The head's number at the state of every scored token (float32 or better), differentiable."""
+    def logps(
+        self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+    ) -> Columns:
+        """The head's number at the state of every scored token (float32 or better),
+        differentiable.
+        """
         inner = bare(model)
         with self.way.inside(inner, batch):
             value_U = through(model, lambda: _values(inner, self.way.hidden(inner, batch)))
         released(model)
         return {"logp": value_U[batch.state_N]}
 
-    def backward(self, model: Any, batch: Batch, slope: Slope, want: Sequence[str] = (), other: Said | None = None) -> Columns:
+    def backward(
+        self,
+        model: Any,
+        batch: Batch,
+        slope: Slope,
+        want: Sequence[str] = (),
+        other: Said | None = None,
+    ) -> Columns:
         """One forward pass, the slopes of the loss, one backward pass."""
         inner = bare(model)
         with self.way.inside(inner, batch):  # a backward pass that recomputes belongs inside
-            value_N = through(model, lambda: _values(inner, self.way.hidden(inner, batch)))[batch.state_N]
+            value_N = through(model, lambda: _values(inner, self.way.hidden(inner, batch)))[
+                batch.state_N
+            ]
             found = {"logp": value_N.detach()}
             value_N.backward(slope(dict(found), batch)["logp"])
         return found
@@ -62,10 +78,16 @@ def is_scalar(model: Any) -> bool:
 
 
 def scalar_head(model: Any) -> nn.Module:
-    """The head that turns a hidden state into a number. Raises ModelError for a model without one."""
+    """The head that turns a hidden state into a number. Raises ModelError for a model without
+    one.
+    """
     found = getattr(model, "score", None)
     if not isinstance(found, nn.Module):
-        raise ModelError(f"{type(model).__name__} has no head called score that turns a hidden state into a number", remedy="a decoder with a `score` layer")
+        raise ModelError(
+            f"{type(model).__name__} has no head called score that turns a hidden state into a"
+            " number",
+            remedy="a decoder with a `score` layer",
+        )
     return found
 
 
@@ -76,8 +98,12 @@ def _values(model: Any, state_UH: Tensor) -> Tensor:
 
 def _padded(model: Any, batch: Batch) -> Tensor:
     """Hidden states of every completion as a padded row, the model's own attention: the oracle."""
-    state_CLH = output_head.body(model)(input_ids=padded_rows(batch), use_cache=False).last_hidden_state
-    at_N = batch.position_T[batch.source_N]  # a token's position in its sequence is its column in the row
+    state_CLH = output_head.body(model)(
+        input_ids=padded_rows(batch), use_cache=False
+    ).last_hidden_state
+    at_N = batch.position_T[
+        batch.source_N
+    ]  # a token's position in its sequence is its column in the row
     first_U = torch.empty_like(batch.state_U)
     first_U[batch.state_N.flip(0)] = torch.arange(len(at_N), device=at_N.device).flip(0)
     return state_CLH[batch.completion_N[first_U], at_N[first_U]]

@@ -1,4 +1,6 @@
-"""Hidden states from each completion's own unpadded row: no token is shared, no model is asked for more than it does by itself."""
+"""Hidden states from each completion's own unpadded row: no token is shared, no model is asked for
+more than it does by itself.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,16 @@ def inside(model: Any, batch: Batch) -> Iterator[None]:
 
 
 def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
-    """Hidden states that predict something, before the output layer. One that several completions share is taken from the first."""
-    states = [output_head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0] for ids_L in sequences(batch)]
-    first_C = torch.tensor([0, *(len(state) for state in states[:-1])], device=batch.token_T.device).cumsum(0)
+    """Hidden states that predict something, before the output layer. One that several completions
+    share is taken from the first.
+    """
+    states = [
+        output_head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0]
+        for ids_L in sequences(batch)
+    ]
+    first_C = torch.tensor(
+        [0, *(len(state) for state in states[:-1])], device=batch.token_T.device
+    ).cumsum(0)
     at_N = first_C[batch.completion_N] + batch.position_T[batch.source_N]
     at_U = torch.empty_like(batch.state_U)
     at_U[batch.state_N.flip(0)] = at_N.flip(0)

@@ -1,4 +1,6 @@
-"""The held-out sets of an evaluation: each with its name, its answers as tokens and as text, and the columns it is split by."""
+"""The held-out sets of an evaluation: each with its name, its answers as tokens and as text, and
+the columns it is split by.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SUBSET = "subset"  # RewardBench's column
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One set. name: as it is told apart, empty for the only one; columns: column -> where a row stands -> its value; files: with their hashes."""
+    """One set. name: as it is told apart, empty for the only one; columns: column -> where a row
+    stands -> its value; files: with their hashes.
+    """
 
     name: str
     title: str
@@ -32,46 +36,83 @@ class HeldOut:
 
 
 def read(settings: EvalSettings, rendered: Renderer, wanted: Wanted, seed: int) -> list[HeldOut]:
-    """The sets of --data, each by itself. Raises DataError, SettingsError before any model is loaded."""
-    columns = [{name: _values(spec, name, settings.limit) for name in settings.by} for _, spec in map(sources.named, settings.data)]
+    """The sets of --data, each by itself. Raises DataError, SettingsError before any model is
+    loaded.
+    """
+    columns = [
+        {name: _values(spec, name, settings.limit) for name in settings.by}
+        for _, spec in map(sources.named, settings.data)
+    ]
     return _made(settings.data, columns, settings, rendered, wanted, seed) if settings.data else []
 
 
 def bench(settings: EvalSettings, rendered: Renderer, seed: int) -> HeldOut | None:
-    """The rows of --rewardbench, with their subsets: prompts are turns of a user where the tokenizer has a template, as the benchmark wants it."""
+    """The rows of --rewardbench, with their subsets: prompts are turns of a user where the
+    tokenizer has a template, as the benchmark wants it.
+    """
     spec = settings.rewardbench
     if spec is None:
         return None
     columns = {SUBSET: _values(spec, SUBSET, settings.limit)}
     as_ = settings.as_ or ("chat" if rendered.template else "text")
-    (made,) = _made((spec,), [columns], settings.model_copy(update={"as_": as_}), rendered, Wanted("any"), seed)
+    (made,) = _made(
+        (spec,), [columns], settings.model_copy(update={"as_": as_}), rendered, Wanted("any"), seed
+    )
     return replace(made, name="rewardbench")
 
 
 def _made(
-    specs: Sequence[str], columns: Sequence[dict[str, dict[str, str]]], settings: EvalSettings, rendered: Renderer, wanted: Wanted, seed: int
+    specs: Sequence[str],
+    columns: Sequence[dict[str, dict[str, str]]],
+    settings: EvalSettings,
+    rendered: Renderer,
+    wanted: Wanted,
+    seed: int,
 ) -> list[HeldOut]:
     data, texts = held_out_alone(specs, rendered, settings, wanted, seed)
     found, at = [], 0
     for (prefix, one), spec, own in zip(data.items(), specs, columns, strict=True):
         (source,) = one.account["sources"]
         part, at = texts[at : at + source["used"]], at + source["used"]
-        files = [{"name": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sources.files_of(sources.named(spec)[1])]
-        found.append(HeldOut(prefix.removeprefix("eval_").removesuffix("_"), source["name"], one, part, own, files))
+        files = [
+            {"name": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sources.files_of(sources.named(spec)[1])
+        ]
+        found.append(
+            HeldOut(
+                prefix.removeprefix("eval_").removesuffix("_"),
+                source["name"],
+                one,
+                part,
+                own,
+                files,
+            )
+        )
         if one.account["dropped"]:
-            say(f"{safe(source['name'])}: left out: {safe(', '.join(f'{n:,} {reason}' for reason, n in one.account['dropped'].items()))}")
+            say(
+                f"{safe(source['name'])}: left out:"
+                f" {safe(', '.join(f'{n:,} {reason}' for reason, n in one.account['dropped'].items()))}"
+            )
     return found
 
 
 def _values(spec: str, column: str, limit: int | None) -> dict[str, str]:
-    """The values of a column by row, as names of slices. Raises SettingsError for a column that is not there, or is none of kinds."""
+    """The values of a column by row, as names of slices. Raises SettingsError for a column that is
+    not there, or is none of kinds.
+    """
     found: dict[str, str] = {}
     for where, value in sources.column(spec, column, limit).items():
         try:
             found[where] = slices.name_of(value)
         except ValueError as error:
-            raise SettingsError(f"{where}: column {column!r} {error}", remedy="another column") from error
+            raise SettingsError(
+                f"{where}: column {column!r} {error}", remedy="another column"
+            ) from error
     many = len(set(found.values()))
     if many > slices.MOST:
-        raise SettingsError(f"{spec}: column {column!r} has {many:,} values, a column to split by has at most {slices.MOST}", remedy="another column")
+        raise SettingsError(
+            f"{spec}: column {column!r} has {many:,} values, a column to split by has at most"
+            f" {slices.MOST}",
+            remedy="another column",
+        )
     return found

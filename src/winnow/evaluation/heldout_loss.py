@@ -1,4 +1,6 @@
-"""The loss of an objective on held-out data, from stored log-probs, with an interval over prompts."""
+"""The loss of an objective on held-out data, from stored log-probs, with an interval over
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +27,37 @@ WHOLE = "this objective sorts all comparisons together, so none has a share of i
 
 
 def loss(
-    made: Objective, groups: Sequence[RenderedGroup], shares: Sequence[Share], policy: Tensor, reference: Tensor | None, tokens: int, before: Known
+    made: Objective,
+    groups: Sequence[RenderedGroup],
+    shares: Sequence[Share],
+    policy: Tensor,
+    reference: Tensor | None,
+    tokens: int,
+    before: Known,
 ) -> Figure | None:
-    """None where nothing in the data counts for the objective, or log-probs are not enough for it. before: what the training had come to know.
+    """None where nothing in the data counts for the objective, or log-probs are not enough for it.
+    before: what the training had come to know.
 
-    Interval: prompts are dealt at random into blocks (one each, where there are few), and the loss is a sum of ratios of their sums; variance
-    B / (B - 1) sum_b u_b^2 with u_b = sum over members of weight (total_b - mean count_b) / count, Student's t with B - 1 degrees. Its count is of
-    the units of its first member: comparisons, as a rule.
+    Interval: prompts are dealt at random into blocks (one each, where there are few), and the loss
+    is a sum of ratios of their sums; variance B / (B - 1) sum_b u_b^2 with u_b = sum over members
+    of weight (total_b - mean count_b) / count, Student's t with B - 1 degrees. Its count is of the
+    units of its first member: comparisons, as a rule.
     """
     start = offsets(groups)
-    ours, theirs = Reference("", policy, start), None if reference is None else Reference("", reference, start)
+    ours, theirs = (
+        Reference("", policy, start),
+        (None if reference is None else Reference("", reference, start)),
+    )
     fed = Data(groups, shares, theirs)
     batches = list(fed.everything(tokens))
     if made.want != ("entropy",) or not any(made.counts(batches)):
         return None
     columns, whole = _columns(ours, batches)
     known = made.known(columns, whole, before, train=False)
-    totals, counts = [float(total) for total in made.totals(columns, whole, known)], made.counts([whole])
+    totals, counts = (
+        [float(total) for total in made.totals(columns, whole, known)],
+        made.counts([whole]),
+    )
     value, count = made.losses(totals, counts)["loss"], round(next(n for n in counts if n))
     numbers = heldout.prompts(groups)
     blocks = _blocks(numbers)
@@ -50,10 +66,22 @@ def loss(
     if any((term.entry.batch or "").startswith("quantile") for term in made.terms):
         return Figure(value, None, None, count, len(set(numbers)), WHOLE)
     parts = [_columns(ours, [fed.batch(items)]) for items in blocks]
-    sums = [([float(total) for total in made.totals(own, batch, known)], made.counts([batch])) for own, batch in parts]
+    sums = [
+        ([float(total) for total in made.totals(own, batch, known)], made.counts([batch]))
+        for own, batch in parts
+    ]
     weights = [term.choice.weight for term in made.terms]
-    slopes = [math.fsum(w * (total - whole * n / of) / of for w, total, n, whole, of in zip(weights, *own, totals, counts) if of) for own in sums]
-    spread = math.sqrt(len(blocks) / (len(blocks) - 1) * math.fsum(slope * slope for slope in slopes))
+    slopes = [
+        math.fsum(
+            w * (total - whole * n / of) / of
+            for w, total, n, whole, of in zip(weights, *own, totals, counts)
+            if of
+        )
+        for own in sums
+    ]
+    spread = math.sqrt(
+        len(blocks) / (len(blocks) - 1) * math.fsum(slope * slope for slope in slopes)
+    )
     half = float(t.ppf(0.975, len(blocks) - 1)) * spread
     return Figure(value, value - half, value + half, count, len(set(numbers)))
 

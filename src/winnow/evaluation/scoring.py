@@ -1,4 +1,6 @@
-"""What the models of an evaluation say of held-out answers: log-probs of a policy and its reference, or the scores of a reward model."""
+"""What the models of an evaluation say of held-out answers: log-probs of a policy and its
+reference, or the scores of a reward model.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from winnow.system.console import Steps
 
 @dataclass(frozen=True)
 class Said:
-    """For each set, in their order. policy, reference: log-probs of all its scored tokens; scores: a reward model's, by group and completion.
+    """For each set, in their order. policy, reference: log-probs of all its scored tokens; scores:
+    a reward model's, by group and completion.
 
     weights: SHA-256 of each model's weights, by what the model is here.
     """
@@ -51,31 +54,60 @@ class Said:
 
 def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:
     """A score for every completion of every set."""
-    loaded = reward_models.load(settings.model, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
     loaded.tokenizer.chat_template = rendered.tokenizer.chat_template
     found = []
     for one in sets:
-        asked = [Dialogue(text.prompt, completion.text, text.tools, text.where) for text in one.texts for completion in text.completions]
+        asked = [
+            Dialogue(text.prompt, completion.text, text.tools, text.where)
+            for text in one.texts
+            for completion in text.completions
+        ]
         scores = iter(scoring.scores(loaded, asked))
         found.append([[next(scores) for _ in text.completions] for text in one.texts])
     return Said(scores=found, weights={"model": hashes.weights_hash(loaded.model)})
 
 
-def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut], trained: dict[str, Any] | None) -> Said:
-    """Log-probs of policy and reference, each loaded once, and the policy's distance from the reference where answers are to be sampled.
+def by_policy(
+    settings: EvalSettings,
+    rendered: Renderer,
+    sets: Sequence[HeldOut],
+    trained: dict[str, Any] | None,
+) -> Said:
+    """Log-probs of policy and reference, each loaded once, and the policy's distance from the
+    reference where answers are to be sampled.
 
-    trained: what a run recorded of its reference; a model of that name that says something else by now is refused. The policy is let go of before the
-    reference is loaded, but where whole distributions are to be compared and both have room.
+    trained: what a run recorded of its reference; a model of that name that says something else by
+    now is refused. The policy is let go of before the reference is loaded, but where whole
+    distributions are to be compared and both have room.
     """
     if settings.reference is not None:
-        loading.same_tokens(rendered.tokenizer, loading.load_tokenizer(settings.reference, trust_remote_code=settings.trust_remote_code), settings.reference)
+        loading.same_tokens(
+            rendered.tokenizer,
+            loading.load_tokenizer(
+                settings.reference, trust_remote_code=settings.trust_remote_code
+            ),
+            settings.reference,
+        )
     policy = _load(settings.model, settings)
     ours = _engine(policy, settings, sets)
     said = [_logps(policy, ours, one, settings, "policy") for one in sets]
     weights = {"model": hashes.weights_hash(policy.model)}
     if settings.reference is None:
         return Said(said, weights=weights)
-    drawn = [distance.draw(one, policy, ours, rendered, settings.kl_samples, settings.seed) for one in sets] if settings.kl_samples else []
+    drawn = (
+        [
+            distance.draw(one, policy, ours, rendered, settings.kl_samples, settings.seed)
+            for one in sets
+        ]
+        if settings.kl_samples
+        else []
+    )
     why = distance.fits(policy) if drawn else "nothing is to be compared"
     kept = None if why else policy
     del policy
@@ -90,21 +122,47 @@ def by_policy(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut
 
 
 def _load(name: str, settings: EvalSettings) -> LoadedModel:
-    return loading.load(name, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
+    return loading.load(
+        name,
+        dtype=settings.dtype,
+        device=settings.device,
+        quantize=settings.quantize,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]) -> Engine:
-    return engine_for(loaded, settings.engine, max(one.data.account["tokens"]["longest"] for one in sets), train=False)
+    return engine_for(
+        loaded,
+        settings.engine,
+        max(one.data.account["tokens"]["longest"] for one in sets),
+        train=False,
+    )
 
 
-def _logps(loaded: LoadedModel, engine: Engine, one: HeldOut, settings: EvalSettings, label: str) -> Tensor:
+def _logps(
+    loaded: LoadedModel, engine: Engine, one: HeldOut, settings: EvalSettings, label: str
+) -> Tensor:
     groups = one.data.groups
     with Steps(f"{label}, {one.name}" if one.name else label, len(groups)) as steps:
-        return compute(engine, loaded.model, groups, budget(groups, settings.max_tokens), loaded.device, steps.advance)
+        return compute(
+            engine,
+            loaded.model,
+            groups,
+            budget(groups, settings.max_tokens),
+            loaded.device,
+            steps.advance,
+        )
 
 
 def _refuse_another(loaded: LoadedModel, settings: EvalSettings, trained: dict[str, Any]) -> None:
     """Raises ModelError where the reference is no longer what the run was trained against."""
-    now, then = fingerprint(rows, loaded.model, trained["vocabulary"]), torch.tensor(trained["says"])
+    now, then = (
+        fingerprint(rows, loaded.model, trained["vocabulary"]),
+        torch.tensor(trained["says"]),
+    )
     if not same_model(now, then, [next(loaded.model.parameters()).dtype, DTYPES[trained["dtype"]]]):
-        raise ModelError(f"{settings.reference}: no longer the model that {settings.model} was trained against", remedy="give the right one by --reference")
+        raise ModelError(
+            f"{settings.reference}: no longer the model that {settings.model} was trained against",
+            remedy="give the right one by --reference",
+        )

@@ -14,18 +14,27 @@ MOST = 200  # values a column may have: beyond, it is no column of kinds
 
 
 def name_of(value: Any) -> str:
-    """A cell as the name of a slice. Raises ValueError for lists and objects, which are not one value."""
+    """A cell as the name of a slice. Raises ValueError for lists and objects, which are not one
+    value.
+    """
     if value is None:
         return NONE
     if isinstance(value, list | dict):
-        raise ValueError(f"is {'a list' if isinstance(value, list) else 'an object'}, expected text, a number, true or false")
+        raise ValueError(
+            f"is {'a list' if isinstance(value, list) else 'an object'}, expected text, a number,"
+            " true or false"
+        )
     if isinstance(value, str):
         return value.strip() or EMPTY
     return json.dumps(value)
 
 
-def sliced(rows: Sequence[Mapping[str, Any]], value_of: Mapping[str, str]) -> dict[str, dict[str, Figure | int]]:
-    """Rows of `heldout` by the value of their row, `value_of[where]`: figures of each slice, the largest slice first, then by name."""
+def sliced(
+    rows: Sequence[Mapping[str, Any]], value_of: Mapping[str, str]
+) -> dict[str, dict[str, Figure | int]]:
+    """Rows of `heldout` by the value of their row, `value_of[where]`: figures of each slice, the
+    largest slice first, then by name.
+    """
     parts: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         parts.setdefault(value_of[row["where"]], []).append(dict(row))
@@ -35,5 +44,11 @@ def sliced(rows: Sequence[Mapping[str, Any]], value_of: Mapping[str, str]) -> di
 
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure | int]:
     """Of comparisons and of labelled answers, whichever there are."""
-    compared, labelled = [row for row in rows if "rejected" in row], [row for row in rows if "label" in row]
-    return {**(heldout.figures(compared) if compared or not labelled else {}), **heldout.thumbs_figures(labelled)}
+    compared, labelled = (
+        [row for row in rows if "rejected" in row],
+        [row for row in rows if "label" in row],
+    )
+    return {
+        **(heldout.figures(compared) if compared or not labelled else {}),
+        **heldout.thumbs_figures(labelled),
+    }

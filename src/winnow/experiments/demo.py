@@ -1,7 +1,9 @@
-"""`winnow demo`: the paper's controlled-sentiment experiment on a small world whose true reward is known.
+"""`winnow demo`: the paper's controlled-sentiment experiment on a small world whose true reward is
+known.
 
-SFT on mixed reviews -> four answers per prompt -> Bradley-Terry labels from the true reward -> DPO -> evaluation on
-held-out prompts. Every stage is the product's own: the runs lie in OUT/sft and OUT/dpo and can be looked at alone.
+SFT on mixed reviews -> four answers per prompt -> Bradley-Terry labels from the true reward -> DPO
+-> evaluation on held-out prompts. Every stage is the product's own: the runs lie in OUT/sft and
+OUT/dpo and can be looked at alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,16 @@ from winnow.system.run_folder import RunFolder
 from winnow.training import dpo, sft
 
 STAGES = (
-    *("tokenizer", "world", "reviews.jsonl", "reviews_held_out.jsonl", "sft", "preferences.jsonl", "held_out.jsonl", "dpo"),
+    *(
+        "tokenizer",
+        "world",
+        "reviews.jsonl",
+        "reviews_held_out.jsonl",
+        "sft",
+        "preferences.jsonl",
+        "held_out.jsonl",
+        "dpo",
+    ),
     *("summary.json", "report.html", "report.json"),
 )
 K = 4
@@ -47,7 +58,15 @@ SHAPE = {
     "max_position_embeddings": 64,
 }
 SFT_STEPS, SFT_BATCH = 800, 32
-SFT = {"steps": SFT_STEPS, "batch_size": SFT_BATCH, "lr": 4e-3, "schedule": "cosine", "warmup": 30, "eval_every": 200, "save_every": 400}
+SFT = {
+    "steps": SFT_STEPS,
+    "batch_size": SFT_BATCH,
+    "lr": 4e-3,
+    "schedule": "cosine",
+    "warmup": 30,
+    "eval_every": 200,
+    "save_every": 400,
+}
 DPO = {
     "steps": 100,
     "batch_size": 64,
@@ -64,17 +83,24 @@ DPO = {
 
 
 def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
-    """All stages; each is skipped where it is already done. Ends with a table and the path of the report."""
+    """All stages; each is skipped where it is already done. Ends with a table and the path of the
+    report.
+    """
     settings = resolved.settings
     out = RunFolder(settings.out)
-    if not (out.root / "reviews.jsonl").exists():  # a demo that has begun may have company: a frontier, rounds
+    if not (
+        out.root / "reviews.jsonl"
+    ).exists():  # a demo that has begun may have company: a frontier, rounds
         out.create(ours=STAGES)
     with out.lock():
         if not out.finished:
             _stages(settings, out, command)
     summary: dict[str, Any] = read_json(out.report_json)["summary"]
     if "figures" not in summary:
-        raise RunError(f"{out.root}: an older Winnow made this demo, and kept no intervals", remedy="choose another --out")
+        raise RunError(
+            f"{out.root}: an older Winnow made this demo, and kept no intervals",
+            remedy="choose another --out",
+        )
     _say(summary, out)
     return summary
 
@@ -103,7 +129,10 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
     prompts = reviews_world.openings(PROMPTS + HELD_OUT, seed)
     loaded = loading.load(str(root / "sft"), device="cpu")
-    train, held_out = (sampled(loaded, part, seed + offset) for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2)))
+    train, held_out = (
+        sampled(loaded, part, seed + offset)
+        for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2))
+    )
     flipped = _write_preferences(root / "preferences.jsonl", prompts[:PROMPTS], train, seed)
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
     say(f"{flipped:.1%} of the labels contradict the true order, as people's would")
@@ -126,9 +155,21 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
     policy = loading.load(str(root / "dpo"), device="cpu")
     after = sampled(policy, prompts[PROMPTS:], seed + 3)
-    found = demo_figures.figures(held_out, after, demo_figures.kl(policy, loaded, prompts[PROMPTS:], after), demo_figures.accuracy(root / "dpo"))
-    summary: dict[str, Any] = {"figures": told(found), **{name: one.value for name, one in found.items()}}
-    summary |= {"words_in_use": demo_figures.words_in_use(after), "flipped_labels": flipped, "seconds": time.perf_counter() - began}
+    found = demo_figures.figures(
+        held_out,
+        after,
+        demo_figures.kl(policy, loaded, prompts[PROMPTS:], after),
+        demo_figures.accuracy(root / "dpo"),
+    )
+    summary: dict[str, Any] = {
+        "figures": told(found),
+        **{name: one.value for name, one in found.items()},
+    }
+    summary |= {
+        "words_in_use": demo_figures.words_in_use(after),
+        "flipped_labels": flipped,
+        "seconds": time.perf_counter() - began,
+    }
     summary["notes"] = _notes(summary)
     write_json(root / "summary.json", summary)
     run_report.write(root)
@@ -139,9 +180,14 @@ def write_world(root: Path, seed: int) -> None:
     if (root / "reviews.jsonl").exists():
         return
     reviews_world.write_tokenizer(root / "tokenizer")
-    loading.create(root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE)
+    loading.create(
+        root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE
+    )
     count = SFT_STEPS * SFT_BATCH  # every review is seen once
-    rows = [{"prompt": review.prompt, "completion": review.completion} for review in reviews_world.reviews(count + 256, seed)]
+    rows = [
+        {"prompt": review.prompt, "completion": review.completion}
+        for review in reviews_world.reviews(count + 256, seed)
+    ]
     write_jsonl(root / "reviews_held_out.jsonl", rows[count:])
     write_jsonl(root / "reviews.jsonl", rows[:count])
 
@@ -153,18 +199,27 @@ def sampled(loaded: LoadedModel, prompts: Sequence[str], seed: int, k: int = K) 
     with Steps("sampling", len(prompts)) as steps:
         asked = [renderer.prompt_ids(prompt) for prompt in prompts]
         answers = sample(loaded, asked, how, k=k, tick=steps.advance)
-    texts = [[prompt + words(loaded.tokenizer, ids, answer) for answer in many] for prompt, ids, many in zip(prompts, asked, answers)]
-    return Sampled(answers, texts, [[reviews_world.true_reward(text) for text in many] for many in texts])
+    texts = [
+        [prompt + words(loaded.tokenizer, ids, answer) for answer in many]
+        for prompt, ids, many in zip(prompts, asked, answers)
+    ]
+    return Sampled(
+        answers, texts, [[reviews_world.true_reward(text) for text in many] for many in texts]
+    )
 
 
 def _write_preferences(path: Path, prompts: Sequence[str], sampled: Sampled, seed: int) -> float:
-    """All pairs of a prompt's answers, each labelled once by Bradley-Terry; the share that contradicts the true order."""
+    """All pairs of a prompt's answers, each labelled once by Bradley-Terry; the share that
+    contradicts the true order.
+    """
     rng = random.Random(f"labels {seed}")
     rows, labels, flips = [], 0, 0
     for prompt, completions, rewards in _said(prompts, sampled):
         comparisons = []
         for i, j in combinations(range(len(completions)), 2):
-            winner, loser = (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            winner, loser = (
+                (i, j) if reviews_world.prefers_first(rewards[i], rewards[j], rng) else (j, i)
+            )
             comparisons.append({"winner": winner, "loser": loser})
             labels += rewards[i] != rewards[j]
             flips += rewards[winner] < rewards[loser]
@@ -175,13 +230,25 @@ def _write_preferences(path: Path, prompts: Sequence[str], sampled: Sampled, see
 
 def _write_true_order(path: Path, prompts: Sequence[str], sampled: Sampled) -> None:
     """Held-out pairs in the true order, without noise; true ties are no pairs."""
-    write_jsonl(path, [{"prompt": prompt, "completions": texts, "scores": rewards} for prompt, texts, rewards in _said(prompts, sampled)])
+    write_jsonl(
+        path,
+        [
+            {"prompt": prompt, "completions": texts, "scores": rewards}
+            for prompt, texts, rewards in _said(prompts, sampled)
+        ],
+    )
 
 
 def _said(prompts: Sequence[str], sampled: Sampled) -> Iterator[tuple[str, list[str], list[float]]]:
-    """(prompt, completions, their true rewards), without the rare answer that ends before its first word."""
+    """(prompt, completions, their true rewards), without the rare answer that ends before its first
+    word.
+    """
     for prompt, texts, rewards in zip(prompts, sampled.texts, sampled.rewards):
-        spoken = [(text.removeprefix(prompt), reward) for text, reward in zip(texts, rewards) if text.removeprefix(prompt).strip()]
+        spoken = [
+            (text.removeprefix(prompt), reward)
+            for text, reward in zip(texts, rewards)
+            if text.removeprefix(prompt).strip()
+        ]
         if len(spoken) > 1:
             yield prompt, [text for text, _ in spoken], [reward for _, reward in spoken]
 
@@ -201,17 +268,27 @@ fewer steps keep the model close to where it was."""
 
 
 def _say(summary: dict[str, Any], out: RunFolder) -> None:
-    table = Table(title="SFT model -> DPO model, on held-out prompts", title_justify="left", box=None)
+    table = Table(
+        title="SFT model -> DPO model, on held-out prompts", title_justify="left", box=None
+    )
     for name in ("measure", "before", "after", "95 % interval of after"):
         table.add_column(name, justify="left" if name == "measure" else "right")
     for name, title, form in SHOWN:
         after = name if name in summary else f"{name}_after"
         one, before = summary["figures"][after], summary.get(f"{name}_before")
-        table.add_row(title, "" if before is None else format(before, form), format(one["value"], form), _between(one, form))
+        table.add_row(
+            title,
+            "" if before is None else format(before, form),
+            format(one["value"], form),
+            _between(one, form),
+        )
     table.add_row("sentiment words in use", "", f"{summary['words_in_use']:.0f}", "")
     console.print(table)
     prompts = summary["figures"]["true_reward_after"]["prompts"]
-    say(f"intervals over {prompts:,} prompts; {summary['seconds']:.0f} seconds. Report: {safe(out.report_html)}")
+    say(
+        f"intervals over {prompts:,} prompts; {summary['seconds']:.0f} seconds. Report:"
+        f" {safe(out.report_html)}"
+    )
 
 
 SHOWN = (
@@ -228,4 +305,6 @@ SHOWN = (
 
 
 def _between(one: Mapping[str, Any], form: str) -> str:
-    return "" if one["low"] is None else f"{format(one['low'], form)} to {format(one['high'], form)}"
+    return (
+        "" if one["low"] is None else f"{format(one['low'], form)} to {format(one['high'], form)}"
+    )

@@ -1,11 +1,15 @@
-"""The small world of `winnow demo`: film reviews from a grammar, with a true reward known in closed form.
+"""The small world of `winnow demo`: film reviews from a grammar, with a true reward known in closed
+form.
 
-One grammar object does everything: `reviews` samples it, `grammatical` is its automaton, `vocabulary` its leaves. A review
-is an opening without sentiment (the prompt) and a body of one to three judgements (the completion):
+One grammar object does everything: `reviews` samples it, `grammatical` is its automaton,
+`vocabulary` its leaves. A review is an opening without sentiment (the prompt) and a body of one to
+three judgements (the completion):
 
-    i watched this old thriller last night and | the plot was remarkably tender but the ending felt rather clumsy .
+    i watched this old thriller last night and | the plot was remarkably tender but the ending felt
+    rather clumsy .
 
-Texts are lower case with single spaces, so decoded tokens are the text. Everything is a pure function of its seed.
+Texts are lower case with single spaces, so decoded tokens are the text. Everything is a pure
+function of its seed.
 """
 
 from __future__ import annotations
@@ -39,7 +43,13 @@ _VERBS = {
     -2.0: "disliked resented",
     -1.0: "endured tolerated",
 }
-_NOUNS = {3.0: "triumph masterpiece", 2.0: "gem treat", -3.0: "disaster", -2.0: "mess bore", -1.0: "letdown"}
+_NOUNS = {
+    3.0: "triumph masterpiece",
+    2.0: "gem treat",
+    -3.0: "disaster",
+    -2.0: "mess bore",
+    -1.0: "letdown",
+}
 _DEGREES = {
     2.0: "extremely utterly",
     1.75: "remarkably",
@@ -50,11 +60,17 @@ _DEGREES = {
     0.5: "somewhat mildly",
     0.25: "slightly",
 }
-_SIZES = {1.5: "complete", 1.25: "real", 0.5: "minor"}  # of a noun: "a complete triumph", "a minor letdown"
+_SIZES = {
+    1.5: "complete",
+    1.25: "real",
+    0.5: "minor",
+}  # of a noun: "a complete triumph", "a minor letdown"
 
 
 def _by_word(*tables: dict[float, str]) -> dict[str, float]:
-    return {word: value for table in tables for value, words in table.items() for word in words.split()}
+    return {
+        word: value for table in tables for value, words in table.items() for word in words.split()
+    }
 
 
 VALENCE = _by_word(_ADJECTIVES, _VERBS, _NOUNS)
@@ -65,7 +81,8 @@ REWARD_SCALE = 0.55  # with it about 16 % of Bradley-Terry labels contradict the
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 
 
-# ---------------------------------------------------------------- the grammar: one object that writes and reads
+# ---------------------------------------------------------------- the grammar: one object that
+# writes and reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +100,9 @@ class Taste:
     blame: Node
 
 
-Node = str | tuple["Node", ...] | AnyOf | Taste  # a string is words in order, a tuple is parts in order
+Node = (
+    str | tuple["Node", ...] | AnyOf | Taste
+)  # a string is words in order, a tuple is parts in order
 
 
 def _any(*options: Node) -> AnyOf:
@@ -92,7 +111,11 @@ def _any(*options: Node) -> AnyOf:
 
 def _of(words: str | Iterable[str], before: Node = (), after: Node = ()) -> AnyOf:
     """Any one of the words, between the same two neighbours."""
-    return AnyOf(tuple((before, word, after) for word in (words.split() if isinstance(words, str) else words)))
+    return AnyOf(
+        tuple(
+            (before, word, after) for word in (words.split() if isinstance(words, str) else words)
+        )
+    )
 
 
 def _with_article(words: Iterable[str], after: Node = ()) -> AnyOf:
@@ -104,7 +127,9 @@ def _liked(table: dict[float, str], sign: int) -> list[str]:
 
 
 def _grammar() -> tuple[Node, Node]:
-    """(opening, body). No rule refers to itself, so the language is finite and a regular expression accepts it."""
+    """(opening, body). No rule refers to itself, so the language is finite and a regular expression
+    accepts it.
+    """
     good, bad = _of(_liked(_ADJECTIVES, +1)), _of(_liked(_ADJECTIVES, -1))
     degree = _of(_by_word(_DEGREES))
     again = AnyOf(("",) * 7 + (degree,))  # "really very good" is said, though seldom
@@ -120,13 +145,29 @@ def _grammar() -> tuple[Node, Node]:
         blame=_with_article(_by_word(_SIZES), _of(_liked(_NOUNS, -1))),
     )
     described = Taste(
-        praise=_any(_with_article(_liked(_ADJECTIVES, +1)), _with_article(_by_word(_DEGREES), (again, good))),
-        blame=_any(_with_article(_liked(_ADJECTIVES, -1)), _with_article(_by_word(_DEGREES), (again, bad))),
+        praise=_any(
+            _with_article(_liked(_ADJECTIVES, +1)), _with_article(_by_word(_DEGREES), (again, good))
+        ),
+        blame=_any(
+            _with_article(_liked(_ADJECTIVES, -1)), _with_article(_by_word(_DEGREES), (again, bad))
+        ),
     )
-    genre = _of("film movie drama comedy thriller western romance mystery musical fantasy documentary biopic sequel prequel remake")
-    one = _of("plot story acting script ending music pacing dialogue direction photography humour cast lead hero villain climax finale score editing")
-    many = _of("actors characters scenes jokes visuals costumes songs sets twists stunts effects performances")
-    judged = _any(("the", one, _of("was felt seemed proved"), quality), ("the", many, _of("were felt seemed proved"), quality))
+    genre = _of(
+        "film movie drama comedy thriller western romance mystery musical fantasy documentary"
+        " biopic sequel prequel remake"
+    )
+    one = _of(
+        "plot story acting script ending music pacing dialogue direction photography humour cast"
+        " lead hero villain climax finale score editing"
+    )
+    many = _of(
+        "actors characters scenes jokes visuals costumes songs sets twists stunts effects"
+        " performances"
+    )
+    judged = _any(
+        ("the", one, _of("was felt seemed proved"), quality),
+        ("the", many, _of("were felt seemed proved"), quality),
+    )
     clause = _any(judged, judged, judged, (_of("i we"), opinion, "the", _any(one, many)))
     link = _of("but yet and while though although")
     verdict = (
@@ -139,11 +180,30 @@ def _grammar() -> tuple[Node, Node]:
         _of("this the"),
         _any("", _of("new old french italian short silent quiet local british japanese indie")),
         genre,
-        _any("", "today", "yesterday", "alone", "at home", "last night", "last week", "on sunday", "on monday", "on holiday", "in town", "with friends"),
+        _any(
+            "",
+            "today",
+            "yesterday",
+            "alone",
+            "at home",
+            "last night",
+            "last week",
+            "on sunday",
+            "on monday",
+            "on holiday",
+            "in town",
+            "with friends",
+        ),
         "and",
     )
     alone, both = (judged, "for a", genre), (clause, link, clause)
-    shorter = _any((alone, "."), (alone, ".", verdict, "."), (clause, ".", verdict, "."), (both, "."), (both, "."))
+    shorter = _any(
+        (alone, "."),
+        (alone, ".", verdict, "."),
+        (clause, ".", verdict, "."),
+        (both, "."),
+        (both, "."),
+    )
     body = _any(shorter, (both, ".", verdict, "."))
     return opening, body
 
@@ -178,7 +238,13 @@ def _leaves(node: Node) -> Iterator[str]:
     if isinstance(node, str):
         yield from node.split()
     else:
-        parts = node if isinstance(node, tuple) else (node.praise, node.blame) if isinstance(node, Taste) else node.options
+        parts = (
+            node
+            if isinstance(node, tuple)
+            else (node.praise, node.blame)
+            if isinstance(node, Taste)
+            else node.options
+        )
         for part in parts:
             yield from _leaves(part)
 
@@ -222,12 +288,18 @@ def reviews(count: int, seed: int) -> list[Review]:
     found = []
     for _ in range(count):
         liking = rng.choice(LIKINGS)
-        found.append(Review(" ".join(_write(OPENING, liking, rng)), " " + " ".join(_write(BODY, liking, rng))))
+        found.append(
+            Review(
+                " ".join(_write(OPENING, liking, rng)), " " + " ".join(_write(BODY, liking, rng))
+            )
+        )
     return found
 
 
 def openings(count: int, seed: int) -> list[str]:
-    """Prompts, all different; a longer list of the same seed begins with the shorter one, so slices are held out."""
+    """Prompts, all different; a longer list of the same seed begins with the shorter one, so slices
+    are held out.
+    """
     rng = random.Random(f"openings {seed}")
     found: dict[str, None] = {}
     while len(found) < count:
@@ -244,9 +316,11 @@ def sentiment_words(text: str) -> list[str]:
 
 
 def true_reward(text: str) -> float:
-    """r = REWARD_SCALE * sum over sentiment words w of valence(w) * scale(word before w, if any) * (NEGATED if "not" stands before)
+    """r = REWARD_SCALE * sum over sentiment words w of valence(w) * scale(word before w, if any) *
+    (NEGATED if "not" stands before)
 
-    "not" counts when it stands directly before the word, or before its scaling word: "not good", "not very good".
+    "not" counts when it stands directly before the word, or before its scaling word: "not good",
+    "not very good".
     """
     words = ["", "", *text.split()]
     total = 0.0
@@ -259,7 +333,9 @@ def true_reward(text: str) -> float:
 
 
 def rewarded(prompt: str, completion: str) -> float:
-    """The true reward of a review in two parts: `winnow judge --judge winnow.recipes.world:rewarded` is a judge who knows it."""
+    """The true reward of a review in two parts: `winnow judge --judge
+    winnow.recipes.world:rewarded` is a judge who knows it.
+    """
     return true_reward(f"{prompt} {completion}")
 
 
@@ -277,7 +353,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.add_special_tokens([BOS, EOS, UNKNOWN])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
+    )
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -288,4 +366,6 @@ def write_tokenizer(folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )

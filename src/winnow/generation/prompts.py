@@ -1,4 +1,6 @@
-"""A model and the prompts it is to answer: loaded, told as tokens, with room for an answer. What the commands that sample share"""
+"""A model and the prompts it is to answer: loaded, told as tokens, with room for an answer. What
+the commands that sample share
+"""
 
 from __future__ import annotations
 
@@ -47,36 +49,76 @@ def load(name: str, settings: SamplingSettings) -> LoadedModel:
     quantize = settings.quantize or loading.quantized_as(name)
     if quantize != settings.quantize:
         say(f"from the run {safe(name)}: quantize={quantize}")
-    loaded = loading.load(name, dtype=settings.dtype, device=settings.device, quantize=quantize, trust_remote_code=settings.trust_remote_code)
+    loaded = loading.load(
+        name,
+        dtype=settings.dtype,
+        device=settings.device,
+        quantize=quantize,
+        trust_remote_code=settings.trust_remote_code,
+    )
     if settings.chat_template is not None:
         loaded.tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     return loaded
 
 
 def ask(name: str, loaded: LoadedModel, prompts: list[Prompt], settings: SamplingSettings) -> Asked:
-    """The prompts for this model. Raises DataError, prompt by prompt, where it cannot answer them."""
+    """The prompts for this model. Raises DataError, prompt by prompt, where it cannot answer
+    them.
+    """
     renderer = Renderer(loaded.tokenizer)
     turns = settings.as_ == "chat" or (settings.as_ is None and bool(renderer.template))
     told = [as_turns(text) if turns else text for _, text in prompts]
     spoken = {isinstance(text, str) for text in told}
     if len(spoken) > 1:
-        raise DataError("some prompts are text, others lists of messages", remedy="--as chat makes text one user turn")
+        raise DataError(
+            "some prompts are text, others lists of messages",
+            remedy="--as chat makes text one user turn",
+        )
     ids = [renderer.prompt_ids(text) for text in told]
     room = _room(name, [where for where, _ in prompts], ids, settings)
-    return Asked(told, ids, Sampling(renderer.end_id(not spoken.pop()), room, settings.temperature, settings.top_p, settings.seed))
+    return Asked(
+        told,
+        ids,
+        Sampling(
+            renderer.end_id(not spoken.pop()),
+            room,
+            settings.temperature,
+            settings.top_p,
+            settings.seed,
+        ),
+    )
 
 
-def _room(name: str, places: list[str], prompts: list[tuple[int, ...]], settings: SamplingSettings) -> int:
-    """Tokens an answer may have: what was asked for, or what the model's limit leaves. Raises DataError by prompt."""
+def _room(
+    name: str, places: list[str], prompts: list[tuple[int, ...]], settings: SamplingSettings
+) -> int:
+    """Tokens an answer may have: what was asked for, or what the model's limit leaves. Raises
+    DataError by prompt.
+    """
     limit = loading.length_limit(name, trust_remote_code=settings.trust_remote_code)
-    bad = [Problem(where, "", "has no tokens", "say something, or use a tokenizer that writes BOS") for where, ids in zip(places, prompts) if not ids]
+    bad = [
+        Problem(where, "", "has no tokens", "say something, or use a tokenizer that writes BOS")
+        for where, ids in zip(places, prompts)
+        if not ids
+    ]
     if limit is not None:
-        bad += [Problem(where, "", f"has {len(ids):,} tokens, the model's limit is {limit:,}") for where, ids in zip(places, prompts) if len(ids) >= limit]
+        bad += [
+            Problem(where, "", f"has {len(ids):,} tokens, the model's limit is {limit:,}")
+            for where, ids in zip(places, prompts)
+            if len(ids) >= limit
+        ]
     if bad:
         raise DataError(f"{name}: prompts that cannot be answered", bad)
-    room = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - max(map(len, prompts)))
+    room = (
+        settings.max_new_tokens
+        if limit is None
+        else min(settings.max_new_tokens, limit - max(map(len, prompts)))
+    )
     if room < settings.max_new_tokens:
-        say(f"{safe(name)}: answers of at most {room:,} tokens: its limit is {limit:,} with the prompt")
+        say(
+            f"{safe(name)}: answers of at most {room:,} tokens: its limit is {limit:,} with the"
+            " prompt"
+        )
     return room
 
 
@@ -91,9 +133,11 @@ LOOKED = 20 * SHOWN  # rows of the training data that are looked at for prompts 
 
 @dataclass(frozen=True)
 class Probe:
-    """Prompts to be answered while training goes on, in random order, how long an answer may be, and the token that ends it.
+    """Prompts to be answered while training goes on, in random order, how long an answer may be,
+    and the token that ends it.
 
-    of: how many prompts they were drawn from (of training data: rows), which are held out or not; seed: of the order and of the answers.
+    of: how many prompts they were drawn from (of training data: rows), which are held out or not;
+    seed: of the order and of the answers.
     """
 
     prompts: list[tuple[int, ...]]
@@ -104,21 +148,35 @@ class Probe:
     seed: int = 0
 
 
-def probe(held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer, seed: int = 0) -> Probe:
-    """The distinct prompts of the first held-out set that leave room for an answer, in an order of chance; of the training data, where nothing is held
-    out, a few, for there may be millions.
+def probe(
+    held_out: dict[str, Dataset], train_set: Dataset, renderer: Renderer, seed: int = 0
+) -> Probe:
+    """The distinct prompts of the first held-out set that leave room for an answer, in an order of
+    chance; of the training data, where nothing is held out, a few, for there may be millions.
     """
     source = next(iter(held_out.values()), train_set)
     room = LONGEST if renderer.limit is None else max(1, min(LONGEST, renderer.limit // 2))
     count, rng = len(source.groups), random.Random(seed)
     numbers = range(count) if held_out else rng.sample(range(count), min(count, LOOKED))
-    prompts = (first.ids[: first.start] for first in (source.groups[i].sequences[0] for i in numbers))
-    fitting = list(_distinct(prompt for prompt in prompts if renderer.limit is None or len(prompt) + room <= renderer.limit))
-    asked = shuffled(fitting, room, renderer.end_id(train_set.chat), held_out=bool(held_out), seed=seed)
+    prompts = (
+        first.ids[: first.start] for first in (source.groups[i].sequences[0] for i in numbers)
+    )
+    fitting = list(
+        _distinct(
+            prompt
+            for prompt in prompts
+            if renderer.limit is None or len(prompt) + room <= renderer.limit
+        )
+    )
+    asked = shuffled(
+        fitting, room, renderer.end_id(train_set.chat), held_out=bool(held_out), seed=seed
+    )
     return asked if held_out else replace(asked, prompts=asked.prompts[:SHOWN], of=count)
 
 
-def shuffled(prompts: Sequence[tuple[int, ...]], room: int, end: int, *, held_out: bool, seed: int) -> Probe:
+def shuffled(
+    prompts: Sequence[tuple[int, ...]], room: int, end: int, *, held_out: bool, seed: int
+) -> Probe:
     """These prompts in an order of chance."""
     order = random.Random(f"prompts {seed}").sample(range(len(prompts)), len(prompts))
     return Probe([prompts[i] for i in order], room, end, len(prompts), held_out, seed)

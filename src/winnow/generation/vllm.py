@@ -1,4 +1,6 @@
-"""Prompts -> completions with vLLM, where it is installed: the same question as `sample.drawn`, with random numbers of vLLM's own."""
+"""Prompts -> completions with vLLM, where it is installed: the same question as `sample.drawn`,
+with random numbers of vLLM's own.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,30 @@ def engine(source: str, *, dtype: str, trust_remote_code: bool) -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise ModelError("sampler: vllm is not installed", remedy="pip install vllm, or leave --sampler away") from error
-    return LLM(model=source, dtype=dtype, trust_remote_code=trust_remote_code, enable_prefix_caching=True, logprobs_mode="raw_logprobs")
+        raise ModelError(
+            "sampler: vllm is not installed", remedy="pip install vllm, or leave --sampler away"
+        ) from error
+    return LLM(
+        model=source,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        enable_prefix_caching=True,
+        logprobs_mode="raw_logprobs",
+    )
 
 
 def drawn(
-    llm: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[bytes], how: Sampling, *, k: int = 1, done: Collection[int] = ()
+    llm: Any,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[bytes],
+    how: Sampling,
+    *,
+    k: int = 1,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """(number of a prompt, its `k` completions), but for those that are `done`. A prompt's seed is its own; see `sample.seeds`."""
+    """(number of a prompt, its `k` completions), but for those that are `done`. A prompt's seed is
+    its own; see `sample.seeds`.
+    """
     from vllm import SamplingParams, TokensPrompt
 
     left = [i for i in range(len(prompts)) if i not in done]
@@ -42,8 +60,13 @@ def drawn(
             )
             for i in part
         ]
-        outputs = llm.generate([TokensPrompt(prompt_token_ids=list(prompts[i])) for i in part], each, use_tqdm=False)
-        yield from ((i, [_answer(one, how.end) for one in output.outputs]) for i, output in zip(part, outputs))
+        outputs = llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompts[i])) for i in part], each, use_tqdm=False
+        )
+        yield from (
+            (i, [_answer(one, how.end) for one in output.outputs])
+            for i, output in zip(part, outputs)
+        )
 
 
 def _answer(output: Any, end: int) -> Answer:

@@ -1,7 +1,9 @@
-"""A model of which each process of the job holds a part: torch's FSDP2. Each layer's weights are whole only while it computes.
+"""A model of which each process of the job holds a part: torch's FSDP2. Each layer's weights are
+whole only while it computes.
 
-Engines reach past a model's own `forward` (to hidden states, to the head's weights), so what they do is handed to a wrapper whose forward
-runs it: there FSDP2 gathers and frees weights and sums gradients.
+Engines reach past a model's own `forward` (to hidden states, to the head's weights), so what they
+do is handed to a wrapper whose forward runs it: there FSDP2 gathers and frees weights and sums
+gradients.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Shards(nn.Module):
         """Whatever `run` computes with the model."""
         return run()
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """Under the names they have without shards."""
         if not recurse:
             return super().named_parameters(prefix, recurse, remove_duplicate)
@@ -41,10 +45,12 @@ class Shards(nn.Module):
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """The model cut into as many parts as there are processes, layer by layer; alone it stays what it is.
+    """The model cut into as many parts as there are processes, layer by layer; alone it stays what
+    it is.
 
-    Weights that train in half precision are kept in float32 (as a single process keeps its masters), computed with in half, summed in float32;
-    beside an adapter that trains in float32 all stay what they are.
+    Weights that train in half precision are kept in float32 (as a single process keeps its
+    masters), computed with in half, summed in float32; beside an adapter that trains in float32 all
+    stay what they are.
     """
     if count() == 1:
         return model
@@ -52,7 +58,9 @@ def shard(model: nn.Module) -> nn.Module:
     half = trained.dtype if trained.dtype in (torch.bfloat16, torch.float16) else None
     how: dict[str, Any] = {
         "mesh": init_device_mesh(trained.device.type, (count(),)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and torch.float32, cast_forward_inputs=False),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=half, reduce_dtype=half and torch.float32, cast_forward_inputs=False
+        ),
     }
     for p in model.parameters() if half else ():
         p.data = p.data.float()  # not what the model keeps beside them, as `model.float()` would
@@ -64,7 +72,8 @@ def shard(model: nn.Module) -> nn.Module:
     for part in _parts(made):
         part.set_gradient_divide_factor(1.0)  # sums, which a weight known before divides
         part.set_force_sum_reduction_for_comms(True)
-    # What to fetch ahead in a backward pass is told, or FSDP2 goes by the forward passes it has seen, of which one process may have had more.
+    # What to fetch ahead in a backward pass is told, or FSDP2 goes by the forward passes it has
+    # seen, of which one process may have had more.
     for part, ahead in zip([*layers, made], [made, *layers]):
         part.set_modules_to_backward_prefetch([ahead])  # type: ignore[operator]
     return made
@@ -76,12 +85,16 @@ def bare(model: nn.Module) -> Any:
 
 
 def through(model: nn.Module, run: Callable[[], Found]) -> Found:
-    """What `run` computes with the model, whose weights are whole where they are needed; afterwards the head's still are."""
+    """What `run` computes with the model, whose weights are whole where they are needed; afterwards
+    the head's still are.
+    """
     return model(run) if isinstance(model, Shards) else run()
 
 
 def released(model: nn.Module) -> None:
-    """Give back what a forward pass without a backward pass has left whole: after the next update it would be out of date."""
+    """Give back what a forward pass without a backward pass has left whole: after the next update
+    it would be out of date.
+    """
     if isinstance(model, Shards) and not torch.is_grad_enabled():
         model.reshard()  # type: ignore[operator]
 
@@ -102,16 +115,23 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor] | None:
-    """All weights and buffers as they would be saved, on the CPU of the leader (the others get none); None of a model that is not sharded.
-    All of them have to ask.
+    """All weights and buffers as they would be saved, on the CPU of the leader (the others get
+    none); None of a model that is not sharded. All of them have to ask.
     """
     if not isinstance(model, Shards):
         return None
     kept = model.model.state_dict().keys()  # without what is made anew at each start
     with whole(model):
-        tensors = {**dict(model.model.named_parameters(remove_duplicate=False)), **dict(model.model.named_buffers(remove_duplicate=False))}
-        copies = {id(t): t.detach().cpu().clone() for t in tensors.values()} if leads() else {}  # tied weights stay tied
-        return {name: copies[id(t)] for name, t in tensors.items() if name in kept and id(t) in copies}
+        tensors = {
+            **dict(model.model.named_parameters(remove_duplicate=False)),
+            **dict(model.model.named_buffers(remove_duplicate=False)),
+        }
+        copies = (
+            {id(t): t.detach().cpu().clone() for t in tensors.values()} if leads() else {}
+        )  # tied weights stay tied
+        return {
+            name: copies[id(t)] for name, t in tensors.items() if name in kept and id(t) in copies
+        }
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

@@ -1,4 +1,6 @@
-"""Load reward models: a sequence classifier with one label, or an adapter beside its head; to be trained, with a new head on a language model."""
+"""Load reward models: a sequence classifier with one label, or an adapter beside its head; to be
+trained, with a new head on a language model.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,12 @@ def load(
     train: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """A reward model by name: a sequence classifier with one label, or an adapter on a model with the head that was trained beside it.
+    """A reward model by name: a sequence classifier with one label, or an adapter on a model with
+    the head that was trained beside it.
 
-    train: to be trained, and then a language model will do: it gets a new head (`new_head`). With `lora` an adapter is laid on it, beside which the
-    head trains. Raises ModelError as `models.load` does, and for what was not trained to score.
+    train: to be trained, and then a language model will do: it gets a new head (`new_head`). With
+    `lora` an adapter is laid on it, beside which the head trains. Raises ModelError as
+    `models.load` does, and for what was not trained to score.
     """
     source = loading.locate(name)
     place = pick_device(device)
@@ -36,7 +40,10 @@ def load(
     tokenizer = loading.load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = _weights(name, source, kind, seed, train, trust_remote_code)
     if model.config.num_labels != 1:
-        raise ModelError(f"{name}: has {model.config.num_labels} labels, a reward model has one", remedy="give a sequence classifier with num_labels 1")
+        raise ModelError(
+            f"{name}: has {model.config.num_labels} labels, a reward model has one",
+            remedy="give a sequence classifier with num_labels 1",
+        )
     if lora is not None:
         loading.refuse_second_adapter(name)
         model = loading.with_lora(model, lora, seed)
@@ -44,29 +51,49 @@ def load(
 
 
 def new_head(layer: nn.Linear, seed: int) -> None:
-    """Weights of a head that is to score, from N(0, 1 / (d + 1)), d its input's size (arXiv 2009.01325, app. B), so that scores begin at about 1.
+    """Weights of a head that is to score, from N(0, 1 / (d + 1)), d its input's size (arXiv
+    2009.01325, app. B), so that scores begin at about 1.
 
-    They are not 0, for then all scores would be, whatever an engine computes, and no engine could be told from a wrong one.
+    They are not 0, for then all scores would be, whatever an engine computes, and no engine could
+    be told from a wrong one.
     """
     made = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(layer.weight.shape, generator=made, dtype=torch.float32) / (layer.weight.shape[1] + 1) ** 0.5
+    drawn = (
+        torch.randn(layer.weight.shape, generator=made, dtype=torch.float32)
+        / (layer.weight.shape[1] + 1) ** 0.5
+    )
     with torch.no_grad():
         layer.weight.copy_(drawn)
 
 
-def _weights(name: str, source: str, dtype: torch.dtype, seed: int, train: bool, trust_remote_code: bool) -> Any:
-    """The weights of a model that scores. transformers draws a head that is not in the file at random: such a score means nothing."""
+def _weights(
+    name: str, source: str, dtype: torch.dtype, seed: int, train: bool, trust_remote_code: bool
+) -> Any:
+    """The weights of a model that scores. transformers draws a head that is not in the file at
+    random: such a score means nothing.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    config, base = loading.load_config(name, trust_remote_code=trust_remote_code), loading.base_of(source)
+    config, base = (
+        loading.load_config(name, trust_remote_code=trust_remote_code),
+        loading.base_of(source),
+    )
     classifies = loading.is_classifier(config)
     of_one = {} if classifies else {"num_labels": 1}
-    model, missing = loading.read_weights(name, source, AutoModelForSequenceClassification, {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one})
+    model, missing = loading.read_weights(
+        name,
+        source,
+        AutoModelForSequenceClassification,
+        {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one},
+    )
     if loading.is_adapter_folder(name):
         missing -= {f"{HEAD}.weight"} if loading.adapter_scores(name, source) else set()
-    if missing and not (train and missing == {f"{HEAD}.weight"} and not classifies and base == source):
+    if missing and not (
+        train and missing == {f"{HEAD}.weight"} and not classifies and base == source
+    ):
         raise ModelError(
-            f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file", remedy="give a model that was trained to score answers"
+            f"{name}: is no reward model: there is no {', '.join(sorted(missing))} in its file",
+            remedy="give a model that was trained to score answers",
         )
     if missing:
         new_head(model.score, seed)
@@ -74,8 +101,9 @@ def _weights(name: str, source: str, dtype: torch.dtype, seed: int, train: bool,
 
 
 def choose_padding(model: Any, renderer: Renderer) -> None:
-    """Rows of a model that scores are filled up with the tokenizer's token for that, unless answers end with it: transformers takes the score at the
-    last token that is another one. Then with none, and transformers scores one row at a time.
+    """Rows of a model that scores are filled up with the tokenizer's token for that, unless answers
+    end with it: transformers takes the score at the last token that is another one. Then with none,
+    and transformers scores one row at a time.
     """
     pad, last = renderer.tokenizer.pad_token_id, renderer.whole_ids("a", "b")[-1]
     model.config.get_text_config().pad_token_id = None if pad == last else pad

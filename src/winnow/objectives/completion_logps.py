@@ -1,4 +1,6 @@
-"""Summed log-probs of completions, for any model and any rows: the engine as one differentiable function."""
+"""Summed log-probs of completions, for any model and any rows: the engine as one differentiable
+function.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from winnow.errors import DataError
 from winnow.objectives.scores import per_completion
 
 
-def completion_logps(model: nn.Module, tokenizer: Any, groups: Sequence[PreferenceGroup | Mapping[str, Any]]) -> Float[Tensor, " C"]:
-    """log p(completion | prompt) in nats, end token included, of all completions of all groups in their order.
+def completion_logps(
+    model: nn.Module, tokenizer: Any, groups: Sequence[PreferenceGroup | Mapping[str, Any]]
+) -> Float[Tensor, " C"]:
+    """log p(completion | prompt) in nats, end token included, of all completions of all groups in
+    their order.
 
-    groups: PreferenceGroups, or rows (dicts) of any layout Winnow reads; a pair gives its chosen completion first.
-    Differentiable: `completion_logps(...)` inside a loss trains the model. The caller decides on `model.eval()`.
-    Raises DataError for rows that cannot be scored.
+    groups: PreferenceGroups, or rows (dicts) of any layout Winnow reads; a pair gives its chosen
+    completion first. Differentiable: `completion_logps(...)` inside a loss trains the model. The
+    caller decides on `model.eval()`. Raises DataError for rows that cannot be scored.
     """
     renderer = Renderer(tokenizer)
     rendered = [renderer.render(_group(item, i)) for i, item in enumerate(groups)]
@@ -45,7 +50,10 @@ def _group(item: PreferenceGroup | Mapping[str, Any], number: int) -> Preference
     row = Row(f"row {number}", item)
     layout = detect([row])
     if layout is None:
-        raise DataError(f"row {number}: the columns {', '.join(item)} fit no known layout", remedy=advice(item.keys()))
+        raise DataError(
+            f"row {number}: the columns {', '.join(item)} fit no known layout",
+            remedy=advice(item.keys()),
+        )
     found = group_of(row, LAYOUTS[layout], None)
     if isinstance(found, list):
         raise DataError(f"row {number} cannot be used", found)

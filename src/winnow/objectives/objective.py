@@ -1,7 +1,8 @@
-"""An objective bound to data: from the log-probs of a batch to a loss, its weight, and what dashboards show.
+"""An objective bound to data: from the log-probs of a batch to a loss, its weight, and what
+dashboards show.
 
-Axes: N scored tokens, C completions, M comparisons, J judged completions. A term gives sums; they are divided once, by counts of the whole
-optimizer batch.
+Axes: N scored tokens, C completions, M comparisons, J judged completions. A term gives sums; they
+are divided once, by counts of the whole optimizer batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from winnow.objectives.scores import Sums
 from winnow.objectives.table import ENTRIES, Entry, Value
 
 Columns = dict[str, Float[Tensor, " N"]]  # of an engine
-Known = Mapping[str, float]  # what a step knows of its whole batch, and what the step before it knew
+Known = Mapping[
+    str, float
+]  # what a step knows of its whole batch, and what the step before it knew
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,35 @@ class Term:
         """Weighted sum of the loss over its units."""
         return _TOTALS[self.entry.unit](self, columns, batch, known)
 
-    def known(self, columns: Columns, batch: Batch, before: Known, *, train: bool) -> dict[str, float]:
-        """What the loss must know of a whole optimizer batch; `before`: the same at the step before."""
+    def known(
+        self, columns: Columns, batch: Batch, before: Known, *, train: bool
+    ) -> dict[str, float]:
+        """What the loss must know of a whole optimizer batch; `before`: the same at the step
+        before.
+        """
         with torch.no_grad():
-            return _KNOWN[self.entry.batch](self, columns, batch, before, train) if self.entry.batch in _KNOWN else {}
+            return (
+                _KNOWN[self.entry.batch](self, columns, batch, before, train)
+                if self.entry.batch in _KNOWN
+                else {}
+            )
 
     def value(self, found: Mapping[str, Tensor], known: Known, **more: Any) -> Tensor:
         """The loss of each unit, from the columns it takes."""
         given = {name: value for name, value in known.items() if name in PASSED}
         own = {name: self.settings[name] for name in self.entry.settings}
-        return torch.as_tensor(self.entry.loss(*(found[name] for name in self.entry.takes), **more, **{**own, **given}))
+        return torch.as_tensor(
+            self.entry.loss(*(found[name] for name in self.entry.takes), **more, **{**own, **given})
+        )
 
 
 PASSED = ("shift", "baseline", "beta")  # of what is known of a batch, what the loss is given
 
 
 def pair_columns(term: Term, columns: Columns, batch: Batch, *, turned: bool) -> dict[str, Tensor]:
-    """What a loss may ask of each comparison. turned: as if the label were the other way round; what the data says of it stays."""
+    """What a loss may ask of each comparison. turned: as if the label were the other way round;
+    what the data says of it stays.
+    """
     winner_M, loser_M = (batch.pair_M2.flip(1) if turned else batch.pair_M2).unbind(1)
     win_M, lose_M = pair_scores(term, columns, batch)[:: -1 if turned else 1]
     margin_M = win_M - lose_M
@@ -88,7 +103,9 @@ def pair_columns(term: Term, columns: Columns, batch: Batch, *, turned: bool) ->
     return found
 
 
-def pair_scores(term: Term, columns: Columns, batch: Batch) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+def pair_scores(
+    term: Term, columns: Columns, batch: Batch
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     """Winner's and loser's score of each comparison."""
     value_N = scores.log_ratio_N(columns["logp"], batch, reference=term.entry.reference)
     if term.settings.get("tail_weight", 1.0) != 1:
@@ -97,11 +114,19 @@ def pair_scores(term: Term, columns: Columns, batch: Batch) -> tuple[Float[Tenso
         score_C = scores.score(value_N, batch, mean=term.mean)
         sides = score_C[batch.pair_M2[:, 0]], score_C[batch.pair_M2[:, 1]]
     divergence = term.settings.get("divergence", "reverse_kl")
-    bend = _DIVERGENCES[divergence] if isinstance(divergence, str) else lambda score: losses.alpha_divergence(score, divergence)
+    bend = (
+        _DIVERGENCES[divergence]
+        if isinstance(divergence, str)
+        else lambda score: losses.alpha_divergence(score, divergence)
+    )
     return bend(sides[0]), bend(sides[1])
 
 
-_DIVERGENCES = {"reverse_kl": losses.reverse_kl, "forward_kl": losses.forward_kl, "js": losses.jensen_shannon}
+_DIVERGENCES = {
+    "reverse_kl": losses.reverse_kl,
+    "forward_kl": losses.forward_kl,
+    "js": losses.jensen_shannon,
+}
 
 
 # ---------------------------------------------------------------- sums, by unit
@@ -111,14 +136,28 @@ def _comparisons(term: Term, columns: Columns, batch: Batch, known: Known) -> Te
     if term.entry.batch == "quantile_margins":
         return _quantiles(term, *_policy_and_reference(columns, batch))
     said, turned = (pair_columns(term, columns, batch, turned=way) for way in (False, True))
-    probability_M = losses.smoothed(batch.probability_M, term.settings.get("label_smoothing", 0.0) if "label_smoothing" not in term.entry.settings else 0.0)
-    loss_M = losses.soft(probability_M.to(said["win"].dtype), term.value(said, known), term.value(turned, known))
-    weight_M = batch.weight_M * likelihood_weights(columns, batch) if term.settings.get("wpo") else batch.weight_M
+    probability_M = losses.smoothed(
+        batch.probability_M,
+        (
+            term.settings.get("label_smoothing", 0.0)
+            if "label_smoothing" not in term.entry.settings
+            else 0.0
+        ),
+    )
+    loss_M = losses.soft(
+        probability_M.to(said["win"].dtype), term.value(said, known), term.value(turned, known)
+    )
+    weight_M = (
+        batch.weight_M * likelihood_weights(columns, batch)
+        if term.settings.get("wpo")
+        else batch.weight_M
+    )
     return (weight_M * loss_M).sum()
 
 
 def likelihood_weights(columns: Columns, batch: Batch) -> Float[Tensor, " M"]:
-    """WPO's weights, arXiv 2406.11827 eq. 2 (cited): exp of both sides' mean over tokens of log p(token) - log sum_v p(v)^2, without a gradient.
+    """WPO's weights, arXiv 2406.11827 eq. 2 (cited): exp of both sides' mean over tokens of log
+    p(token) - log sum_v p(v)^2, without a gradient.
 
     1 where the policy would write both as its own samples. No more than 1, as in the authors' code.
     """
@@ -128,12 +167,16 @@ def likelihood_weights(columns: Columns, batch: Batch) -> Float[Tensor, " M"]:
 
 
 def _completions(term: Term, columns: Columns, batch: Batch, known: Known) -> Tensor:
-    score_C = scores.score(scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False)
+    score_C = scores.score(
+        scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False
+    )
     index_J, good_J, weight_J = scores.judged(batch)
     if term.entry.batch == "quantile_sides":
         return _quantiles(term, *_good_and_bad(score_C, index_J, good_J))
     good_J = losses.smoothed(good_J, term.settings["label_smoothing"]).to(score_C.dtype)
-    as_good, as_bad = (term.value({"score": score_C[index_J]}, known, good=good) for good in (True, False))
+    as_good, as_bad = (
+        term.value({"score": score_C[index_J]}, known, good=good) for good in (True, False)
+    )
     pull, push = term.settings.get("desirable", 1.0), term.settings.get("undesirable", 1.0)
     return (weight_J * losses.soft(good_J, pull * as_good, push * as_bad)).sum()
 
@@ -144,12 +187,16 @@ def _quantiles(term: Term, one: Tensor, other: Tensor) -> Tensor:
         return one.sum() * 0 + other.sum() * 0
     margin_M = batchwise.quantile_differences(one, other)
     probability_M = torch.full_like(margin_M, 1 - term.settings["label_smoothing"])
-    return losses.soft(probability_M, term.value({"margin": margin_M}, {}), term.value({"margin": -margin_M}, {})).sum()
+    return losses.soft(
+        probability_M, term.value({"margin": margin_M}, {}), term.value({"margin": -margin_M}, {})
+    ).sum()
 
 
 def _policy_and_reference(columns: Columns, batch: Batch) -> tuple[Tensor, Tensor]:
     assert batch.reference_N is not None
-    ours_C, theirs_C = (scores.per_completion(value_N, batch) for value_N in (columns["logp"], batch.reference_N))
+    ours_C, theirs_C = (
+        scores.per_completion(value_N, batch) for value_N in (columns["logp"], batch.reference_N)
+    )
     winner_M, loser_M = batch.pair_M2.unbind(1)
     return ours_C[winner_M] - ours_C[loser_M], theirs_C[winner_M] - theirs_C[loser_M]
 
@@ -159,26 +206,42 @@ def _good_and_bad(score_C: Tensor, index_J: Tensor, good_J: Tensor) -> tuple[Ten
 
 
 def _groups(term: Term, columns: Columns, batch: Batch, known: Known) -> Tensor:
-    score_C = scores.score(scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False)
-    parts = [weight * term.value({"score": score_C[own]}, known, rank_K=[batch.ranks[k] for k in own]) for own, weight in _ranked(batch)]
+    score_C = scores.score(
+        scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False
+    )
+    parts = [
+        weight * term.value({"score": score_C[own]}, known, rank_K=[batch.ranks[k] for k in own])
+        for own, weight in _ranked(batch)
+    ]
     return torch.stack(parts).sum() if parts else score_C.sum() * 0
 
 
 def _ranked(batch: Batch) -> list[tuple[list[int], float]]:
-    """The ranked completions of each group that was compared, and what the group weighs: as its comparisons do in the mean."""
+    """The ranked completions of each group that was compared, and what the group weighs: as its
+    comparisons do in the mean.
+    """
     weights = batch.weight_M.tolist()
     found, completion, comparison = [], 0, 0
     for end in batch.ends:
         if end.comparisons > comparison:
             own = [k for k in range(completion, end.completions) if batch.ranks[k] >= 0]
-            found.append((own, math.fsum(weights[comparison : end.comparisons]) / (end.comparisons - comparison)))
+            found.append(
+                (
+                    own,
+                    math.fsum(weights[comparison : end.comparisons])
+                    / (end.comparisons - comparison),
+                )
+            )
         completion, comparison = end.completions, end.comparisons
     return found
 
 
 def _tokens(term: Term, columns: Columns, batch: Batch, known: Known) -> Tensor:
     index_J, weight_J = scores.demonstrated(batch)
-    return (weight_J * term.value({"logp": scores.per_completion(columns["logp"], batch)[index_J]}, known)).sum()
+    return (
+        weight_J
+        * term.value({"logp": scores.per_completion(columns["logp"], batch)[index_J]}, known)
+    ).sum()
 
 
 def _count_completions(term: Term, batch: Batch) -> float:
@@ -208,25 +271,44 @@ _COUNTS: dict[str, Callable[[Term, Batch], float]] = {
 }
 
 
-# ---------------------------------------------------------------- what must be known of a whole batch
+# ---------------------------------------------------------------- what must be known of a whole
+# batch
 
 
-def _shift(term: Term, columns: Columns, batch: Batch, before: Known, train: bool) -> dict[str, float]:
+def _shift(
+    term: Term, columns: Columns, batch: Batch, before: Known, train: bool
+) -> dict[str, float]:
     if not train:  # held-out data is measured with the shift training has come to
         return {"shift": before.get("shift", 0.0)}
-    score_C = scores.score(scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False)
+    score_C = scores.score(
+        scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False
+    )
     index_J, good_J, weight_J = scores.judged(batch)
-    return batchwise.running_shift(term.settings["beta"] * score_C[index_J], good_J, weight_J, before)
+    return batchwise.running_shift(
+        term.settings["beta"] * score_C[index_J], good_J, weight_J, before
+    )
 
 
-def _baseline(term: Term, columns: Columns, batch: Batch, before: Known, train: bool) -> dict[str, float]:
-    score_C = scores.score(scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False)
+def _baseline(
+    term: Term, columns: Columns, batch: Batch, before: Known, train: bool
+) -> dict[str, float]:
+    score_C = scores.score(
+        scores.log_ratio_N(columns["logp"], batch, reference=True), batch, mean=False
+    )
     return batchwise.mismatched_baseline(score_C[batch.label_C == MISMATCHED])
 
 
-def _beta(term: Term, columns: Columns, batch: Batch, before: Known, train: bool) -> dict[str, float]:
+def _beta(
+    term: Term, columns: Columns, batch: Batch, before: Known, train: bool
+) -> dict[str, float]:
     win_M, lose_M = pair_scores(term, columns, batch)
-    return batchwise.scaled_beta(win_M - lose_M, term.settings["beta"], term.settings["alpha"], term.settings["momentum"], before)
+    return batchwise.scaled_beta(
+        win_M - lose_M,
+        term.settings["beta"],
+        term.settings["alpha"],
+        term.settings["momentum"],
+        before,
+    )
 
 
 _KNOWN: dict[str, Callable[[Term, Columns, Batch, Known, bool], dict[str, float]]] = {
@@ -248,7 +330,9 @@ class Objective:
     @cached_property
     def name(self) -> str:
         """As it can be given again."""
-        return ",".join(term.choice.spelled(without=() if len(self.terms) > 1 else FLAGS) for term in self.terms)
+        return ",".join(
+            term.choice.spelled(without=() if len(self.terms) > 1 else FLAGS) for term in self.terms
+        )
 
     @property
     def reference(self) -> bool:
@@ -257,7 +341,9 @@ class Objective:
 
     @property
     def whole(self) -> bool:
-        """Whether any member must see the whole optimizer batch before a gradient: one more forward pass."""
+        """Whether any member must see the whole optimizer batch before a gradient: one more forward
+        pass.
+        """
         return any(term.entry.batch for term in self.terms)
 
     @property
@@ -267,7 +353,9 @@ class Objective:
 
     @property
     def rewards(self) -> bool:
-        """Whether it is about a scalar head's numbers, one per answer (`collate(whole=True)`), and not about log-probs."""
+        """Whether it is about a scalar head's numbers, one per answer (`collate(whole=True)`), and
+        not about log-probs.
+        """
         return any(term.entry.rewards for term in self.terms)
 
     @property
@@ -278,12 +366,18 @@ class Objective:
     @property
     def want(self) -> tuple[str, ...]:
         """The columns it asks an engine for."""
-        return ("entropy", *(("collision",) if any(term.settings.get("wpo") for term in self.terms) else ()), *(("kl",) if self.live else ()))
+        return (
+            "entropy",
+            *(("collision",) if any(term.settings.get("wpo") for term in self.terms) else ()),
+            *(("kl",) if self.live else ()),
+        )
 
     @property
     def beta(self) -> float:
         """What scales the rewards on dashboards: the first member's that has one, else 1."""
-        return next((float(term.settings["beta"]) for term in self.terms if "beta" in term.settings), 1.0)
+        return next(
+            (float(term.settings["beta"]) for term in self.terms if "beta" in term.settings), 1.0
+        )
 
     def counts(self, batches: Sequence[Batch]) -> tuple[float, ...]:
         """For each member what its sum over these batches is divided by."""
@@ -293,61 +387,130 @@ class Objective:
         """Each member's sum over the batch."""
         return [term.total(columns, batch, _own(term, known)) for term in self.terms]
 
-    def slopes(self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known) -> tuple[Float[Tensor, " terms"], Columns]:
-        """Each member's sum over the batch, and d loss / d column, where the optimizer batch has `counts`."""
-        leaves: Columns = {name: columns[name].detach().requires_grad_() for name in ("logp", "kl") if name in columns}
+    def slopes(
+        self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known
+    ) -> tuple[Float[Tensor, " terms"], Columns]:
+        """Each member's sum over the batch, and d loss / d column, where the optimizer batch has
+        `counts`.
+        """
+        leaves: Columns = {
+            name: columns[name].detach().requires_grad_()
+            for name in ("logp", "kl")
+            if name in columns
+        }
         slopes: Columns = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         with torch.enable_grad():
             totals = self.totals({**columns, **leaves}, batch, known)
         for term, total, count in zip(self.terms, totals, counts):
             if count:
                 found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-                slopes = {name: slope + term.choice.weight * (own / count) for (name, slope), own in zip(slopes.items(), found)}
+                slopes = {
+                    name: slope + term.choice.weight * (own / count)
+                    for (name, slope), own in zip(slopes.items(), found)
+                }
         return torch.stack(totals).detach(), slopes
 
     def losses(self, totals: Sequence[float], counts: Sequence[float]) -> dict[str, float]:
-        """The loss, and of a mixture each member's, from sums and counts of a whole batch; what counted nothing has none."""
-        means = [(term.choice, total / count) for term, total, count in zip(self.terms, totals, counts) if count]
-        members = {f"loss/{choice.name}": mean for choice, mean in means} if len(self.terms) > 1 else {}
-        return {"loss": math.fsum(choice.weight * mean for choice, mean in means), **members} if means else {}
+        """The loss, and of a mixture each member's, from sums and counts of a whole batch; what
+        counted nothing has none.
+        """
+        means = [
+            (term.choice, total / count)
+            for term, total, count in zip(self.terms, totals, counts)
+            if count
+        ]
+        members = (
+            {f"loss/{choice.name}": mean for choice, mean in means} if len(self.terms) > 1 else {}
+        )
+        return (
+            {"loss": math.fsum(choice.weight * mean for choice, mean in means), **members}
+            if means
+            else {}
+        )
 
-    def known(self, columns: Columns, batch: Batch, before: Known, *, train: bool) -> dict[str, float]:
-        """What the members must know of the optimizer batch `batch`, as `member/name`; `before`: the same at the step before."""
-        found = {term.choice.name: term.known(columns, batch, _own(term, before), train=train) for term in self.terms}
-        return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
+    def known(
+        self, columns: Columns, batch: Batch, before: Known, *, train: bool
+    ) -> dict[str, float]:
+        """What the members must know of the optimizer batch `batch`, as `member/name`; `before`:
+        the same at the step before.
+        """
+        found = {
+            term.choice.name: term.known(columns, batch, _own(term, before), train=train)
+            for term in self.terms
+        }
+        return {
+            f"{name}/{key}": value
+            for name, values in found.items()
+            for key, value in values.items()
+        }
 
     def sums(self, logp_N: Float[Tensor, " N"], batch: Batch) -> Sums:
-        """What dashboards show beside the loss; nothing of demonstrations alone, and no rewards of what is imitation alone."""
+        """What dashboards show beside the loss; nothing of demonstrations alone, and no rewards of
+        what is imitation alone.
+        """
         imitates = all(term.entry.unit == "token" for term in self.terms)
         if imitates and not len(batch.pair_M2):
             return {}
-        found = scores.sums(logp_N, batch, beta=self.beta, reference=self.reference, mean=self.terms[0].mean)
-        if self.rewards:  # the head's numbers are the rewards, and there are no log-probs or tokens to show
+        found = scores.sums(
+            logp_N, batch, beta=self.beta, reference=self.reference, mean=self.terms[0].mean
+        )
+        if (
+            self.rewards
+        ):  # the head's numbers are the rewards, and there are no log-probs or tokens to show
             return {name: value for name, value in found.items() if name.startswith("rewards/")}
-        return {name: value for name, value in found.items() if not imitates or not name.startswith("rewards/")}
+        return {
+            name: value
+            for name, value in found.items()
+            if not imitates or not name.startswith("rewards/")
+        }
 
 
-FLAGS = ("beta", "label_smoothing", "score", "offset", "tail_weight", "wpo", "divergence")  # settings that have an option of their own
+FLAGS = (
+    "beta",
+    "label_smoothing",
+    "score",
+    "offset",
+    "tail_weight",
+    "wpo",
+    "divergence",
+)  # settings that have an option of their own
 
 
 def _own(term: Term, known: Known) -> dict[str, float]:
     head = f"{term.choice.name}/"
-    return {name.removeprefix(head): value for name, value in known.items() if name.startswith(head)}
+    return {
+        name.removeprefix(head): value for name, value in known.items() if name.startswith(head)
+    }
 
 
 def objective(text: str, **given: Value) -> Objective:
-    """The objective `text` names, with its own defaults where nothing is given. Raises SettingsError."""
+    """The objective `text` names, with its own defaults where nothing is given. Raises
+    SettingsError.
+    """
     return Objective(tuple(Term(one) for one in choices(text, given)))
 
 
-def reward(*, listwise: bool = False, label_smoothing: float = 0.0, offset: float = 0.0) -> Objective:
-    """What a reward model is trained on: Bradley-Terry's comparisons (arXiv 2305.18290 eq. 2), or whole rankings, which take neither setting.
+def reward(
+    *, listwise: bool = False, label_smoothing: float = 0.0, offset: float = 0.0
+) -> Objective:
+    """What a reward model is trained on: Bradley-Terry's comparisons (arXiv 2305.18290 eq. 2), or
+    whole rankings, which take neither setting.
 
     offset: by how much winners must be ahead, in nats per unit of the data's margin.
     """
     if listwise:
         return Objective((Term(Choice("bradley_terry_listwise", 1.0, {"beta": 1.0})),))
-    return Objective((Term(Choice("bradley_terry", 1.0, {"beta": 1.0, "label_smoothing": label_smoothing, "offset": offset})),))
+    return Objective(
+        (
+            Term(
+                Choice(
+                    "bradley_terry",
+                    1.0,
+                    {"beta": 1.0, "label_smoothing": label_smoothing, "offset": offset},
+                )
+            ),
+        )
+    )
 
 
 DEMONSTRATION = objective("sft")

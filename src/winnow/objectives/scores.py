@@ -1,4 +1,5 @@
-"""Token log-probs -> scores of completions and of a comparison's two sides, and what dashboards show of them.
+"""Token log-probs -> scores of completions and of a comparison's two sides, and what dashboards
+show of them.
 
 Axes: N scored tokens, C completions, M comparisons, J judged completions. All log-probs in nats.
 """
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from winnow.engine.batch import BAD, GOOD, SHOWN, Batch
 
-Sums = dict[str, tuple[float, float]]  # name -> (sum, count): divided once, after everything was added up
+Sums = dict[
+    str, tuple[float, float]
+]  # name -> (sum, count): divided once, after everything was added up
 
 
 def per_completion(value_N: Float[Tensor, " N"], batch: Batch) -> Float[Tensor, " C"]:
@@ -20,8 +23,12 @@ def per_completion(value_N: Float[Tensor, " N"], batch: Batch) -> Float[Tensor, 
     return zero_C.index_add(0, batch.completion_N, value_N)
 
 
-def log_ratio_N(logp_N: Float[Tensor, " N"], batch: Batch, *, reference: bool) -> Float[Tensor, " N"]:
-    """log pi - log pi_ref of each token, or log pi alone: the difference is taken per token, before anything is summed, where it is exact."""
+def log_ratio_N(
+    logp_N: Float[Tensor, " N"], batch: Batch, *, reference: bool
+) -> Float[Tensor, " N"]:
+    """log pi - log pi_ref of each token, or log pi alone: the difference is taken per token, before
+    anything is summed, where it is exact.
+    """
     return logp_N - batch.reference_N if reference and batch.reference_N is not None else logp_N
 
 
@@ -31,23 +38,39 @@ def score(value_N: Float[Tensor, " N"], batch: Batch, *, mean: bool) -> Float[Te
     return score_C / batch.length_C if mean else score_C
 
 
-def with_light_tail(value_N: Float[Tensor, " N"], batch: Batch, weight: float) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """Sums of each comparison's sides in which the tokens beyond the shorter side's length weigh `weight` (LD-DPO, arXiv 2409.06411)."""
+def with_light_tail(
+    value_N: Float[Tensor, " N"], batch: Batch, weight: float
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Sums of each comparison's sides in which the tokens beyond the shorter side's length weigh
+    `weight` (LD-DPO, arXiv 2409.06411).
+    """
     shared_M = batch.length_C[batch.pair_M2].amin(1)
     begin_C = batch.length_C.cumsum(0) - batch.length_C
     sides = []
     for side_M in batch.pair_M2.unbind(1):
         length_M = batch.length_C[side_M]
-        comparison_J = torch.repeat_interleave(torch.arange(len(side_M), device=side_M.device), length_M)
-        within_J = torch.arange(len(comparison_J), device=side_M.device) - (length_M.cumsum(0) - length_M)[comparison_J]
-        weight_J = torch.where(within_J < shared_M[comparison_J], value_N.new_tensor(1.0), value_N.new_tensor(weight))
+        comparison_J = torch.repeat_interleave(
+            torch.arange(len(side_M), device=side_M.device), length_M
+        )
+        within_J = (
+            torch.arange(len(comparison_J), device=side_M.device)
+            - (length_M.cumsum(0) - length_M)[comparison_J]
+        )
+        weight_J = torch.where(
+            within_J < shared_M[comparison_J], value_N.new_tensor(1.0), value_N.new_tensor(weight)
+        )
         value_J = value_N[begin_C[side_M][comparison_J] + within_J] * weight_J
-        sides.append(torch.zeros(len(side_M), dtype=value_N.dtype, device=value_N.device).index_add(0, comparison_J, value_J))
+        sides.append(
+            torch.zeros(len(side_M), dtype=value_N.dtype, device=value_N.device).index_add(
+                0, comparison_J, value_J
+            )
+        )
     return sides[0], sides[1]
 
 
 def judged(batch: Batch) -> tuple[Int[Tensor, " J"], Float[Tensor, " J"], Float[Tensor, " J"]]:
-    """Completions somebody judged, one by one: which, the probability that it is a good one, the weight of that judgement.
+    """Completions somebody judged, one by one: which, the probability that it is a good one, the
+    weight of that judgement.
 
     A comparison judges its winner good and its loser bad; a label judges its own completion.
     """
@@ -60,29 +83,45 @@ def judged(batch: Batch) -> tuple[Int[Tensor, " J"], Float[Tensor, " J"], Float[
 
 
 def demonstrated(batch: Batch) -> tuple[Int[Tensor, " J"], Float[Tensor, " J"]]:
-    """Completions to be imitated, and how much each counts: demonstrations, and what was judged good, as far as it was."""
+    """Completions to be imitated, and how much each counts: demonstrations, and what was judged
+    good, as far as it was.
+    """
     index_J, good_J, weight_J = judged(batch)
     shown = torch.nonzero(batch.label_C == SHOWN)[:, 0]
-    return torch.cat([index_J, shown]), torch.cat([good_J * weight_J, torch.ones_like(shown, dtype=good_J.dtype)])
+    return torch.cat([index_J, shown]), torch.cat(
+        [good_J * weight_J, torch.ones_like(shown, dtype=good_J.dtype)]
+    )
 
 
 def undecided(batch: Batch) -> bool:
-    """Whether there is nothing in it but ties: where policy = reference such a batch has no gradient."""
-    return len(batch.probability_M) > 0 and bool((batch.probability_M == 0.5).all()) and not bool((batch.label_C >= BAD).any())
+    """Whether there is nothing in it but ties: where policy = reference such a batch has no
+    gradient.
+    """
+    return (
+        len(batch.probability_M) > 0
+        and bool((batch.probability_M == 0.5).all())
+        and not bool((batch.label_C >= BAD).any())
+    )
 
 
-def sums(logp_N: Float[Tensor, " N"], batch: Batch, *, beta: float, reference: bool, mean: bool) -> Sums:
-    """What dashboards show of a preference batch, whatever its loss. "Chosen" is the side with label probability > 0.5, or a good label.
+def sums(
+    logp_N: Float[Tensor, " N"], batch: Batch, *, beta: float, reference: bool, mean: bool
+) -> Sums:
+    """What dashboards show of a preference batch, whatever its loss. "Chosen" is the side with
+    label probability > 0.5, or a good label.
 
-    Rewards are beta times the summed log-ratio, or of an objective without a reference beta times its own score; accuracy counts strict
-    wins; ties (probability 0.5) count nowhere. logratio/*: nats per token against the reference. length/*: scored tokens.
+    Rewards are beta times the summed log-ratio, or of an objective without a reference beta times
+    its own score; accuracy counts strict wins; ties (probability 0.5) count nowhere. logratio/*:
+    nats per token against the reference. length/*: scored tokens.
     """
     with torch.no_grad():
         ratio_C = per_completion(log_ratio_N(logp_N, batch, reference=reference), batch)
         reward_C = beta * (ratio_C / batch.length_C if mean and not reference else ratio_C)
         logp_C = per_completion(logp_N, batch)
         decided_M = batch.probability_M != 0.5
-        pair_M2 = torch.where((batch.probability_M > 0.5)[:, None], batch.pair_M2, batch.pair_M2.flip(1))[decided_M]
+        pair_M2 = torch.where(
+            (batch.probability_M > 0.5)[:, None], batch.pair_M2, batch.pair_M2.flip(1)
+        )[decided_M]
         found: Sums = {}
         for side, (name, label) in enumerate((("chosen", GOOD), ("rejected", BAD))):
             index_J = torch.cat([pair_M2[:, side], torch.nonzero(batch.label_C == label)[:, 0]])
@@ -99,7 +138,9 @@ def sums(logp_N: Float[Tensor, " N"], batch: Batch, *, beta: float, reference: b
 
 
 def with_margin(row: dict[str, float]) -> dict[str, float]:
-    """A row of means; where good and bad answers stand alone and nobody compared them, the margin is that of the means."""
+    """A row of means; where good and bad answers stand alone and nobody compared them, the margin
+    is that of the means.
+    """
     if "rewards/margins" in row or not {"rewards/chosen", "rewards/rejected"} <= row.keys():
         return row
     return {**row, "rewards/margins": row["rewards/chosen"] - row["rewards/rejected"]}

@@ -1,7 +1,8 @@
-"""How far votes can be trusted: do annotators agree with each other, with themselves, with known answers, and do they mind the side?
+"""How far votes can be trusted: do annotators agree with each other, with themselves, with known
+answers, and do they mind the side?
 
-Figures that are not defined (nobody shares a pair, all said the same) are None, with the reason. Intervals are 95 % and take votes on one prompt as
-one piece of evidence where they go together.
+Figures that are not defined (nobody shares a pair, all said the same) are None, with the reason.
+Intervals are 95 % and take votes on one prompt as one piece of evidence where they go together.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from scipy.stats import binomtest
 from winnow.preferences.items import Item
 from winnow.preferences.votes import Pair, Vote, by_pair, pair_of, score, whole
 
-Label = Literal["low", "high", "tie"]  # which answer of a pair is better, by index; "both bad" is a tie
+Label = Literal[
+    "low", "high", "tie"
+]  # which answer of a pair is better, by index; "both bad" is a tie
 LABELS: tuple[Label, ...] = ("low", "high", "tie")
 Labels = Mapping[Pair, Mapping[str, Label]]  # of each pair, what each annotator said
 Z = 1.959963984540054
@@ -27,7 +30,9 @@ Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number with what it is made of; value None: not defined, and `why`. low, high: its interval, where there is one."""
+    """A number with what it is made of; value None: not defined, and `why`. low, high: its
+    interval, where there is one.
+    """
 
     value: float | None
     count: int
@@ -38,11 +43,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """One annotator. left: share of votes for one answer that are for the left one, p_left the probability of a share as uneven if sides do not matter
-    (exact binomial test). A pair that was asked both ways round tells of sides only where both votes took the same one, and counts once; where
-    nothing was ever turned round (a rule that does not read) nothing tells of sides.
+    """One annotator. left: share of votes for one answer that are for the left one, p_left the
+    probability of a share as uneven if sides do not matter (exact binomial test). A pair that was
+    asked both ways round tells of sides only where both votes took the same one, and counts once;
+    where nothing was ever turned round (a rule that does not read) nothing tells of sides.
 
-    repeats, gold: share in which they said the same again, and the known answer. swapped: share of pairs asked in both orders with one verdict.
+    repeats, gold: share in which they said the same again, and the known answer. swapped: share of
+    pairs asked in both orders with one verdict.
     """
 
     name: str
@@ -61,9 +68,11 @@ class Annotator:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A judge against people, on the pairs that both have an opinion on: how often they say the same, over all pairs and over those both decided.
+    """A judge against people, on the pairs that both have an opinion on: how often they say the
+    same, over all pairs and over those both decided.
 
-    table[people][judge]: pairs by what people say (most of them, half a vote for a tie) and what the judge says.
+    table[people][judge]: pairs by what people say (most of them, half a vote for a tie) and what
+    the judge says.
     """
 
     table: Mapping[Label, Mapping[Label, int]]
@@ -72,35 +81,53 @@ class Against:
 
 
 def labels(votes: Iterable[Vote]) -> dict[Pair, dict[str, Label]]:
-    """What each annotator says of each pair; both orders of a judge count as one look, and as a tie where they differ."""
+    """What each annotator says of each pair; both orders of a judge count as one look, and as a tie
+    where they differ.
+    """
     return {
-        pair: {name: label for name in dict.fromkeys(v.by for v in mine) if (label := _label(v for v in mine if v.by == name))} for pair, mine in _asked(votes)
+        pair: {
+            name: label
+            for name in dict.fromkeys(v.by for v in mine)
+            if (label := _label(v for v in mine if v.by == name))
+        }
+        for pair, mine in _asked(votes)
     }
 
 
 def observed(said: Labels) -> Figure:
     """Share of all pairs of annotators on one pair of answers that say the same."""
-    hits = [(pair[0], one == other) for pair, of in said.items() for one, other in combinations(of.values(), 2)]
+    hits = [
+        (pair[0], one == other)
+        for pair, of in said.items()
+        for one, other in combinations(of.values(), 2)
+    ]
     return share(hits, "no pair has votes of two annotators")
 
 
 def kappa(said: Labels, one: str, other: str) -> Figure:
-    """Cohen's kappa of two annotators: (p_o - p_e) / (1 - p_e), p_e what two with their shares of low, high and tie would agree on by chance."""
+    """Cohen's kappa of two annotators: (p_o - p_e) / (1 - p_e), p_e what two with their shares of
+    low, high and tie would agree on by chance.
+    """
     both = [(of[one], of[other]) for of in said.values() if one in of and other in of]
     if not both:
         return Figure(None, 0, why="they share no pair")
     first, second = (Counter(side) for side in zip(*both))
     chance = sum(first[label] * second[label] for label in LABELS) / len(both) ** 2
     if chance == 1:
-        return Figure(None, len(both), why="both said the same of every pair, so agreement by chance is certain")
+        return Figure(
+            None,
+            len(both),
+            why="both said the same of every pair, so agreement by chance is certain",
+        )
     return Figure((fmean(a == b for a, b in both) - chance) / (1 - chance), len(both))
 
 
 def alpha(said: Labels) -> Figure:
-    """Krippendorff's alpha, nominal: 1 - D_o / D_e over pairs with two votes or more, whoever's they are; missing votes are no matter.
+    """Krippendorff's alpha, nominal: 1 - D_o / D_e over pairs with two votes or more, whoever's
+    they are; missing votes are no matter.
 
-    With n votes in all, n_c of label c, and m_u votes on pair u: D_o = sum_u (votes that differ, in ordered pairs) / (m_u - 1) / n, and
-    D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
+    With n votes in all, n_c of label c, and m_u votes on pair u: D_o = sum_u (votes that differ, in
+    ordered pairs) / (m_u - 1) / n, and D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
     """
     units = [Counter(of.values()) for of in said.values() if len(of) > 1]
     if not units:
@@ -109,31 +136,57 @@ def alpha(said: Labels) -> Figure:
     count = totals.total()
     expected = (count**2 - sum(n**2 for n in totals.values())) / (count * (count - 1))
     if not expected:
-        return Figure(None, len(units), why="all said the same of every pair, so there is nothing to disagree about")
-    apart = sum((unit.total() ** 2 - sum(n**2 for n in unit.values())) / (unit.total() - 1) for unit in units) / count
+        return Figure(
+            None,
+            len(units),
+            why="all said the same of every pair, so there is nothing to disagree about",
+        )
+    apart = (
+        sum(
+            (unit.total() ** 2 - sum(n**2 for n in unit.values())) / (unit.total() - 1)
+            for unit in units
+        )
+        / count
+    )
     return Figure(1 - apart / expected, len(units))
 
 
-def annotators(votes: Sequence[Vote], items: Mapping[str, Item], seconds: Mapping[str, Sequence[float]]) -> list[Annotator]:
+def annotators(
+    votes: Sequence[Vote], items: Mapping[str, Item], seconds: Mapping[str, Sequence[float]]
+) -> list[Annotator]:
     """Everyone who voted, by name. items: with known comparisons, for gold votes."""
-    return [_annotator(name, [vote for vote in votes if vote.by == name], items, seconds.get(name, ())) for name in sorted({vote.by for vote in votes})]
+    return [
+        _annotator(name, [vote for vote in votes if vote.by == name], items, seconds.get(name, ()))
+        for name in sorted({vote.by for vote in votes})
+    ]
 
 
 def against(people: Iterable[Vote], judge: Iterable[Vote]) -> Against:
-    """What a judge says beside what people say. Pairs that one of them has no opinion on do not count."""
+    """What a judge says beside what people say. Pairs that one of them has no opinion on do not
+    count.
+    """
     theirs = {pair: label for pair, mine in _asked(people) if (label := _label(mine))}
     its = {pair: label for pair, mine in _asked(judge) if (label := _label(mine))}
     both = [(pair[0], theirs[pair], its[pair]) for pair in theirs if pair in its]
-    table = {label: {other: sum((a, b) == (label, other) for _, a, b in both) for other in LABELS} for label in LABELS}
+    table = {
+        label: {other: sum((a, b) == (label, other) for _, a, b in both) for other in LABELS}
+        for label in LABELS
+    }
     decided = [(item, a == b) for item, a, b in both if "tie" not in (a, b)]
     none = "they share no pair"
-    return Against(table, share([(item, a == b) for item, a, b in both], none), share(decided, "there is no pair that both decided" if both else none))
+    return Against(
+        table,
+        share([(item, a == b) for item, a, b in both], none),
+        share(decided, "there is no pair that both decided" if both else none),
+    )
 
 
 def share(hits: Sequence[tuple[Hashable, bool]], why: str) -> Figure:
-    """Share of hits with its Wilson interval; hits of one cluster (the first of each) may go together, and then count for fewer.
+    """Share of hits with its Wilson interval; hits of one cluster (the first of each) may go
+    together, and then count for fewer.
 
-    The effective count is n / max(1, D), D = the variance by clusters over the binomial one (Kish's design effect).
+    The effective count is n / max(1, D), D = the variance by clusters over the binomial one (Kish's
+    design effect).
     """
     if not hits:
         return Figure(None, 0, why=why)
@@ -148,14 +201,24 @@ def share(hits: Sequence[tuple[Hashable, bool]], why: str) -> Figure:
     return Figure(p, n, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
 
 
-def _annotator(name: str, votes: Sequence[Vote], items: Mapping[str, Item], seconds: Sequence[float]) -> Annotator:
+def _annotator(
+    name: str, votes: Sequence[Vote], items: Mapping[str, Item], seconds: Sequence[float]
+) -> Annotator:
     said = Counter(vote.outcome for vote in votes)
     sides, why = _sides(whole(votes))
     left = share(sides, why)
     p_left = float(binomtest(sum(hit for _, hit in sides), len(sides)).pvalue) if sides else None
     first = {pair_of(vote): vote for vote in votes if vote.kind == "once"}
-    again = [(vote.item, _label([vote]) == _label([first[pair_of(vote)]])) for vote in votes if vote.kind == "repeat" and _both(vote, first)]
-    known = [(vote.item, _label([vote]) == right) for vote in votes if vote.kind == "gold" and score(vote) is not None and (right := _known(vote, items))]
+    again = [
+        (vote.item, _label([vote]) == _label([first[pair_of(vote)]]))
+        for vote in votes
+        if vote.kind == "repeat" and _both(vote, first)
+    ]
+    known = [
+        (vote.item, _label([vote]) == right)
+        for vote in votes
+        if vote.kind == "gold" and score(vote) is not None and (right := _known(vote, items))
+    ]
     return Annotator(
         name, len(votes), said["tie"], said["bad"], said["skip"], said["error"], median(seconds) if seconds else None, left, p_left,
         share(again, "no pair was asked again"), share(known, "no gold item was asked"), _swapped(votes),
@@ -163,30 +226,52 @@ def _annotator(name: str, votes: Sequence[Vote], items: Mapping[str, Item], seco
 
 
 def _sides(votes: Sequence[Vote]) -> tuple[list[tuple[str, bool]], str]:
-    """Of each pair that tells of sides: its item, and whether the left one was taken; and why, where there is none."""
+    """Of each pair that tells of sides: its item, and whether the left one was taken; and why,
+    where there is none.
+    """
     orders: dict[Pair, dict[bool, bool | None]] = defaultdict(dict)  # None: no side was taken
     for vote in votes:
         if vote.outcome != "skip":
-            orders[pair_of(vote)][vote.first < vote.second] = {"first": True, "second": False}.get(vote.outcome)
+            orders[pair_of(vote)][vote.first < vote.second] = {"first": True, "second": False}.get(
+                vote.outcome
+            )
     decided = [way for of in orders.values() for way, left in of.items() if left is not None]
     if not decided:
         return [], "no vote is for one answer"
     if len(set(decided)) == 1:
-        return [], "the lower answer stood on the same side in every pair, so sides and answers cannot be told apart"
-    found = [(pair[0], left) for pair, (left, *other) in ((pair, of.values()) for pair, of in orders.items()) if left is not None and other in ([], [left])]
+        return (
+            [],
+            (
+                "the lower answer stood on the same side in every pair, so sides and answers cannot"
+                " be told apart"
+            ),
+        )
+    found = [
+        (pair[0], left)
+        for pair, (left, *other) in ((pair, of.values()) for pair, of in orders.items())
+        if left is not None and other in ([], [left])
+    ]
     return found, "every pair was asked in both orders, with one verdict"
 
 
 def _both(vote: Vote, first: Mapping[Pair, Vote]) -> bool:
     """Whether a vote and the one it repeats have opinions."""
-    return score(vote) is not None and pair_of(vote) in first and score(first[pair_of(vote)]) is not None
+    return (
+        score(vote) is not None
+        and pair_of(vote) in first
+        and score(first[pair_of(vote)]) is not None
+    )
 
 
 def _known(vote: Vote, items: Mapping[str, Item]) -> Label | None:
     """What is known of a gold item's pair."""
     if vote.item not in items:
         return None
-    shares = [c.probability if c.winner < c.loser else 1 - c.probability for c in items[vote.item].known if {c.winner, c.loser} == {vote.first, vote.second}]
+    shares = [
+        c.probability if c.winner < c.loser else 1 - c.probability
+        for c in items[vote.item].known
+        if {c.winner, c.loser} == {vote.first, vote.second}
+    ]
     return _of_share(fmean(shares)) if shares else None
 
 
@@ -197,7 +282,10 @@ def _swapped(votes: Sequence[Vote]) -> Figure:
         label = _label([vote])
         if vote.kind == "once" and label:
             orders[pair_of(vote)][vote.first < vote.second] = label
-    return share([(pair[0], of[True] == of[False]) for pair, of in orders.items() if len(of) == 2], "no pair was asked in both orders")
+    return share(
+        [(pair[0], of[True] == of[False]) for pair, of in orders.items() if len(of) == 2],
+        "no pair was asked in both orders",
+    )
 
 
 def _asked(votes: Iterable[Vote]) -> list[tuple[Pair, list[Vote]]]:

@@ -1,4 +1,6 @@
-"""The SQLite file of votes as a file: its tables, opening it, what it refuses in words, and items as they lie in it."""
+"""The SQLite file of votes as a file: its tables, opening it, what it refuses in words, and items
+as they lie in it.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,35 @@ CREATE TRIGGER log_is_kept BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the l
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=WAIT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
     try:
-        application, schema = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        application, schema = (
+            db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("application_id", "user_version")
+        )
         if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] or mode != "rwc":
             if application != APPLICATION:
-                raise RunError(f"{path}: is a database, but no file of votes", remedy="give one that winnow label has written")
+                raise RunError(
+                    f"{path}: is a database, but no file of votes",
+                    remedy="give one that winnow label has written",
+                )
             if schema != SCHEMA:
-                raise RunError(f"{path}: has form {schema}, this version of winnow reads {SCHEMA}", remedy="use the version that wrote it")
+                raise RunError(
+                    f"{path}: has form {schema}, this version of winnow reads {SCHEMA}",
+                    remedy="use the version that wrote it",
+                )
             wrong = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if wrong != "ok":
-                raise RunError(f"{path}: is damaged: {wrong}", remedy="restore it from a copy; `sqlite3 FILE .recover` may save what is left")
+                raise RunError(
+                    f"{path}: is damaged: {wrong}",
+                    remedy="restore it from a copy; `sqlite3 FILE .recover` may save what is left",
+                )
         db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         db.close()
@@ -68,7 +88,10 @@ def create(db: sqlite3.Connection, how: How) -> None:
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return
     settings = json.dumps(asdict(how)).replace("'", "''")
-    script = f"{TABLES} INSERT INTO settings VALUES ('how', '{settings}'); PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA};"
+    script = (
+        f"{TABLES} INSERT INTO settings VALUES ('how', '{settings}'); PRAGMA application_id ="
+        f" {APPLICATION}; PRAGMA user_version = {SCHEMA};"
+    )
     db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
 
 
@@ -78,7 +101,10 @@ def said(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise RunError(f"{path}: {error}", remedy="is the disk full, the file damaged, or another process writing for long?") from error
+        raise RunError(
+            f"{path}: {error}",
+            remedy="is the disk full, the file damaged, or another process writing for long?",
+        ) from error
 
 
 def body_of(item: Item) -> dict[str, Any]:
@@ -95,10 +121,25 @@ def body_of(item: Item) -> dict[str, Any]:
 def item_of(name: str, body: dict[str, Any]) -> Item:
     known = tuple(Comparison(**one) for one in body["known"])
     answers = tuple(_text(answer) for answer in body["answers"])
-    return Item(name, _text(body["prompt"]), answers, tuple(body["models"]), body["where"], known, tuple(body["tools"]))
+    return Item(
+        name,
+        _text(body["prompt"]),
+        answers,
+        tuple(body["models"]),
+        body["where"],
+        known,
+        tuple(body["tools"]),
+    )
 
 
 def _text(value: Any) -> Text:
     if isinstance(value, str):
         return value
-    return tuple(Message(one["role"], one["content"], {key: v for key, v in one.items() if key not in ("role", "content")}) for one in value)
+    return tuple(
+        Message(
+            one["role"],
+            one["content"],
+            {key: v for key, v in one.items() if key not in ("role", "content")},
+        )
+        for one in value
+    )

@@ -1,4 +1,6 @@
-"""What is to be compared: prompts with two or more answers each, as `winnow sample` writes them, or any rows that have several."""
+"""What is to be compared: prompts with two or more answers each, as `winnow sample` writes them, or
+any rows that have several.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from winnow.system.files import sha256_json
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt and its K answers. `id` is a hash of both; `models` says who wrote each answer ("" where nobody knows).
+    """A prompt and its K answers. `id` is a hash of both; `models` says who wrote each answer (""
+    where nobody knows).
 
     `known` are comparisons the rows came with; `where` is `file:line`.
     """
@@ -35,8 +38,9 @@ class Item:
 def items(spec: str, limit: int | None = None) -> list[Item]:
     """All rows with two answers or more, in their order; what stands there twice is one item.
 
-    Who wrote the answers is told by a column `models` (a list, one name per answer), by `model` (one name for all), or by what `winnow sample`
-    writes into `sampled`. Raises DataError with every row that cannot be read, and where nothing is left.
+    Who wrote the answers is told by a column `models` (a list, one name per answer), by `model`
+    (one name for all), or by what `winnow sample` writes into `sampled`. Raises DataError with
+    every row that cannot be read, and where nothing is left.
     """
     found: dict[str, Item] = {}
     problems: list[Problem] = []
@@ -51,7 +55,9 @@ def items(spec: str, limit: int | None = None) -> list[Item]:
     if problems:
         raise DataError(f"{spec}: rows that cannot be compared: {len(problems):,}", problems)
     if not found:
-        raise DataError(f"{spec}: no row has two answers", remedy="winnow sample --k 4 writes such rows")
+        raise DataError(
+            f"{spec}: no row has two answers", remedy="winnow sample --k 4 writes such rows"
+        )
     if few:
         say(f"{safe(spec)}: left aside, with fewer than two answers: {few:,} rows")
     return list(found.values())
@@ -87,7 +93,11 @@ def _item(row: Row, group: PreferenceGroup) -> Item | Problem:
 def _models(row: Row, count: int) -> tuple[str, ...]:
     several, sampled = row.values.get("models"), row.values.get("sampled")
     if several is not None:
-        if not isinstance(several, list) or len(several) != count or not all(isinstance(name, str) for name in several):
+        if (
+            not isinstance(several, list)
+            or len(several) != count
+            or not all(isinstance(name, str) for name in several)
+        ):
             raise BadRow("models", f"is {shown(several)}, expected {count} names, one per answer")
         return tuple(several)
     one = row.values.get("model", sampled.get("model") if isinstance(sampled, Mapping) else None)

@@ -1,4 +1,6 @@
-"""What an annotator is asked and what comes back: tasks, votes as they are sent, rows of the log."""
+"""What an annotator is asked and what comes back: tasks, votes as they are sent, rows of the
+log.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from winnow.preferences.votes import Outcome
 class How:
     """How items are asked; a file keeps it, and goes on with the same alone.
 
-    overlap: annotators per pair; repeats, golds: shares of tasks that are asked again, or whose answer is known; pairs: per item (None: one fewer than
-    it has different answers); random_share: of pairs that are drawn, not chosen.
+    overlap: annotators per pair; repeats, golds: shares of tasks that are asked again, or whose
+    answer is known; pairs: per item (None: one fewer than it has different answers); random_share:
+    of pairs that are drawn, not chosen.
     """
 
     seed: int = 0
@@ -27,8 +30,9 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A pair that one annotator is asked about: `left` and `right` are indices into the item's answers. `id` says nothing, and `revision` is how often it was
-    voted on, edited or taken back: a form that is sent has the one it was shown with.
+    """A pair that one annotator is asked about: `left` and `right` are indices into the item's
+    answers. `id` says nothing, and `revision` is how often it was voted on, edited or taken back: a
+    form that is sent has the one it was shown with.
     """
 
     id: str
@@ -54,7 +58,9 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of the log. outcome None: taken back. act: the number of the first row of what was done at once (a ranking is several rows)."""
+    """A row of the log. outcome None: taken back. act: the number of the first row of what was done
+    at once (a ranking is several rows).
+    """
 
     number: int
     act: int
@@ -70,7 +76,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of one annotator: votes that count, how many of them are skips, tasks that may still come, median seconds of the latest votes (None without any)."""
+    """Of one annotator: votes that count, how many of them are skips, tasks that may still come,
+    median seconds of the latest votes (None without any).
+    """
 
     done: int
     skipped: int
@@ -79,10 +87,15 @@ class Progress:
 
 
 class Outdated(WinnowError):
-    """A vote by a form that is not the current one: the task was voted on, edited or taken back since. `task` is what it is now."""
+    """A vote by a form that is not the current one: the task was voted on, edited or taken back
+    since. `task` is what it is now.
+    """
 
     def __init__(self, task: Task) -> None:
-        super().__init__(f"task {task.id}: a later form of it was sent already", remedy="look at the vote that counts, and edit it there")
+        super().__init__(
+            f"task {task.id}: a later form of it was sent already",
+            remedy="look at the vote that counts, and edit it there",
+        )
         self.task = task
 
 

@@ -1,7 +1,8 @@
-"""A file of votes: SQLite, an append-only log, each vote on the disk before it is acknowledged. Several threads and processes may share it.
+"""A file of votes: SQLite, an append-only log, each vote on the disk before it is acknowledged.
+Several threads and processes may share it.
 
-The log is the truth: the last row of a task counts, and a row without an outcome takes it back. What `tasks` and `pairs` say beside it
-(state, opinions) is counted from it in the same transaction.
+The log is the truth: the last row of a task counts, and a row without an outcome takes it back.
+What `tasks` and `pairs` say beside it (state, opinions) is counted from it in the same transaction.
 """
 
 from __future__ import annotations
@@ -29,14 +30,21 @@ from winnow.preferences.tasks import Cast, Entry, How, NoTask, Outdated, Progres
 from winnow.preferences.votes import OUTCOMES, Vote
 from winnow.system.files import make_folder, sync_folder
 
-ENTRY = "l.number, l.act, t.id, l.annotator, l.revision, l.outcome, l.strength, l.reason, l.seconds, l.at"
+ENTRY = (
+    "l.number, l.act, t.id, l.annotator, l.revision, l.outcome, l.strength, l.reason, l.seconds,"
+    " l.at"
+)
 LOG = "log l JOIN tasks t ON t.number = l.task JOIN pairs p ON p.number = t.pair"
 RECENT = 50  # votes whose time is looked at
-COUNTS = "l.revision = t.revision - 1 AND l.outcome IS NOT NULL"  # the last row of its task, if that took nothing back
+COUNTS = (  # the last row of its task, if that took nothing back
+    "l.revision = t.revision - 1 AND l.outcome IS NOT NULL"
+)
 
 
 class Store:
-    """One connection, which threads take in turn; processes wait for each other. Raises RunError where the disk or another process refuses."""
+    """One connection, which threads take in turn; processes wait for each other. Raises RunError
+    where the disk or another process refuses.
+    """
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self.path, self._db, self._lock = path, db, threading.RLock()
@@ -47,12 +55,18 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, items: Sequence[Item], how: How, gold: Sequence[Item] = ()) -> Self:
-        """Create a file, or go on with it: items that are new are added. `gold` items are asked about their first known comparison that is no tie.
+        """Create a file, or go on with it: items that are new are added. `gold` items are asked
+        about their first known comparison that is no tie.
 
-        Raises RunError for a file made of other items or asked otherwise, with all differences, and for one that is no such file or damaged;
-        DataError for gold items without a known comparison.
+        Raises RunError for a file made of other items or asked otherwise, with all differences, and
+        for one that is no such file or damaged; DataError for gold items without a known
+        comparison.
         """
-        unknown = [Problem(item.where, "comparisons", "none says which answer is better") for item in gold if not queue.decided(item)]
+        unknown = [
+            Problem(item.where, "comparisons", "none says which answer is better")
+            for item in gold
+            if not queue.decided(item)
+        ]
         if unknown:
             raise DataError(f"gold items without a known answer: {len(unknown):,}", unknown)
         make_folder(path.absolute().parent)
@@ -66,7 +80,10 @@ class Store:
                 sync_folder(path.absolute().parent)
                 Path(turn.lock_file).unlink(missing_ok=True)
         except Timeout as error:
-            raise RunError(f"{path}: another process has been opening it for {WAIT:g} seconds", remedy="end it, and try again") from error
+            raise RunError(
+                f"{path}: another process has been opening it for {WAIT:g} seconds",
+                remedy="end it, and try again",
+            ) from error
         store = cls(path, db)
         try:
             store._take(items, gold, how)
@@ -79,7 +96,9 @@ class Store:
     def existing(cls, path: Path) -> Self:
         """A file to be read. Raises RunError where there is none."""
         if not path.is_file():
-            raise RunError(f"{path}: there is no such file of votes", remedy="winnow label makes one")
+            raise RunError(
+                f"{path}: there is no such file of votes", remedy="winnow label makes one"
+            )
         with said(path):
             return cls(path, connect(path, "rw"))
 
@@ -90,34 +109,52 @@ class Store:
     # --- asking
 
     def next(self, annotator: str) -> Task | None:
-        """What the annotator is to look at now: the same until it is voted on, in whatever tab and after whatever restart. None: all is done."""
+        """What the annotator is to look at now: the same until it is voted on, in whatever tab and
+        after whatever restart. None: all is done.
+        """
         with self._reading() as db:
             task = queue.open_task(db, annotator)
         if task is None:
-            with self._writing(durable=False) as db:  # a power cut may forget who was given what, and no vote
-                if db.execute("SELECT count(*) FROM items").fetchone()[0] > len(self.items):  # another process has added some
+            with self._writing(
+                durable=False
+            ) as db:  # a power cut may forget who was given what, and no vote
+                if db.execute("SELECT count(*) FROM items").fetchone()[0] > len(
+                    self.items
+                ):  # another process has added some
                     self._know()
-                task = queue.open_task(db, annotator) or queue.assign(db, self.items, self._strengths(db), self.how, annotator, time.time())
+                task = queue.open_task(db, annotator) or queue.assign(
+                    db, self.items, self._strengths(db), self.how, annotator, time.time()
+                )
         return task
 
     def task(self, name: str, annotator: str) -> Task:
         """A task by its id. Raises NoTask where it is not this annotator's."""
-        found = self._rows(f"SELECT {queue.TASK} {queue.TASKS} WHERE t.id = ? AND t.annotator = ?", name, annotator)
+        found = self._rows(
+            f"SELECT {queue.TASK} {queue.TASKS} WHERE t.id = ? AND t.annotator = ?", name, annotator
+        )
         if not found:
             raise NoTask("there is no such task", remedy="go on with the next one")
         return Task(*found[0])
 
     def order(self, name: str, annotator: str) -> tuple[int, ...]:
-        """All different answers of a task's item, in the order in which this annotator sees them where they are ranked."""
+        """All different answers of a task's item, in the order in which this annotator sees them
+        where they are ranked.
+        """
         item = self.items[self.task(name, annotator).item]
-        return tuple(sorted(different(item), key=lambda i: draw(self.how.seed, item.id, i, annotator, "order")))
+        return tuple(
+            sorted(
+                different(item), key=lambda i: draw(self.how.seed, item.id, i, annotator, "order")
+            )
+        )
 
     # --- answering
 
     def cast(self, cast: Cast) -> int:
-        """Write a vote; when this returns it is on the disk. Its number in the log. What was sent twice is one vote, and its number is the first one's.
+        """Write a vote; when this returns it is on the disk. Its number in the log. What was sent
+        twice is one vote, and its number is the first one's.
 
-        Raises Outdated for a form that is not the task's current one, NoTask for a task that is not this annotator's.
+        Raises Outdated for a form that is not the task's current one, NoTask for a task that is not
+        this annotator's.
         """
         if cast.outcome not in OUTCOMES or cast.strength not in range(4):
             raise ValueError(f"no vote: outcome {cast.outcome!r}, strength {cast.strength!r}")
@@ -130,13 +167,27 @@ class Store:
     def _sent_before(self, cast: Cast, task: Task) -> int:
         """The number of the task's last row where that is this very vote."""
         content = (cast.outcome, cast.strength, cast.reason)
-        last = self._rows(f"SELECT l.number, l.revision, l.outcome, l.strength, l.reason FROM {LOG} WHERE t.id = ? AND l.revision = t.revision - 1", task.id)
+        last = self._rows(
+            f"SELECT l.number, l.revision, l.outcome, l.strength, l.reason FROM {LOG} WHERE t.id ="
+            " ? AND l.revision = t.revision - 1",
+            task.id,
+        )
         if not last or last[0][1:] != (cast.revision, *content):
             raise Outdated(task)
         return int(last[0][0])
 
-    def rank(self, name: str, annotator: str, revision: int, tiers: Sequence[Sequence[int]], *, reason: str = "", seconds: float = 0.0) -> int:
-        """All different answers of a task's item, best first, equals in one tier, as a vote on every pair of them: one act, written at once. Its number.
+    def rank(
+        self,
+        name: str,
+        annotator: str,
+        revision: int,
+        tiers: Sequence[Sequence[int]],
+        *,
+        reason: str = "",
+        seconds: float = 0.0,
+    ) -> int:
+        """All different answers of a task's item, best first, equals in one tier, as a vote on
+        every pair of them: one act, written at once. Its number.
 
         Raises ValueError where an answer is missing or stands twice, Outdated and NoTask as `cast`.
         """
@@ -151,21 +202,48 @@ class Store:
             act, kind = _next_number(db), "gold" if task.kind == "gold" else "once"
             for first, second in combinations(order, 2):
                 itself = {first, second} == {task.left, task.right}
-                one = task if itself else queue.task_for(db, task.item, first, second, annotator, time.time(), kind, served=False)
+                one = (
+                    task
+                    if itself
+                    else queue.task_for(
+                        db, task.item, first, second, annotator, time.time(), kind, served=False
+                    )
+                )
                 gap = place[one.left] - place[one.right]
-                _write(db, one, Cast(one.id, annotator, "tie" if not gap else "first" if gap < 0 else "second", one.revision, 0, reason, seconds), act)
+                _write(
+                    db,
+                    one,
+                    Cast(
+                        one.id,
+                        annotator,
+                        "tie" if not gap else "first" if gap < 0 else "second",
+                        one.revision,
+                        0,
+                        reason,
+                        seconds,
+                    ),
+                    act,
+                )
         return act
 
     def undo(self, annotator: str, act: int | None = None) -> Task | None:
-        """Take back the annotator's last act that counts: a vote, or a whole ranking. What he is to look at then; None where there was nothing.
+        """Take back the annotator's last act that counts: a vote, or a whole ranking. What he is to
+        look at then; None where there was nothing.
 
         act: only where that is the last one, so that an undo that is sent twice takes one back.
         """
         with self._writing() as db:
-            last = self._rows(f"SELECT max(l.act) FROM {LOG} WHERE {COUNTS} AND l.annotator = ?", annotator)[0][0]
+            last = self._rows(
+                f"SELECT max(l.act) FROM {LOG} WHERE {COUNTS} AND l.annotator = ?", annotator
+            )[0][0]
             if last is None or act not in (None, last):
                 return None
-            again, number = self._rows(f"SELECT l.task FROM {LOG} WHERE {COUNTS} AND l.act = ? ORDER BY t.served", last), _next_number(db)
+            again, number = (
+                self._rows(
+                    f"SELECT l.task FROM {LOG} WHERE {COUNTS} AND l.act = ? ORDER BY t.served", last
+                ),
+                _next_number(db),
+            )
             for (task,) in again:
                 _write(db, queue.numbered(db, task), annotator, number)
         return self.next(annotator)
@@ -174,18 +252,32 @@ class Store:
 
     def history(self, annotator: str, limit: int = -1, offset: int = 0) -> list[tuple[Task, Entry]]:
         """The annotator's votes that count, the latest first; limit -1: all of them."""
-        query = f"SELECT {queue.TASK}, {ENTRY} FROM {LOG} WHERE {COUNTS} AND l.annotator = ? ORDER BY l.number DESC LIMIT ? OFFSET ?"
-        return [(Task(*row[:6]), Entry(*row[6:])) for row in self._rows(query, annotator, limit, offset)]
+        query = (
+            f"SELECT {queue.TASK}, {ENTRY} FROM {LOG} WHERE {COUNTS} AND l.annotator = ? ORDER BY"
+            " l.number DESC LIMIT ? OFFSET ?"
+        )
+        return [
+            (Task(*row[:6]), Entry(*row[6:])) for row in self._rows(query, annotator, limit, offset)
+        ]
 
     def current(self, name: str, annotator: str) -> Entry | None:
-        """The vote on a task that counts; None where it was not voted on, or that was taken back. Raises NoTask as `task`."""
-        found = self._rows(f"SELECT {ENTRY} FROM {LOG} WHERE {COUNTS} AND t.id = ?", self.task(name, annotator).id)
+        """The vote on a task that counts; None where it was not voted on, or that was taken back.
+        Raises NoTask as `task`.
+        """
+        found = self._rows(
+            f"SELECT {ENTRY} FROM {LOG} WHERE {COUNTS} AND t.id = ?", self.task(name, annotator).id
+        )
         return Entry(*found[0]) if found else None
 
     def votes(self) -> list[Vote]:
         """Every vote that counts, in the order in which they were cast."""
-        columns = "p.item, t.first, t.second, l.outcome, l.annotator, l.strength, l.reason, l.at, t.kind"
-        return [Vote(*row) for row in self._rows(f"SELECT {columns} FROM {LOG} WHERE {COUNTS} ORDER BY l.number")]
+        columns = (
+            "p.item, t.first, t.second, l.outcome, l.annotator, l.strength, l.reason, l.at, t.kind"
+        )
+        return [
+            Vote(*row)
+            for row in self._rows(f"SELECT {columns} FROM {LOG} WHERE {COUNTS} ORDER BY l.number")
+        ]
 
     def log(self) -> list[Entry]:
         """Everything that was ever written."""
@@ -193,15 +285,23 @@ class Store:
 
     def progress(self, annotator: str) -> Progress:
         """How far the annotator is."""
-        done, skipped = self._rows("SELECT count(*), coalesce(sum(state = 'passed'), 0) FROM tasks WHERE annotator = ? AND state != 'open'", annotator)[0]
+        done, skipped = self._rows(
+            "SELECT count(*), coalesce(sum(state = 'passed'), 0) FROM tasks WHERE annotator = ? AND"
+            " state != 'open'",
+            annotator,
+        )[0]
         took = [entry.seconds for _, entry in self.history(annotator, RECENT)]
         with self._reading() as db:
-            return Progress(done, skipped, queue.left(db, self.how, annotator), median(took) if took else None)
+            return Progress(
+                done, skipped, queue.left(db, self.how, annotator), median(took) if took else None
+            )
 
     # --- the file
 
     def _strengths(self, db: sqlite3.Connection) -> dict[str, float]:
-        """How good models are over all items, fitted anew whenever there are half as many rows of the log again: a function of the log alone."""
+        """How good models are over all items, fitted anew whenever there are half as many rows of
+        the log again: a function of the log alone.
+        """
         until = 16
         while until * 3 // 2 < _next_number(db):
             until = until * 3 // 2
@@ -220,8 +320,9 @@ class Store:
 
     @contextmanager
     def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """All of it is written, or nothing; other writers wait. durable: it is on the disk then, with all before it; else a killed process loses
-        nothing, and a power cut only what came after the last durable one.
+        """All of it is written, or nothing; other writers wait. durable: it is on the disk then,
+        with all before it; else a killed process loses nothing, and a power cut only what came
+        after the last durable one.
         """
         with self._lock, said(self.path):
             self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -236,41 +337,81 @@ class Store:
 
     def _take(self, items: Sequence[Item], gold: Sequence[Item], how: How) -> None:
         """Check that the file is of these items, and add those that are new."""
-        given = {item.id: (item, False) for item in items} | {item.id: (item, True) for item in gold}
+        given = {item.id: (item, False) for item in items} | {
+            item.id: (item, True) for item in gold
+        }
         with self._writing() as db:
-            there = {name: (body, bool(known)) for name, body, known in db.execute("SELECT id, body, gold FROM items")}
-            before = json.loads(db.execute("SELECT value FROM settings WHERE name = 'how'").fetchone()[0])
-            differences = [f"{name}: {before.get(name)!r} -> {now!r}" for name, now in asdict(how).items() if before.get(name) != now]
+            there = {
+                name: (body, bool(known))
+                for name, body, known in db.execute("SELECT id, body, gold FROM items")
+            }
+            before = json.loads(
+                db.execute("SELECT value FROM settings WHERE name = 'how'").fetchone()[0]
+            )
+            differences = [
+                f"{name}: {before.get(name)!r} -> {now!r}"
+                for name, now in asdict(how).items()
+                if before.get(name) != now
+            ]
             gone = [name for name in there if name not in given]
-            differences += [f"items: {len(gone):,} of its {len(there):,} are not given now"] * bool(gone)
+            differences += [f"items: {len(gone):,} of its {len(there):,} are not given now"] * bool(
+                gone
+            )
             for name, (item, known) in given.items():
                 if name not in there:
                     wanted = 0 if known else queue.wanted(item, how)
                     row = (name, draw(how.seed, name), json.dumps(body_of(item)), known, wanted)
-                    db.execute("INSERT INTO items (id, place, body, gold, wanted) VALUES (?, ?, ?, ?, ?)", row)
-                elif json.loads(there[name][0]) | {"where": ""} != body_of(item) | {"where": ""} or there[name][1] != known:
-                    differences.append(f"{item.where}: its models, its known comparisons or whether it is gold are not as before")
+                    db.execute(
+                        "INSERT INTO items (id, place, body, gold, wanted) VALUES (?, ?, ?, ?, ?)",
+                        row,
+                    )
+                elif (
+                    json.loads(there[name][0]) | {"where": ""} != body_of(item) | {"where": ""}
+                    or there[name][1] != known
+                ):
+                    differences.append(
+                        f"{item.where}: its models, its known comparisons or whether it is gold are"
+                        " not as before"
+                    )
             if differences:
-                raise RunError(f"{self.path}: was made otherwise:\n  " + "\n  ".join(differences), remedy="give what it was made with, or choose another --out")
+                raise RunError(
+                    f"{self.path}: was made otherwise:\n  " + "\n  ".join(differences),
+                    remedy="give what it was made with, or choose another --out",
+                )
         self._know()
 
     def _know(self) -> None:
         """Items and settings as the file has them."""
-        self.how = How(**json.loads(self._rows("SELECT value FROM settings WHERE name = 'how'")[0][0]))
-        self.items = {name: item_of(name, json.loads(body)) for name, body in self._rows("SELECT id, body FROM items ORDER BY place")}
+        self.how = How(
+            **json.loads(self._rows("SELECT value FROM settings WHERE name = 'how'")[0][0])
+        )
+        self.items = {
+            name: item_of(name, json.loads(body))
+            for name, body in self._rows("SELECT id, body FROM items ORDER BY place")
+        }
 
 
 def _write(db: sqlite3.Connection, task: Task, by: Cast | str, act: int) -> int:
-    """A row of the log, and what follows from it; `by` is a vote, or the annotator who takes the last one back. Its number."""
+    """A row of the log, and what follows from it; `by` is a vote, or the annotator who takes the
+    last one back. Its number.
+    """
     number, now = _next_number(db), time.time()
-    row = (by.annotator, by.outcome, by.strength, by.reason, by.seconds) if isinstance(by, Cast) else (by, None, 0, "", 0.0)
+    row = (
+        (by.annotator, by.outcome, by.strength, by.reason, by.seconds)
+        if isinstance(by, Cast)
+        else (by, None, 0, "", 0.0)
+    )
     key, pair = db.execute("SELECT number, pair FROM tasks WHERE id = ?", (task.id,)).fetchone()
     db.execute(
-        "INSERT INTO log (number, act, task, revision, at, annotator, outcome, strength, reason, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO log (number, act, task, revision, at, annotator, outcome, strength, reason,"
+        " seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (number, act, key, task.revision, now, *row),
     )
     state = "open" if row[1] is None else "passed" if row[1] in ("skip", "error") else "opinion"
-    db.execute("UPDATE tasks SET state = ?, revision = revision + 1, at = ? WHERE number = ?", (state, now, key))
+    db.execute(
+        "UPDATE tasks SET state = ?, revision = revision + 1, at = ? WHERE number = ?",
+        (state, now, key),
+    )
     queue.count(db, pair)
     return number
 

@@ -1,4 +1,6 @@
-"""What the figures of a win rate should tell their reader: pure functions from figures to sentences."""
+"""What the figures of a win rate should tell their reader: pure functions from figures to
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,23 @@ class Doubt:
 def doubts(report: Figures) -> list[dict[str, Any]]:
     """Everything worth knowing before a figure is believed, warnings first."""
     found = [doubt for one in report["comparisons"] for doubt in _of_comparison(one, report)]
-    alike = [(one, why) for one in report["others"] if (why := same(one, report["models"])) is not None]
-    found += [Doubt("note", f"{one['model']} against {one['against']}: {why}, so they are even.") for one, why in alike]
+    alike = [
+        (one, why) for one in report["others"] if (why := same(one, report["models"])) is not None
+    ]
+    found += [
+        Doubt("note", f"{one['model']} against {one['against']}: {why}, so they are even.")
+        for one, why in alike
+    ]
     found += [*_of_models(report["models"]), *_of_ranking(report["ranking"])]
     if len(report["comparisons"]) + len(report["others"]) >= SEVERAL:
         count = len(report["comparisons"]) + len(report["others"])
-        found.append(Doubt("note", f"{count} pairs of models are compared, each with an interval of 95 %: of twenty such intervals one misses by chance."))
+        found.append(
+            Doubt(
+                "note",
+                f"{count} pairs of models are compared, each with an interval of 95 %: of twenty"
+                " such intervals one misses by chance.",
+            )
+        )
     return [asdict(doubt) for doubt in sorted(found, key=lambda doubt: doubt.level == "note")]
 
 
@@ -66,35 +79,73 @@ def same(one: Figures, models: Sequence[Figures]) -> str | None:
 def _of_size(name: str, one: Figures) -> Iterator[Doubt]:
     won, seen, needed = one["win_rate"], one["detectable"]["difference"], one["needed"]
     if won["low"] <= 0.5 <= won["high"]:
-        shown = "no difference at all" if seen is None else f"a difference of {100 * seen:.0f} points from 50 %, or more,"
+        shown = (
+            "no difference at all"
+            if seen is None
+            else f"a difference of {100 * seen:.0f} points from 50 %, or more,"
+        )
         yield Doubt(
             "warning",
-            f"{name}: the interval includes 50 %: either may be better. So many prompts ({number(won['prompts'])}) show {shown} four times out of five.",
-            f"For a difference of {100 * needed['difference']:.0f} points give {number(needed['prompts'])} prompts.",
+            f"{name}: the interval includes 50 %: either may be better. So many prompts"
+            f" ({number(won['prompts'])}) show {shown} four times out of five.",
+            f"For a difference of {100 * needed['difference']:.0f} points give"
+            f" {number(needed['prompts'])} prompts.",
         )
     if won["prompts"] < FEW:
-        yield Doubt("warning", f"{name}: {number(won['prompts'])} prompts are few.", f"{number(needed['prompts'])} show five points; see docs/evaluation.md.")
+        yield Doubt(
+            "warning",
+            f"{name}: {number(won['prompts'])} prompts are few.",
+            f"{number(needed['prompts'])} show five points; see docs/evaluation.md.",
+        )
 
 
 def _of_verdicts(name: str, one: Figures, settings: Figures) -> Iterator[Doubt]:
     ties, invalid, orders = one["ties"]["rate"], one["invalid"]["rate"], one["orders"]
     if ties > TIED:
-        yield Doubt("warning", f"{name}: {percent(ties)} of games are ties, and count half: they pull the rate to 50 %.", "Look at the sign test beside it.")
+        yield Doubt(
+            "warning",
+            f"{name}: {percent(ties)} of games are ties, and count half: they pull the rate to"
+            " 50 %.",
+            "Look at the sign test beside it.",
+        )
     if invalid > INVALID:
-        message = f"{name}: {percent(invalid)} of games have no verdict, and are in no figure. If that has to do with the answers, the rate is off."
-        yield Doubt("warning", message, "Look at the reasons in games.judged.jsonl, and at answers that say nothing.")
+        message = (
+            f"{name}: {percent(invalid)} of games have no verdict, and are in no figure. If that"
+            " has to do with the answers, the rate is off."
+        )
+        yield Doubt(
+            "warning",
+            message,
+            "Look at the reasons in games.judged.jsonl, and at answers that say nothing.",
+        )
     if orders is None:
         return
     if settings["orders"] == "one":
-        yield Doubt("warning", f"{name}: the judge read each pair in one order only, so its liking for a place is in the rate.", "--orders both")
+        yield Doubt(
+            "warning",
+            f"{name}: the judge read each pair in one order only, so its liking for a place is in"
+            " the rate.",
+            "--orders both",
+        )
     elif orders["both"] and orders["alike"] / orders["both"] < STEADY:
         message = (
-            f"{name}: asked in the other order the judge says the same in {percent(orders['alike'] / orders['both'])} of pairs: it mostly looks at the place."
+            f"{name}: asked in the other order the judge says the same in"
+            f" {percent(orders['alike'] / orders['both'])} of pairs: it mostly looks at the place."
         )
         yield Doubt("warning", message, "Take a stronger judge, or a clearer --question.")
     if orders["chance"] is not None and orders["chance"] < LEAN:
-        message = f"{name}: what the judge reads first wins {percent(orders['first'] / orders['decided'])} of verdicts"
-        yield Doubt("note", f"{message}; both orders together cancel that." if settings["orders"] == "both" else f"{message}.")
+        message = (
+            f"{name}: what the judge reads first wins"
+            f" {percent(orders['first'] / orders['decided'])} of verdicts"
+        )
+        yield Doubt(
+            "note",
+            (
+                f"{message}; both orders together cancel that."
+                if settings["orders"] == "both"
+                else f"{message}."
+            ),
+        )
 
 
 def _of_lengths(name: str, one: Figures) -> Iterator[Doubt]:
@@ -103,22 +154,46 @@ def _of_lengths(name: str, one: Figures) -> Iterator[Doubt]:
         yield Doubt("note", f"{name}: no win rate at equal lengths: {found['why']}.")
         return
     likes = "longer" if found["weight"] > 0 else "shorter"
-    differ = longer is not None and longer["low"] is not None and not longer["low"] <= 0 <= longer["high"]
+    differ = (
+        longer is not None
+        and longer["low"] is not None
+        and not longer["low"] <= 0 <= longer["high"]
+    )
     if not found["weight_low"] <= 0 <= found["weight_high"] and differ:
         ours = "longer" if longer["mean"] > 0 else "shorter"
-        message = f"{name}: verdicts go with length (the {likes} answer is preferred), and these answers are {ours} on average. "
-        message += f"At equal lengths the rate would be {percent(found['rate'], 1)}, not {percent(won['rate'], 1)}."
-        moved = abs(found["rate"] - won["rate"]) > MOVED or (found["rate"] > 0.5) != (won["rate"] > 0.5)
-        yield Doubt("warning" if moved else "note", message, "Believe the rate at equal lengths only if length is no merit here.")
+        message = (
+            f"{name}: verdicts go with length (the {likes} answer is preferred), and these answers"
+            f" are {ours} on average. "
+        )
+        message += (
+            f"At equal lengths the rate would be {percent(found['rate'], 1)}, not"
+            f" {percent(won['rate'], 1)}."
+        )
+        moved = abs(found["rate"] - won["rate"]) > MOVED or (found["rate"] > 0.5) != (
+            won["rate"] > 0.5
+        )
+        yield Doubt(
+            "warning" if moved else "note",
+            message,
+            "Believe the rate at equal lengths only if length is no merit here.",
+        )
 
 
 def _of_models(models: Sequence[Figures]) -> Iterator[Doubt]:
     for one in models:
         if one.get("cut", 0.0) > CUT:
-            yield Doubt("warning", f"{one['name']}: {percent(one['cut'])} of its answers were cut off before their end, and judged so.", "--max-new-tokens")
+            yield Doubt(
+                "warning",
+                f"{one['name']}: {percent(one['cut'])} of its answers were cut off before their"
+                " end, and judged so.",
+                "--max-new-tokens",
+            )
         if one["silent"] > INVALID * (one["answers"] + one["silent"]):
             yield Doubt(
-                "warning", f"{one['name']}: {number(one['silent'])} of its answers have no word, and are not judged.", "Look at its template and end token."
+                "warning",
+                f"{one['name']}: {number(one['silent'])} of its answers have no word, and are not"
+                " judged.",
+                "Look at its template and end token.",
             )
 
 
@@ -127,8 +202,15 @@ def _of_ranking(ranking: Figures | None) -> Iterator[Doubt]:
         return
     if len(ranking["groups"]) > 1:
         groups = "; ".join(", ".join(row["model"] for row in group) for group in ranking["groups"])
-        yield Doubt("warning", f"There is no ranking of all models: no verdict joins these groups: {groups}.", "Look at the games without a verdict.")
+        yield Doubt(
+            "warning",
+            f"There is no ranking of all models: no verdict joins these groups: {groups}.",
+            "Look at the games without a verdict.",
+        )
     elif len(ranking["settled"]) > 1:
         parts = "; ".join(", ".join(part) for part in ranking["settled"])
-        message = f"Between these parts one side won every point: {parts}. How far they are apart nobody knows; a small ridge alone keeps the strengths finite."
+        message = (
+            f"Between these parts one side won every point: {parts}. How far they are apart nobody"
+            " knows; a small ridge alone keeps the strengths finite."
+        )
         yield Doubt("warning", message, "Read the order, not the distance.")

@@ -8,7 +8,20 @@ from typing import Any
 
 from winnow.evaluation.statistics.intervals import mean
 from winnow.reports import online_report
-from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, number, percent, points, recent, signed, wilson
+from winnow.system.format import (
+    RECENT,
+    Points,
+    decided,
+    first_set,
+    held_out,
+    looks,
+    number,
+    percent,
+    points,
+    recent,
+    signed,
+    wilson,
+)
 
 Run = Mapping[str, Any]
 
@@ -33,30 +46,50 @@ def verdict(report: Mapping[str, Any]) -> str:
         one = summary.get("figures", {}).get("win_rate", {})
         close = one.get("low") is not None and one["low"] <= 0.5 <= one["high"]
         end = ": too close to tell them apart" if close else ""
-        return f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the model it started from{end}."
+        return (
+            f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the"
+            f" model it started from{end}."
+        )
     if report["rounds"]:
         return online_report.sentence(report["rounds"])
     if len(runs) > 1:
         return f"{len(runs)} runs, side by side."
     run = runs[0]
-    held, trained = held_out(run["metrics"], "rewards/accuracies"), points(run["metrics"], "rewards/accuracies")
+    held, trained = (
+        held_out(run["metrics"], "rewards/accuracies"),
+        points(run["metrics"], "rewards/accuracies"),
+    )
     if scores := held_out(run["metrics"], "score") or points(run["metrics"], "score"):
         return _score_sentence(run, scores)
     if held and held[-1][0] > 0:
         value, span, count, _ = _accuracy(run, held)
         told = f" ({_interval(span)})" if span else ""
-        return f"Prefers the chosen answer in {percent(value)} of {f'{number(count)} ' if count else ''}held-out comparisons{told}."
+        return (
+            f"Prefers the chosen answer in {percent(value)} of"
+            f" {f'{number(count)} ' if count else ''}held-out comparisons{told}."
+        )
     if trained:
-        return f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs; nothing was held out to check it on."
+        return (
+            f"Prefers the chosen answer in {percent(recent(trained))} of its latest training pairs;"
+            " nothing was held out to check it on."
+        )
     return _loss_sentence(run)
 
 
-def _accuracy(run: Run, held: Points) -> tuple[float, tuple[float, float] | None, int | None, int | None]:
-    """Of the first held-out set: value, interval, comparisons, prompts. Of the saved model where that was measured, else of the last evaluation, whose
-    interval counts no more looks than there are prompts.
+def _accuracy(
+    run: Run, held: Points
+) -> tuple[float, tuple[float, float] | None, int | None, int | None]:
+    """Of the first held-out set: value, interval, comparisons, prompts. Of the saved model where
+    that was measured, else of the last evaluation, whose interval counts no more looks than there
+    are prompts.
     """
     if one := _saved(run, "rewards/accuracies"):
-        return one["value"], (one["low"], one["high"]) if one["low"] is not None else None, one["count"], one["prompts"]
+        return (
+            one["value"],
+            (one["low"], one["high"]) if one["low"] is not None else None,
+            one["count"],
+            one["prompts"],
+        )
     count, many = decided(run), looks(first_set(run))
     return held[-1][1], wilson(held[-1][1], many) if many else None, count, many
 
@@ -73,7 +106,12 @@ def _score_sentence(run: Run, scores: Points) -> str:
     far = f", {number(kl[-1][1])} nats per answer from where it began" if kl else ""
     if looks:
         first, last = looks[0], looks[-1]
-        now, low, high, over = last["eval_score"], last["eval_score_low"], last["eval_score_high"], f", n = {number(last['eval_answers'])}"
+        now, low, high, over = (
+            last["eval_score"],
+            last["eval_score_low"],
+            last["eval_score_high"],
+            f", n = {number(last['eval_answers'])}",
+        )
         moved = first["eval_score_high"] < low or high < first["eval_score_low"]
         beside = "" if moved else "; the two intervals overlap, so it is not shown to have moved"
     else:
@@ -81,18 +119,29 @@ def _score_sentence(run: Run, scores: Points) -> str:
         made = mean(late, range(len(late)))
         now, low, high, over = made.value, made.low, made.high, f" over {made.count} iterations"
         moved = low is not None and high is not None and not low <= scores[0][1] <= high
-        beside = "; nothing was held out to check it on" + ("" if moved else ", and it is not shown to have moved")
+        beside = "; nothing was held out to check it on" + (
+            "" if moved else ", and it is not shown to have moved"
+        )
     span = "no interval" if low is None else f"95 % interval {number(low)} to {number(high)}{over}"
-    return f"The mean score of its answers went from {number(float(scores[0][1]))} to {number(float(now))} ({span}){far}{beside}."
+    return (
+        f"The mean score of its answers went from {number(float(scores[0][1]))} to"
+        f" {number(float(now))} ({span}){far}{beside}."
+    )
 
 
 def _loss_sentence(run: Run) -> str:
     held, trained = held_out(run["metrics"], "loss"), points(run["metrics"], "loss")
     if len(held) > 1:
-        return f"Held-out loss {'fell' if held[-1][1] < held[0][1] else 'rose'} from {number(held[0][1])} to {number(held[-1][1])}."
+        return (
+            f"Held-out loss {'fell' if held[-1][1] < held[0][1] else 'rose'} from"
+            f" {number(held[0][1])} to {number(held[-1][1])}."
+        )
     if trained:
         now = recent(trained)
-        return f"Training loss {'fell' if now < trained[0][1] else 'rose'} from {number(trained[0][1])} to {number(now)}; nothing was held out to check it on."
+        return (
+            f"Training loss {'fell' if now < trained[0][1] else 'rose'} from"
+            f" {number(trained[0][1])} to {number(now)}; nothing was held out to check it on."
+        )
     return "No step has been logged yet."
 
 
@@ -103,17 +152,40 @@ def subline(report: Mapping[str, Any]) -> str:
         return " · ".join(run["name"] for run in report["runs"])
     train = (run["data"] or {}).get("train") or {}
     pairs = train.get("comparisons")
-    amounts = ((run["parameters"] or {}).get("total"), "parameters"), (pairs or train.get("used"), "comparisons" if pairs else "rows")
+    amounts = (
+        ((run["parameters"] or {}).get("total"), "parameters"),
+        (
+            pairs or train.get("used"),
+            "comparisons" if pairs else "rows",
+        ),
+    )
     parts = [f"{number(amount)} {unit}" for amount, unit in amounts if amount]
     version = run["versions"].get("winnow") or run["versions"].get("winnow-lm")
-    return " · ".join([*parts, *([str(run["device"])] if run["device"] else []), *([f"winnow {version}"] if version else [])])
+    return " · ".join(
+        [
+            *parts,
+            *([str(run["device"])] if run["device"] else []),
+            *([f"winnow {version}"] if version else []),
+        ]
+    )
 
 
 def cards(report: Mapping[str, Any]) -> list[Card]:
-    """At most eight figures, the most telling first; several runs without a summary have a table instead."""
+    """At most eight figures, the most telling first; several runs without a summary have a table
+    instead.
+    """
     found = _summary_cards(report["summary"])
     named = {card.label for card in found}
-    return [*found, *(card for run in report["runs"][:1] if len(report["runs"]) == 1 for card in _run_cards(run) if card.label not in named)][:MOST]
+    return [
+        *found,
+        *(
+            card
+            for run in report["runs"][:1]
+            if len(report["runs"]) == 1
+            for card in _run_cards(run)
+            if card.label not in named
+        ),
+    ][:MOST]
 
 
 def _two(value: float) -> str:
@@ -141,12 +213,30 @@ def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
     found: list[Card] = []
     for name, label, show, detail in SUMMARY:
         if summary.get(name) is not None:
-            one, before = summary.get("figures", {}).get(name, {}), summary.get(name.replace("_after", "_before")) if name.endswith("_after") else None
+            one, before = (
+                summary.get("figures", {}).get(name, {}),
+                (
+                    summary.get(name.replace("_after", "_before"))
+                    if name.endswith("_after")
+                    else None
+                ),
+            )
             told = one.get("low") is not None
-            span = f"95 % interval {show(one['low'])} to {show(one['high'])}, {number(one['prompts'])} prompts" if told else ""
+            span = (
+                f"95 % interval {show(one['low'])} to {show(one['high'])}, {number(one['prompts'])}"
+                " prompts"
+                if told
+                else ""
+            )
             parts = [f"{show(before)} before" if before is not None else detail, span]
-            drawn = {"at": summary[name], "interval": (one["low"], one["high"]) if told else None} if name == "win_rate" else {}
-            found.append(Card(label, show(summary[name]), "; ".join(part for part in parts if part), **drawn))
+            drawn = (
+                {"at": summary[name], "interval": (one["low"], one["high"]) if told else None}
+                if name == "win_rate"
+                else {}
+            )
+            found.append(
+                Card(label, show(summary[name]), "; ".join(part for part in parts if part), **drawn)
+            )
     return found
 
 
@@ -155,10 +245,22 @@ def _run_cards(run: Run) -> list[Card]:
     held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
         value, span, count, many = _accuracy(run, held)
-        detail = f"{_interval(span)}, n = {number(count)}" + (f" of {number(many)} prompts" if many != count else "") if span else ""
+        detail = (
+            f"{_interval(span)}, n = {number(count)}"
+            + (f" of {number(many)} prompts" if many != count else "")
+            if span
+            else ""
+        )
         found.append(Card("Held-out accuracy", percent(value), detail, value, span))
     elif trained := points(rows, "rewards/accuracies"):
-        found.append(Card("Training accuracy", percent(recent(trained)), "nothing was held out", recent(trained)))
+        found.append(
+            Card(
+                "Training accuracy",
+                percent(recent(trained)),
+                "nothing was held out",
+                recent(trained),
+            )
+        )
     shown = (
         ("Held-out loss", held_out(rows, "loss"), 1),
         ("Training loss", points(rows, "loss"), RECENT),
@@ -167,21 +269,53 @@ def _run_cards(run: Run) -> list[Card]:
     for label, series, last in shown:
         if series:
             now = recent(series[-last:])
-            of = f"{number(decided(run))} comparisons" if last == 1 and decided(run) else "" if last == 1 else f"last {min(last, len(series))} logged steps"
+            of = (
+                f"{number(decided(run))} comparisons"
+                if last == 1 and decided(run)
+                else ""
+                if last == 1
+                else f"last {min(last, len(series))} logged steps"
+            )
             if last == 1 and (one := _saved(run, "loss")):
                 now = one["value"]
-                of = (f"95 % interval {number(one['low'])} to {number(one['high'])}, " if one["low"] is not None else "") + of
-            found.append(Card(label, number(now), ", ".join([f"{number(series[0][1])} at step {series[0][0]:,}", *([of] if of else [])])))
+                of = (
+                    f"95 % interval {number(one['low'])} to {number(one['high'])}, "
+                    if one["low"] is not None
+                    else ""
+                ) + of
+            found.append(
+                Card(
+                    label,
+                    number(now),
+                    ", ".join(
+                        [f"{number(series[0][1])} at step {series[0][0]:,}", *([of] if of else [])]
+                    ),
+                )
+            )
     found += _score_cards(rows)
     for side in ("chosen", "rejected"):
         if series := points(rows, f"logratio/{side}"):
-            found.append(Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start"))
+            found.append(
+                Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start")
+            )
     if series := points(rows, "kl"):
         if any("eval_kl" in row for row in rows):
-            found.append(Card("Held-out KL", number(points(rows, "eval_kl")[-1][1]), f"nats per answer, to the reference; {_looked_at(rows, 'kl')}"))
+            found.append(
+                Card(
+                    "Held-out KL",
+                    number(points(rows, "eval_kl")[-1][1]),
+                    f"nats per answer, to the reference; {_looked_at(rows, 'kl')}",
+                )
+            )
         else:
             what = "KL in training" if "score" in run["final"] else "KL"
-            found.append(Card(what, number(series[-1][1]), f"nats per answer, to the reference{_of_answers(rows)}"))
+            found.append(
+                Card(
+                    what,
+                    number(series[-1][1]),
+                    f"nats per answer, to the reference{_of_answers(rows)}",
+                )
+            )
     if speed := points(rows, "tokens_per_second"):
         found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
     return found
@@ -190,15 +324,25 @@ def _run_cards(run: Run) -> list[Card]:
 def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
     """Interval and n of the last KL, where the run has them."""
     last = next(row for row in reversed(rows) if row.get("kl") is not None)
-    between = f"; 95 % interval {number(last['kl_low'])} to {number(last['kl_high'])}" if last.get("kl_low") is not None else ""
+    between = (
+        f"; 95 % interval {number(last['kl_low'])} to {number(last['kl_high'])}"
+        if last.get("kl_low") is not None
+        else ""
+    )
     count, prompts = last.get("kl_samples"), last.get("prompts")
-    of = f", n = {number(last['answers'])} of {number(prompts)} prompts" if prompts and between else ""
+    of = (
+        f", n = {number(last['answers'])} of {number(prompts)} prompts"
+        if prompts and between
+        else ""
+    )
     return between + (f", n = {number(count)}" if count else of)
 
 
 def _looked_at(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """Interval and n of the last look at held-out prompts."""
-    low, high, count = (points(rows, f"eval_{one}")[-1][1] for one in (f"{name}_low", f"{name}_high", "answers"))
+    low, high, count = (
+        points(rows, f"eval_{one}")[-1][1] for one in (f"{name}_low", f"{name}_high", "answers")
+    )
     return f"95 % interval {number(low)} to {number(high)}, {number(int(count))} prompts"
 
 
@@ -207,12 +351,21 @@ def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
     found = []
     if series := points(rows, "eval_score"):
         found.append(Card("Held-out score", number(series[-1][1]), _looked_at(rows, "score")))
-    for label, name, detail in (("Score in training", "score", "own answers"), ("Finished", "finished", "own answers that end by themselves")):
+    for label, name, detail in (
+        ("Score in training", "score", "own answers"),
+        ("Finished", "finished", "own answers that end by themselves"),
+    ):
         if series := points(rows, name):
             now = recent(series)
             found.append(Card(label, percent(now) if name == "finished" else number(now), detail))
     if series := points(rows, "num_answers"):
-        found.append(Card("Answers scored", number(int(series[-1][1])), f"{number(int(points(rows, 'num_tokens')[-1][1]))} tokens"))
+        found.append(
+            Card(
+                "Answers scored",
+                number(int(series[-1][1])),
+                f"{number(int(points(rows, 'num_tokens')[-1][1]))} tokens",
+            )
+        )
     return found
 
 
@@ -236,12 +389,19 @@ COLUMNS = (
 
 def table(runs: Sequence[Run]) -> dict[str, Any]:
     """Several runs in one table of their latest figures; columns nobody has are left out."""
-    columns = [(title, name) for title, name in COLUMNS if any(name in run["final"] for run in runs)]
-    return {"titles": [title for title, _ in columns], "rows": [[number(run["final"].get(name)) for _, name in columns] for run in runs]}
+    columns = [
+        (title, name) for title, name in COLUMNS if any(name in run["final"] for run in runs)
+    ]
+    return {
+        "titles": [title for title, _ in columns],
+        "rows": [[number(run["final"].get(name)) for _, name in columns] for run in runs],
+    }
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """Settings in which the runs differ: (name, value of each run); `None` where a run has no such setting."""
+    """Settings in which the runs differ: (name, value of each run); `None` where a run has no such
+    setting.
+    """
     names = dict.fromkeys(name for run in runs for name in run["settings"])
     rows = [(name, [run["settings"].get(name) for run in runs]) for name in names if name != "out"]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]

@@ -1,7 +1,8 @@
-"""Curves as inline SVG that takes its colours from the page's style sheet, so they follow light, dark and print.
+"""Curves as inline SVG that takes its colours from the page's style sheet, so they follow light,
+dark and print.
 
-matplotlib draws with stand-in colours that are then replaced by CSS variables. No text of a user's ever enters a
-drawing: names stand in the legend, which is HTML. Equal input gives equal bytes.
+matplotlib draws with stand-in colours that are then replaced by CSS variables. No text of a user's
+ever enters a drawing: names stand in the legend, which is HTML. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -24,20 +25,39 @@ from winnow.system.format import Points, number, points, visible
 WIDTH, HEIGHT = 400, 226  # CSS pixels at scale 1; three of them stand side by side on a laptop
 MOST = 600  # points drawn per line: more are finer than the screen's pixels
 SMOOTH_FROM = 40  # logged steps from which a running mean is drawn over the single steps
-STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}  # whatever matplotlibrc the machine has
-STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "winnow", "font.size": 12.0, "axes.unicode_minus": True, "path.simplify": True}
+STYLE: Any = {
+    key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
+}  # whatever matplotlibrc the machine has
+STYLE |= {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "winnow",
+    "font.size": 12.0,
+    "axes.unicode_minus": True,
+    "path.simplify": True,
+}
 
 Curve = Sequence[tuple[int | float, float]]
 
-INK = {name: f"#a1b2{i:02x}" for i, name in enumerate(("ink", "muted", "rule", "c1", "c2", "r1", "r2", "r3", "r4", "r5", "r6"), 1)}  # stand-ins
+INK = {
+    name: f"#a1b2{i:02x}"
+    for i, name in enumerate(
+        ("ink", "muted", "rule", "c1", "c2", "r1", "r2", "r3", "r4", "r5", "r6"), 1
+    )
+}  # stand-ins
 RUN_INKS = ("r1", "r2", "r3", "r4", "r5", "r6")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES: dict[str, tuple[int, tuple[float, ...]]] = {"solid": (0, ()), "dashed": (0, (5.0, 2.5)), "dotted": (0, (1.5, 2.0))}
+DASHES: dict[str, tuple[int, tuple[float, ...]]] = {
+    "solid": (0, ()),
+    "dashed": (0, (5.0, 2.5)),
+    "dotted": (0, (1.5, 2.0)),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One small plot: which metrics share it and how to read it. Evaluations of the same metrics join by themselves."""
+    """One small plot: which metrics share it and how to read it. Evaluations of the same metrics
+    join by themselves.
+    """
 
     title: str
     caption: str
@@ -53,8 +73,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve with everything that tells it apart: colour, dash, marker. `smooth`: a running mean is drawn; `faint`: the single steps behind it;
-    `spans`: the interval of each point (low, high), where there are any. Points of a curve over steps are counted, others have any place on the axis.
+    """One curve with everything that tells it apart: colour, dash, marker. `smooth`: a running mean
+    is drawn; `faint`: the single steps behind it; `spans`: the interval of each point (low, high),
+    where there are any. Points of a curve over steps are counted, others have any place on the
+    axis.
     """
 
     points: Curve
@@ -81,36 +103,131 @@ class Drawing:
 PANELS = (
     Panel(
         "Loss",
-        "It starts at the value the objective has where policy and reference agree; dpo has ln 2 = 0.693 there.",
+        "It starts at the value the objective has where policy and reference agree; dpo has ln 2 ="
+        " 0.693 there.",
         ("loss",),
         unpaired="Nats per token: how surprised the model is by the answers.",
-        scored="−log σ(margin), in nats per comparison; 0.693 is what a model has that cannot tell answers apart.",
+        scored=(
+            "−log σ(margin), in nats per comparison; 0.693 is what a model has that cannot tell"
+            " answers apart."
+        ),
     ),
-    Panel("Accuracy", "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.", ("rewards/accuracies",), 0.5),
-    Panel("Score", "Mean score of the policy's own answers, before the KL penalty.", ("score",), None),
-    Panel("Reward margin", "Chosen minus rejected reward: how far apart the answers have been pulled.", ("rewards/margins",), 0.0),
+    Panel(
+        "Accuracy",
+        "Share of pairs whose chosen answer has the higher reward; 0.5 is chance.",
+        ("rewards/accuracies",),
+        0.5,
+    ),
+    Panel(
+        "Score", "Mean score of the policy's own answers, before the KL penalty.", ("score",), None
+    ),
+    Panel(
+        "Reward margin",
+        "Chosen minus rejected reward: how far apart the answers have been pulled.",
+        ("rewards/margins",),
+        0.0,
+    ),
     Panel(
         "Rewards",
-        "β times the log-ratio to the reference; without one, β times the score. Best is chosen rising, rejected falling.",
+        "β times the log-ratio to the reference; without one, β times the score. Best is chosen"
+        " rising, rejected falling.",
         ("rewards/chosen", "rewards/rejected"),
         0.0,
-        scored="The model's own numbers. Only their differences mean something: all may move together.",
+        scored=(
+            "The model's own numbers. Only their differences mean something: all may move together."
+        ),
     ),
-    Panel("Change per token", "Nats per token since step 0. Chosen well below zero is displacement.", ("logratio/chosen", "logratio/rejected"), 0.0),
-    Panel("Log-probability", "Of the whole answer, in nats. Both may fall; chosen should fall little.", ("logps/chosen", "logps/rejected")),
-    Panel("KL to the reference", "Nats per answer, on some of the policy's own samples: an estimate.", ("kl",), None, 0.0, "own samples"),
-    Panel("KL coefficient", "What a nat of KL costs, in units of the score.", ("beta",), None, 0.0, "beta", smooth=False),
-    Panel("Clip fraction", "Share of tokens that had moved far enough in an iteration to have no slope any more.", ("clip_fraction",), None, 0.0),
-    Panel("Value loss", "The critic's squared error, half of it: it rises where the policy finds what the critic has not seen.", ("loss/value",), None, 0.0),
-    Panel("Explained variance", "Of the returns, by the critic: 1 is perfect, 0 says no more than their mean.", ("explained_variance",), 0.0),
-    Panel("Finished", "Share of own answers that came to their end by themselves.", ("finished",), 1.0, 0.0, "own samples"),
+    Panel(
+        "Change per token",
+        "Nats per token since step 0. Chosen well below zero is displacement.",
+        ("logratio/chosen", "logratio/rejected"),
+        0.0,
+    ),
+    Panel(
+        "Log-probability",
+        "Of the whole answer, in nats. Both may fall; chosen should fall little.",
+        ("logps/chosen", "logps/rejected"),
+    ),
+    Panel(
+        "KL to the reference",
+        "Nats per answer, on some of the policy's own samples: an estimate.",
+        ("kl",),
+        None,
+        0.0,
+        "own samples",
+    ),
+    Panel(
+        "KL coefficient",
+        "What a nat of KL costs, in units of the score.",
+        ("beta",),
+        None,
+        0.0,
+        "beta",
+        smooth=False,
+    ),
+    Panel(
+        "Clip fraction",
+        "Share of tokens that had moved far enough in an iteration to have no slope any more.",
+        ("clip_fraction",),
+        None,
+        0.0,
+    ),
+    Panel(
+        "Value loss",
+        "The critic's squared error, half of it: it rises where the policy finds what the critic"
+        " has not seen.",
+        ("loss/value",),
+        None,
+        0.0,
+    ),
+    Panel(
+        "Explained variance",
+        "Of the returns, by the critic: 1 is perfect, 0 says no more than their mean.",
+        ("explained_variance",),
+        0.0,
+    ),
+    Panel(
+        "Finished",
+        "Share of own answers that came to their end by themselves.",
+        ("finished",),
+        1.0,
+        0.0,
+        "own samples",
+    ),
     Panel("Length", "Tokens per answer in the batches.", ("length/chosen", "length/rejected")),
-    Panel("Length of own answers", "Tokens the policy writes. Growing means longer, not better.", ("length/sampled",), None, 0.0, "own samples"),
+    Panel(
+        "Length of own answers",
+        "Tokens the policy writes. Growing means longer, not better.",
+        ("length/sampled",),
+        None,
+        0.0,
+        "own samples",
+    ),
     Panel("Entropy", "Nats per token: how open the next word still is.", ("entropy",)),
-    Panel("Gradient norm", "Before clipping; the fine line is where it clips.", ("grad_norm",), None, 0.0),
-    Panel("Learning rate", "A pure function of the step.", ("learning_rate",), None, 0.0, "rate", smooth=False),
+    Panel(
+        "Gradient norm",
+        "Before clipping; the fine line is where it clips.",
+        ("grad_norm",),
+        None,
+        0.0,
+    ),
+    Panel(
+        "Learning rate",
+        "A pure function of the step.",
+        ("learning_rate",),
+        None,
+        0.0,
+        "rate",
+        smooth=False,
+    ),
     Panel("Speed", "Tokens per second.", ("tokens_per_second",), None, 0.0),
-    Panel("Share of the hardware", "Useful arithmetic over the machine's own matrix product, measured at the start.", ("hardware_share",), None, 0.0),
+    Panel(
+        "Share of the hardware",
+        "Useful arithmetic over the machine's own matrix product, measured at the start.",
+        ("hardware_share",),
+        None,
+        0.0,
+    ),
 )
 
 
@@ -119,10 +236,16 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     drawings, paired = [], any("rewards/margins" in run["final"] for run in runs)
     scored = all(run["recipe"] == "reward" for run in runs)
     for panel in PANELS:
-        lines = [line for index, run in enumerate(runs) for line in _lines(panel, run, index, alone=len(runs) == 1)]
+        lines = [
+            line
+            for index, run in enumerate(runs)
+            for line in _lines(panel, run, index, alone=len(runs) == 1)
+        ]
         if lines:
             level = _clip(runs) if panel.metrics == ("grad_norm",) else panel.level
-            caption = (scored and panel.scored) or (panel.caption if paired or not panel.unpaired else panel.unpaired)
+            caption = (scored and panel.scored) or (
+                panel.caption if paired or not panel.unpaired else panel.unpaired
+            )
             drawings.append(Drawing(panel.title, caption, _svg(panel, lines, level), tuple(lines)))
     return drawings
 
@@ -141,24 +264,65 @@ def _lines(panel: Panel, run: Mapping[str, Any], index: int, *, alone: bool) -> 
         if series := _series(rows, metric):
             marker = "" if alone and panel.label != "own samples" else MARKERS[index % len(MARKERS)]
             long = panel.smooth and len(series) >= SMOOTH_FROM
-            found.append(Line(series, run["name"], role or panel.label, colour, ("solid", "dashed")[side], marker, long, long and alone))
+            found.append(
+                Line(
+                    series,
+                    run["name"],
+                    role or panel.label,
+                    colour,
+                    ("solid", "dashed")[side],
+                    marker,
+                    long,
+                    long and alone,
+                )
+            )
         for place, (title, key) in enumerate(_evaluations(rows, metric)):
             ink = "ink" if alone and not role else colour
-            marker = MARKERS[(place + 2 * side) % len(MARKERS)] if alone else MARKERS[index % len(MARKERS)]
-            found.append(Line(_series(rows, key), run["name"], f"{role}, {title}" if role else title, ink, "dotted", marker))
+            marker = (
+                MARKERS[(place + 2 * side) % len(MARKERS)]
+                if alone
+                else MARKERS[index % len(MARKERS)]
+            )
+            found.append(
+                Line(
+                    _series(rows, key),
+                    run["name"],
+                    f"{role}, {title}" if role else title,
+                    ink,
+                    "dotted",
+                    marker,
+                )
+            )
     return found
 
 
 def _evaluations(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, str]]:
-    """(title, key) of the evaluations of a metric: `eval_METRIC`, and `eval_NAME_METRIC` of named sets."""
+    """(title, key) of the evaluations of a metric: `eval_METRIC`, and `eval_NAME_METRIC` of named
+    sets.
+    """
     plain = f"eval_{metric}"
-    named = {key for row in rows for key in row if key.startswith("eval_") and key.endswith(f"_{metric}") and key != plain}
-    return [("held out" if key == plain else key[len("eval_") : -len(metric) - 1], key) for key in (plain, *sorted(named)) if _series(rows, key)]
+    named = {
+        key
+        for row in rows
+        for key in row
+        if key.startswith("eval_") and key.endswith(f"_{metric}") and key != plain
+    }
+    return [
+        ("held out" if key == plain else key[len("eval_") : -len(metric) - 1], key)
+        for key in (plain, *sorted(named))
+        if _series(rows, key)
+    ]
 
 
 def _series(rows: Sequence[Mapping[str, Any]], metric: str) -> Points:
-    """The points to draw. At step 0 every pair is a tie and no win is strict: an accuracy of 0 there says nothing."""
-    return [(step, value) for step, value in points(rows, metric) if step > 0 or not metric.endswith("rewards/accuracies")]
+    """The points to draw. At step 0 every pair is a tie and no win is strict: an accuracy of 0
+    there says nothing.
+    """
+    return [
+        (step, value)
+        for step, value in points(rows, metric)
+        if step > 0 or not metric.endswith("rewards/accuracies")
+    ]
 
 
 def _clip(runs: Sequence[Mapping[str, Any]]) -> float | None:
@@ -175,7 +339,9 @@ def thin(series: Curve, most: int = MOST) -> Curve:
     kept: list[tuple[int | float, float]] = []
     for start in range(0, len(series), size):
         stretch = series[start : start + size]
-        kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
+        kept += sorted(
+            {min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}
+        )
     return kept
 
 
@@ -185,24 +351,36 @@ def smooth(series: Curve) -> Curve:
     for _, value in series:
         total.append(total[-1] + value)
     reach = [(max(0, i - half), min(len(series), i + half + 1)) for i in range(len(series))]
-    return [(step, (total[high] - total[low]) / (high - low)) for (step, _), (low, high) in zip(series, reach, strict=True)]
+    return [
+        (step, (total[high] - total[low]) / (high - low))
+        for (step, _), (low, high) in zip(series, reach, strict=True)
+    ]
 
 
 def _svg(panel: Panel, lines: Sequence[Line], level: float | None) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = figure.add_axes((48 / WIDTH, 26 / HEIGHT, (WIDTH - 60) / WIDTH, (HEIGHT - 36) / HEIGHT))
+        axes = figure.add_axes(
+            (48 / WIDTH, 26 / HEIGHT, (WIDTH - 60) / WIDTH, (HEIGHT - 36) / HEIGHT)
+        )
         _dress(axes, whole=all(isinstance(step, int) for line in lines for step, _ in line.points))
         for line in lines:
             _trace(axes, line)
         _scale(axes, panel, lines, level)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return _page_svg(buffer.getvalue(), visible(_spoken(panel, lines)))
 
 
 def _dress(axes: Axes, whole: bool) -> None:
-    """No box: hairlines across, small grey numbers, nothing else. whole: the horizontal axis counts."""
+    """No box: hairlines across, small grey numbers, nothing else. whole: the horizontal axis
+    counts.
+    """
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.grid(axis="y", color=INK["rule"], linewidth=1)
@@ -225,23 +403,41 @@ def _tick(value: float) -> str:
 def _trace(axes: Axes, line: Line) -> None:
     dash = DASHES[line.dash]
     if line.faint:
-        axes.plot(*zip(*thin(line.points), strict=True), color=INK[line.ink], linewidth=0.9, alpha=0.28)
+        axes.plot(
+            *zip(*thin(line.points), strict=True), color=INK[line.ink], linewidth=0.9, alpha=0.28
+        )
     if line.spans:
-        axes.vlines([step for step, _ in line.points], *zip(*line.spans, strict=True), color=INK[line.ink], linewidth=1.6, alpha=0.6)
+        axes.vlines(
+            [step for step, _ in line.points],
+            *zip(*line.spans, strict=True),
+            color=INK[line.ink],
+            linewidth=1.6,
+            alpha=0.6,
+        )
     series = thin(smooth(line.points) if line.smooth else line.points)
-    marked: dict[str, Any] = {"marker": line.marker, "markersize": 4.6, "markeredgewidth": 0} if line.marker else {}
+    marked: dict[str, Any] = (
+        {"marker": line.marker, "markersize": 4.6, "markeredgewidth": 0} if line.marker else {}
+    )
     if line.marker and line.dash != "dotted":
         marked["markevery"] = max(1, len(series) // 7)
     if len(series) == 1 and not line.marker:
         marked = {"marker": "o", "markersize": 4.6, "markeredgewidth": 0}
-    axes.plot(*zip(*series, strict=True), color=INK[line.ink], linewidth=1.2 if line.dash == "dotted" else 2.0, linestyle=dash, **marked)
+    axes.plot(
+        *zip(*series, strict=True),
+        color=INK[line.ink],
+        linewidth=1.2 if line.dash == "dotted" else 2.0,
+        linestyle=dash,
+        **marked,
+    )
 
 
 def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], level: float | None) -> None:
     """Limits; and the level to compare with, drawn only where it lies near the curves."""
     steps = [step for line in lines for step, _ in line.points]
     if min(steps) < max(steps):
-        beside = 0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))  # few points: their markers are seen whole
+        beside = (
+            0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))
+        )  # few points: their markers are seen whole
         axes.set_xlim(min(steps) - beside, max(steps) + beside)
     if not all(float(step).is_integer() for step in steps):
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -260,22 +456,36 @@ def _spoken(panel: Panel, lines: Sequence[Line]) -> str:
     for line in lines:
         (first, start), (last, end) = line.points[0], line.points[-1]
         who = f"{line.run}, {line.label}" if several else line.label
-        parts.append(f"{who} from {number(start)} at {panel.axis} {number(first)} to {number(end)} at {panel.axis} {number(last)}")
+        parts.append(
+            f"{who} from {number(start)} at {panel.axis} {number(first)} to {number(end)} at"
+            f" {panel.axis} {number(last)}"
+        )
     return f"{panel.title} by {panel.axis}: {'; '.join(parts)}."
 
 
 def _page_svg(text: str, spoken: str) -> Markup:
-    """matplotlib's file as a piece of a page: no prologue, no metadata, no global style, ids of its own, colours by name."""
+    """matplotlib's file as a piece of a page: no prologue, no metadata, no global style, ids of its
+    own, colours by name.
+    """
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(spoken)}">'
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
+    )
+    head = (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{escape(spoken)}">'
+    )
     text, name = text[text.index(">") + 1 :], "p" + hashlib.sha256(text.encode()).hexdigest()[:10]
     text = re.sub(r"<defs>\s*</defs>", "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
     text = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r"font: ([0-9.]+)px [^;\"]*|font-size: ([0-9.]+)px; font-family: [^;\"]*", r"font-size: \1\2px", text)
+    text = re.sub(
+        r"font: ([0-9.]+)px [^;\"]*|font-size: ([0-9.]+)px; font-family: [^;\"]*",
+        r"font-size: \1\2px",
+        text,
+    )
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     for ink, stand_in in INK.items():
         text = text.replace(stand_in, f"var(--{ink})")

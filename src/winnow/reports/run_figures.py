@@ -1,4 +1,6 @@
-"""The figures of a run, or of several with a summary, as a reviewer wants them: value, interval, n, the step they are of, and which file they stand in."""
+"""The figures of a run, or of several with a summary, as a reviewer wants them: value, interval, n,
+the step they are of, and which file they stand in.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ HELD_OUT = {
     "logratio/chosen": "Chosen, held out, nats per token since the start",
     "logratio/rejected": "Rejected, held out, nats per token since the start",
 }
-LOOKED = {"score": "Held-out score", "kl": "Held-out KL to the reference, nats per answer, over the vocabulary"}  # of a training on rewards
+LOOKED = {
+    "score": "Held-out score",
+    "kl": "Held-out KL to the reference, nats per answer, over the vocabulary",
+}  # of a training on rewards
 OWN = {  # of answers that are sampled while it is trained; the score, of a training on rewards
     "score": "Score of answers in training",
     "kl": "KL to the reference, nats per answer",
@@ -45,14 +50,20 @@ SUMMARY = {
     "finished": "Answers that end by themselves, share",
     "repeated": "Answers with a sentiment word three times or more, share",
 }
-NOUNS = {"win_rate": "game", "true_ties": "game", "accuracy": "comparison"}  # of what a summary's figures are over, where it is not answers
+NOUNS = {
+    "win_rate": "game",
+    "true_ties": "game",
+    "accuracy": "comparison",
+}  # of what a summary's figures are over, where it is not answers
 SINGLE = "a single count or reading of the clock has none"
 UNTOLD = "its interval was not kept"
 UNKEPT = "training keeps no spread of it; winnow eval gives it"
 
 
 def figures(run: Run) -> list[dict[str, Any]]:
-    """Rows with title, value, low, high, n, step, source and why there is no interval, of the last evaluation and the last logged steps."""
+    """Rows with title, value, low, high, n, step, source and why there is no interval, of the last
+    evaluation and the last logged steps.
+    """
     rows = run["metrics"]
     found = []
     for prefix, account in ((run["data"] or {}).get("eval") or {}).items():
@@ -61,15 +72,27 @@ def figures(run: Run) -> list[dict[str, Any]]:
     found += _looked(rows)
     own = _own(rows)
     named = {row["title"] for row in own}
-    return found + own + [row for name, title in TRAINED.items() if title not in named and (row := _trained(rows, name, title))]
+    return (
+        found
+        + own
+        + [
+            row
+            for name, title in TRAINED.items()
+            if title not in named and (row := _trained(rows, name, title))
+        ]
+    )
 
 
 def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same of what was found about several runs together; what is one number there has no interval."""
+    """The same of what was found about several runs together; what is one number there has no
+    interval.
+    """
     found, known = [], summary.get("figures", {})
     for name in [name for name in {**SUMMARY, **known} if name in known]:
         one = known[name]
-        n = f"{_several(one['count'], NOUNS.get(name, 'answer'))} of " * (one["prompts"] < one["count"]) + _several(one["prompts"], "prompt")
+        n = f"{_several(one['count'], NOUNS.get(name, 'answer'))} of " * (
+            one["prompts"] < one["count"]
+        ) + _several(one["prompts"], "prompt")
         found.append(
             {
                 "title": SUMMARY.get(name, name),
@@ -81,10 +104,22 @@ def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "source": f"summary.json: figures, {name}",
             }
         )
-    others = {name: value for name, value in summary.items() if name not in known and isinstance(value, int | float)}
+    others = {
+        name: value
+        for name, value in summary.items()
+        if name not in known and isinstance(value, int | float)
+    }
     for name, value in others.items():
-        row = {"title": SUMMARY.get(name, name.replace("_", " ").capitalize()), "value": value, "low": None, "high": None, "n": "–"}
-        found.append({**row, "why": UNTOLD if name in SUMMARY else SINGLE, "source": f"summary.json: {name}"})
+        row = {
+            "title": SUMMARY.get(name, name.replace("_", " ").capitalize()),
+            "value": value,
+            "low": None,
+            "high": None,
+            "n": "–",
+        }
+        found.append(
+            {**row, "why": UNTOLD if name in SUMMARY else SINGLE, "source": f"summary.json: {name}"}
+        )
     return found
 
 
@@ -93,11 +128,25 @@ def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any
     moved = told["displacement"] or {}
     known = {**told["figures"], "less_likely": moved.get("less_likely")}
     found, noun = [], "comparison" if known.get("comparisons") else "row"
-    for name, title in {**HELD_OUT, "less_likely": "Chosen answers that are less likely than at the start, share"}.items():
+    for name, title in {
+        **HELD_OUT,
+        "less_likely": "Chosen answers that are less likely than at the start, share",
+    }.items():
         if one := known.get(name):
-            n = _several(one["count"], noun) + (f" of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else "")
-            row = {"title": _titled(title, prefix), "value": one["value"], "low": one["low"], "high": one["high"], "n": n, "step": run["saved_step"]}
-            found.append({**row, "source": f"environment.json: held_out, {prefix}{name}", "why": one["why"]})
+            n = _several(one["count"], noun) + (
+                f" of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else ""
+            )
+            row = {
+                "title": _titled(title, prefix),
+                "value": one["value"],
+                "low": one["low"],
+                "high": one["high"],
+                "n": n,
+                "step": run["saved_step"],
+            }
+            found.append(
+                {**row, "source": f"environment.json: held_out, {prefix}{name}", "why": one["why"]}
+            )
     return found
 
 
@@ -105,13 +154,19 @@ def _titled(title: str, prefix: str) -> str:
     return title if prefix == "eval_" else f"{title}, {prefix.removeprefix('eval_').rstrip('_')}"
 
 
-def _held_out(rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of one held-out set. A share's interval counts no more looks than there are prompts: comparisons of one prompt may agree by themselves."""
+def _held_out(
+    rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Of one held-out set. A share's interval counts no more looks than there are prompts:
+    comparisons of one prompt may agree by themselves.
+    """
     found = []
     for name, title in HELD_OUT.items():
         if not (series := points(rows, f"{prefix}{name}")):
             continue
-        count = account.get("decided" if name.startswith(("rewards", "logratio")) else "comparisons") or account.get("used")
+        count = account.get(
+            "decided" if name.startswith(("rewards", "logratio")) else "comparisons"
+        ) or account.get("used")
         step, value = series[-1]
         low, high, why = None, None, UNKEPT
         if name == "rewards/accuracies" and (many := looks(account)):
@@ -119,7 +174,14 @@ def _held_out(rows: list[dict[str, Any]], prefix: str, account: Mapping[str, Any
         n = _several(count, "comparison" if account.get("comparisons") else "row")
         if count and account.get("used") and account["used"] < count:
             n += f" of {_several(account['used'], 'prompt')}"
-        row = {"title": _titled(title, prefix), "value": value, "low": low, "high": high, "n": n, "step": step}
+        row = {
+            "title": _titled(title, prefix),
+            "value": value,
+            "low": low,
+            "high": high,
+            "n": n,
+            "step": step,
+        }
         found.append({**row, "source": f"metrics.jsonl: {prefix}{name}", "why": why})
     return found
 
@@ -131,36 +193,68 @@ def _looked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return []
     of = {"n": _several(last["eval_answers"], "prompt"), "step": last["step"], "why": ""}
     return [
-        {"title": title, "value": last[f"eval_{name}"], "low": last[f"eval_{name}_low"], "high": last[f"eval_{name}_high"], **of}
+        {
+            "title": title,
+            "value": last[f"eval_{name}"],
+            "low": last[f"eval_{name}_low"],
+            "high": last[f"eval_{name}_high"],
+            **of,
+        }
         | {"source": f"metrics.jsonl: eval_{name}"}
         for name, title in LOOKED.items()
     ]
 
 
 def _own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the last answers that were sampled while training: of an iteration's on rewards, whose prompts several share; else of one to each prompt."""
+    """Of the last answers that were sampled while training: of an iteration's on rewards, whose
+    prompts several share; else of one to each prompt.
+    """
     last: Mapping[str, Any] = next((row for row in reversed(rows) if row.get("kl") is not None), {})
     many, prompts = last.get("kl_samples") or last.get("answers"), last.get("prompts")
-    n = _several(many, "answer") + (f" of {_several(prompts, 'prompt')}" if prompts and prompts != many else "")
+    n = _several(many, "answer") + (
+        f" of {_several(prompts, 'prompt')}" if prompts and prompts != many else ""
+    )
     found = []
     for name, title in OWN.items():
-        if last.get(name) is None or (name == "score" and prompts is None):  # such a run keeps no spread of a score: its last steps are something
+        if last.get(name) is None or (
+            name == "score" and prompts is None
+        ):  # such a run keeps no spread of a score: its last steps are something
             continue
         low, high = last.get(f"{name}_low"), last.get(f"{name}_high")
         title += ", in training" if name == "kl" and "answers" in last else ""
-        row = {"title": title, "value": last[name], "low": low, "high": high, "n": n, "step": last["step"], "source": f"metrics.jsonl: {name}"}
+        row = {
+            "title": title,
+            "value": last[name],
+            "low": low,
+            "high": high,
+            "n": n,
+            "step": last["step"],
+            "source": f"metrics.jsonl: {name}",
+        }
         found.append({**row, "why": "" if low is not None else ONE if prompts == 1 else UNKEPT})
     return found
 
 
 def _trained(rows: list[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:
-    """Mean of the last logged steps, and an interval over them: what the next few would be, not what other data would give."""
+    """Mean of the last logged steps, and an interval over them: what the next few would be, not
+    what other data would give.
+    """
     series = points(rows, name)[-RECENT:]
     if not series:
         return None
     made = mean([value for _, value in series], range(len(series)))
-    n, why = _several(len(series), "logged step"), "" if made.low is not None else "one step has no spread"
-    row = {"title": title, "value": made.value, "low": made.low, "high": made.high, "n": n, "step": series[-1][0]}
+    n, why = (
+        _several(len(series), "logged step"),
+        ("" if made.low is not None else "one step has no spread"),
+    )
+    row = {
+        "title": title,
+        "value": made.value,
+        "low": made.low,
+        "high": made.high,
+        "n": n,
+        "step": series[-1][0],
+    }
     return {**row, "source": f"metrics.jsonl: {name}", "why": why}
 
 

@@ -1,7 +1,9 @@
-"""What a look at the numbers of a run should tell its owner: pure functions from numbers to sentences.
+"""What a look at the numbers of a run should tell its owner: pure functions from numbers to
+sentences.
 
-Each symptom reads one run (settings, data, metrics, summary) and returns nothing, or a sentence with the numbers
-and one piece of advice. `needs` names the metrics without which it cannot say anything.
+Each symptom reads one run (settings, data, metrics, summary) and returns nothing, or a sentence
+with the numbers and one piece of advice. `needs` names the metrics without which it cannot say
+anything.
 """
 
 from __future__ import annotations
@@ -11,26 +13,63 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.system.format import RECENT, Points, decided, first_set, held_out, looks, median, number, percent, points, recent, wilson
+from winnow.system.format import (
+    RECENT,
+    Points,
+    decided,
+    first_set,
+    held_out,
+    looks,
+    median,
+    number,
+    percent,
+    points,
+    recent,
+    wilson,
+)
 
 Run = Mapping[str, Any]
 
-DISPLACED = 0.2  # nats per token: at this loss an answer of 20 tokens has become e^4 = 55 times less likely than at the start
+# nats per token: at this loss an answer of 20 tokens has become e^4 = 55 times less likely than at
+# the start
+DISPLACED = 0.2
 SATURATED = 0.99  # training accuracy from which no pair is left that could still teach
-OVERFIT_GAP = 0.1  # training minus held-out accuracy; with 100 held-out pairs this is two standard errors
-RISEN = 0.05  # rise of the held-out loss over its minimum, as a share of it; less is the usual jitter between evaluations
-STUCK = 0.002  # change of the loss since the first step: for dpo a reward margin of 0.004, far below any trained model's
-STUCK_STEPS = 20  # logged steps before "stuck" is said of a run under way: a warm-up may rightly be slow
+OVERFIT_GAP = (
+    0.1  # training minus held-out accuracy; with 100 held-out pairs this is two standard errors
+)
+# rise of the held-out loss over its minimum, as a share of it; less is the usual jitter between
+# evaluations
+RISEN = 0.05
+# change of the loss since the first step: for dpo a reward margin of 0.004, far below any trained
+# model's
+STUCK = 0.002
+STUCK_STEPS = (
+    20  # logged steps before "stuck" is said of a run under way: a warm-up may rightly be slow
+)
 CLIPPED = 0.5  # share of steps at which clipping, meant for outliers, sets the length of the step
-LENGTH_RATIO = 1.2  # mean tokens of winners over losers (or the inverse): beyond a fifth, length alone predicts who wins
+# mean tokens of winners over losers (or the inverse): beyond a fifth, length alone predicts who
+# wins
+LENGTH_RATIO = 1.2
 LONGER = 1.25  # mean length of answers after over before: the bound the demo holds itself to
-COLLAPSED = 0.5  # entropy now over entropy at the start: half the nats means samples that repeat each other
-FAR = 10.0  # nats of KL per answer: beyond about 10 the reference hardly ever says what the policy says
-IGNORANT = 0.1  # share of the returns' variance that a critic explains: below, its values are hardly better than one number
-HURRIED = 0.3  # share of tokens whose slope is clipped away: beyond, much of what was sampled teaches nothing
-HURRIED_KL = 0.05  # nats per token moved since answers were drawn: ten times a healthy pace, and 0.05 for 200 tokens are 10 nats in an iteration
-OFF_TARGET = 1.5  # mean KL over the target, or the inverse: less is the usual swing of a controller that only answers to what it has seen
-UNENDING = 0.2  # fall of the share of answers that end by themselves: with 100 answers at either end nearly three standard errors
+COLLAPSED = (
+    0.5  # entropy now over entropy at the start: half the nats means samples that repeat each other
+)
+# nats of KL per answer: beyond about 10 the reference hardly ever says what the policy says
+FAR = 10.0
+# share of the returns' variance that a critic explains: below, its values are hardly better than
+# one number
+IGNORANT = 0.1
+# share of tokens whose slope is clipped away: beyond, much of what was sampled teaches nothing
+HURRIED = 0.3
+# nats per token moved since answers were drawn: ten times a healthy pace, and 0.05 for 200 tokens
+# are 10 nats in an iteration
+HURRIED_KL = 0.05
+# mean KL over the target, or the inverse: less is the usual swing of a controller that only answers
+# to what it has seen
+OFF_TARGET = 1.5
+# fall of the share of answers that end by themselves: with 100 answers at either end nearly three
+# standard errors
+UNENDING = 0.2
 LATE = 10  # a tenth of the iterations is what is meant by the first and the last ones
 FEW = 3  # iterations, at the least, in such a tenth
 UNGRAMMATICAL = 0.07  # fall of the share of sound samples: the bound the demo holds itself to
@@ -58,10 +97,15 @@ class Symptom:
 
 
 def displacement(run: Run) -> Sign | None:
-    """Both answers lose probability, the rejected one faster: the margin grows while the model unlearns its data."""
+    """Both answers lose probability, the rejected one faster: the margin grows while the model
+    unlearns its data.
+    """
     held = held_out(run["metrics"], "logratio/chosen")
     series = held_out if held else points
-    chosen, other = series(run["metrics"], "logratio/chosen"), series(run["metrics"], "logratio/rejected")
+    chosen, other = (
+        series(run["metrics"], "logratio/chosen"),
+        series(run["metrics"], "logratio/rejected"),
+    )
     now = chosen[-1][1] if held else recent(chosen)
     if now > -DISPLACED:
         return None
@@ -69,23 +113,45 @@ def displacement(run: Run) -> Sign | None:
     if other:
         rejected = other[-1][1] if held else recent(other)
         beside = f" (rejected: {'fell' if rejected < 0 else 'rose'} {abs(rejected):.2f})"
-    where = "on held-out answers" if held else f"over the last {min(RECENT, len(chosen))} logged steps"
-    text = f"Chosen log-probability fell {-now:.2f} nats per token since the start, measured {where}{beside}: displacement."
-    return Sign("displacement", text, "Consider a higher beta, a lower rate, fewer steps, or an SFT term.")
+    where = (
+        "on held-out answers" if held else f"over the last {min(RECENT, len(chosen))} logged steps"
+    )
+    text = (
+        f"Chosen log-probability fell {-now:.2f} nats per token since the start, measured"
+        f" {where}{beside}: displacement."
+    )
+    return Sign(
+        "displacement", text, "Consider a higher beta, a lower rate, fewer steps, or an SFT term."
+    )
 
 
 def overfit(run: Run) -> Sign | None:
     """Training pairs all won, held-out pairs not."""
-    trained, (step, held) = recent(points(run["metrics"], "rewards/accuracies")), held_out(run["metrics"], "rewards/accuracies")[-1]
+    trained, (step, held) = (
+        recent(points(run["metrics"], "rewards/accuracies")),
+        held_out(run["metrics"], "rewards/accuracies")[-1],
+    )
     if step == 0 or trained < SATURATED or trained - held < OVERFIT_GAP:
         return None
-    text = f"Accuracy is {trained:.2f} on training pairs and {held:.2f} on held-out ones: the pairs are memorised."
+    text = (
+        f"Accuracy is {trained:.2f} on training pairs and {held:.2f} on held-out ones: the pairs"
+        " are memorised."
+    )
     return Sign("overfit", text, "Train for fewer epochs or at a lower rate, or bring more pairs.")
 
 
 def rising(run: Run) -> Sign | None:
-    """The held-out loss has passed its minimum; of several evaluation sets the one that rose most."""
-    names = sorted({key for row in run["metrics"] for key in row if key.startswith("eval_") and key.endswith("loss")})
+    """The held-out loss has passed its minimum; of several evaluation sets the one that rose
+    most.
+    """
+    names = sorted(
+        {
+            key
+            for row in run["metrics"]
+            for key in row
+            if key.startswith("eval_") and key.endswith("loss")
+        }
+    )
     worst: tuple[float, str, tuple[float, float], tuple[float, float]] | None = None
     for name in names:
         series = points(run["metrics"], name)
@@ -99,55 +165,89 @@ def rising(run: Run) -> Sign | None:
         return None
     _, name, lowest, last = worst
     which = name.removeprefix("eval_").removesuffix("loss").rstrip("_")
-    text = f"Held-out loss{f' on {which}' if which else ''} rose from {lowest[1]:.4f} at step {lowest[0]:,} to {last[1]:.4f} at step {last[0]:,}."
+    text = (
+        f"Held-out loss{f' on {which}' if which else ''} rose from {lowest[1]:.4f} at step"
+        f" {lowest[0]:,} to {last[1]:.4f} at step {last[0]:,}."
+    )
     return Sign("rising", text, "Keep the best checkpoint with save_best, or stop earlier.")
 
 
 def stuck(run: Run) -> Sign | None:
     """The loss has not left the value it must have where policy and reference are the same."""
-    losses, complete = points(run["metrics"], "loss"), run.get("status", {}).get("state") == "complete"
-    if len(losses) < (2 if complete else STUCK_STEPS) or abs(recent(losses) - losses[0][1]) >= STUCK:
+    losses, complete = (
+        points(run["metrics"], "loss"),
+        run.get("status", {}).get("state") == "complete",
+    )
+    if (
+        len(losses) < (2 if complete else STUCK_STEPS)
+        or abs(recent(losses) - losses[0][1]) >= STUCK
+    ):
         return None
     last = min(RECENT, len(losses))
-    text = f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the last {last} logged steps: it has not left its start."
-    return Sign("stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default.")
+    text = (
+        f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the"
+        f" last {last} logged steps: it has not left its start."
+    )
+    return Sign(
+        "stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default."
+    )
 
 
 def clipped(run: Run) -> Sign | None:
     """Clipping at most steps makes the norm, not the gradient, decide."""
-    clip, norms = run["settings"].get("clip"), [value for _, value in points(run["metrics"], "grad_norm")]
+    clip, norms = (
+        run["settings"].get("clip"),
+        [value for _, value in points(run["metrics"], "grad_norm")],
+    )
     if not isinstance(clip, int | float) or not norms:
         return None
     cut = sum(norm > clip for norm in norms)
     if cut <= CLIPPED * len(norms):
         return None
     text = (
-        f"The gradient was clipped at {cut:,} of {len(norms):,} logged steps ({percent(cut / len(norms))}): "
-        f"median norm {number(median(norms))}, clip {number(float(clip), 2)}."
+        f"The gradient was clipped at {cut:,} of {len(norms):,} logged steps"
+        f" ({percent(cut / len(norms))}): median norm {number(median(norms))}, clip"
+        f" {number(float(clip), 2)}."
     )
     return Sign("clipped", text, "Raise clip if the loss is steady; lower lr if it is not.", "note")
 
 
 def length_bias(run: Run) -> Sign | None:
     """Winners longer (or shorter) than losers; silent where the doctor has said so already."""
-    if any(str(finding.get("code")).startswith("length_") and finding.get("level") == "warning" for finding in _findings(run)):
+    if any(
+        str(finding.get("code")).startswith("length_") and finding.get("level") == "warning"
+        for finding in _findings(run)
+    ):
         return None
     mean = {side: _mean(run, f"length/{side}") for side in ("chosen", "rejected")}
     low, high = sorted(mean.values())
     if low <= 0 or high / low <= LENGTH_RATIO:
         return None
     word = "longer" if mean["chosen"] > mean["rejected"] else "shorter"
-    text = f"Chosen answers average {mean['chosen']:.0f} tokens, rejected ones {mean['rejected']:.0f}: the model can learn to be {word} instead of better."
-    return Sign("length-bias", text, "Compare with --objective dpo_norm, or balance the lengths of the pairs.")
+    text = (
+        f"Chosen answers average {mean['chosen']:.0f} tokens, rejected ones {mean['rejected']:.0f}:"
+        f" the model can learn to be {word} instead of better."
+    )
+    return Sign(
+        "length-bias",
+        text,
+        "Compare with --objective dpo_norm, or balance the lengths of the pairs.",
+    )
 
 
 def longer(run: Run) -> Sign | None:
     """Answers grew while training."""
     series = points(run["metrics"], "length/sampled")
-    ratio = run["summary"].get("length_ratio", series[-1][1] / max(series[0][1], 1.0) if series else None)
+    ratio = run["summary"].get(
+        "length_ratio", series[-1][1] / max(series[0][1], 1.0) if series else None
+    )
     if ratio is None or ratio <= LONGER:
         return None
-    return Sign("longer", f"Answers after training are {ratio:.2f} times as long as before.", "Compare with --objective dpo_norm, or a higher beta.")
+    return Sign(
+        "longer",
+        f"Answers after training are {ratio:.2f} times as long as before.",
+        "Compare with --objective dpo_norm, or a higher beta.",
+    )
 
 
 def chance(run: Run) -> Sign | None:
@@ -159,19 +259,35 @@ def chance(run: Run) -> Sign | None:
     low, high = wilson(share, many)
     if low > 0.5:
         return None
-    seen = f"Held-out accuracy is {share:.2f} over {count:,} comparisons (95 % interval {low:.2f} to {high:.2f}): "
+    seen = (
+        f"Held-out accuracy is {share:.2f} over {count:,} comparisons (95 % interval {low:.2f} to"
+        f" {high:.2f}): "
+    )
     if high < 0.5:
-        return Sign("chance", f"{seen}below chance.", "Check that chosen and rejected are not swapped in the data.")
-    return Sign("chance", f"{seen}it cannot be told from chance.", "Hold out more comparisons, or train longer, before believing this run.")
+        return Sign(
+            "chance",
+            f"{seen}below chance.",
+            "Check that chosen and rejected are not swapped in the data.",
+        )
+    return Sign(
+        "chance",
+        f"{seen}it cannot be told from chance.",
+        "Hold out more comparisons, or train longer, before believing this run.",
+    )
 
 
 def collapse(run: Run) -> Sign | None:
-    """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence only where a policy is tuned."""
+    """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence
+    only where a policy is tuned.
+    """
     series = points(run["metrics"], "entropy")
     start, now = _middle(series[:RECENT]), recent(series)
     if start <= 0 or now / start >= COLLAPSED:
         return None
-    text = f"Entropy fell from {start:.2f} to {now:.2f} nats per token: samples will repeat each other."
+    text = (
+        f"Entropy fell from {start:.2f} to {now:.2f} nats per token: samples will repeat each"
+        " other."
+    )
     return Sign("collapse", text, "Raise beta, or train for fewer steps.")
 
 
@@ -181,7 +297,12 @@ def far(run: Run) -> Sign | None:
     kl = run["summary"].get("kl", series[-1][1] if series else None)
     if kl is None or kl <= FAR:
         return None
-    return Sign("far", f"KL to the reference is {kl:.1f} nats per answer: the model says what the reference hardly ever would.", "Raise beta, or stop earlier.")
+    return Sign(
+        "far",
+        f"KL to the reference is {kl:.1f} nats per answer: the model says what the reference hardly"
+        " ever would.",
+        "Raise beta, or stop earlier.",
+    )
 
 
 def cut(run: Run) -> Sign | None:
@@ -191,47 +312,94 @@ def cut(run: Run) -> Sign | None:
     if not lost:
         return None
     share = lost / (lost + (tokens.get("prompt") or 0) + (tokens.get("scored") or 0))
-    return Sign("cut", f"max_length cut {lost:,} tokens off the training data ({percent(share, 1)} of it).", "Raise max_length if memory allows.")
+    return Sign(
+        "cut",
+        f"max_length cut {lost:,} tokens off the training data ({percent(share, 1)} of it).",
+        "Raise max_length if memory allows.",
+    )
 
 
 def unsound(run: Run) -> Sign | None:
     """Reward bought with broken text."""
-    before, after = run["summary"].get("grammatical_before"), run["summary"].get("grammatical_after")
+    before, after = (
+        run["summary"].get("grammatical_before"),
+        run["summary"].get("grammatical_after"),
+    )
     if before is None or after is None or before - after <= UNGRAMMATICAL:
         return None
-    text = f"Grammatical samples fell from {percent(before)} to {percent(after)}: reward is being bought with broken text."
-    return Sign("unsound", text, "Consider a higher beta, fewer steps, or a slower second moment (beta2 = 0.999).")
+    text = (
+        f"Grammatical samples fell from {percent(before)} to {percent(after)}: reward is being"
+        " bought with broken text."
+    )
+    return Sign(
+        "unsound",
+        text,
+        "Consider a higher beta, fewer steps, or a slower second moment (beta2 = 0.999).",
+    )
 
 
 def ignorant(run: Run) -> Sign | None:
-    """The critic has learned next to nothing late in a run: it is no better than one number for all."""
-    series, complete = points(run["metrics"], "explained_variance"), run.get("status", {}).get("state") == "complete"
+    """The critic has learned next to nothing late in a run: it is no better than one number for
+    all.
+    """
+    series, complete = (
+        points(run["metrics"], "explained_variance"),
+        run.get("status", {}).get("state") == "complete",
+    )
     if len(series) < (RECENT if complete else STUCK_STEPS) or recent(series) >= IGNORANT:
         return None
-    text = f"The critic explains {number(recent(series), 2)} of the returns’ variance over the last {RECENT} logged steps: it knows next to nothing."
-    return Sign("ignorant", text, "Raise critic_lr, raise lam to 1, or take advantage=rloo, which has no critic.")
+    text = (
+        f"The critic explains {number(recent(series), 2)} of the returns’ variance over the last"
+        f" {RECENT} logged steps: it knows next to nothing."
+    )
+    return Sign(
+        "ignorant",
+        text,
+        "Raise critic_lr, raise lam to 1, or take advantage=rloo, which has no critic.",
+    )
 
 
 def hurried(run: Run) -> Sign | None:
-    """The policy goes so far within an iteration that what was sampled before is no longer about it."""
+    """The policy goes so far within an iteration that what was sampled before is no longer about
+    it.
+    """
     clip, kl = points(run["metrics"], "clip_fraction"), points(run["metrics"], "kl/step")
     if recent(clip) <= HURRIED and recent(kl) <= HURRIED_KL:
         return None
-    text = f"Within an iteration {percent(recent(clip))} of the tokens lost their slope to clipping and {number(recent(kl), 2)} nats per token were moved"
-    return Sign("hurried", f"{text}, means of the last {min(RECENT, len(clip))} logged steps: the steps are too large.", "Lower lr, or epochs.")
+    text = (
+        f"Within an iteration {percent(recent(clip))} of the tokens lost their slope to clipping"
+        f" and {number(recent(kl), 2)} nats per token were moved"
+    )
+    return Sign(
+        "hurried",
+        f"{text}, means of the last {min(RECENT, len(clip))} logged steps: the steps are too"
+        " large.",
+        "Lower lr, or epochs.",
+    )
 
 
 def off_target(run: Run) -> Sign | None:
     """The KL that was asked for is not the one that came of it, late in a run."""
-    target, series, complete = run["settings"].get("target_kl"), points(run["metrics"], "kl"), run.get("status", {}).get("state") == "complete"
+    target, series, complete = (
+        run["settings"].get("target_kl"),
+        points(run["metrics"], "kl"),
+        run.get("status", {}).get("state") == "complete",
+    )
     if not isinstance(target, int | float) or len(series) < (FEW if complete else STUCK_STEPS):
         return None
     late = _tenth(series)
     kl = _middle(series[-late:])
     if target / OFF_TARGET <= kl <= target * OFF_TARGET:
         return None
-    text = f"KL to the reference is {number(kl)} nats per answer, mean of the last {late:,} iterations, and target_kl is {number(float(target))}"
-    return Sign("off-target", f"{text}: beta has not brought it there.", "Train for more iterations, or lower horizon; raise horizon where beta swings.")
+    text = (
+        f"KL to the reference is {number(kl)} nats per answer, mean of the last {late:,}"
+        f" iterations, and target_kl is {number(float(target))}"
+    )
+    return Sign(
+        "off-target",
+        f"{text}: beta has not brought it there.",
+        "Train for more iterations, or lower horizon; raise horizon where beta swings.",
+    )
 
 
 def unending(run: Run) -> Sign | None:
@@ -243,8 +411,15 @@ def unending(run: Run) -> Sign | None:
     start, now = _middle(series[:late]), _middle(series[-late:])
     if start - now <= UNENDING:
         return None
-    text = f"Own answers that end by themselves fell from {percent(start)} in the first {late:,} iterations to {percent(now)} in the last {late:,}"
-    return Sign("unending", f"{text}: the others are cut off.", "Give answers that are cut off a worse score with --unfinished.")
+    text = (
+        f"Own answers that end by themselves fell from {percent(start)} in the first {late:,}"
+        f" iterations to {percent(now)} in the last {late:,}"
+    )
+    return Sign(
+        "unending",
+        f"{text}: the others are cut off.",
+        "Give answers that are cut off a worse score with --unfinished.",
+    )
 
 
 PAIRS = "rewards/margins"
@@ -261,9 +436,15 @@ SYMPTOMS = {
     "collapse": Symptom("entropy collapse", ("*tuned", "entropy"), collapse, True),
     "far": Symptom("distance from the reference", ("*kl",), far, True),
     "cut": Symptom("truncation", ("data:train",), cut),
-    "ignorant": Symptom("a critic that knows nothing", ("explained_variance",), ignorant, of_rewards=True),
-    "hurried": Symptom("steps too large for their answers", ("clip_fraction", "kl/step"), hurried, of_rewards=True),
-    "off-target": Symptom("a KL that misses its target", ("beta", "kl"), off_target, of_rewards=True),
+    "ignorant": Symptom(
+        "a critic that knows nothing", ("explained_variance",), ignorant, of_rewards=True
+    ),
+    "hurried": Symptom(
+        "steps too large for their answers", ("clip_fraction", "kl/step"), hurried, of_rewards=True
+    ),
+    "off-target": Symptom(
+        "a KL that misses its target", ("beta", "kl"), off_target, of_rewards=True
+    ),
     "unending": Symptom("answers that no longer end", ("finished",), unending, of_rewards=True),
     "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound, True),
 }
@@ -272,22 +453,38 @@ SYMPTOMS = {
 def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
     """(signs, titles of what was looked for, titles of what could not be for want of numbers)."""
     known = {key for row in run["metrics"] for key, value in row.items() if value is not None}
-    known |= {f"summary:{key}" for key in run["summary"]} | {f"data:{key}" for key, value in (run["data"] or {}).items() if value}
-    known |= {f"eval_*{name}" for name in ("loss", "rewards/accuracies") if held_out(run["metrics"], name)}
+    known |= {f"summary:{key}" for key in run["summary"]} | {
+        f"data:{key}" for key, value in (run["data"] or {}).items() if value
+    }
+    known |= {
+        f"eval_*{name}" for name in ("loss", "rewards/accuracies") if held_out(run["metrics"], name)
+    }
     known |= {"*kl" for key in known if key in ("kl", "summary:kl")}
     known |= {"*length" for key in known if key in ("length/sampled", "summary:length_ratio")}
     known |= {"*tuned" for key in known if key in (PAIRS, "score")}
     able = {code: known.issuperset(symptom.needs) for code, symptom in SYMPTOMS.items()}
-    signs = [sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))]
+    signs = [
+        sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))
+    ]
     signs += [
-        Sign(str(finding.get("code", "data")), in_words(finding), str(finding.get("remedy", "")), str(finding.get("level")))
+        Sign(
+            str(finding.get("code", "data")),
+            in_words(finding),
+            str(finding.get("remedy", "")),
+            str(finding.get("level")),
+        )
         for finding in _findings(run)
-        if finding.get("level") in ("warning", "error")  # what the doctor only notes stands beside the data
+        if finding.get("level")
+        in ("warning", "error")  # what the doctor only notes stands beside the data
     ]
     rank = {"error": 0, "warning": 1}
     signs.sort(key=lambda sign: rank.get(sign.level, 2))
     judges, others = run.get("recipe") == "reward", run.get("recipe") not in (None, "ppo")
-    unable = [s.title for code, s in SYMPTOMS.items() if not able[code] and not (judges and s.of_writers) and not (others and s.of_rewards)]
+    unable = [
+        s.title
+        for code, s in SYMPTOMS.items()
+        if not able[code] and not (judges and s.of_writers) and not (others and s.of_rewards)
+    ]
     return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], unable
 
 

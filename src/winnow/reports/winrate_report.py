@@ -1,4 +1,6 @@
-"""How win rates stand on a terminal and on a page of their own: a sentence, cards, a drawing, tables of cells. No figure is made here."""
+"""How win rates stand on a terminal and on a page of their own: a sentence, cards, a drawing,
+tables of cells. No figure is made here.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,35 @@ Figures = Mapping[str, Any]
 
 # What each figure is made of; the docs say when it is honest.
 FIGURES = {
-    "win_rate": "measures.winrate.share: mean over prompts of the share of games won, ties half; Wilson's interval at the effective number of prompts",
-    "ties, invalid, alike": "matches.portion: mean over prompts of the share of games; the same interval",
-    "length_controlled": "measures.lengths.controlled: P(win) = s(theta + phi tanh(d / sd)) at d = 0; sandwich over prompts, Student's t",
-    "lengths, score_gain": "matches.mean: mean over prompts of means of games, Student's t; lengths in characters",
+    "win_rate": (
+        "measures.winrate.share: mean over prompts of the share of games won, ties half; Wilson's"
+        " interval at the effective number of prompts"
+    ),
+    "ties, invalid, alike": (
+        "matches.portion: mean over prompts of the share of games; the same interval"
+    ),
+    "length_controlled": (
+        "measures.lengths.controlled: P(win) = s(theta + phi tanh(d / sd)) at d = 0; sandwich over"
+        " prompts, Student's t"
+    ),
+    "lengths, score_gain": (
+        "matches.mean: mean over prompts of means of games, Student's t; lengths in characters"
+    ),
     "sign_test": "measures.winrate.sign_test: exact, two-sided, over prompts that have a winner",
-    "detectable, needed": "measures.winrate.detectable, prompts_needed: two-sided 5 %, power 80 %, at these prompts' own spread around 50 %",
-    "orders": "collect.rulings.position: pairs asked in both orders; Wilson's interval; exact binomial p",
-    "ranking": "collect.bradley_terry.fit over the games of all pairs; sandwich over prompts where it is wider",
-    "temperatures": "the same figures, of answers sampled at that temperature against the baseline's own",
+    "detectable, needed": (
+        "measures.winrate.detectable, prompts_needed: two-sided 5 %, power 80 %, at these prompts'"
+        " own spread around 50 %"
+    ),
+    "orders": (
+        "collect.rulings.position: pairs asked in both orders; Wilson's interval; exact binomial p"
+    ),
+    "ranking": (
+        "collect.bradley_terry.fit over the games of all pairs; sandwich over prompts where it is"
+        " wider"
+    ),
+    "temperatures": (
+        "the same figures, of answers sampled at that temperature against the baseline's own"
+    ),
 }
 
 
@@ -40,7 +62,9 @@ def write(folder: Path, report: Figures) -> None:
 
 
 def headline(report: Figures) -> str:
-    """The outcome in one sentence: of several models the one that does best against the baseline."""
+    """The outcome in one sentence: of several models the one that does best against the
+    baseline.
+    """
     one = best(report)
     if (alike := same(one, report["models"])) is not None:
         return f"{one['model']} and {one['against']} are even, 50 %, as they must be: {alike}."
@@ -49,25 +73,46 @@ def headline(report: Figures) -> str:
         return f"Nothing can be said of {one['model']} against {one['against']}: {won['why']}."
     close = ": too close to tell them apart" if won["low"] <= 0.5 <= won["high"] else ""
     sure = f"95 % interval {_from_to(won)}, {several(won['prompts'], 'prompt')}"
-    return f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']} ({sure}){close}."
+    return (
+        f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']}"
+        f" ({sure}){close}."
+    )
 
 
 def best(report: Figures) -> Figures:
     """The comparison with the baseline that the sentence and the cards are of."""
-    found: Figures = max(report["comparisons"], key=lambda one: -1.0 if one["win_rate"]["rate"] is None else one["win_rate"]["rate"])
+    found: Figures = max(
+        report["comparisons"],
+        key=lambda one: -1.0 if one["win_rate"]["rate"] is None else one["win_rate"]["rate"],
+    )
     return found
 
 
 def tables(report: Figures) -> list[dict[str, Any]]:
     """Titles, heads and rows of text, for the terminal and the page."""
     ones = report["comparisons"]
-    found = [{"title": f"Against {ones[0]['against']}", "heads": ["", *(one["model"] for one in ones)], "rows": _rows(ones)}]
+    found = [
+        {
+            "title": f"Against {ones[0]['against']}",
+            "heads": ["", *(one["model"] for one in ones)],
+            "rows": _rows(ones),
+        }
+    ]
     if report["others"]:
         rows = [
-            {"name": f"{one['model']} against {one['against']}", "cells": [_share(one["win_rate"]), _share(one["length_controlled"])]}
+            {
+                "name": f"{one['model']} against {one['against']}",
+                "cells": [_share(one["win_rate"]), _share(one["length_controlled"])],
+            }
             for one in report["others"]
         ]
-        found.append({"title": "The others against each other", "heads": ["", "Win rate", "At equal lengths"], "rows": rows})
+        found.append(
+            {
+                "title": "The others against each other",
+                "heads": ["", "Win rate", "At equal lengths"],
+                "rows": rows,
+            }
+        )
     if report["ranking"]:
         found += _ranked(report["ranking"])
     if report["temperatures"]:
@@ -87,7 +132,10 @@ def _rows(ones: Sequence[Figures]) -> list[dict[str, Any]]:
         ("Judge's score gained", lambda one: _mean(one["score_gain"], gain=True)),
         (
             "Prompts better, worse, even",
-            lambda one: f"{number(one['sign_test']['better'])}, {number(one['sign_test']['worse'])}, {number(one['sign_test']['even'])}",
+            lambda one: (
+                f"{number(one['sign_test']['better'])}, {number(one['sign_test']['worse'])},"
+                f" {number(one['sign_test']['even'])}"
+            ),
         ),
         ("  sign test", lambda one: chance(one["sign_test"]["p"])),
         ("Ties", lambda one: _share(one["ties"])),
@@ -97,7 +145,13 @@ def _rows(ones: Sequence[Figures]) -> list[dict[str, Any]]:
         ("What is read first wins", lambda one: _place(one["orders"])),
         ("Difference from 50 % that would have been seen", lambda one: _seen(one["detectable"])),
         ("Prompts that show 5 points", lambda one: number(one["needed"]["prompts"])),
-        ("Prompts with a verdict, games", lambda one: f"{number(one['win_rate']['prompts'])} of {number(one['asked'])}, {number(one['win_rate']['games'])}"),
+        (
+            "Prompts with a verdict, games",
+            lambda one: (
+                f"{number(one['win_rate']['prompts'])} of {number(one['asked'])},"
+                f" {number(one['win_rate']['games'])}"
+            ),
+        ),
     )
     rows = [{"name": title, "cells": [cell(one) for one in ones]} for title, cell in shown]
     return [row for row in rows if any(row["cells"])]
@@ -117,7 +171,12 @@ def _from_to(one: Figures) -> str:
 
 def _weight(one: Figures) -> str:
     return (
-        "" if one["weight"] is None else f"{nats(one['weight'])} nats ({nats(one['weight_low'])} to {nats(one['weight_high'])}, n = {number(one['prompts'])})"
+        ""
+        if one["weight"] is None
+        else (
+            f"{nats(one['weight'])} nats ({nats(one['weight_low'])} to {nats(one['weight_high'])},"
+            f" n = {number(one['prompts'])})"
+        )
     )
 
 
@@ -130,22 +189,40 @@ def _mean(one: Figures | None, *, gain: bool = False) -> str:
 
 
 def _span(one: Figures) -> str:
-    inner = "no interval" if one["low"] is None else f"95 % interval {signed(one['low'])} to {signed(one['high'])}"
+    inner = (
+        "no interval"
+        if one["low"] is None
+        else f"95 % interval {signed(one['low'])} to {signed(one['high'])}"
+    )
     return f"{inner}, n = {number(one['prompts'])} prompts"
 
 
 def _steady(one: Figures | None) -> str:
     if not one or not one["both"]:
         return ""
-    return f"{percent(one['alike'] / one['both'], 1)} ({_from_to(one)}, n = {number(one['both'])} pairs)"
+    return (
+        f"{percent(one['alike'] / one['both'], 1)} ({_from_to(one)}, n = {number(one['both'])}"
+        " pairs)"
+    )
 
 
 def _place(one: Figures | None) -> str:
-    return "" if not one or not one["decided"] else f"{percent(one['first'] / one['decided'], 1)} of {number(one['decided'])} verdicts, {chance(one['chance'])}"
+    return (
+        ""
+        if not one or not one["decided"]
+        else (
+            f"{percent(one['first'] / one['decided'], 1)} of {number(one['decided'])} verdicts,"
+            f" {chance(one['chance'])}"
+        )
+    )
 
 
 def _seen(one: Figures) -> str:
-    return "more than there can be" if one["difference"] is None else f"{100 * one['difference']:.1f} points (n = {number(one['prompts'])})"
+    return (
+        "more than there can be"
+        if one["difference"] is None
+        else f"{100 * one['difference']:.1f} points (n = {number(one['prompts'])})"
+    )
 
 
 def _ranked(ranking: Figures) -> list[dict[str, Any]]:
@@ -157,9 +234,19 @@ def _ranked(ranking: Figures) -> list[dict[str, Any]]:
         for one in group:
             at, low, high = (1 / (1 + math.exp(-one[name])) for name in ("strength", "low", "high"))
             strength = f"{nats(one['strength'])} ({nats(one['low'])} to {nats(one['high'])})"
-            cells = [strength, f"{percent(at, 1)} ({_from_to({'low': low, 'high': high})})", number(one["games"])]
+            cells = [
+                strength,
+                f"{percent(at, 1)} ({_from_to({'low': low, 'high': high})})",
+                number(one["games"]),
+            ]
             rows.append({"name": one["model"], "cells": cells, "at": at, "interval": (low, high)})
-        found.append({"title": f"Bradley-Terry over {several(ranking['prompts'], 'prompt')}", "heads": heads, "rows": rows})
+        found.append(
+            {
+                "title": f"Bradley-Terry over {several(ranking['prompts'], 'prompt')}",
+                "heads": heads,
+                "rows": rows,
+            }
+        )
     return found
 
 
@@ -168,19 +255,27 @@ def _heated(points: Sequence[Figures]) -> dict[str, Any]:
     names = list(dict.fromkeys(one["model"] for one in points))
     known = {(one["model"], one["temperature"]): one for one in points}
     rows = [
-        {"name": f"{heat:g}", "cells": [_share(known[name, heat]["win_rate"]) for name in names]} for heat in sorted({one["temperature"] for one in points})
+        {"name": f"{heat:g}", "cells": [_share(known[name, heat]["win_rate"]) for name in names]}
+        for heat in sorted({one["temperature"] for one in points})
     ]
-    return {"title": f"Win rate over {points[0]['against']} by sampling temperature", "heads": ["Temperature", *names], "rows": rows}
+    return {
+        "title": f"Win rate over {points[0]['against']} by sampling temperature",
+        "heads": ["Temperature", *names],
+        "rows": rows,
+    }
 
 
 def drawing(report: Figures) -> Drawing | None:
-    """The win rate over the baseline at each temperature, a line per model; None where no temperatures were asked for."""
+    """The win rate over the baseline at each temperature, a line per model; None where no
+    temperatures were asked for.
+    """
     points = [one for one in report["temperatures"] if one["win_rate"]["low"] is not None]
     if not points:
         return None
     panel = Panel(
         f"Win rate over {points[0]['against']}",
-        f"By sampling temperature; the answers of {points[0]['against']} stay as they are. Bars: 95 % intervals over prompts. The line across: 50 %.",
+        f"By sampling temperature; the answers of {points[0]['against']} stay as they are. Bars: 95"
+        " % intervals over prompts. The line across: 50 %.",
         (),
         0.5,
         axis="temperature",
@@ -190,26 +285,67 @@ def drawing(report: Figures) -> Drawing | None:
         own = [one for one in points if one["model"] == name]
         spans = tuple((one["win_rate"]["low"], one["win_rate"]["high"]) for one in own)
         series = [(one["temperature"], one["win_rate"]["rate"]) for one in own]
-        lines.append(Line(series, "", name, RUN_INKS[i % 6], list(DASHES)[i // 6 % 3], MARKERS[i % 6], spans=spans))
+        lines.append(
+            Line(
+                series,
+                "",
+                name,
+                RUN_INKS[i % 6],
+                list(DASHES)[i // 6 % 3],
+                MARKERS[i % 6],
+                spans=spans,
+            )
+        )
     return draw_one(panel, lines)
 
 
 def cards(report: Figures) -> list[Card]:
     """The key figures of the headline's comparison."""
     one = best(report)
-    if why := same(one, report["models"]):  # nothing was drawn that could have come out otherwise: no interval, and nothing to be seen
+    if why := same(
+        one, report["models"]
+    ):  # nothing was drawn that could have come out otherwise: no interval, and nothing to be seen
         return [Card("Win rate", "50 %", f"as it must be: {why}", 0.5)]
-    found = [_card("Win rate", one["win_rate"]), _card("At equal lengths", one["length_controlled"])]
+    found = [
+        _card("Win rate", one["win_rate"]),
+        _card("At equal lengths", one["length_controlled"]),
+    ]
     if (longer := one["lengths"]["longer"]) is not None:
-        found.append(Card("Length", signed(longer["mean"]), f"characters beside {one['against']}’s; {_span(longer)}"))
+        found.append(
+            Card(
+                "Length",
+                signed(longer["mean"]),
+                f"characters beside {one['against']}’s; {_span(longer)}",
+            )
+        )
     if one["score_gain"] is not None:
-        found.append(Card("Judge's score", signed(one["score_gain"]["mean"]), f"gained; {_span(one['score_gain'])}"))
-    found += [_card("Ties", one["ties"], bar=False), _card("Without a verdict", one["invalid"], bar=False)]
+        found.append(
+            Card(
+                "Judge's score",
+                signed(one["score_gain"]["mean"]),
+                f"gained; {_span(one['score_gain'])}",
+            )
+        )
+    found += [
+        _card("Ties", one["ties"], bar=False),
+        _card("Without a verdict", one["invalid"], bar=False),
+    ]
     if (orders := one["orders"]) and orders["both"]:
-        steady = {"rate": orders["alike"] / orders["both"], "low": orders["low"], "high": orders["high"], "prompts": orders["both"]}
+        steady = {
+            "rate": orders["alike"] / orders["both"],
+            "low": orders["low"],
+            "high": orders["high"],
+            "prompts": orders["both"],
+        }
         found.append(_card("Same verdict in both orders", steady, of="pairs"))
     seen = one["detectable"]
-    found.append(Card("Would have been seen", _seen(seen).partition(" (")[0], f"from 50 %, by {several(seen['prompts'], 'prompt')}, four times out of five"))
+    found.append(
+        Card(
+            "Would have been seen",
+            _seen(seen).partition(" (")[0],
+            f"from 50 %, by {several(seen['prompts'], 'prompt')}, four times out of five",
+        )
+    )
     return found
 
 
@@ -217,20 +353,43 @@ def _card(label: str, one: Figures, *, bar: bool = True, of: str = "prompts") ->
     if one["rate"] is None:
         return Card(label, "–", f"undefined: {one['why']}" if one.get("why") else "")
     span = None if one["low"] is None else (one["low"], one["high"])
-    detail = f"{'no interval' if span is None else f'95 % interval {_from_to(one)}'}, n = {number(one['prompts'])} {of}"
-    return Card(label, percent(one["rate"], 1), detail, one["rate"] if bar else None, span if bar else None)
+    detail = (
+        f"{'no interval' if span is None else f'95 % interval {_from_to(one)}'}, n ="
+        f" {number(one['prompts'])} {of}"
+    )
+    return Card(
+        label, percent(one["rate"], 1), detail, one["rate"] if bar else None, span if bar else None
+    )
 
 
 def subline(report: Figures) -> str:
     """On what, by whom, when."""
     who = report["judge"].get("model") or report["judge"]["judge"]
-    parts = [several(report["prompts"], "prompt"), several(report["settings"]["k"], "answer") + " each", f"judged by {who}", report["started"]]
+    parts = [
+        several(report["prompts"], "prompt"),
+        several(report["settings"]["k"], "answer") + " each",
+        f"judged by {who}",
+        report["started"],
+    ]
     return " · ".join([*parts, f"winnow {report['versions'].get('winnow-lm', '')}"])
 
 
 def render(report: Figures) -> str:
     """The page. Equal reports give equal bytes."""
     drawn = drawing(report)
-    inner = {"report": report, "tables": tables(report), "drawings": [drawn] if drawn else [], "baseline": report["comparisons"][0]["against"]}
-    top = {"verdict": report["headline"], "subline": subline(report), "cards": cards(report), "kind": "evaluation", "winrate": inner}
-    return pages.from_template("report.html.jinja", {"report": {"title": report["title"], "runs": []}, **top})
+    inner = {
+        "report": report,
+        "tables": tables(report),
+        "drawings": [drawn] if drawn else [],
+        "baseline": report["comparisons"][0]["against"],
+    }
+    top = {
+        "verdict": report["headline"],
+        "subline": subline(report),
+        "cards": cards(report),
+        "kind": "evaluation",
+        "winrate": inner,
+    }
+    return pages.from_template(
+        "report.html.jinja", {"report": {"title": report["title"], "runs": []}, **top}
+    )

@@ -1,4 +1,6 @@
-"""A JSON-lines file that grows row by row, and goes on where it stopped. What `winnow sample` and `winnow judge` write."""
+"""A JSON-lines file that grows row by row, and goes on where it stopped. What `winnow sample` and
+`winnow judge` write.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """A file whose rows have an `id` and say in `column` how they were made. things, done: words for what it tells ("prompts", "answered")."""
+    """A file whose rows have an `id` and say in `column` how they were made. things, done: words
+    for what it tells ("prompts", "answered").
+    """
 
     out: Path
     column: str
@@ -26,7 +30,8 @@ class Growing:
     done: str
 
     def there(self, names: Sequence[str], how: Mapping[str, Any]) -> dict[str, Row]:
-        """Rows of an earlier start by name, the later one of two; a last line that was cut off is dropped.
+        """Rows of an earlier start by name, the later one of two; a last line that was cut off is
+        dropped.
 
         Raises RunError where a row was made otherwise than `how`, or is none of `names`.
         """
@@ -35,26 +40,45 @@ class Growing:
         content = self.out.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole and self.column.encode() not in whole[: whole.index(b"\n")]:
-            raise RunError(f"{self.out}: is no file of this command: {self.column!r} is missing in its first row", remedy="choose another --out")
+            raise RunError(
+                f"{self.out}: is no file of this command: {self.column!r} is missing in its"
+                " first row",
+                remedy="choose another --out",
+            )
         if len(whole) < len(content):
             say(f"{safe(self.out)}: its last line was cut off, and is made again")
             os.truncate(self.out, len(whole))
         rows = {row["id"]: row for row in read_jsonl(self.out, "id", self.column)}
         self._refuse_strangers(rows, names, how)
         if rows:
-            say(f"{safe(self.out)}: {len(rows):,} of {len(names):,} {self.things} are {self.done} already")
+            say(
+                f"{safe(self.out)}: {len(rows):,} of {len(names):,} {self.things} are {self.done}"
+                " already"
+            )
         return rows
 
-    def _refuse_strangers(self, rows: Mapping[str, Row], names: Sequence[str], how: Mapping[str, Any]) -> None:
-        other = {key: (row[self.column].get(key), how[key]) for row in rows.values() for key in how if row[self.column].get(key) != how[key]}
+    def _refuse_strangers(
+        self, rows: Mapping[str, Row], names: Sequence[str], how: Mapping[str, Any]
+    ) -> None:
+        other = {
+            key: (row[self.column].get(key), how[key])
+            for row in rows.values()
+            for key in how
+            if row[self.column].get(key) != how[key]
+        }
         strangers = len(set(rows).difference(names))
         told = [f"{key}: {before!r} -> {now!r}" for key, (before, now) in other.items()]
         told += [f"{self.things}: {strangers:,} of its are not asked now"] * bool(strangers)
         if told:
-            raise RunError(f"{self.out}: holds rows of another command:\n  " + "\n  ".join(told), remedy="choose another --out, or delete the file")
+            raise RunError(
+                f"{self.out}: holds rows of another command:\n  " + "\n  ".join(told),
+                remedy="choose another --out, or delete the file",
+            )
 
     def grow(self, rows: dict[str, Row], made: Iterable[Row], label: str, total: int) -> None:
-        """Put each new row into `rows`, and on the disk's way as soon as it is there. `label` and `total` are for the progress line."""
+        """Put each new row into `rows`, and on the disk's way as soon as it is there. `label` and
+        `total` are for the progress line.
+        """
         with self.out.open("ab") as file, Steps(label, total) as steps:
             sync_folder(self.out.absolute().parent)
             for row in made:
@@ -64,7 +88,9 @@ class Growing:
                 steps.advance(1)
 
     def settle(self, rows: Mapping[str, Row], names: Sequence[str]) -> list[Row]:
-        """Write all rows in the order of `names`, each once, and give them back; no row, no file."""
+        """Write all rows in the order of `names`, each once, and give them back; no row, no
+        file.
+        """
         ordered = [rows[name] for name in names if name in rows]
         if ordered:
             write_jsonl(self.out, ordered)

@@ -1,7 +1,9 @@
-"""What the processes of one job tell each other. A process alone tells itself, so nothing here asks how many there are.
+"""What the processes of one job tell each other. A process alone tells itself, so nothing here asks
+how many there are.
 
-Values travel as JSON (a float64 comes back as it was) and as tensors on the CPU, never as pickles. Channels are separate, so that a save
-on the side and the training do not take each other's words; `LONG` waits for as long as it takes, e.g. while one process reads the data.
+Values travel as JSON (a float64 comes back as it was) and as tensors on the CPU, never as pickles.
+Channels are separate, so that a save on the side and the training do not take each other's words;
+`LONG` waits for as long as it takes, e.g. while one process reads the data.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from winnow.system.launch import count, leads, rank
 MAIN, SAVES, LONG = "main", "saves", "long"
 FOREVER = datetime.timedelta(days=30)
 MOMENT = 2.0  # seconds
-LOST = ("gloo", "NCCL", "nccl", "TCPStore", "Broken pipe", "Connection reset")  # what an error says that comes from another process
+LOST = (
+    "gloo",
+    "NCCL",
+    "nccl",
+    "TCPStore",
+    "Broken pipe",
+    "Connection reset",
+)  # what an error says that comes from another process
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ _step = _calls = 0  # signs of life: what this process has come to
 
 
 def begin(patience: float) -> None:
-    """Find the other processes, once. patience: seconds after which one that gives no sign of life counts as lost. Raises RankError."""
+    """Find the other processes, once. patience: seconds after which one that gives no sign of life
+    counts as lost. Raises RankError.
+    """
     global _job
     if _job is not None or count() == 1:
         return
@@ -51,14 +62,27 @@ def begin(patience: float) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         store, number, total = next(c10d.rendezvous("env://", timeout=wait))
-        c10d.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo", store=store, rank=number, world_size=total, timeout=wait)
-        groups = {name: c10d.new_group(backend="gloo", timeout=limit) for name, limit in ((MAIN, wait), (SAVES, wait), (LONG, FOREVER))}
+        c10d.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo",
+            store=store,
+            rank=number,
+            world_size=total,
+            timeout=wait,
+        )
+        groups = {
+            name: c10d.new_group(backend="gloo", timeout=limit)
+            for name, limit in ((MAIN, wait), (SAVES, wait), (LONG, FOREVER))
+        }
     except (RuntimeError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
         raise RankError(
-            f"the other {count() - 1} processes of this job were not found: {why}", remedy="torchrun starts them all, and says where they meet"
+            f"the other {count() - 1} processes of this job were not found: {why}",
+            remedy="torchrun starts them all, and says where they meet",
         ) from error
-    _job = Job(c10d.PrefixStore(f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), groups)
+    _job = Job(
+        c10d.PrefixStore(f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        groups,
+    )
 
 
 def gather(value: Any, channel: str = MAIN) -> list[Any]:
@@ -72,10 +96,15 @@ def gather(value: Any, channel: str = MAIN) -> list[Any]:
 
 
 def gather_columns(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every process's values laid end to end, by rank, on the CPU; their dtype is the same everywhere."""
+    """Every process's values laid end to end, by rank, on the CPU; their dtype is the same
+    everywhere.
+    """
     if _job is None:
         return dict(columns)
-    return {name: torch.cat(_gathered(value.detach().cpu().contiguous(), MAIN)) for name, value in columns.items()}
+    return {
+        name: torch.cat(_gathered(value.detach().cpu().contiguous(), MAIN))
+        for name, value in columns.items()
+    }
 
 
 def summed(value: Tensor) -> Tensor:
@@ -94,7 +123,9 @@ class Halt(Exception):
 
 
 def obey() -> None:
-    """Raises Halt, in all processes alike, where one of them was sent a signal. All of them have to ask."""
+    """Raises Halt, in all processes alike, where one of them was sent a signal. All of them have to
+    ask.
+    """
     number = max(gather(signals.asked()))
     if number:
         raise Halt(number)
@@ -105,12 +136,17 @@ def same(what: str, value: Any) -> None:
     values = gather(value)
     if any(one != values[0] for one in values):
         told = ", ".join(f"{one!r} on rank {i}" for i, one in enumerate(values))
-        raise RunError(f"the processes of this job differ in {what}: {told}", remedy="the same files and library versions on every machine")
+        raise RunError(
+            f"the processes of this job differ in {what}: {told}",
+            remedy="the same files and library versions on every machine",
+        )
 
 
 @contextmanager
 def leader_first() -> Iterator[None]:
-    """The others begin when the leader is through: what it finds wrong is said once, and what it stored they only read."""
+    """The others begin when the leader is through: what it finds wrong is said once, and what it
+    stored they only read.
+    """
     if _job is None:
         yield
     elif leads():
@@ -153,16 +189,21 @@ def watched() -> Iterator[None]:
             raise
         how = "gives no sign of life" if "imed out" in str(error) else "is gone"
         raise RankError(
-            f"another process of this job {how} ({_seen(_job)})", remedy="see its own message; the same command goes on from the last checkpoint"
+            f"another process of this job {how} ({_seen(_job)})",
+            remedy="see its own message; the same command goes on from the last checkpoint",
         ) from error
 
 
 def told(message: str) -> str:
-    """What this process says when it fails: nothing where another one said the same, and that it was not the first where it was not."""
+    """What this process says when it fails: nothing where another one said the same, and that it
+    was not the first where it was not.
+    """
     if _job is None:
         return message
     try:
-        first, _, before = _job.store.compare_set("failed", "", f"{rank()} {message}").decode().partition(" ")
+        first, _, before = (
+            _job.store.compare_set("failed", "", f"{rank()} {message}").decode().partition(" ")
+        )
         _stay(_job)
     except RuntimeError:  # the store went with its host
         return f"rank {rank()}: {message}"
@@ -172,7 +213,9 @@ def told(message: str) -> str:
 
 
 def _stay(job: Job) -> None:
-    """The process that may hold the store goes last: the others are given a moment to see what was said. Who is gone is not waited for much."""
+    """The process that may hold the store goes last: the others are given a moment to see what was
+    said. Who is gone is not waited for much.
+    """
     job.store.add("told", 1)
     until = time.monotonic() + MOMENT
     while rank() == 0 and job.store.add("told", 0) < count() and time.monotonic() < until:
@@ -200,9 +243,20 @@ def _gathered(value: Tensor, channel: str) -> list[Tensor]:
 def _seen(job: Job) -> str:
     """Which processes are behind the others, and up to where they came."""
     try:
-        at = [job.store.get(f"at {i}").decode().split() if job.store.check([f"at {i}"]) else ("0", "0") for i in range(count())]
+        at = [
+            (
+                job.store.get(f"at {i}").decode().split()
+                if job.store.check([f"at {i}"])
+                else ("0", "0")
+            )
+            for i in range(count())
+        ]
     except RuntimeError:
         return "and the launcher's store with it"
     most = max(int(calls) for calls, _ in at)
-    behind = [f"rank {i}, after step {step}" for i, (calls, step) in enumerate(at) if int(calls) < most]
-    return "last seen: " + ", ".join(behind or (f"rank {i}, after step {step}" for i, (_, step) in enumerate(at)))
+    behind = [
+        f"rank {i}, after step {step}" for i, (calls, step) in enumerate(at) if int(calls) < most
+    ]
+    return "last seen: " + ", ".join(
+        behind or (f"rank {i}, after step {step}" for i, (_, step) in enumerate(at))
+    )

@@ -46,7 +46,9 @@ def reached(point: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses, as an OSError that names `path`: a full disk is told of a write, which knows no name, and by safetensors in words alone."""
+    """What the disk refuses, as an OSError that names `path`: a full disk is told of a write, which
+    knows no name, and by safetensors in words alone.
+    """
     try:
         yield
     except SafetensorError as error:
@@ -58,9 +60,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the folder."""
+    """Readers see the old file or the new one, never a part: temp file, fsync, rename, fsync of the
+    folder.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # of a file's name that is no UTF-8, JSON keeps the escapes
+    data = (
+        content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    )  # of a file's name that is no UTF-8, JSON keeps the escapes
     try:
         with writing(path), temporary.open("wb") as file:
             file.write(data)
@@ -76,7 +82,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
-    """A folder filled under a temporary name and renamed into place when the block ends without an error."""
+    """A folder filled under a temporary name and renamed into place when the block ends without an
+    error.
+    """
     with writing(path), _renamed_when_filled(path) as temporary:
         yield temporary
 
@@ -117,7 +125,9 @@ def tidy(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a half of it is never taken for the whole: it has another name first."""
+    """Delete a folder so that a half of it is never taken for the whole: it has another name
+    first.
+    """
     doomed = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
     path.rename(doomed)
     reached("renamed to be deleted")
@@ -127,7 +137,9 @@ def remove_folder(path: Path) -> None:
 def versions(*more: str) -> dict[str, str]:
     """Of everything that numbers may depend on."""
     names = ("winnow-lm", "torch", "transformers", "peft", "datasets", *more)
-    return {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
+    return {name: importlib.metadata.version(name) for name in names} | {
+        "python": platform.python_version()
+    }
 
 
 def make_folder(path: Path) -> None:
@@ -139,7 +151,9 @@ def make_folder(path: Path) -> None:
 
 
 def _umask() -> int:
-    """What this process takes away from new files; asking means setting it, so it is asked before there are threads."""
+    """What this process takes away from new files; asking means setting it, so it is asked before
+    there are threads.
+    """
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -150,21 +164,30 @@ _READABLE = 0o666 & ~_umask()
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One writer of a file. Raises RunError where there is another. The kernel lets go of the lock when the process dies."""
+    """One writer of a file. Raises RunError where there is another. The kernel lets go of the lock
+    when the process dies.
+    """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"{path}: another process is writing here", remedy="wait for it, or choose another --out") from error
+        raise RunError(
+            f"{path}: another process is writing here",
+            remedy="wait for it, or choose another --out",
+        ) from error
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # removing it while it is held is safe: FileLock looks again
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # removing it while it is held is safe: FileLock looks again
         lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON; NaN and infinities are refused, because other readers refuse them."""
+    """`value` as indented JSON; NaN and infinities are refused, because other readers refuse
+    them.
+    """
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -174,7 +197,9 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 
 
 def unsealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote; also a manifest from before there were seals. Raises RunError when it is damaged."""
+    """What `write_sealed` wrote; also a manifest from before there were seals. Raises RunError when
+    it is damaged.
+    """
     value = read_json(path)
     if not isinstance(value, dict):
         raise RunError(f"{path}: damaged: it is no manifest")
@@ -185,7 +210,9 @@ def unsealed(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, *needed: str) -> Any:
-    """A JSON file this project wrote; `needed`: keys it must have. Raises RunError when it is damaged."""
+    """A JSON file this project wrote; `needed`: keys it must have. Raises RunError when it is
+    damaged.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -203,11 +230,14 @@ def must_have(where: object, value: Any, needed: Collection[str]) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """One JSON object per line, the whole file atomically."""
-    write_atomic(path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(
+        path, "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+    )
 
 
 def read_jsonl(path: Path, *needed: str) -> list[Any]:
-    """The rows of a JSON-lines file this project wrote; a torn last line (a killed writer) is left out. `needed`: keys each row must have.
+    """The rows of a JSON-lines file this project wrote; a torn last line (a killed writer) is left
+    out. `needed`: keys each row must have.
 
     Raises RunError for a line that is damaged.
     """
@@ -231,11 +261,17 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON: the identity of settings and data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(errors="backslashreplace")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode(
+            errors="backslashreplace"
+        )
+    ).hexdigest()
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what is computed once is kept for all runs: `$WINNOW_CACHE`, or `~/.cache/winnow`. Anything in it may be deleted."""
+    """Where what is computed once is kept for all runs: `$WINNOW_CACHE`, or `~/.cache/winnow`.
+    Anything in it may be deleted.
+    """
     asked = os.environ.get("WINNOW_CACHE")
     return (Path(asked).expanduser() if asked else Path.home() / ".cache" / "winnow") / kind
 

@@ -14,18 +14,29 @@ Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
     """(step, value) of one metric, in order of the step; rows without it are passed over."""
-    found: dict[float, float] = {int(row["step"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)}
+    found: dict[float, float] = {
+        int(row["step"]): float(row[name]) for row in rows if isinstance(row.get(name), int | float)
+    }
     return sorted(found.items())
 
 
 def held_out(rows: Sequence[Mapping[str, Any]], name: str) -> Points:
-    """(step, value) of a metric on held-out data: the only evaluation set, or the first of several."""
-    keys = [key for row in rows for key in row if key.startswith("eval_") and (key == f"eval_{name}" or key.endswith(f"_{name}"))]
+    """(step, value) of a metric on held-out data: the only evaluation set, or the first of
+    several.
+    """
+    keys = [
+        key
+        for row in rows
+        for key in row
+        if key.startswith("eval_") and (key == f"eval_{name}" or key.endswith(f"_{name}"))
+    ]
     return points(rows, keys[0]) if keys else []
 
 
 def decided(run: Mapping[str, Any]) -> int | None:
-    """How many comparisons the held-out accuracy was taken over: those of the first evaluation set that are no ties."""
+    """How many comparisons the held-out accuracy was taken over: those of the first evaluation set
+    that are no ties.
+    """
     return first_set(run).get("decided")
 
 
@@ -36,7 +47,9 @@ def first_set(run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def looks(account: Mapping[str, Any]) -> int | None:
-    """How many independent looks a held-out set's comparisons are worth, at the least: no more than it has prompts (`account`: of data.json)."""
+    """How many independent looks a held-out set's comparisons are worth, at the least: no more than
+    it has prompts (`account`: of data.json).
+    """
     count, prompts = account.get("decided"), account.get("used")
     return min(count, prompts) if count and prompts else count
 
@@ -54,14 +67,24 @@ def median(values: Sequence[float]) -> float:
 
 
 def wilson(share: float, count: float, z: float = Z95) -> tuple[float, float]:
-    """95 % interval of a share seen over `count` trials (Wilson 1927): right at 0 and 1, where it ends there exactly, and for few trials."""
+    """95 % interval of a share seen over `count` trials (Wilson 1927): right at 0 and 1, where it
+    ends there exactly, and for few trials.
+    """
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return 0.0 if share == 0 else max(0.0, middle - half), 1.0 if share == 1 else min(1.0, middle + half)
+    half = (
+        z
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+        / (1 + z * z / count)
+    )
+    return 0.0 if share == 0 else max(0.0, middle - half), (
+        1.0 if share == 1 else min(1.0, middle + half)
+    )
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number for a sentence or a table: `digits` significant ones, a true minus sign, thousands set apart."""
+    """A number for a sentence or a table: `digits` significant ones, a true minus sign, thousands
+    set apart.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -75,7 +98,9 @@ def number(value: Any, digits: int = 3) -> str:
         text = f"{value:,.{places}f}"
     else:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        text = (
+            f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+        )
     return text.replace("-", "−")
 
 
@@ -85,16 +110,32 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share as percent. A share that only rounds to 100 or to 0 keeps a digit more: 99.9 % is not 100 %."""
+    """A share as percent. A share that only rounds to 100 or to 0 keeps a digit more: 99.9 % is not
+    100 %.
+    """
     if digits == 0 and (0 < share < 0.005 or 0.995 <= share < 1):
         digits = 1
     return f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
-TURNING = (*range(0x80, 0xA0), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-SIGNS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "␡"} | {code: f"⟨U+{code:04X}⟩" for code in TURNING}
+TURNING = (
+    *range(0x80, 0xA0),
+    0x200E,
+    0x200F,
+    0x2028,
+    0x2029,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+SIGNS = (
+    {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: "␡"}
+    | {code: f"⟨U+{code:04X}⟩" for code in TURNING}
+)
 
 
 def visible(text: Any) -> str:
-    """Text as its reader should see it: control characters and those that turn the line around become signs."""
+    """Text as its reader should see it: control characters and those that turn the line around
+    become signs.
+    """
     return str(text).replace("\r\n", "\n").translate(SIGNS)

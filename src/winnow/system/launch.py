@@ -1,4 +1,6 @@
-"""Which of a job's processes this one is. A launcher (torchrun) says so in the environment; one process alone is rank 0 of 1."""
+"""Which of a job's processes this one is. A launcher (torchrun) says so in the environment; one
+process alone is rank 0 of 1.
+"""
 
 from __future__ import annotations
 

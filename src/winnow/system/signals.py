@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT. As a rule they end a command at once; while it trains they wait for the end of the step. A second one never waits."""
+"""SIGTERM and SIGINT. As a rule they end a command at once; while it trains they wait for the end
+of the step. A second one never waits.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _seen = False  # whether one came already
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Within it a signal raises Stopped, or waits inside `patient`. Only the main thread can catch signals; elsewhere nothing changes."""
+    """Within it a signal raises Stopped, or waits inside `patient`. Only the main thread can catch
+    signals; elsewhere nothing changes.
+    """
     global _asked, _seen
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,10 @@
-"""Checkpoints: atomic, verified by hash, exact. safetensors and JSON only; nothing here can run code.
+"""Checkpoints: atomic, verified by hash, exact. safetensors and JSON only; nothing here can run
+code.
 
-A checkpoint folder `step_N/` is complete or absent: it is written under another name, flushed to the disk, and renamed. Its manifest holds
-the SHA-256 of every file; resuming takes the newest folder whose manifest verifies. Several processes write a file each, with their rows of
-every tensor; as many as will read them, whoever wrote them.
+A checkpoint folder `step_N/` is complete or absent: it is written under another name, flushed to
+the disk, and renamed. Its manifest holds the SHA-256 of every file; resuming takes the newest
+folder whose manifest verifies. Several processes write a file each, with their rows of every
+tensor; as many as will read them, whoever wrote them.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ PARTS = ("weights", "optimizer", "reference")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, all of it printable: optimizer steps done, position in the data, tokens seen, best evaluation."""
+    """Where a run stands, all of it printable: optimizer steps done, position in the data, tokens
+    seen, best evaluation.
+    """
 
     step: int = 0
     cursor: Cursor = field(default_factory=Cursor)
@@ -52,7 +56,9 @@ class Progress:
     moved: bool = False  # whether a step has changed a weight yet, as every first one should
     best_step: int | None = None
     best_loss: float | None = None
-    known: dict[str, float] = field(default_factory=dict)  # what the objective has learnt of its batches so far
+    known: dict[str, float] = field(
+        default_factory=dict
+    )  # what the objective has learnt of its batches so far
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,16 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], identity: dict[str, Any], reference: Mapping[str, Tensor]
+    folder: Path,
+    progress: Progress,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    identity: dict[str, Any],
+    reference: Mapping[str, Tensor],
 ) -> Path:
-    """Write `folder/step_N`, all processes together. `identity`: hashes of settings, data and reference, compared on resume; `reference`: its
-    weights, where they move. Raises OSError, and where it was another process that could not write, TrainingError.
+    """Write `folder/step_N`, all processes together. `identity`: hashes of settings, data and
+    reference, compared on resume; `reference`: its weights, where they move. Raises OSError, and
+    where it was another process that could not write, TrainingError.
     """
     target = folder / f"step_{progress.step}"
     with _shared(target) as temporary:
@@ -78,7 +90,13 @@ def save(
         if launch.leads():
             write_json(temporary / "progress.json", asdict(progress))
             written |= _described(temporary / "progress.json")
-            head = {"schema": SCHEMA, "world": launch.count(), "versions": versions(), "identity": identity, "files": written}
+            head = {
+                "schema": SCHEMA,
+                "world": launch.count(),
+                "versions": versions(),
+                "identity": identity,
+                "files": written,
+            }
             write_sealed(temporary / "manifest.json", head)
             files.reached("manifest written")
     return target
@@ -86,7 +104,9 @@ def save(
 
 @contextmanager
 def _shared(target: Path) -> Iterator[Path]:
-    """A folder that all processes fill and the leader puts in its place; none goes on before it is there."""
+    """A folder that all processes fill and the leader puts in its place; none goes on before it is
+    there.
+    """
     with ExitStack() as stack:
         own = str(stack.enter_context(folder_atomic(target))) if launch.leads() else ""
         yield Path(distributed.gather(own, distributed.SAVES)[0])
@@ -94,7 +114,9 @@ def _shared(target: Path) -> Iterator[Path]:
 
 
 def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """This process's files, on the disk; what all of them wrote, by file name, with sizes and hashes."""
+    """This process's files, on the disk; what all of them wrote, by file name, with sizes and
+    hashes.
+    """
     of = "" if launch.count() == 1 else f".{ranks.rank()}-of-{ranks.count()}"
     mine: dict[str, Any] = {}
     problem: OSError | None = None
@@ -109,12 +131,17 @@ def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict
                 mine |= _described(file)
     except OSError as error:
         problem = error
-    everyone = distributed.gather({"files": mine, "problem": None if problem is None else str(problem)}, distributed.SAVES)
+    everyone = distributed.gather(
+        {"files": mine, "problem": None if problem is None else str(problem)}, distributed.SAVES
+    )
     if problem is not None:
         raise problem
     for number, one in enumerate(everyone):
         if one["problem"] is not None:
-            raise TrainingError(f"rank {number} could not write its part of a checkpoint: {one['problem']}", remedy="the checkpoint before it is intact")
+            raise TrainingError(
+                f"rank {number} could not write its part of a checkpoint: {one['problem']}",
+                remedy="the checkpoint before it is intact",
+            )
     return {name: described for one in everyone for name, described in one["files"].items()}
 
 
@@ -123,8 +150,8 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def complaints(folder: Path, *, share: bool = False) -> list[str]:
-    """What is wrong with a checkpoint folder, file by file; nothing when every byte is as it was saved. share: each process of the job looks at
-    a part of the files, and all know of all.
+    """What is wrong with a checkpoint folder, file by file; nothing when every byte is as it was
+    saved. share: each process of the job looks at a part of the files, and all know of all.
     """
     found: list[str] = []
     manifest: dict[str, Any] = {"files": {}}
@@ -141,15 +168,27 @@ def complaints(folder: Path, *, share: bool = False) -> list[str]:
         elif file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
             found.append(f"{file}: damaged: its bytes are not those that were saved")
     there = sorted(folder.iterdir()) if manifest["files"] else []
-    found += [f"{file}: not a file of this checkpoint" for file in there if file.name not in (*manifest["files"], "manifest.json")]
-    return list(dict.fromkeys(one for many in distributed.gather(found) for one in many)) if share else found
+    found += [
+        f"{file}: not a file of this checkpoint"
+        for file in there
+        if file.name not in (*manifest["files"], "manifest.json")
+    ]
+    return (
+        list(dict.fromkeys(one for many in distributed.gather(found) for one in many))
+        if share
+        else found
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest = unsealed(folder / "manifest.json")
     if manifest.get("schema") not in READS:
         known = " and ".join(map(str, READS))
-        raise RunError(f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads {known})", remedy="the version that wrote it")
+        raise RunError(
+            f"{folder}: written by another version (schema {manifest.get('schema')}, this one reads"
+            f" {known})",
+            remedy="the version that wrote it",
+        )
     must_have(folder / "manifest.json", manifest, ("files", "identity"))
     for described in manifest["files"].values():
         must_have(folder / "manifest.json", described, ("bytes", "sha256"))
@@ -157,7 +196,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Checkpoint:
-    """A checkpoint, every byte verified first, by all processes together. Raises RunError naming the file that is damaged or missing."""
+    """A checkpoint, every byte verified first, by all processes together. Raises RunError naming
+    the file that is damaged or missing.
+    """
     wrong = complaints(folder, share=True)
     if wrong:
         raise RunError("\n  ".join(wrong))
@@ -172,12 +213,26 @@ def load(folder: Path) -> Checkpoint:
 
 def _files(folder: Path, manifest: Mapping[str, Any], name: str) -> list[Path]:
     """The files that hold `name`, by the rank that wrote them."""
-    found = [file for file in manifest["files"] if file.partition(".")[0] == name and file.endswith(".safetensors")]
-    return [folder / file for file in sorted(found, key=lambda file: int(file.split(".")[1].partition("-")[0]) if file.count(".") > 1 else 0)]
+    found = [
+        file
+        for file in manifest["files"]
+        if file.partition(".")[0] == name and file.endswith(".safetensors")
+    ]
+    return [
+        folder / file
+        for file in sorted(
+            found,
+            key=lambda file: (
+                int(file.split(".")[1].partition("-")[0]) if file.count(".") > 1 else 0
+            ),
+        )
+    ]
 
 
 def _rows(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """This process's rows of every tensor that the files hold between them. A tensor without rows is the same in all."""
+    """This process's rows of every tensor that the files hold between them. A tensor without rows
+    is the same in all.
+    """
     if not paths:
         return {}
     with ExitStack() as stack:
@@ -206,21 +261,28 @@ def saved(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with newer ones. Raises RunError when none of them does."""
+    """The newest checkpoint that verifies, and what was wrong with newer ones. Raises RunError when
+    none of them does.
+    """
     wrong: list[str] = []
-    for name in reversed(distributed.gather([path.name for path in saved(folder)])[0]):  # as the leader sees the folder
+    for name in reversed(
+        distributed.gather([path.name for path in saved(folder)])[0]
+    ):  # as the leader sees the folder
         try:
             return load(folder / name), wrong
         except RunError as error:
             wrong.append(error.what)
     if wrong:
-        raise RunError(f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(wrong), remedy="start again with another --out")
+        raise RunError(
+            f"{folder}: no checkpoint is intact:\n  " + "\n  ".join(wrong),
+            remedy="start again with another --out",
+        )
     return None, []
 
 
 def prune(folder: Path, *, keep: int, best: int | None, current: int) -> None:
-    """Delete all but the newest `keep` checkpoints up to `current`, which is safe, and the best one. Later ones were passed over: they did not
-    verify, and their steps are done again.
+    """Delete all but the newest `keep` checkpoints up to `current`, which is safe, and the best
+    one. Later ones were passed over: they did not verify, and their steps are done again.
     """
     steps = [int(path.name.removeprefix("step_")) for path in saved(folder)]
     kept = {*[step for step in steps if step <= current][-keep:], best}

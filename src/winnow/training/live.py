@@ -1,4 +1,6 @@
-"""A reference that is asked at every step: for whole distributions, which nobody stores, and for one that follows the policy."""
+"""A reference that is asked at every step: for whole distributions, which nobody stores, and for
+one that follows the policy.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,45 @@ from winnow.training.reference import Frozen
 
 
 class Live:
-    """The policy's weights as they were at the start, on its own device; with `follow` they move after it (TR-DPO, arXiv 2404.09656).
+    """The policy's weights as they were at the start, on its own device; with `follow` they move
+    after it (TR-DPO, arXiv 2404.09656).
 
     distributions: whether `ask` tells what the reference says of the whole vocabulary.
     """
 
-    def __init__(self, model: nn.Module, engine: Engine, *, follow: Follow | None, distributions: bool) -> None:
+    def __init__(
+        self, model: nn.Module, engine: Engine, *, follow: Follow | None, distributions: bool
+    ) -> None:
         self.frozen = Frozen(model, next(model.parameters()).device)
         self.engine, self.follow, self.distributions = engine, follow, distributions
-        # what moves is kept in float32 or better: a small step is lost in the rounding of half precision
-        self.moving = {name: value.to(_wide(value.dtype)) for name, value in self.frozen.weights.items()} if follow else {}
+        # what moves is kept in float32 or better: a small step is lost in the rounding of half
+        # precision
+        self.moving = (
+            {name: value.to(_wide(value.dtype)) for name, value in self.frozen.weights.items()}
+            if follow
+            else {}
+        )
 
     def ask(self, model: nn.Module, batch: Batch) -> tuple[Batch, Said | None]:
-        """The batch with the reference's log-probs of its scored tokens, and its distributions where they are wanted."""
+        """The batch with the reference's log-probs of its scored tokens, and its distributions
+        where they are wanted.
+        """
         with self.frozen.inside(model), torch.no_grad():
             said = self.engine.said(model, batch) if self.distributions else None
-            return replace(batch, reference_N=said.targets(batch) if said else self.engine.logps(model, batch)["logp"]), said
+            return (
+                replace(
+                    batch,
+                    reference_N=(
+                        said.targets(batch) if said else self.engine.logps(model, batch)["logp"]
+                    ),
+                ),
+                said,
+            )
 
     def after(self, model: nn.Module, step: int) -> None:
-        """What becomes of the reference when optimizer step number `step` (from 1) is done: ref = mix policy + (1 - mix) ref."""
+        """What becomes of the reference when optimizer step number `step` (from 1) is done: ref =
+        mix policy + (1 - mix) ref.
+        """
         if self.follow is None or step % self.follow.every:
             return
         with torch.no_grad():

@@ -28,7 +28,9 @@ from winnow.training.saver import Saver
 from winnow.training.step import held_out, take_step
 from winnow.training.utilization import Limit
 
-State = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # weights, moments, a moving reference's weights
+State = tuple[
+    dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]
+]  # weights, moments, a moving reference's weights
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, by what, and how. limit: what the machine could do, None where that is not known; live: the reference, where it is asked
-    at every step.
+    """What is trained, by what, and how. limit: what the machine could do, None where that is not
+    known; live: the reference, where it is asked at every step.
     """
 
     model: Any
@@ -65,12 +67,20 @@ class Training:
 
     @property
     def work(self) -> Work | None:
-        """What packing goes by: FLOPs where several processes are to have equally much, else tokens."""
+        """What packing goes by: FLOPs where several processes are to have equally much, else
+        tokens.
+        """
         return self.limit.work if self.limit and launch.count() > 1 else None
 
     def state(self) -> State:
-        """Weights, moments, and the reference's weights where they move: all tensors a checkpoint holds."""
-        return self.optimizer.weights(), self.optimizer.state(), self.live.state() if self.live else {}
+        """Weights, moments, and the reference's weights where they move: all tensors a checkpoint
+        holds.
+        """
+        return (
+            self.optimizer.weights(),
+            self.optimizer.state(),
+            self.live.state() if self.live else {},
+        )
 
 
 def fit(
@@ -84,13 +94,14 @@ def fit(
     show: Callable[[Row], None],
     besides: Callable[[int], Row] | None,
 ) -> Progress:
-    """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to the run folder.
+    """Train from `progress` to the plan's last step; every number goes to `metrics`, every save to
+    the run folder.
 
-    epochs: the training data by number of the epoch; asked anew when one begins.
-    evaluations: metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best checkpoint.
-    besides: what else an evaluation measures, by step (it runs only where there are evaluations).
-    Raises Stopped, with the state saved, when a signal asks to stop: after the step it came in, or in the midst of an evaluation, which is
-    then made again.
+    epochs: the training data by number of the epoch; asked anew when one begins. evaluations:
+    metric prefix ("eval_" or "eval_NAME_") -> held-out data; the first one's loss picks the best
+    checkpoint. besides: what else an evaluation measures, by step (it runs only where there are
+    evaluations). Raises Stopped, with the state saved, when a signal asks to stop: after the step
+    it came in, or in the midst of an evaluation, which is then made again.
     """
     steps = draws(epochs, training.plan, progress.cursor)
 
@@ -121,9 +132,11 @@ def to_the_end(
     metrics: MetricsFile,
     show: Callable[[Row], None],
 ) -> Progress:
-    """`advance` step by step, `look` where an evaluation is due, save: what any training does. state: all tensors a checkpoint holds.
+    """`advance` step by step, `look` where an evaluation is due, save: what any training does.
+    state: all tensors a checkpoint holds.
 
-    Raises Stopped as `fit` does; what the data, or whoever judges answers, cannot be used for is raised when the state is saved.
+    Raises Stopped as `fit` does; what the data, or whoever judges answers, cannot be used for is
+    raised when the state is saved.
     """
     saved, best = progress.step, False
 
@@ -140,7 +153,11 @@ def to_the_end(
 
     try:
         while True:
-            if look and progress.evaluated < progress.step and due(progress.step, plan.eval_every, plan.steps):
+            if (
+                look
+                and progress.evaluated < progress.step
+                and due(progress.step, plan.eval_every, plan.steps)
+            ):
                 row, after = look(progress)
                 best, progress = plan.save_best and after.best_step != progress.best_step, after
                 tell(row)
@@ -155,22 +172,37 @@ def to_the_end(
             tell(row)
             distributed.alive(progress.step)
             files.reached(f"step {progress.step}")
-    except (DataError, JudgeError, distributed.Halt) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
+    except (
+        DataError,
+        JudgeError,
+        distributed.Halt,
+    ) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
         saver.wait()  # what went wrong with it is raised, and not that all is well
         save()
         saver.wait()
         if not isinstance(error, distributed.Halt):
             raise
-        raise Stopped(error.number, f"at step {progress.step}, which is saved" if progress.step else "before the first step") from None
+        raise Stopped(
+            error.number,
+            (
+                f"at step {progress.step}, which is saved"
+                if progress.step
+                else "before the first step"
+            ),
+        ) from None
     finally:
         saver.close()
 
 
-def one_step(training: Training, progress: Progress, data: Data, items: Sequence[int], cursor: Cursor) -> tuple[Row, Progress]:
+def one_step(
+    training: Training, progress: Progress, data: Data, items: Sequence[int], cursor: Cursor
+) -> tuple[Row, Progress]:
     """The groups numbered `items` trained on; the cursor stands behind them."""
     plan, objective, began = training.plan, training.objective, time.perf_counter()
     micro = data.micro_batches(items, plan.tokens, training.work, whole=objective.whole)
-    lr = rate(progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps)
+    lr = rate(
+        progress.step, lr=plan.lr, schedule=plan.schedule, warmup=plan.warmup, steps=plan.steps
+    )
     before = samples(training.optimizer) if not progress.moved else []
     row, known = take_step(
         training.model,
@@ -184,13 +216,22 @@ def one_step(training: Training, progress: Progress, data: Data, items: Sequence
     )
     proved = progress.moved or moved(before, training.optimizer, micro, "loss" in row)
     tokens, figures = speed(micro, began, training.limit)
-    progress = replace(progress, step=progress.step + 1, cursor=cursor, tokens=progress.tokens + tokens, known=dict(known), moved=proved)
+    progress = replace(
+        progress,
+        step=progress.step + 1,
+        cursor=cursor,
+        tokens=progress.tokens + tokens,
+        known=dict(known),
+        moved=proved,
+    )
     if training.live:
         training.live.after(training.model, progress.step)
     return row | position(progress, data, plan.passes) | figures, progress
 
 
-def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator[tuple[Data, list[int], Cursor]]:
+def draws(
+    epochs: Callable[[int], Data], plan: Plan, cursor: Cursor
+) -> Iterator[tuple[Data, list[int], Cursor]]:
     """For each step the data, the numbers of its groups there, and the cursor after it."""
     while True:
         data = epochs(cursor.epoch)
@@ -204,8 +245,12 @@ def draws(epochs: Callable[[int], Data], plan: Plan, cursor: Cursor) -> Iterator
         cursor = after
 
 
-def evaluate(training: Training, progress: Progress, evaluations: Mapping[str, Data]) -> tuple[Row, Progress]:
-    """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first set."""
+def evaluate(
+    training: Training, progress: Progress, evaluations: Mapping[str, Data]
+) -> tuple[Row, Progress]:
+    """Held-out measures of every set, prefixed; the progress notes the lowest loss of the first
+    set.
+    """
     row: Row = {"step": progress.step}
     progress = replace(progress, evaluated=progress.step)
     tokens, work = training.plan.tokens, training.work
@@ -232,7 +277,9 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def position(progress: Progress, data: Data, name: str) -> Row:
-    """Where the run stands, as metrics; name: of what the data has passed so often, "epoch", or "window" of a stream."""
+    """Where the run stands, as metrics; name: of what the data has passed so often, "epoch", or
+    "window" of a stream.
+    """
     passed = progress.cursor.epoch + progress.cursor.position / epoch_size(data.shares)
     return {"step": progress.step, name: round(passed, 4), "num_tokens": progress.tokens}
 
@@ -243,23 +290,36 @@ def count(micro: Sequence[Batch]) -> int:
 
 
 def speed(micro: Micro, began: float, limit: Limit | None) -> tuple[int, Row]:
-    """Distinct tokens of the step; comparisons and tokens per second, and its share of the hardware's limit, over all processes."""
+    """Distinct tokens of the step; comparisons and tokens per second, and its share of the
+    hardware's limit, over all processes.
+    """
     seconds = time.perf_counter() - began
     batches = [batch for batch in micro.own if not batch.idle]
-    own = [count(batches), sum(len(batch.pair_M2) for batch in batches), limit.share(batches, seconds) if limit else 0.0]
+    own = [
+        count(batches),
+        sum(len(batch.pair_M2) for batch in batches),
+        limit.share(batches, seconds) if limit else 0.0,
+    ]
     tokens, pairs, share = (sum(values) for values in zip(*distributed.gather(own)))
     shared = {"hardware_share": share / launch.count()} if limit else {}
-    return tokens, {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds, **shared}
+    return tokens, {
+        "pairs_per_second": pairs / seconds,
+        "tokens_per_second": tokens / seconds,
+        **shared,
+    }
 
 
 def samples(optimizer: Optimizer) -> list[Tensor]:
-    """A few thousand numbers of each trainable tensor: enough to see that a step moved something."""
+    """A few thousand numbers of each trainable tensor: enough to see that a step moved
+    something.
+    """
     return [weight.flatten()[:4096].clone() for weight in optimizer.weights().values()]
 
 
 def moved(before: Sequence[Tensor], optimizer: Optimizer, micro: Micro, counted: bool) -> bool:
-    """Whether the first step changed a weight anywhere; also False where it had nothing to learn from: ties alone, or nothing that
-    counts, have no gradient, rightly. Raises TrainingError where it had.
+    """Whether the first step changed a weight anywhere; also False where it had nothing to learn
+    from: ties alone, or nothing that counts, have no gradient, rightly. Raises TrainingError where
+    it had.
     """
     idle = not counted or all(undecided(batch) for batch in micro.own if not batch.idle)
     changed = any(not torch.equal(a, b) for a, b in zip(before, samples(optimizer)))
@@ -267,5 +327,8 @@ def moved(before: Sequence[Tensor], optimizer: Optimizer, micro: Micro, counted:
     if all(idle for idle, _ in seen):
         return False
     if not any(changed for _, changed in seen):
-        raise TrainingError("the first step changed no weight", remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient")
+        raise TrainingError(
+            "the first step changed no weight",
+            remedy="a higher --lr: this one is lost in rounding, or the loss has no gradient",
+        )
     return True

@@ -1,4 +1,6 @@
-"""Sums and counts, divided once; `metrics.jsonl`; trackers as optional sinks behind one function."""
+"""Sums and counts, divided once; `metrics.jsonl`; trackers as optional sinks behind one
+function.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,30 @@ def divide(sums: Sums) -> Row:
 class MetricsFile:
     """`metrics.jsonl`, one flushed line per row, and the trackers that get the same rows."""
 
-    def __init__(self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0, evaluated: int = -1) -> None:
-        """Rows past step `resume_at`, and of evaluations past step `evaluated`, are cut: they will be written again. Of several processes one writes."""
+    def __init__(
+        self, path: Path, *, trackers: Sequence[str] = (), resume_at: int = 0, evaluated: int = -1
+    ) -> None:
+        """Rows past step `resume_at`, and of evaluations past step `evaluated`, are cut: they will
+        be written again. Of several processes one writes.
+        """
         self.path = path
         self.sinks: list[Sink] = []
         if not leads():
             return
-        kept = [row for row in read_jsonl(path, "step") if row["step"] <= (evaluated if _held_out(row) else resume_at)] if resume_at else []
+        kept = (
+            [
+                row
+                for row in read_jsonl(path, "step")
+                if row["step"] <= (evaluated if _held_out(row) else resume_at)
+            ]
+            if resume_at
+            else []
+        )
         if resume_at and (not kept or kept[-1]["step"] < resume_at):
-            say(f"[yellow]metrics:[/] rows up to step {resume_at} are gone from {safe(path)}: nothing but this file had them")
+            say(
+                f"[yellow]metrics:[/] rows up to step {resume_at} are gone from {safe(path)}:"
+                " nothing but this file had them"
+            )
         write_jsonl(path, kept)
         self.sinks = [TRACKERS[name](path.parent, resume_at) for name in trackers]
 
@@ -69,18 +86,25 @@ Sink = Callable[[Mapping[str, float | int], int], None]
 
 
 def require(trackers: Sequence[str]) -> None:
-    """Raises SettingsError for a tracker that is not installed: before a run has begun, not after its reference pass."""
+    """Raises SettingsError for a tracker that is not installed: before a run has begun, not after
+    its reference pass.
+    """
     for name in trackers:
         try:
             __import__(name)
         except ImportError as error:
-            raise SettingsError(f"trackers: {name} is not installed", remedy=f"pip install {name} (or 'winnow-lm[{name}]')") from error
+            raise SettingsError(
+                f"trackers: {name} is not installed",
+                remedy=f"pip install {name} (or 'winnow-lm[{name}]')",
+            ) from error
 
 
 def _tensorboard(run: Path, resume_at: int) -> Sink:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / "tensorboard"), purge_step=resume_at + 1 if resume_at else None)
+    writer = SummaryWriter(
+        str(run / "tensorboard"), purge_step=resume_at + 1 if resume_at else None
+    )
 
     def sink(row: Mapping[str, float], step: int) -> None:
         for name, value in row.items():
@@ -103,8 +127,14 @@ def _trackio(run: Path, resume_at: int) -> Sink:
 
 
 def _id(run: Path) -> str:
-    """The same for the same folder, another for a folder of the same name elsewhere: a resumed run finds itself, and only itself."""
+    """The same for the same folder, another for a folder of the same name elsewhere: a resumed run
+    finds itself, and only itself.
+    """
     return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]
 
 
-TRACKERS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+TRACKERS: dict[str, Callable[[Path, int], Sink]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}

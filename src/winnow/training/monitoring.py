@@ -1,4 +1,6 @@
-"""What the policy itself says while it is trained: answers for the report, and how far they have gone from the reference."""
+"""What the policy itself says while it is trained: answers for the report, and how far they have
+gone from the reference.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ from winnow.training.references import ReferenceModel
 
 
 def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, step: int) -> None:
-    """One sampled answer to each of a few prompts, into samples.jsonl beside those of earlier steps. Of several processes one answers.
+    """One sampled answer to each of a few prompts, into samples.jsonl beside those of earlier
+    steps. Of several processes one answers.
 
     The same random numbers at every step, so that what differs is the policy.
     """
     prompts = asked.prompts[:SHOWN]
     with whole(loaded.net):
-        answers = sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, seed=asked.seed)) if leads() else []
+        answers = (
+            sample(loaded, prompts, Sampling(asked.end, max_new_tokens=asked.room, seed=asked.seed))
+            if leads()
+            else []
+        )
     if not leads():
         return
     rows = [
@@ -45,15 +52,26 @@ def write(run: RunFolder, loaded: LoadedModel, tokenizer: Any, asked: Probe, ste
         }
         for i, (prompt, answer) in enumerate(zip(prompts, answers))
     ]
-    write_jsonl(run.samples, [row for row in read_jsonl(run.samples, "step") if row["step"] < step] + rows)
+    write_jsonl(
+        run.samples, [row for row in read_jsonl(run.samples, "step") if row["step"] < step] + rows
+    )
 
 
-def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, count: int, seed: int, engine: Engine, theirs: Engine) -> Callable[[int], Row]:
-    """step -> `kl` to the reference in nats per answer and `length/sampled` in tokens, each with its interval (`_low`, `_high`), and their count
-    `kl_samples`, over the policy's answers to `count` prompts.
+def drift_from(
+    reference: ReferenceModel,
+    loaded: LoadedModel,
+    asked: Probe,
+    count: int,
+    seed: int,
+    engine: Engine,
+    theirs: Engine,
+) -> Callable[[int], Row]:
+    """step -> `kl` to the reference in nats per answer and `length/sampled` in tokens, each with
+    its interval (`_low`, `_high`), and their count `kl_samples`, over the policy's answers to
+    `count` prompts.
 
-    engine, theirs: how the policy is computed, and the reference.
-    The same random numbers at every step, so that what changes is the policy. Of several processes one answers, and has the figures.
+    engine, theirs: how the policy is computed, and the reference. The same random numbers at every
+    step, so that what changes is the policy. Of several processes one answers, and has the figures.
     """
     prompts = asked.prompts[:count]
     how = Sampling(asked.end, max_new_tokens=asked.room, seed=seed)
@@ -69,11 +87,21 @@ def drift_from(reference: ReferenceModel, loaded: LoadedModel, asked: Probe, cou
         if not groups:
             return {}
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
-        found = mean([drift.kl(a, b, 1) for a, b in zip(policy.split(lengths), said.split(lengths))], range(len(groups)))
-        return {**flat({"kl": found, "length/sampled": mean(lengths, range(len(groups)))}), "kl_samples": found.count}
+        found = mean(
+            [drift.kl(a, b, 1) for a, b in zip(policy.split(lengths), said.split(lengths))],
+            range(len(groups)),
+        )
+        return {
+            **flat({"kl": found, "length/sampled": mean(lengths, range(len(groups)))}),
+            "kl_samples": found.count,
+        }
 
     return measure
 
 
 def _scores(engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
-    return compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None) if groups else None
+    return (
+        compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)
+        if groups
+        else None
+    )

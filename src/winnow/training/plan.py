@@ -34,14 +34,18 @@ def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[
     if settings.lr is not None:
         return resolved
     light = settings.lora is not None or loading.is_adapter_folder(settings.model)
-    return resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full)
+    return resolved.fill(
+        f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full
+    )
 
 
 def wanted(objective: Objective, pairs: Pairs | None) -> Wanted:
     """What an objective needs of preference data."""
     entries = {term.choice.name: term.entry for term in objective.terms}
     compares = any(entry.unit in ("comparison", "group") for entry in entries.values())
-    picky = [name for name, entry in entries.items() if entry.certain_labels or entry.positive_margins]
+    picky = [
+        name for name, entry in entries.items() if entry.certain_labels or entry.positive_margins
+    ]
     return Wanted(
         "preference" if compares else "judged",
         pairs or "all",
@@ -52,15 +56,31 @@ def wanted(objective: Objective, pairs: Pairs | None) -> Wanted:
     )
 
 
-def prepared(settings: TrainSettings, what: Wanted) -> tuple[Renderer, Callable[[int], Dataset], dict[str, Dataset]]:
-    """Renderer, training set by epoch (one and the same, or of a stream its window of that number) and held-out sets by metric prefix."""
+def prepared(
+    settings: TrainSettings, what: Wanted
+) -> tuple[Renderer, Callable[[int], Dataset], dict[str, Dataset]]:
+    """Renderer, training set by epoch (one and the same, or of a stream its window of that number)
+    and held-out sets by metric prefix.
+    """
     made = renderer(settings)
     if settings.stream is None:
-        train_set, held_out = prepare(settings.data, made, settings, what, held_out=settings.eval_data, fraction=settings.eval_fraction, seed=settings.seed)
+        train_set, held_out = prepare(
+            settings.data,
+            made,
+            settings,
+            what,
+            held_out=settings.eval_data,
+            fraction=settings.eval_fraction,
+            seed=settings.seed,
+        )
         return made, lambda epoch: train_set, held_out
     held_out, texts = held_out_alone(settings.eval_data, made, settings, what, settings.seed)
     windows = Windows(settings.data[0], settings.stream, as_=settings.as_, limit=settings.limit)
-    return made, lambda epoch: window(windows.load(epoch), made, settings, what, settings.seed, texts), held_out
+    return (
+        made,
+        lambda epoch: window(windows.load(epoch), made, settings, what, settings.seed, texts),
+        held_out,
+    )
 
 
 def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any], Plan]:
@@ -68,13 +88,16 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     settings: TrainSettings = resolved.settings
     size = epoch_size(train_set.shares)
     if size < settings.batch_size and resolved.origins["batch_size"] == "default":
-        resolved = resolved.fill(f"default: {settings.batch_size}, or all there is", batch_size=size)
+        resolved = resolved.fill(
+            f"default: {settings.batch_size}, or all there is", batch_size=size
+        )
         settings = resolved.settings
     if size < settings.batch_size:
         what = "an epoch" if settings.stream is None else "the stream's first window"
         raise DataError(
             f"{what} has {size} groups, fewer than batch_size {settings.batch_size}",
-            remedy=f"--batch-size {size} or less" + ("" if settings.stream is None else ", or a larger --stream"),
+            remedy=f"--batch-size {size} or less"
+            + ("" if settings.stream is None else ", or a larger --stream"),
         )
     if settings.steps is None:
         epochs = 1.0 if settings.epochs is None else settings.epochs
@@ -86,15 +109,21 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
     warmup = round(settings.warmup * steps) if settings.warmup < 1 else round(settings.warmup)
     if resolved.origins["warmup"].startswith("preset") and warmup > steps // 10:
         warmup = max(1, steps // 10)
-        resolved = resolved.fill(f"{resolved.origins['warmup']}, capped at 10 % of {steps} steps", warmup=float(warmup))
+        resolved = resolved.fill(
+            f"{resolved.origins['warmup']}, capped at 10 % of {steps} steps", warmup=float(warmup)
+        )
     elif warmup > steps:
-        raise DataError(f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1")
+        raise DataError(
+            f"warmup of {warmup} steps is longer than the run of {steps}", remedy="--warmup 0.1"
+        )
     if settings.max_tokens is None:
         default = GPU_BUDGET if pick_device(settings.device).type == "cuda" else BUDGET
         why = f"default: {default}, or what the largest group needs"
         resolved = resolved.fill(why, max_tokens=budget(train_set.groups, None, default))
     elif settings.max_tokens == "auto":
-        resolved = resolved.fill("auto: what fits the memory", max_tokens=_fitting(settings, train_set))
+        resolved = resolved.fill(
+            "auto: what fits the memory", max_tokens=_fitting(settings, train_set)
+        )
     settings = resolved.settings
     assert settings.lr is not None
     assert isinstance(settings.max_tokens, int)
@@ -116,15 +145,24 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
 
 
 def refuse_quantized(settings: TrainSettings) -> None:
-    """Raises ModelError where a training cannot have its frozen weights in 4 bits. Reads no weight."""
+    """Raises ModelError where a training cannot have its frozen weights in 4 bits. Reads no
+    weight.
+    """
     if settings.quantize is None:
         return
     if settings.lora is None and not loading.is_adapter_folder(settings.model):
-        raise ModelError("quantize: weights in 4 bits cannot be trained, and there is no adapter to train beside them", remedy="--lora auto")
+        raise ModelError(
+            "quantize: weights in 4 bits cannot be trained, and there is no adapter to train beside"
+            " them",
+            remedy="--lora auto",
+        )
     quantization.refuse(pick_device(settings.device))
     config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{settings.model}: its weights are quantised already", remedy="leave --quantize away, or give the model as it was before")
+        raise ModelError(
+            f"{settings.model}: its weights are quantised already",
+            remedy="leave --quantize away, or give the model as it was before",
+        )
     if not packed_share(config, settings.trust_remote_code):
         raise quantization.nothing_packed(settings.model)
 
@@ -134,39 +172,77 @@ ROOM = 0.8  # of the free memory that may be planned for
 
 
 def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memory:
-    """What training takes with micro-batches of so many tokens, from the model's configuration and the data's most expensive micro-batch."""
+    """What training takes with micro-batches of so many tokens, from the model's configuration and
+    the data's most expensive micro-batch.
+    """
     whole = scores(settings)
-    batch = collate([train_set.groups[i] for i in most_expensive(train_set.groups, tokens, settings.batch_size)], whole=whole)
+    batch = collate(
+        [
+            train_set.groups[i]
+            for i in most_expensive(train_set.groups, tokens, settings.batch_size)
+        ],
+        whole=whole,
+    )
     config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)  # auto: as a rule
+    engine = (
+        SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)
+    )  # auto: as a rule
     device = pick_device(settings.device)
     engine = SEGMENTS if engine is VARLEN else engine
     engine = SCALARS.named(engine.NAME) if whole else engine
     dtype = pick_dtype(settings.dtype, device)
-    return estimate(config, batch, dtype, settings, engine, device=device, live=_asks_live(settings), processes=count())
+    return estimate(
+        config,
+        batch,
+        dtype,
+        settings,
+        engine,
+        device=device,
+        live=_asks_live(settings),
+        processes=count(),
+    )
 
 
 def _asks_live(settings: TrainSettings) -> bool:
     """Whether the reference's weights stay beside the policy's, to be asked at every step."""
     if getattr(settings, "recipe", "dpo") != "dpo":
         return False
-    return isinstance(settings, DPOSettings) and (settings.moving_reference is not None or objective(settings.objective).live)
+    return isinstance(settings, DPOSettings) and (
+        settings.moving_reference is not None or objective(settings.objective).live
+    )
 
 
 def memory_line(settings: TrainSettings, train_set: Dataset, tokens: int) -> str:
-    """What training takes, part by part, what is free, and where that is too little the one change that makes it fit."""
+    """What training takes, part by part, what is free, and where that is too little the one change
+    that makes it fit.
+    """
     device = pick_device(settings.device)
     memory, free = memory_of(settings, train_set, tokens), available(device)
-    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in dataclasses.asdict(memory).items() if count() > 1 or name != "whole")
+    parts = ", ".join(
+        f"{name} {size / 2**20:,.0f}"
+        for name, size in dataclasses.asdict(memory).items()
+        if count() > 1 or name != "whole"
+    )
     each = f", in each of {count()} processes" if count() > 1 else ""
-    line = f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free{each} (MiB: {parts})" + _packed_line(settings) + _reference_line(settings)
+    line = (
+        f"memory: about {memory.total / 2**30:.2f} GiB of {free / 2**30:.1f} free{each} (MiB:"
+        f" {parts})" + _packed_line(settings) + _reference_line(settings)
+    )
     if memory.total <= free:
         return line
-    for words, change in (*remedies(settings, tokens, largest(train_set.groups), device), *together(settings, device)):
-        less = memory_of(settings.model_copy(update=change), train_set, change.get("max_tokens", tokens))
+    for words, change in (
+        *remedies(settings, tokens, largest(train_set.groups), device),
+        *together(settings, device),
+    ):
+        less = memory_of(
+            settings.model_copy(update=change), train_set, change.get("max_tokens", tokens)
+        )
         if less.total <= free:
             return f"{line}; it will not fit: {words} would need {less.total / 2**30:.2f} GiB"
-    return f"{line}; it will not fit, and no change makes it, nor several together: a smaller model, or a smaller --max-tokens besides"
+    return (
+        f"{line}; it will not fit, and no change makes it, nor several together: a smaller model,"
+        " or a smaller --max-tokens besides"
+    )
 
 
 def _packed_line(settings: TrainSettings) -> str:
@@ -174,7 +250,9 @@ def _packed_line(settings: TrainSettings) -> str:
     if settings.quantize is None:
         return ""
     config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    return f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
+    return (
+        f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
+    )
 
 
 def _reference_line(settings: TrainSettings) -> str:
@@ -184,14 +262,21 @@ def _reference_line(settings: TrainSettings) -> str:
         return ""
     config = loading.load_config(name, trust_remote_code=settings.trust_remote_code)
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
-    model = meta.trained_outline(name, config, dtype, None, settings.trust_remote_code).requires_grad_(False)
-    return f"; while it is asked, the reference model {held(model, settings.quantize) / 2**20:,.0f} MiB besides"
+    model = meta.trained_outline(
+        name, config, dtype, None, settings.trust_remote_code
+    ).requires_grad_(False)
+    return (
+        f"; while it is asked, the reference model {held(model, settings.quantize) / 2**20:,.0f}"
+        " MiB besides"
+    )
 
 
 def _fitting(settings: TrainSettings, train_set: Dataset) -> int:
     """The largest budget that fits the memory, not below what the largest group needs."""
     least = largest(train_set.groups)
     tokens = LARGEST
-    while tokens > least and memory_of(settings, train_set, tokens).total > ROOM * available(pick_device(settings.device)):
+    while tokens > least and memory_of(settings, train_set, tokens).total > ROOM * available(
+        pick_device(settings.device)
+    ):
         tokens //= 2
     return max(tokens, least)

@@ -28,17 +28,27 @@ from winnow.training.reference import Frozen
 ReferenceModel = Callable[[], AbstractContextManager[LoadedModel]]
 
 
-def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *, later: bool) -> ReferenceModel:
-    """The reference model, in memory while it is asked for: the one `named`, else the policy as it is now.
+def model_of(
+    settings: TrainSettings, loaded: LoadedModel, named: str | None, *, later: bool
+) -> ReferenceModel:
+    """The reference model, in memory while it is asked for: the one `named`, else the policy as it
+    is now.
 
-    later: the policy is wanted as it is now after it was trained, too; its trainable weights are kept for that.
+    later: the policy is wanted as it is now after it was trained, too; its trainable weights are
+    kept for that.
     """
     frozen = Frozen(loaded.net, torch.device("cpu")) if later and named is None else None
 
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
         if named is not None:
-            yield loading.load(named, dtype=settings.dtype, device=settings.device, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code)
+            yield loading.load(
+                named,
+                dtype=settings.dtype,
+                device=settings.device,
+                quantize=settings.quantize,
+                trust_remote_code=settings.trust_remote_code,
+            )
         elif frozen is None:
             yield loaded
         else:
@@ -50,7 +60,9 @@ def model_of(settings: TrainSettings, loaded: LoadedModel, named: str | None, *,
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a reference model is asked: the engine proved on it, tokens per micro-batch; and the hash of what its numbers come from."""
+    """How a reference model is asked: the engine proved on it, tokens per micro-batch; and the hash
+    of what its numbers come from.
+    """
 
     engine: Engine
     tokens: int
@@ -61,30 +73,60 @@ class Scorer:
         return reference.identity(self.source, one.groups, source.dtype, self.engine)
 
     def score(self, source: LoadedModel, one: Dataset, name: str) -> Reference:
-        """The reference log-probs of a data set, whose identity is `name`: read where any run has stored them (a few are computed again and
-        compared), else computed.
+        """The reference log-probs of a data set, whose identity is `name`: read where any run has
+        stored them (a few are computed again and compared), else computed.
         """
         store = cache_folder("reference")
         kept = reference.stored(store, name, one.groups)
-        if all(distributed.gather(kept is not None)) and kept is not None:  # one that came late may see what another has just written
-            noise = reference.spot_check(self.engine, source.net, one.groups, kept, self.tokens, source.device)
+        if (
+            all(distributed.gather(kept is not None)) and kept is not None
+        ):  # one that came late may see what another has just written
+            noise = reference.spot_check(
+                self.engine, source.net, one.groups, kept, self.tokens, source.device
+            )
             where = safe(reference.file_of(store, name))
-            say(f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed again, all within {noise:.1e} nats")
+            say(
+                f"reference: {len(kept.value):,} log-probs read from {where}; of a few computed"
+                f" again, all within {noise:.1e} nats"
+            )
             return kept
         with Steps("reference", len(one.groups)) as steps:
-            value = dataset_logps.compute(self.engine, source.net, one.groups, self.tokens, source.device, steps.advance, share=True)
+            value = dataset_logps.compute(
+                self.engine,
+                source.net,
+                one.groups,
+                self.tokens,
+                source.device,
+                steps.advance,
+                share=True,
+            )
         kept = Reference(name, value, dataset_logps.offsets(one.groups))
         if leads():
             reference.store(store, kept)
-        say(f"reference: {len(kept.value):,} log-probs, kept for other runs in {safe(reference.file_of(store, name))}")
+        say(
+            f"reference: {len(kept.value):,} log-probs, kept for other runs in"
+            f" {safe(reference.file_of(store, name))}"
+        )
         return kept
 
 
-def described(name: str, source: LoadedModel, identity: str | None, vocabulary: int) -> dict[str, Any]:
-    """What a run folder tells of its reference, so that an evaluation can know it again. identity: of what is stored, None where it is asked
-    at every step; vocabulary: tokens of the policy's tokenizer. Raises TrainingError where it says nothing that is a number.
+def described(
+    name: str, source: LoadedModel, identity: str | None, vocabulary: int
+) -> dict[str, Any]:
+    """What a run folder tells of its reference, so that an evaluation can know it again. identity:
+    of what is stored, None where it is asked at every step; vocabulary: tokens of the policy's
+    tokenizer. Raises TrainingError where it says nothing that is a number.
     """
     says = fingerprint(rows, source.model, vocabulary)
     if not torch.isfinite(says).all():
-        raise TrainingError(f"{name}: as a reference it gives log-probs that are not finite, whatever the text", remedy="check the model's weights and dtype")
-    return {"model": name, "identity": identity, "dtype": str(source.dtype).removeprefix("torch."), "vocabulary": vocabulary, "says": says.tolist()}
+        raise TrainingError(
+            f"{name}: as a reference it gives log-probs that are not finite, whatever the text",
+            remedy="check the model's weights and dtype",
+        )
+    return {
+        "model": name,
+        "identity": identity,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "vocabulary": vocabulary,
+        "says": says.tolist(),
+    }

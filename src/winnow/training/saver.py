@@ -17,12 +17,19 @@ from winnow.training.checkpoint import Progress
 class Saver:
     """Saves checkpoints of a run and deletes old ones: while everybody waits, or on the side.
 
-    On the side: tensors are copied, then training goes on while a thread writes. One save at a time: the next one waits for it, and what went
-    wrong with it is raised there.
+    On the side: tensors are copied, then training goes on while a thread writes. One save at a
+    time: the next one waits for it, and what went wrong with it is raised there.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, keep: int, keep_best: bool, aside: bool) -> None:
-        self.folder, self.identity, self.keep, self.keep_best = folder, dict(identity), keep, keep_best
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, keep: int, keep_best: bool, aside: bool
+    ) -> None:
+        self.folder, self.identity, self.keep, self.keep_best = (
+            folder,
+            dict(identity),
+            keep,
+            keep_best,
+        )
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="save") if aside else None
         self.pending: Future[None] | None = None
 
@@ -31,13 +38,22 @@ class Saver:
         if self.thread is not None:
             self.thread.shutdown()
 
-    def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        progress: Progress,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+    ) -> None:
         """Save this state, or begin to."""
         self.wait()
         if self.thread is None:
             self._write(progress, weights, optimizer, reference)
         else:
-            copies = [{name: t.detach().to("cpu", copy=True) for name, t in tensors.items()} for tensors in (weights, optimizer, reference)]
+            copies = [
+                {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+                for tensors in (weights, optimizer, reference)
+            ]
             self.pending = self.thread.submit(self._write, progress, *copies)
 
     def wait(self) -> None:
@@ -46,8 +62,19 @@ class Saver:
             pending, self.pending = self.pending, None
             pending.result()
 
-    def _write(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    def _write(
+        self,
+        progress: Progress,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+    ) -> None:
         checkpoint.save(self.folder, progress, weights, optimizer, self.identity, reference)
         if launch.leads():
-            checkpoint.prune(self.folder, keep=self.keep, best=progress.best_step if self.keep_best else None, current=progress.step)
+            checkpoint.prune(
+                self.folder,
+                keep=self.keep,
+                best=progress.best_step if self.keep_best else None,
+                current=progress.step,
+            )
             files.reached("pruned")

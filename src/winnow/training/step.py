@@ -25,12 +25,16 @@ from winnow.training.optimizer import Optimizer
 
 CPU = torch.device("cpu")
 Kept = tuple[dict[str, Tensor], Batch]  # columns of a batch, kept until all are there
-Part = tuple[Tensor, Tensor, Batch]  # each term's sum over a part of a batch, whether all of it is finite, the part
+Part = tuple[
+    Tensor, Tensor, Batch
+]  # each term's sum over a part of a batch, whether all of it is finite, the part
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """What a step asks of an objective. Of preferences it is `objectives.terms.Objective`, of sampled answers `objectives.rollout.TokenLoss`."""
+    """What a step asks of an objective. Of preferences it is `objectives.terms.Objective`, of
+    sampled answers `objectives.rollout.TokenLoss`.
+    """
 
     @property
     def want(self) -> tuple[str, ...]:
@@ -46,15 +50,21 @@ class Steps(Protocol):
         """What each of its sums over these batches is divided by."""
         ...
 
-    def slopes(self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known) -> tuple[Float[Tensor, " terms"], Columns]:
-        """Its sums over the batch, and d loss / d column, where the optimizer batch has `counts`."""
+    def slopes(
+        self, columns: Columns, batch: Batch, counts: Sequence[float], known: Known
+    ) -> tuple[Float[Tensor, " terms"], Columns]:
+        """Its sums over the batch, and d loss / d column, where the optimizer batch has
+        `counts`.
+        """
         ...
 
     def losses(self, totals: Sequence[float], counts: Sequence[float]) -> Row:
         """What is logged of sums and counts of a whole batch."""
         ...
 
-    def known(self, columns: Columns, batch: Batch, before: Known, *, train: bool) -> dict[str, float]:
+    def known(
+        self, columns: Columns, batch: Batch, before: Known, *, train: bool
+    ) -> dict[str, float]:
         """What it must know of the optimizer batch, where it must see all of it."""
         ...
 
@@ -64,20 +74,37 @@ class Steps(Protocol):
 
 
 def take_step(
-    model: nn.Module, micro: Micro, *, objective: Steps, engine: Engine, optimizer: Optimizer, lr: float, before: Known, live: Live | None
+    model: nn.Module,
+    micro: Micro,
+    *,
+    objective: Steps,
+    engine: Engine,
+    optimizer: Optimizer,
+    lr: float,
+    before: Known,
+    live: Live | None,
 ) -> tuple[Row, Known]:
-    """Sum the loss over all micro-batches, of all processes, divided by the weight of the whole batch; clip; update. Also what is now
-    known of the batch.
+    """Sum the loss over all micro-batches, of all processes, divided by the weight of the whole
+    batch; clip; update. Also what is now known of the batch.
 
-    The batches wait on the CPU and nothing is read back before the last of them, so a GPU is never waited for in between (but for what
-    must be known of a whole batch, and for rankings).
-    before: what was known at the step before. live: the reference, where it is asked now and not in advance.
-    Raises TrainingError before any weight is touched when a loss or gradient is not finite; the message names the rows.
+    The batches wait on the CPU and nothing is read back before the last of them, so a GPU is never
+    waited for in between (but for what must be known of a whole batch, and for rankings). before:
+    what was known at the step before. live: the reference, where it is asked now and not in
+    advance. Raises TrainingError before any weight is touched when a loss or gradient is not
+    finite; the message names the rows.
     """
     batches = [batch for batch in micro.own if not batch.idle]
-    counts = objective.counts([joined(micro.all)]) if objective.whole else added(objective.counts(batches))
+    counts = (
+        objective.counts([joined(micro.all)])
+        if objective.whole
+        else added(objective.counts(batches))
+    )
     parts: list[Part] = []
-    known, whole = _whole(model, micro, objective, counts, engine, before, live) if objective.whole else ({}, None)
+    known, whole = (
+        _whole(model, micro, objective, counts, engine, before, live)
+        if objective.whole
+        else ({}, None)
+    )
     seen: list[Kept] = []
     for i, batch in enumerate(micro.own):
         ready, other = _asked(model, batch, live)
@@ -85,12 +112,20 @@ def take_step(
             engine.backward(model, ready, no_slope, objective.want, other)
             continue
         slope = _given(*whole[i], parts) if whole else _taken(objective, counts, parts)
-        seen.append((engine.backward(model, ready, slope, objective.want, other), batch if live is None else ready))
+        seen.append(
+            (
+                engine.backward(model, ready, slope, objective.want, other),
+                batch if live is None else ready,
+            )
+        )
     totals = _finite_totals(parts, len(counts), optimizer)
     norm = optimizer.clip_gradients()
     if not norm < float("inf"):
         optimizer.forget()
-        raise TrainingError(f"the gradient is not finite after a batch with {_rows(*batches)}", remedy="a lower --lr; the last checkpoint is intact")
+        raise TrainingError(
+            f"the gradient is not finite after a batch with {_rows(*batches)}",
+            remedy="a lower --lr; the last checkpoint is intact",
+        )
     optimizer.step(lr)
     sums: Sums = {}
     for columns, batch in seen:
@@ -110,16 +145,20 @@ def held_out(
     live: Live | None,
     everyones: Iterable[Batch] = (),
 ) -> Row:
-    """The same measures over a data set, without an update. What must be known of a whole batch is told of the whole set.
+    """The same measures over a data set, without an update. What must be known of a whole batch is
+    told of the whole set.
 
-    everyones: the batches of all processes, by rank, where there are others. Raises Halt where a signal asks to stop.
+    everyones: the batches of all processes, by rank, where there are others. Raises Halt where a
+    signal asks to stop.
     """
     sums: Sums = {}
     kept: list[Kept] = []
     totals, counts = ([0.0] * len(objective.terms) for _ in range(2))
 
     def take(columns: Columns, batch: Batch, known: Known) -> None:
-        for i, (total, units) in enumerate(zip(objective.totals(columns, batch, known), objective.counts([batch]))):
+        for i, (total, units) in enumerate(
+            zip(objective.totals(columns, batch, known), objective.counts([batch]))
+        ):
             totals[i] += float(total)
             counts[i] += units
 
@@ -127,7 +166,10 @@ def held_out(
         distributed.obey()
         ready, other = _asked(model, batch, live)
         with torch.no_grad():
-            columns = {name: value_N.cpu() for name, value_N in engine.logps(model, ready, objective.want, other).items()}
+            columns = {
+                name: value_N.cpu()
+                for name, value_N in engine.logps(model, ready, objective.want, other).items()
+            }
         kept.append(_emptied(columns, ready.to(CPU)))
         if not batch.idle:
             _measure(sums, *kept[-1], objective)
@@ -156,7 +198,9 @@ def _added_sums(sums: Sums) -> Sums:
 
 
 def _finite_totals(parts: Sequence[Part], terms: int, optimizer: Optimizer) -> tuple[float, ...]:
-    """Each term's sum over the whole step. Raises TrainingError, in all processes, where a part's is not finite in one of them."""
+    """Each term's sum over the whole step. Raises TrainingError, in all processes, where a part's
+    is not finite in one of them.
+    """
     totals, bad = [0.0] * terms, ""
     if parts:
         total, fine = (torch.stack(values).cpu() for values in list(zip(*parts))[:2])
@@ -165,7 +209,10 @@ def _finite_totals(parts: Sequence[Part], terms: int, optimizer: Optimizer) -> t
     wrong = next((rows for rows in distributed.gather(bad) if rows), "")
     if wrong:
         optimizer.forget()
-        raise TrainingError(f"the loss is not finite in a batch with {wrong}", remedy="a lower --lr or --clip; the last checkpoint is intact")
+        raise TrainingError(
+            f"the loss is not finite in a batch with {wrong}",
+            remedy="a lower --lr or --clip; the last checkpoint is intact",
+        )
     return added(totals)
 
 
@@ -187,13 +234,21 @@ def _taken(objective: Steps, counts: Sequence[float], parts: list[Part]) -> Slop
 
 
 def _given(totals: Float[Tensor, " terms"], slopes: Columns, parts: list[Part]) -> Slope:
-    """Slopes that are known already, handed out part by part; the first part answers for the totals."""
+    """Slopes that are known already, handed out part by part; the first part answers for the
+    totals.
+    """
     at = 0
 
     def slope(columns: Columns, part: Batch) -> Columns:
         nonlocal at
         mine = {name: value_N[at : at + len(part.target_N)] for name, value_N in slopes.items()}
-        parts.append((totals if at == 0 else torch.zeros_like(totals), torch.isfinite(totals).all() & _finite(mine), part))
+        parts.append(
+            (
+                totals if at == 0 else torch.zeros_like(totals),
+                torch.isfinite(totals).all() & _finite(mine),
+                part,
+            )
+        )
         at += len(part.target_N)
         return mine
 
@@ -201,10 +256,16 @@ def _given(totals: Float[Tensor, " terms"], slopes: Columns, parts: list[Part]) 
 
 
 def _whole(
-    model: nn.Module, micro: Micro, objective: Steps, counts: Sequence[float], engine: Engine, before: Known, live: Live | None
+    model: nn.Module,
+    micro: Micro,
+    objective: Steps,
+    counts: Sequence[float],
+    engine: Engine,
+    before: Known,
+    live: Live | None,
 ) -> tuple[Known, list[tuple[Tensor, dict[str, Tensor]]]]:
-    """What is known of the optimizer batch as a whole; for each of this process's micro-batches its share of the totals, which are all with
-    the first one of all, and its slopes.
+    """What is known of the optimizer batch as a whole; for each of this process's micro-batches its
+    share of the totals, which are all with the first one of all, and its slopes.
     """
     kept: list[Kept] = []
     for batch in micro.own:
@@ -214,20 +275,33 @@ def _whole(
     columns, batch = _together(kept, micro.all)
     known = objective.known(columns, batch, before, train=True)
     totals, slopes = objective.slopes(columns, batch, counts, known)
-    pieces = {name: value_N.split([len(part.target_N) for part in micro.all]) for name, value_N in slopes.items()}
+    pieces = {
+        name: value_N.split([len(part.target_N) for part in micro.all])
+        for name, value_N in slopes.items()
+    }
     mine = range(micro.first, micro.first + sum(not batch.idle for batch in micro.own))
-    return known, [(totals if i == 0 else torch.zeros_like(totals), {name: piece[i] for name, piece in pieces.items()}) for i in mine]
+    return known, [
+        (
+            totals if i == 0 else torch.zeros_like(totals),
+            {name: piece[i] for name, piece in pieces.items()},
+        )
+        for i in mine
+    ]
 
 
 def _emptied(columns: Columns, batch: Batch) -> Kept:
     """What a batch has to say: nothing where it is idle."""
     if not batch.idle:
         return columns, batch
-    return {name: value_N[:0] for name, value_N in columns.items()}, replace(batch, reference_N=None if batch.reference_N is None else batch.reference_N[:0])
+    return {name: value_N[:0] for name, value_N in columns.items()}, replace(
+        batch, reference_N=None if batch.reference_N is None else batch.reference_N[:0]
+    )
 
 
 def _together(kept: Sequence[Kept], everyones: Iterable[Batch]) -> Kept:
-    """Columns and batches of the whole job, laid end to end. everyones: the batches by rank, asked for where there are others."""
+    """Columns and batches of the whole job, laid end to end. everyones: the batches by rank, asked
+    for where there are others.
+    """
     columns = {name: torch.cat([columns[name] for columns, _ in kept]) for name in kept[0][0]}
     if count() == 1:
         return columns, joined([batch for _, batch in kept])

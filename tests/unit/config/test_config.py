@@ -1,4 +1,6 @@
-"""Settings: where each value comes from, that each one is read somewhere, and what is refused. And the public names."""
+"""Settings: where each value comes from, that each one is read somewhere, and what is refused. And
+the public names.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import pytest
 import yaml
 
 import winnow
-from winnow.config.collection import GenerateSettings, JudgeSettings, LabelSettings, OnlineSettings, SampleSettings, VotesExportSettings, WinrateSettings
+from winnow.config.collection import (
+    GenerateSettings,
+    JudgeSettings,
+    LabelSettings,
+    OnlineSettings,
+    SampleSettings,
+    VotesExportSettings,
+    WinrateSettings,
+)
 from winnow.config.options import (
     CheckSettings,
     DemoSettings,
@@ -33,16 +43,47 @@ NEEDED = {"model": "M", "data": ["d.jsonl"], "out": "RUN"}
 
 # ---------------------------------------------------------------- no option without a reader
 
-TRAINING = ["training/run.py", "training/references.py", "training/plan.py", "training/rendering.py", "data/dataset.py", "training/memory.py"]
+TRAINING = [
+    "training/run.py",
+    "training/references.py",
+    "training/plan.py",
+    "training/rendering.py",
+    "data/dataset.py",
+    "training/memory.py",
+]
 READERS: dict[type[Settings], list[str]] = {
     SFTSettings: TRAINING,
     DPOSettings: ["training/dpo.py", *TRAINING],
     RewardSettings: ["training/reward.py", *TRAINING],
-    EvalSettings: ["commands/eval.py", "evaluation/datasets.py", "evaluation/scoring.py", "training/rendering.py", "data/dataset.py"],
+    EvalSettings: [
+        "commands/eval.py",
+        "evaluation/datasets.py",
+        "evaluation/scoring.py",
+        "training/rendering.py",
+        "data/dataset.py",
+    ],
     GenerateSettings: ["commands/generate.py", "generation/prompts.py"],
-    OnlineSettings: ["commands/online.py", "training/dpo.py", "commands/sample.py", "preferences/judging/judge.py", "generation/prompts.py", *TRAINING],
-    WinrateSettings: ["commands/winrate.py", "commands/players.py", "commands/sample.py", "generation/prompts.py", "preferences/judging/judge.py"],
-    PPOSettings: ["training/ppo/run.py", "training/ppo/setup.py", "training/ppo/rollouts.py", "training/ppo/rewards.py"],
+    OnlineSettings: [
+        "commands/online.py",
+        "training/dpo.py",
+        "commands/sample.py",
+        "preferences/judging/judge.py",
+        "generation/prompts.py",
+        *TRAINING,
+    ],
+    WinrateSettings: [
+        "commands/winrate.py",
+        "commands/players.py",
+        "commands/sample.py",
+        "generation/prompts.py",
+        "preferences/judging/judge.py",
+    ],
+    PPOSettings: [
+        "training/ppo/run.py",
+        "training/ppo/setup.py",
+        "training/ppo/rollouts.py",
+        "training/ppo/rewards.py",
+    ],
     SampleSettings: ["commands/sample.py", "generation/prompts.py"],
     JudgeSettings: ["preferences/judging/judge.py"],
     LabelSettings: ["commands/label.py"],
@@ -59,7 +100,9 @@ def read_by(file: str) -> set[str]:
     for node in ast.walk(ast.parse((SOURCE / file).read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             base = node.value
-            if (isinstance(base, ast.Name) and base.id == "settings") or (isinstance(base, ast.Attribute) and base.attr == "settings"):
+            if (isinstance(base, ast.Name) and base.id == "settings") or (
+                isinstance(base, ast.Attribute) and base.attr == "settings"
+            ):
                 found.add(node.attr)
     return found
 
@@ -67,7 +110,9 @@ def read_by(file: str) -> set[str]:
 @pytest.mark.parametrize("kind", READERS, ids=lambda kind: kind.__name__)
 def test_every_setting_is_read(kind):
     read = set().union(*(read_by(file) for file in READERS[kind]))
-    unread = set(kind.model_fields) - read - {"preset"}  # a preset is read where settings are resolved: tested below
+    unread = (
+        set(kind.model_fields) - read - {"preset"}
+    )  # a preset is read where settings are resolved: tested below
     assert unread == set()
 
 
@@ -125,21 +170,33 @@ def test_every_preset_can_be_used_and_reaches_the_settings(name):
 
 
 def test_a_presets_part_for_adapters():
-    assert resolve(DPOSettings, {**NEEDED, "preset": "zephyr", "lora": "auto"}).settings.lr == PRESETS["zephyr"]["lora"]["lr"]
-    assert resolve(DPOSettings, {**NEEDED, "preset": "zephyr"}).settings.lr == PRESETS["zephyr"]["lr"]
+    assert (
+        resolve(DPOSettings, {**NEEDED, "preset": "zephyr", "lora": "auto"}).settings.lr
+        == PRESETS["zephyr"]["lora"]["lr"]
+    )
+    assert (
+        resolve(DPOSettings, {**NEEDED, "preset": "zephyr"}).settings.lr == PRESETS["zephyr"]["lr"]
+    )
 
 
 def test_a_later_amount_replaces_an_earlier_one(tmp_path):
     file = written(tmp_path / "run.yaml", **NEEDED, epochs=2.0)
     found = resolve(DPOSettings, {"steps": 7}, file=file)
-    assert (found.settings.steps, found.settings.epochs, found.origins["epochs"]) == (7, None, "default")
+    assert (found.settings.steps, found.settings.epochs, found.origins["epochs"]) == (
+        7,
+        None,
+        "default",
+    )
     assert resolve(DPOSettings, {**NEEDED, "preset": "paper", "steps": 200}).settings.epochs is None
     with pytest.raises(SettingsError, match="choose one"):
         resolve(DPOSettings, {**NEEDED, "steps": 7, "epochs": 1.0})
 
 
 def test_the_written_settings_can_be_given_again(tmp_path):
-    first = resolve(DPOSettings, {**NEEDED, "preset": "tulu3", "lora": "r=4,alpha=8", "seed": 3, "clip": None, "as": "chat"})
+    first = resolve(
+        DPOSettings,
+        {**NEEDED, "preset": "tulu3", "lora": "r=4,alpha=8", "seed": 3, "clip": None, "as": "chat"},
+    )
     (tmp_path / "config.yaml").write_text(first.yaml())
     assert "seed: 3  # command line\n" in first.yaml()
     assert "warmup: 0.1  # preset tulu3\n" in first.yaml()
@@ -184,19 +241,32 @@ def test_a_file_cannot_ask_for_foreign_code(tmp_path):
     with pytest.raises(SettingsError, match="a file cannot ask for it"):
         resolve(DPOSettings, {}, file=file)
     with pytest.raises(SettingsError, match="a file cannot ask for it"):
-        resolve(DPOSettings, {}, file=written(tmp_path / "run.yaml", **NEEDED, trust_remote_code="yes"))
+        resolve(
+            DPOSettings, {}, file=written(tmp_path / "run.yaml", **NEEDED, trust_remote_code="yes")
+        )
     assert resolve(DPOSettings, {**NEEDED, "trust_remote_code": True}).settings.trust_remote_code
-    assert not resolve(DPOSettings, {}, file=written(tmp_path / "run.yaml", **NEEDED, trust_remote_code=False)).settings.trust_remote_code
+    assert not resolve(
+        DPOSettings, {}, file=written(tmp_path / "run.yaml", **NEEDED, trust_remote_code=False)
+    ).settings.trust_remote_code
 
 
 def test_a_file_of_settings_runs_nothing(tmp_path):
-    (tmp_path / "run.yaml").write_text(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'mark'}']\n")
+    (tmp_path / "run.yaml").write_text(
+        f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'mark'}']\n"
+    )
     with pytest.raises(SettingsError, match="not YAML"):
         resolve(DPOSettings, {}, file=tmp_path / "run.yaml")
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize(("text", "told"), [("- a\n- b\n", "expected `name: value` lines, got list"), ("a: [", "not YAML"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a\n- b\n", "expected `name: value` lines, got list"),
+        ("a: [", "not YAML"),
+        (None, "No such file"),
+    ],
+)
 def test_a_file_that_is_none(tmp_path, text, told):
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)

@@ -39,26 +39,40 @@ def test_no_other_tools_name_hides_one_of_ours() -> None:
 
 
 def test_advice_names_ours() -> None:
-    assert advice("learning_rate") == "learning_rate is TRL's name; ours is lr: " + NAMES["learning_rate"][1]
-    assert advice("--max-grad-norm") == "max_grad_norm is TRL's name; ours is clip: " + NAMES["max_grad_norm"][1]
+    assert (
+        advice("learning_rate")
+        == "learning_rate is TRL's name; ours is lr: " + NAMES["learning_rate"][1]
+    )
+    assert (
+        advice("--max-grad-norm")
+        == "max_grad_norm is TRL's name; ours is clip: " + NAMES["max_grad_norm"][1]
+    )
     assert advice("torch_dtype") == "torch_dtype is TRL's name; ours is dtype"
-    assert (advice("push_to_hub") or "").startswith("push_to_hub is TRL's name; Winnow has no such setting: ")
+    assert (advice("push_to_hub") or "").startswith(
+        "push_to_hub is TRL's name; Winnow has no such setting: "
+    )
     assert advice("cutoff_len") == "cutoff_len is another tool's name; ours is max_length"
     assert advice("nonsense") is None
 
 
-@pytest.mark.parametrize("name", ["per_device_train_batch_size", "loss_type", "use_liger_kernel", "max_prompt_length"])
+@pytest.mark.parametrize(
+    "name", ["per_device_train_batch_size", "loss_type", "use_liger_kernel", "max_prompt_length"]
+)
 def test_settings_say_it(name: str) -> None:
     with pytest.raises(SettingsError, match=name) as caught:
         resolve(DPOSettings, {"model": "m", "data": ("d",), "out": "o", name: 1})
     ours, note = NAMES[name]
     assert note in str(caught.value)
-    assert f"ours is {ours}" in str(caught.value) if ours else "no such setting" in str(caught.value)
+    assert (
+        f"ours is {ours}" in str(caught.value) if ours else "no such setting" in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("page", list(PAGES))
 def test_pages_are_as_generated(page: str) -> None:
-    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == PAGES[page](), "run: python docs/generate.py"
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == PAGES[page](), (
+        "run: python docs/generate.py"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is an extra (bench)")

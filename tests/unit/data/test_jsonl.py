@@ -18,11 +18,15 @@ from winnow.data.jsonl import Row, read_rows
 from winnow.errors import DataError, Problem
 
 
-def read(folder: Path, content: bytes | str, name: str = "a.jsonl", **options: int) -> tuple[list[Row], list[Problem]]:
+def read(
+    folder: Path, content: bytes | str, name: str = "a.jsonl", **options: int
+) -> tuple[list[Row], list[Problem]]:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     items = list(read_rows(path, **options))
-    return [item for item in items if isinstance(item, Row)], [item for item in items if isinstance(item, Problem)]
+    return [item for item in items if isinstance(item, Row)], [
+        item for item in items if isinstance(item, Problem)
+    ]
 
 
 def only(problems: list[Problem]) -> tuple[str, str]:
@@ -64,7 +68,11 @@ def test_unicode_line_separator_inside_text_ends_no_line(tmp_path: Path) -> None
 
 def test_every_malformed_line_is_listed_with_its_column(tmp_path: Path) -> None:
     rows, problems = read(tmp_path, '{"a": 1}\n{"a" 1}\n{"a": 1}\n{"ä": x}\n{"a": 1} {"a": 2}\n')
-    assert [problem.where.rpartition("/")[2] for problem in problems] == ["a.jsonl:2:6", "a.jsonl:4:7", "a.jsonl:5:10"]
+    assert [problem.where.rpartition("/")[2] for problem in problems] == [
+        "a.jsonl:2:6",
+        "a.jsonl:4:7",
+        "a.jsonl:5:10",
+    ]
     assert len(rows) == 2
     error = DataError("bad", problems * 10)
     assert str(error).count("a.jsonl:2:6") == 7
@@ -83,7 +91,11 @@ def test_truncated_last_line_is_named(tmp_path: Path, cut: int) -> None:
 
 def test_a_row_that_ends_too_early_is_named_by_its_own_line(tmp_path: Path) -> None:
     _, problems = read(tmp_path, '{"a": 1,\n"b": 2}\r\n{"a": [\r\n{"a": 1}\n')
-    assert [problem.where.rpartition("/")[2] for problem in problems] == ["a.jsonl:1:9", "a.jsonl:2:4", "a.jsonl:3:8"]
+    assert [problem.where.rpartition("/")[2] for problem in problems] == [
+        "a.jsonl:1:9",
+        "a.jsonl:2:4",
+        "a.jsonl:3:8",
+    ]
 
 
 def test_malformed_is_not_called_truncated(tmp_path: Path) -> None:
@@ -116,7 +128,11 @@ def test_malformed_is_not_called_truncated(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("as_list", [False, True])
 def test_rejected_with_line(tmp_path: Path, line: bytes, reason: str, as_list: bool) -> None:
-    content = b'[{"a": 1},\n' + line + b',\n{"a": 2}]' if as_list else b'{"a": 1}\n' + line + b'\n{"a": 2}\n'
+    content = (
+        b'[{"a": 1},\n' + line + b',\n{"a": 2}]'
+        if as_list
+        else b'{"a": 1}\n' + line + b'\n{"a": 2}\n'
+    )
     rows, problems = read(tmp_path, content, "a.json")
     where, message = only(problems)
     assert where.startswith("a.json:2")
@@ -143,11 +159,21 @@ def test_latin_1_is_recognised_with_line_and_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [False, True])
 def test_utf_16_is_recognised(tmp_path: Path, encoding: str, zipped: bool) -> None:
     content = '{"a": "x"}\n'.encode(encoding)
-    with pytest.raises(DataError, match=r"line 1, byte \d: this is UTF-(16|32) text.*\n  -> iconv -f UTF"):
+    with pytest.raises(
+        DataError, match=r"line 1, byte \d: this is UTF-(16|32) text.*\n  -> iconv -f UTF"
+    ):
         read(tmp_path, gzip.compress(content) if zipped else content)
 
 
-@pytest.mark.parametrize(("magic", "name"), [(b"PAR1", "parquet"), (b"ARROW1", "Arrow"), (b"PK\x03\x04", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")])
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [
+        (b"PAR1", "parquet"),
+        (b"ARROW1", "Arrow"),
+        (b"PK\x03\x04", "zip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+    ],
+)
 def test_other_formats_are_named(tmp_path: Path, magic: bytes, name: str) -> None:
     with pytest.raises(DataError, match=name):
         read(tmp_path, magic + b"0" * 50)
@@ -191,15 +217,22 @@ def test_line_cap_and_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_list_element_cap(tmp_path: Path) -> None:
-    rows, problems = read(tmp_path, '[{"a": 1},\n{"a": "' + "x" * 5000 + '"},\n{"a": 2}]', "a.json", cap=1000)
+    rows, problems = read(
+        tmp_path, '[{"a": 1},\n{"a": "' + "x" * 5000 + '"},\n{"a": 2}]', "a.json", cap=1000
+    )
     assert [row.values for row in rows] == [{"a": 1}, {"a": 2}]
     assert "row 2 is longer than 1,000 bytes" in only(problems)[1]
 
 
 def test_rows_of_a_list_are_named_by_line(tmp_path: Path) -> None:
     content = json.dumps([{"a": 1}, {"a": 2}], indent=1)
-    assert [row.where.rpartition("/")[2] for row in read(tmp_path, content, "a.json")[0]] == ["a.json:2", "a.json:5"]
-    assert [row.where.rpartition("/")[2] for row in read(tmp_path, '[{"a": 1}, {"a": 2}]', "a.json")[0]] == ["a.json:1", "a.json:1:12"]
+    assert [row.where.rpartition("/")[2] for row in read(tmp_path, content, "a.json")[0]] == [
+        "a.json:2",
+        "a.json:5",
+    ]
+    assert [
+        row.where.rpartition("/")[2] for row in read(tmp_path, '[{"a": 1}, {"a": 2}]', "a.json")[0]
+    ] == ["a.json:1", "a.json:1:12"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +240,11 @@ def test_rows_of_a_list_are_named_by_line(tmp_path: Path) -> None:
     [
         ('[\n{"a": 1},\n{"a" 2},\n{"a": 3}]', "a.json:3:6", "not JSON"),
         ('[\n {"a": 1},\n {"a":\n  x}, {"a": 3}]', "a.json:4:3", "not JSON"),
-        ('[\n{"a": 1},\n{"a": "2},\n{"a": 3}]', "a.json:3:7", "not JSON"),  # the missing quote spoils one row
+        (
+            '[\n{"a": 1},\n{"a": "2},\n{"a": 3}]',
+            "a.json:3:7",
+            "not JSON",
+        ),  # the missing quote spoils one row
         ('[\n{"a": 1},\n{"a": 3},\n]', "a.json:4:1", "extra comma"),
         ('[\n{"a": 1},,\n{"a": 3}]', "a.json:2:10", "extra comma"),
         ('[\n{"a": 1},{"a": 3}', "a.json:2", "cut off"),
@@ -223,14 +260,18 @@ def test_broken_lists(tmp_path: Path, content: str, place: str, reason: str) -> 
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 9, 1 << 20])
-def test_a_missing_quote_spoils_one_row_wherever_the_file_is_cut_into_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_a_missing_quote_spoils_one_row_wherever_the_file_is_cut_into_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(jsonl, "_CHUNK", chunk)
     rows, problems = read(tmp_path, '[\n{"a": 1},\n{"a": "2},\n{"a": 3}]', "a.json")
     assert [row.values for row in rows] == [{"a": 1}, {"a": 3}]
     assert only(problems)[0] == "a.json:3:7"
 
 
-@pytest.mark.parametrize("content", ['\v[{"a": 1}]', '[\v{"a": 1}]', '[{"a": 1}]\f', '{"a": 1}\n\f\n'])
+@pytest.mark.parametrize(
+    "content", ['\v[{"a": 1}]', '[\v{"a": 1}]', '[{"a": 1}]\f', '{"a": 1}\n\f\n']
+)
 def test_what_json_does_not_take_for_a_blank_is_none(tmp_path: Path, content: str) -> None:
     assert read(tmp_path, content, "a.json")[1]
 
@@ -251,13 +292,24 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab[]{}\",\\ü\n", max_size=3), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-objects = st.lists(st.dictionaries(st.text("ab,]", max_size=2), json_values, max_size=3), max_size=5)
+objects = st.lists(
+    st.dictionaries(st.text("ab,]", max_size=2), json_values, max_size=3), max_size=5
+)
 
 
 @settings(deadline=None)
-@given(rows=objects, indent=st.sampled_from([None, 0, 2]), ascii=st.booleans(), chunk=st.sampled_from([1, 2, 7, 1 << 20]))
+@given(
+    rows=objects,
+    indent=st.sampled_from([None, 0, 2]),
+    ascii=st.booleans(),
+    chunk=st.sampled_from([1, 2, 7, 1 << 20]),
+)
 def test_what_json_writes_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], indent: int | None, ascii: bool, chunk: int
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[dict[str, object]],
+    indent: int | None,
+    ascii: bool,
+    chunk: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("json")
     lines = "".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows)
@@ -273,10 +325,14 @@ def test_what_json_writes_is_read_back(
 
 @settings(deadline=None)
 @given(content=st.binary(max_size=80) | st.text('{}[]",:\\ \na1é', max_size=60).map(str.encode))
-def test_any_bytes_give_each_line_as_a_row_or_a_problem(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_give_each_line_as_a_row_or_a_problem(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     examine(content, tmp_path_factory.mktemp("bytes"))
 
 
-@pytest.mark.parametrize("file", sorted((TESTS / "corpus").iterdir()), ids=lambda file: file.name[:8])
+@pytest.mark.parametrize(
+    "file", sorted((TESTS / "corpus").iterdir()), ids=lambda file: file.name[:8]
+)
 def test_the_bytes_that_taught_the_fuzzer_most(tmp_path: Path, file: Path) -> None:
     examine(file.read_bytes(), tmp_path)

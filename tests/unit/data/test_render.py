@@ -1,4 +1,6 @@
-"""Text -> tokens: boundary, BOS, end token, special spellings, limits; and the twelve layouts as the same tokens."""
+"""Text -> tokens: boundary, BOS, end token, special spellings, limits; and the twelve layouts as
+the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ BOS, EOS, END = 0, 1, 6
 
 
 def pair(prompt, chosen, rejected, tools=()):
-    return PreferenceGroup(prompt, (Completion(chosen), Completion(rejected)), (Comparison(0, 1),), tools, "made:1")
+    return PreferenceGroup(
+        prompt, (Completion(chosen), Completion(rejected)), (Comparison(0, 1),), tools, "made:1"
+    )
 
 
 def chat(*turns):
@@ -48,7 +52,9 @@ def test_no_padding_token_is_needed():
 def test_a_padding_token_that_is_eos_changes_nothing():
     padded = tiny.tokenizer()
     padded.pad_token = padded.eos_token
-    assert Renderer(padded).render(pair("hi", " yes", " no")) == Renderer(TEXT).render(pair("hi", " yes", " no"))
+    assert Renderer(padded).render(pair("hi", " yes", " no")) == Renderer(TEXT).render(
+        pair("hi", " yes", " no")
+    )
 
 
 def test_a_tokenizer_without_bos_gets_none():
@@ -65,20 +71,43 @@ def test_an_empty_prompt_needs_a_bos():
 
 def test_messages_go_through_the_template_and_end_where_it_says():
     prompt = chat(("system", "be kind"), ("user", "hi"))
-    sequence = Renderer(CHAT).render(pair(prompt, chat(("assistant", "yes")), chat(("assistant", "no")))).sequences[0]
-    assert decoded(CHAT, sequence.ids) == "<s><|system|>be kind<|end|>\n<|user|>hi<|end|>\n<|assistant|>yes<|end|>"
-    assert decoded(CHAT, sequence.ids[sequence.start :]) == "yes<|end|>"  # not the template's newline behind it
+    sequence = (
+        Renderer(CHAT)
+        .render(pair(prompt, chat(("assistant", "yes")), chat(("assistant", "no"))))
+        .sequences[0]
+    )
+    assert (
+        decoded(CHAT, sequence.ids)
+        == "<s><|system|>be kind<|end|>\n<|user|>hi<|end|>\n<|assistant|>yes<|end|>"
+    )
+    assert (
+        decoded(CHAT, sequence.ids[sequence.start :]) == "yes<|end|>"
+    )  # not the template's newline behind it
     assert sequence.ids.count(BOS) == 1
 
 
 def test_tools_and_their_answers_go_through_the_template():
-    knows = tiny.tokenizer(template="{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}" + tiny.TEMPLATE)
+    knows = tiny.tokenizer(
+        template="{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}"
+        + tiny.TEMPLATE
+    )
     tools = ({"type": "function", "function": {"name": "clock"}},)
-    prompt = chat(("system", "be kind"), ("user", "when?"), ("assistant", "I look"), ("tool", "noon"))
-    sequence = Renderer(knows).render(pair(prompt, chat(("assistant", "at noon")), chat(("assistant", "no")), tools)).sequences[0]
-    head = "[clock]<s><|system|>be kind<|end|>\n<|user|>when?<|end|>\n<|assistant|>I look<|end|>\n<|tool|>noon<|end|>\n<|assistant|>"
+    prompt = chat(
+        ("system", "be kind"), ("user", "when?"), ("assistant", "I look"), ("tool", "noon")
+    )
+    sequence = (
+        Renderer(knows)
+        .render(pair(prompt, chat(("assistant", "at noon")), chat(("assistant", "no")), tools))
+        .sequences[0]
+    )
+    head = (
+        "[clock]<s><|system|>be kind<|end|>\n<|user|>when?<|end|>\n<|assistant|>I"
+        " look<|end|>\n<|tool|>noon<|end|>\n<|assistant|>"
+    )
     assert decoded(knows, sequence.ids) == f"{head}at noon<|end|>"
-    assert decoded(knows, sequence.ids[sequence.start :]) == "at noon<|end|>"  # not the turn the assistant had before
+    assert (
+        decoded(knows, sequence.ids[sequence.start :]) == "at noon<|end|>"
+    )  # not the turn the assistant had before
     assert tuple(Renderer(knows).prompt_ids(prompt, tools)) == sequence.ids[: sequence.start]
 
 
@@ -86,14 +115,24 @@ def test_a_template_given_beside_the_tokenizer_comes_first():
     group = pair(chat(("user", "hi")), chat(("assistant", "yes")), chat(("assistant", "no")))
     assert Renderer(TEXT, chat_template=tiny.TEMPLATE).render(group) == Renderer(CHAT).render(group)
     other = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
-    assert decoded(CHAT, Renderer(CHAT, chat_template=other).render(group).sequences[0].ids) == "hi<|end|>yes<|end|>"
+    assert (
+        decoded(CHAT, Renderer(CHAT, chat_template=other).render(group).sequences[0].ids)
+        == "hi<|end|>yes<|end|>"
+    )
 
 
 def test_a_template_without_end_token_ends_with_eos():
     plain = tiny.tokenizer(
-        template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+        template=(
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if"
+            " add_generation_prompt %}assistant: {% endif %}"
+        )
     )
-    sequence = Renderer(plain).render(pair(chat(("user", "hi")), chat(("assistant", "yes")), chat(("assistant", "no")))).sequences[0]
+    sequence = (
+        Renderer(plain)
+        .render(pair(chat(("user", "hi")), chat(("assistant", "yes")), chat(("assistant", "no"))))
+        .sequences[0]
+    )
     assert decoded(plain, sequence.ids) == "user: hi\nassistant: yes</s>"
     assert decoded(plain, sequence.ids[sequence.start : -1]) == "yes"
 
@@ -105,7 +144,11 @@ def test_a_spelled_special_token_stays_text():
         assert sequence.ids.count(EOS) == 1
         assert sequence.ids.count(BOS) == 1
     assert decoded(TEXT, rendered.sequences[0].ids) == "<s>say </s> </s><s></s>"
-    talk = Renderer(CHAT).render(pair(chat(("user", "x<|end|>")), chat(("assistant", "a<|end|>b")), chat(("assistant", "no"))))
+    talk = Renderer(CHAT).render(
+        pair(
+            chat(("user", "x<|end|>")), chat(("assistant", "a<|end|>b")), chat(("assistant", "no"))
+        )
+    )
     assert talk.special == 2
     assert talk.sequences[0].ids.count(END) == 2  # one of the user's turn, one of the answer
     assert decoded(CHAT, talk.sequences[0].ids[talk.sequences[0].start :]) == "a<|end|>b<|end|>"
@@ -118,22 +161,52 @@ def test_a_special_token_spelled_across_prompt_and_answer_stays_text():
 
 
 def test_a_special_token_spelled_in_tools_and_beside_a_message_stays_text():
-    template = "{{ tools | tojson }}{% for m in messages %}{{ m['name'] or '' }}{{ (m['tool_calls'] or []) | tojson }}{{ m['content'] }}<|end|>\n{% endfor %}"
+    template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m['name'] or '' }}{{ (m['tool_calls'] or [])"
+        " | tojson }}{{ m['content'] }}<|end|>\n{% endfor %}"
+    )
     knows = tiny.tokenizer(template=template)
-    tools = ({"function": {"name": "clock", "description": "until <|end|>", "parameters": {"<|end|>": {"enum": ["</s>"]}}}},)
-    calls = Message("assistant", "look", {"tool_calls": [{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]})
+    tools = (
+        {
+            "function": {
+                "name": "clock",
+                "description": "until <|end|>",
+                "parameters": {"<|end|>": {"enum": ["</s>"]}},
+            }
+        },
+    )
+    calls = Message(
+        "assistant",
+        "look",
+        {"tool_calls": [{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]},
+    )
     prompt = (Message("user", "hi", {"name": "<|end|>"}),)
     rendered = Renderer(knows).render(pair(prompt, (calls,), (Message("assistant", "no"),), tools))
     assert rendered.special == 5
     ids = rendered.sequences[0].ids
-    assert (ids.count(END), ids.count(EOS)) == (2, 0)  # the user's turn and the answer's: the template wrote these
-    assert decoded(knows, ids[rendered.sequences[0].start :]) == '[{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]look<|end|>'
+    assert (ids.count(END), ids.count(EOS)) == (
+        2,
+        0,
+    )  # the user's turn and the answer's: the template wrote these
+    assert (
+        decoded(knows, ids[rendered.sequences[0].start :])
+        == '[{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]look<|end|>'
+    )
 
 
 def test_a_template_without_end_token_scores_the_blanks_an_answer_ends_with():
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}#{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}#{% endfor %}{% if"
+        " add_generation_prompt %}assistant: {% endif %}"
+    )
     plain = tiny.tokenizer(template=template)
-    sequence = Renderer(plain).render(pair(chat(("user", "hi")), chat(("assistant", "yes \n")), chat(("assistant", "no")))).sequences[0]
+    sequence = (
+        Renderer(plain)
+        .render(
+            pair(chat(("user", "hi")), chat(("assistant", "yes \n")), chat(("assistant", "no")))
+        )
+        .sequences[0]
+    )
     assert decoded(plain, sequence.ids[sequence.start :]) == "yes \n</s>"
 
 
@@ -155,10 +228,14 @@ def test_what_a_tokenizer_must_have():
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         Renderer(deaf)
     with pytest.raises(ModelError, match="--chat-template"):
-        Renderer(TEXT).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+        Renderer(TEXT).render(
+            pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b")))
+        )
     strict = tiny.tokenizer(template="{{ raise_exception('only user') }}")
     with pytest.raises(DataError, match="only user"):
-        Renderer(strict).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+        Renderer(strict).render(
+            pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b")))
+        )
 
 
 def test_noncharacters_that_stand_for_special_tokens_are_refused():
@@ -170,32 +247,48 @@ def test_noncharacters_that_stand_for_special_tokens_are_refused():
 def test_a_template_that_rewrites_an_answer_it_does_not_end_is_refused():
     loud = tiny.tokenizer(template="{% for m in messages %}{{ m['content'] | upper }} {% endfor %}")
     with pytest.raises(DataError, match="changes the answer's text and writes no end token"):
-        Renderer(loud).render(pair(chat(("user", "HI")), chat(("assistant", "yes")), chat(("assistant", "no"))))
+        Renderer(loud).render(
+            pair(chat(("user", "HI")), chat(("assistant", "yes")), chat(("assistant", "no")))
+        )
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():
-    odd = tiny.tokenizer(template="{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}")
+    odd = tiny.tokenizer(
+        template="{{ messages|length }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}"
+    )
     with pytest.raises(DataError, match="writes the prompt differently"):
-        Renderer(odd).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+        Renderer(odd).render(
+            pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b")))
+        )
 
 
 @pytest.mark.parametrize(
     "reach",
-    ["''.__class__.__mro__[1].__subclasses__()", "cycler.__init__.__globals__.os.system('true')", "messages.append(messages[0])"],
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "cycler.__init__.__globals__.os.system('true')",
+        "messages.append(messages[0])",
+    ],
 )
 def test_a_template_reaches_nothing_but_the_dialogue(reach):
     """It comes with the model, from whoever made that."""
     sly = tiny.tokenizer(template=f"{{{{ {reach} }}}}{tiny.TEMPLATE}")
     with pytest.raises(DataError, match="is unsafe"):
-        Renderer(sly).render(pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b"))))
+        Renderer(sly).render(
+            pair(chat(("user", "hi")), chat(("assistant", "a")), chat(("assistant", "b")))
+        )
 
 
 @settings(max_examples=150)
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
 def test_the_scored_tokens_are_the_answer(prompt, chosen, rejected):
-    if chosen == rejected or any("\ud800" <= c <= "\udfff" or c in "\ufdd0\ufdd1" for c in prompt + chosen + rejected):
+    if chosen == rejected or any(
+        "\ud800" <= c <= "\udfff" or c in "\ufdd0\ufdd1" for c in prompt + chosen + rejected
+    ):
         return
-    for sequence, answer in zip(Renderer(TEXT).render(pair(prompt, chosen, rejected)).sequences, (chosen, rejected)):
+    for sequence, answer in zip(
+        Renderer(TEXT).render(pair(prompt, chosen, rejected)).sequences, (chosen, rejected)
+    ):
         assert TEXT.decode(sequence.ids[sequence.start : -1]) == answer
         assert TEXT.decode(sequence.ids[1 : sequence.start]) == prompt
 
@@ -204,7 +297,9 @@ MERGED = [("b", "c"), ("a", "b"), ("bc", "bc"), ("c", "a"), ("ab", "Ġ")]
 
 
 def test_tokens_that_are_cut_again_inside_the_prompt_stay_the_prompts():
-    """`ab` is one token, `abc` is a + bc: a still belongs to the prompt, bc holds the boundary and is scored."""
+    """`ab` is one token, `abc` is a + bc: a still belongs to the prompt, bc holds the boundary and
+    is scored.
+    """
     for bos in (True, False):
         merging = tiny.tokenizer(bos=bos, merges=MERGED)
         sequence = Renderer(merging).render(pair("ab", "c", "x")).sequences[0]
@@ -216,16 +311,30 @@ def test_a_token_that_ends_at_the_boundary_is_the_prompts():
     """A tokenizer that looks ahead: `ab` is one token, `abc` is a + b + c. Only c is the answer."""
     ahead = tiny.tokenizer(merges=[("a", "b")])
     words = pre_tokenizers.Split(Regex("ab(?!c)|."), "isolated")
-    ahead.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    ahead.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     sequence = Renderer(ahead).render(pair("ab", "c", "x")).sequences[0]
     assert ahead.convert_ids_to_tokens(sequence.ids) == ["<s>", "a", "b", "c", "</s>"]
     assert (sequence.start, sequence.moved) == (3, True)
 
 
 def test_a_moved_boundary_is_found_behind_a_spelled_special_token():
-    merging = tiny.tokenizer(merges=MERGED, template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    for prompt, answer, answered in (("ab", "c", "bc</s>"), ("</s>ab", "c", "bc</s>"), ("ab</s>ab", "c</s>b", "bc</s>b</s>")):
-        sequence = Renderer(merging).render(pair(chat(("user", prompt)), chat(("assistant", answer)), chat(("assistant", "x")))).sequences[0]
+    merging = tiny.tokenizer(
+        merges=MERGED, template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    for prompt, answer, answered in (
+        ("ab", "c", "bc</s>"),
+        ("</s>ab", "c", "bc</s>"),
+        ("ab</s>ab", "c</s>b", "bc</s>b</s>"),
+    ):
+        sequence = (
+            Renderer(merging)
+            .render(
+                pair(chat(("user", prompt)), chat(("assistant", answer)), chat(("assistant", "x")))
+            )
+            .sequences[0]
+        )
         assert merging.decode(sequence.ids[sequence.start :]) == answered
         assert (sequence.moved, sequence.ids.count(EOS)) == (True, 1)
 
@@ -235,10 +344,19 @@ def test_a_moved_boundary_is_found_behind_a_spelled_special_token():
 def test_with_merges_the_scored_tokens_are_the_answer_or_begin_inside_the_prompt(prompt, answer):
     merging = tiny.tokenizer(merges=MERGED)
     sequence = Renderer(merging).render(pair(prompt, answer, answer + "x")).sequences[0]
-    assert list(sequence.ids) == [BOS, *merging(prompt + answer, add_special_tokens=False)["input_ids"], EOS]
+    assert list(sequence.ids) == [
+        BOS,
+        *merging(prompt + answer, add_special_tokens=False)["input_ids"],
+        EOS,
+    ]
     if sequence.moved:
-        scored, first = merging.decode(sequence.ids[sequence.start : -1]), merging.decode(sequence.ids[sequence.start + 1 : -1])
-        assert len(first) < len(answer) < len(scored)  # the first scored token, and no other, spans the boundary
+        scored, first = (
+            merging.decode(sequence.ids[sequence.start : -1]),
+            merging.decode(sequence.ids[sequence.start + 1 : -1]),
+        )
+        assert (
+            len(first) < len(answer) < len(scored)
+        )  # the first scored token, and no other, spans the boundary
         assert scored.endswith(answer)
     else:
         assert merging.decode(sequence.ids[1 : sequence.start]) == prompt
@@ -248,7 +366,10 @@ def test_with_merges_the_scored_tokens_are_the_answer_or_begin_inside_the_prompt
 def test_a_merge_across_the_boundary_is_scored_and_counted(shared_data):
     from transformers import GPT2TokenizerFast
 
-    gpt2 = GPT2TokenizerFast(vocab=str(shared_data / "gpt2_bpe/vocab.json"), merges=str(shared_data / "gpt2_bpe/merges.txt"))
+    gpt2 = GPT2TokenizerFast(
+        vocab=str(shared_data / "gpt2_bpe/vocab.json"),
+        merges=str(shared_data / "gpt2_bpe/merges.txt"),
+    )
     sequence = Renderer(gpt2).render(pair("a wo", "rd", " no")).sequences[0]
     assert gpt2.convert_ids_to_tokens(sequence.ids) == ["a", "Ġword", "<|endoftext|>"]
     assert (sequence.start, sequence.moved) == (1, True)
@@ -283,14 +404,23 @@ def test_twelve_layouts_give_the_same_tokens(shared_data):
 
     def tokens(group):
         rendered = renderer.render(group)
-        return [(rendered.sequences[c.winner], rendered.sequences[c.loser]) for c in rendered.comparisons]
+        return [
+            (rendered.sequences[c.winner], rendered.sequences[c.loser])
+            for c in rendered.comparisons
+        ]
 
     expected = [tokens(group) for group in load("pairs_chat")]
     assert len(expected) == 12
     for name in LAYOUTS["pairs"]:
         assert [tokens(group) for group in load(name)] == expected, name
     for name in LAYOUTS["winners"]:
-        assert [renderer.render(group).sequences[0] for group in load(name)] == [pairs[0][0] for pairs in expected], name
+        assert [renderer.render(group).sequences[0] for group in load(name)] == [
+            pairs[0][0] for pairs in expected
+        ], name
     unpaired = [renderer.render(group) for group in load("kto_unpaired")]
-    assert [(one.sequences[0], one.labels[0]) for one in unpaired] == [side for pairs in expected for side in zip(pairs[0], (True, False))]
-    assert [renderer.render(demonstration(group)).sequences[0] for group in load("scored")] == [pairs[0][0] for pairs in expected]
+    assert [(one.sequences[0], one.labels[0]) for one in unpaired] == [
+        side for pairs in expected for side in zip(pairs[0], (True, False))
+    ]
+    assert [renderer.render(demonstration(group)).sequences[0] for group in load("scored")] == [
+        pairs[0][0] for pairs in expected
+    ]

@@ -1,4 +1,6 @@
-"""Every layout and every kind of file gives the same groups; every bad row is a Problem and never another exception."""
+"""Every layout and every kind of file gives the same groups; every bad row is a Problem and never
+another exception.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def said(group: PreferenceGroup) -> tuple[Text, set[str], set[tuple[str, str]]]:
     return group.prompt, set(texts), {(texts[c.winner], texts[c.loser]) for c in group.comparisons}
 
 
-def one(row: Mapping[str, Any], as_: As = None, layout: str | None = None) -> PreferenceGroup | list[Problem]:
+def one(
+    row: Mapping[str, Any], as_: As = None, layout: str | None = None
+) -> PreferenceGroup | list[Problem]:
     place = Row("f.jsonl:1", row)
     name = layout or detect([place])
     assert name is not None
@@ -69,7 +73,8 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-# --- the shared examples -----------------------------------------------------------------------------------------------
+# --- the shared examples
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", PAIRED)
@@ -87,7 +92,9 @@ def test_demonstrations_equal_the_winners(shared_data: Path, file: str) -> None:
     pairs = load(f"{shared_data}/layouts/pairs_chat.jsonl").groups
     loaded = load(f"{shared_data}/layouts/{file}", as_="chat")
     assert not loaded.problems
-    assert [(g.prompt, g.completions) for g in loaded.groups] == [(g.prompt, g.completions[:1]) for g in pairs]
+    assert [(g.prompt, g.completions) for g in loaded.groups] == [
+        (g.prompt, g.completions[:1]) for g in pairs
+    ]
     assert not any(g.comparisons for g in loaded.groups)
 
 
@@ -95,18 +102,41 @@ def test_unpaired_equal_the_labelled_completions(shared_data: Path) -> None:
     pairs = load(f"{shared_data}/layouts/pairs_chat.jsonl").groups
     loaded = load(f"{shared_data}/layouts/kto_unpaired.jsonl", as_="chat")
     found = [(g.prompt, c.text, c.label) for g in loaded.groups for c in g.completions]
-    assert found == [(g.prompt, g.completions[k].text, label) for g in pairs for k, label in ((0, True), (1, False))]
+    assert found == [
+        (g.prompt, g.completions[k].text, label)
+        for g in pairs
+        for k, label in ((0, True), (1, False))
+    ]
 
 
-@pytest.mark.parametrize("file", ["alpaca_preference.json", "grouped.jsonl", "rewardbench.jsonl", "scored.jsonl", "pairs_text.jsonl"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "alpaca_preference.json",
+        "grouped.jsonl",
+        "rewardbench.jsonl",
+        "scored.jsonl",
+        "pairs_text.jsonl",
+    ],
+)
 def test_text_stays_text_by_default_and_on_request(shared_data: Path, file: str) -> None:
     expected = load(f"{shared_data}/layouts/pairs_text.jsonl").groups
     for as_ in (None, "text"):
-        assert [said(g) for g in load(f"{shared_data}/layouts/{file}", as_=as_).groups] == [said(g) for g in expected]
+        assert [said(g) for g in load(f"{shared_data}/layouts/{file}", as_=as_).groups] == [
+            said(g) for g in expected
+        ]
     assert all(isinstance(g.prompt, str) for g in expected)
 
 
-@pytest.mark.parametrize("file", ["pairs_chat.jsonl", "pairs_chat_implicit_prompt.jsonl", "ultrafeedback_binarized.jsonl", "demonstrations_chat.jsonl"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pairs_chat.jsonl",
+        "pairs_chat_implicit_prompt.jsonl",
+        "ultrafeedback_binarized.jsonl",
+        "demonstrations_chat.jsonl",
+    ],
+)
 def test_dialogues_are_refused_as_text(shared_data: Path, file: str) -> None:
     with pytest.raises(DataError, match="--as text, but the rows are lists of messages"):
         load(f"{shared_data}/layouts/{file}", as_="text")
@@ -143,36 +173,67 @@ def test_real_files(shared_data: Path) -> None:
     assert all(0.5 <= c.probability <= 1 for g in ranked.groups for c in g.comparisons)
 
 
-# --- layouts -----------------------------------------------------------------------------------------------------------
+# --- layouts
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_scored_and_ranked_compare_all_strict_pairs(tmp_path: Path) -> None:
-    scored = load(save(tmp_path / "s.jsonl", [{"prompt": "p", "completions": ["a", "b", "c", "d"], "scores": [1, 3, 3, 0.5]}]))
+    scored = load(
+        save(
+            tmp_path / "s.jsonl",
+            [{"prompt": "p", "completions": ["a", "b", "c", "d"], "scores": [1, 3, 3, 0.5]}],
+        )
+    )
     assert set(scored.groups[0].comparisons) == {
         Comparison(1, 0, margin=2.0), Comparison(2, 0, margin=2.0), Comparison(0, 3, margin=0.5), Comparison(1, 3, margin=2.5), Comparison(2, 3, margin=2.5)
     }  # fmt: skip
     assert scored.counts["ties"] == 1
-    ranked = load(save(tmp_path / "r.jsonl", [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}]))
-    assert set(ranked.groups[0].comparisons) == {Comparison(1, 0, margin=1.0), Comparison(1, 2, margin=1.0)}
+    ranked = load(
+        save(
+            tmp_path / "r.jsonl",
+            [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 2]}],
+        )
+    )
+    assert set(ranked.groups[0].comparisons) == {
+        Comparison(1, 0, margin=1.0),
+        Comparison(1, 2, margin=1.0),
+    }
     assert ranked.counts["ties"] == 1
 
 
 def test_optional_columns_of_a_pair() -> None:
     pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    assert group({**pair, "probability": 0.7, "weight": 2, "margin": 1.5}).comparisons == (Comparison(0, 1, 0.7, 2.0, 1.5),)
-    assert group({**pair, "probability": None}).comparisons == (Comparison(0, 1),)  # Arrow fills gaps with null
+    assert group({**pair, "probability": 0.7, "weight": 2, "margin": 1.5}).comparisons == (
+        Comparison(0, 1, 0.7, 2.0, 1.5),
+    )
+    assert group({**pair, "probability": None}).comparisons == (
+        Comparison(0, 1),
+    )  # Arrow fills gaps with null
     assert group({**pair, "score_chosen": 3, "score_rejected": 5}).comparisons[0].margin == -2
-    assert "f.jsonl:1: probability: is 1.5, expected 0 to 1" in problem({**pair, "probability": 1.5})
+    assert "f.jsonl:1: probability: is 1.5, expected 0 to 1" in problem(
+        {**pair, "probability": 1.5}
+    )
     assert "weight: is 0" in problem({**pair, "weight": 0})
     assert "margin: is no finite number" in problem({**pair, "margin": math.nan})
     assert "weight: is a boolean, expected a number" in problem({**pair, "weight": True})
 
 
 def test_group_with_comparisons() -> None:
-    found = group({"prompt": "p", "completions": ["a", "b", "c"], "comparisons": [{"winner": 2, "loser": 0, "probability": 0.6, "weight": 3, "margin": 1}]})
+    found = group(
+        {
+            "prompt": "p",
+            "completions": ["a", "b", "c"],
+            "comparisons": [
+                {"winner": 2, "loser": 0, "probability": 0.6, "weight": 3, "margin": 1}
+            ],
+        }
+    )
     assert found.comparisons == (Comparison(2, 0, 0.6, 3.0, 1.0),)
     chat = group({"prompt": [user("p")], "completions": [[assistant("a")], "b"], "comparisons": []})
-    assert [c.text for c in chat.completions] == [(Message("assistant", "a"),), (Message("assistant", "b"),)]
+    assert [c.text for c in chat.completions] == [
+        (Message("assistant", "a"),),
+        (Message("assistant", "b"),),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +250,9 @@ def test_group_with_comparisons() -> None:
     ],
 )
 def test_bad_comparisons(comparison: Any, message: str) -> None:
-    assert message in problem({"prompt": "p", "completions": ["a", "b"], "comparisons": [comparison]})
+    assert message in problem(
+        {"prompt": "p", "completions": ["a", "b"], "comparisons": [comparison]}
+    )
 
 
 def test_alpaca_demonstrations() -> None:
@@ -201,14 +264,32 @@ def test_alpaca_demonstrations() -> None:
 def test_hh_dialogue_becomes_stripped_turns() -> None:
     start = "\n\nHuman: Hi  \n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
     found = group({"chosen": f"{start} Because. ", "rejected": f"{start} No."}, "chat")
-    assert found.prompt == (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?"))
+    assert found.prompt == (
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+        Message("user", "Why?"),
+    )
     assert found.completions[0].text == (Message("assistant", "Because."),)
-    assert "differ before the last answer" in problem({"chosen": f"{start} a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"})
-    assert "chosen: ends with a turn of Human" in problem({"chosen": f"{start} a\n\nHuman: x", "rejected": f"{start} b"})
+    assert "differ before the last answer" in problem(
+        {"chosen": f"{start} a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}
+    )
+    assert "chosen: ends with a turn of Human" in problem(
+        {"chosen": f"{start} a\n\nHuman: x", "rejected": f"{start} b"}
+    )
     assert "chosen: has no turn" in problem({"chosen": "plain", "rejected": "text"})
-    assert "begins with 'Hm.'" in problem({"chosen": "Hm.\n\nHuman: x\n\nAssistant: a", "rejected": "Hm.\n\nHuman: x\n\nAssistant: b"}, "chat")
-    assert "no turn before the answer" in problem({"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "chat")
-    assert "rejected: is empty or blank" in problem({"chosen": f"{start} a", "rejected": f"{start} "}, "chat")
+    assert "begins with 'Hm.'" in problem(
+        {
+            "chosen": "Hm.\n\nHuman: x\n\nAssistant: a",
+            "rejected": "Hm.\n\nHuman: x\n\nAssistant: b",
+        },
+        "chat",
+    )
+    assert "no turn before the answer" in problem(
+        {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"}, "chat"
+    )
+    assert "rejected: is empty or blank" in problem(
+        {"chosen": f"{start} a", "rejected": f"{start} "}, "chat"
+    )
 
 
 def test_implicit_prompt() -> None:
@@ -219,12 +300,20 @@ def test_implicit_prompt() -> None:
     assert "rejected: the dialogues differ before the last answer, from turn 4" in problem(
         {"chosen": [*head, assistant("a")], "rejected": [*other, assistant("b")]}
     )
-    assert "chosen: ends with a turn of 'user'" in problem({"chosen": head, "rejected": [*head, assistant("b")]})
-    assert "no turn before the answer" in problem({"chosen": [assistant("a")], "rejected": [assistant("b")]})
+    assert "chosen: ends with a turn of 'user'" in problem(
+        {"chosen": head, "rejected": [*head, assistant("b")]}
+    )
+    assert "no turn before the answer" in problem(
+        {"chosen": [assistant("a")], "rejected": [assistant("b")]}
+    )
 
 
 def test_ultrafeedback_prompt_is_checked_against_the_dialogue() -> None:
-    row = {"prompt": "p", "chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}
+    row = {
+        "prompt": "p",
+        "chosen": [user("p"), assistant("a")],
+        "rejected": [user("p"), assistant("b")],
+    }
     assert said(group(row))[0] == (Message("user", "p"),)
     assert "prompt: 'q' is not the first user turn 'p'" in problem({**row, "prompt": "q"})
     short = {"prompt": "p", "chosen": [assistant("a")], "rejected": "b"}
@@ -233,19 +322,30 @@ def test_ultrafeedback_prompt_is_checked_against_the_dialogue() -> None:
 
 def test_a_completion_is_exactly_one_assistant_message() -> None:
     pair = {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
-    assert "rejected: has 3 turn(s)" in problem({**pair, "rejected": [assistant("b"), user("c"), assistant("d")]})
+    assert "rejected: has 3 turn(s)" in problem(
+        {**pair, "rejected": [assistant("b"), user("c"), assistant("d")]}
+    )
     assert "chosen: has 1 turn(s) ('user')" in problem({**pair, "chosen": [user("a")]})
     assert "chosen: is an empty list" in problem({**pair, "chosen": []})
 
 
 def test_messages_keep_what_a_template_may_want() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}], "name": None}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "f"}}],
+        "name": None,
+    }
     tools = [{"type": "function", "function": {"name": "f"}}]
     found = group({"messages": [user("p"), call], "tools": tools})
-    assert found.completions[0].text == (Message("assistant", "", {"tool_calls": call["tool_calls"]}),)
+    assert found.completions[0].text == (
+        Message("assistant", "", {"tool_calls": call["tool_calls"]}),
+    )
     assert found.tools == tuple(tools)
     assert group({"messages": [user("p"), call], "tools": json.dumps(tools)}).tools == tuple(tools)
-    assert "tools: are given, but the row is plain text -> --as chat" in problem({"prompt": "p", "completion": "c", "tools": tools})
+    assert "tools: are given, but the row is plain text -> --as chat" in problem(
+        {"prompt": "p", "completion": "c", "tools": tools}
+    )
     assert group({"prompt": "p", "completion": "c", "tools": tools}, "chat").tools == tuple(tools)
     assert "tools: is a number" in problem({"messages": [user("p"), assistant("a")], "tools": 1})
 
@@ -279,7 +379,13 @@ def test_bad_cells_name_the_field_and_the_json_type(row: dict[str, Any], message
     assert message in problem(row)
 
 
-cells = json_values | st.binary(max_size=3) | st.dates() | st.decimals() | st.tuples(st.text(max_size=2), st.none())  # as parquet may hold
+cells = (
+    json_values
+    | st.binary(max_size=3)
+    | st.dates()
+    | st.decimals()
+    | st.tuples(st.text(max_size=2), st.none())
+)  # as parquet may hold
 
 
 @settings(deadline=None)
@@ -289,7 +395,9 @@ cells = json_values | st.binary(max_size=3) | st.dates() | st.decimals() | st.tu
     as_=st.sampled_from([None, "chat", "text"]),
     data=st.data(),
 )
-def test_any_row_is_a_group_or_a_problem(layout: str, row: dict[str, Any], as_: As, data: st.DataObject) -> None:
+def test_any_row_is_a_group_or_a_problem(
+    layout: str, row: dict[str, Any], as_: As, data: st.DataObject
+) -> None:
     full = {**{need: data.draw(cells) for need in LAYOUTS[layout].needs}, **row}
     for values in (row, full):
         found = one(values, as_, layout)
@@ -297,18 +405,31 @@ def test_any_row_is_a_group_or_a_problem(layout: str, row: dict[str, Any], as_: 
             assert found
             assert all(str(bad).startswith("f.jsonl:1: ") for bad in found)
         else:
-            assert all(plain(c.text).strip() or not isinstance(c.text, str) for c in found.completions)
-            assert len({isinstance(text, str) for text in (found.prompt, *(c.text for c in found.completions))}) == 1
+            assert all(
+                plain(c.text).strip() or not isinstance(c.text, str) for c in found.completions
+            )
+            assert (
+                len(
+                    {
+                        isinstance(text, str)
+                        for text in (found.prompt, *(c.text for c in found.completions))
+                    }
+                )
+                == 1
+            )
 
 
-# --- whole data sets ---------------------------------------------------------------------------------------------------
+# --- whole data sets
+# ---------------------------------------------------------------------------------------------------
 
 
 def check(loaded: Loaded, start: int = 0) -> None:
     assert not loaded.problems
     assert [g.prompt for g in loaded.groups] == [row["prompt"] for row in ROWS[start:]]
     assert [g.completions[0].text for g in loaded.groups] == [row["chosen"] for row in ROWS[start:]]
-    assert [g.comparisons[0].margin for g in loaded.groups] == [row["margin"] for row in ROWS[start:]]
+    assert [g.comparisons[0].margin for g in loaded.groups] == [
+        row["margin"] for row in ROWS[start:]
+    ]
     assert loaded.ignored == ("note",)
 
 
@@ -326,23 +447,39 @@ def test_every_kind_of_file(tmp_path: Path, name: str) -> None:
 def test_where_of_tables(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         WRITERS[name](tmp_path / name)
-    assert [g.where.rpartition("/")[2] for g in load(f"{tmp_path}/a.csv").groups] == [f"a.csv:{line}" for line in (2, 4, 6, 8, 10)]  # two lines a row
+    assert [g.where.rpartition("/")[2] for g in load(f"{tmp_path}/a.csv").groups] == [
+        f"a.csv:{line}" for line in (2, 4, 6, 8, 10)
+    ]  # two lines a row
     assert load(f"{tmp_path}/a.parquet").groups[4].where == f"{tmp_path}/a.parquet:row 5"
 
 
 def test_csv_faults(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes("\ufeffprompt,completion,label\r\np,42,True\r\np,c\r\n\r\np,é,0\r\n".encode() + b"p,\xe9,1\r\np,x\0y,1\r\np,c,perhaps\r\np,c,\r\n")
+    path.write_bytes(
+        "\ufeffprompt,completion,label\r\np,42,True\r\np,c\r\n\r\np,é,0\r\n".encode()
+        + b"p,\xe9,1\r\np,x\0y,1\r\np,c,perhaps\r\np,c,\r\n"
+    )
     loaded = load(str(path))
-    assert [(g.completions[0].text, g.completions[0].label) for g in loaded.groups] == [("42", True), ("é", False)]
-    messages = [str(bad).rpartition("/")[2] if "iconv" not in str(bad) else str(bad) for bad in loaded.problems]
+    assert [(g.completions[0].text, g.completions[0].label) for g in loaded.groups] == [
+        ("42", True),
+        ("é", False),
+    ]
+    messages = [
+        str(bad).rpartition("/")[2] if "iconv" not in str(bad) else str(bad)
+        for bad in loaded.problems
+    ]
     assert messages[0].startswith("a.csv:3: has 2 cells, the header has 3")
-    assert "a.csv:6: completion: byte 0xE9 is not UTF-8; as Latin-1 (Windows-1252) it is 'é'" in messages[1]
+    assert (
+        "a.csv:6: completion: byte 0xE9 is not UTF-8; as Latin-1 (Windows-1252) it is 'é'"
+        in messages[1]
+    )
     assert messages[2].startswith("a.csv:7: completion: holds a NUL")
     assert messages[3].startswith("a.csv:8: label: is text ('perhaps')")
     assert messages[4].startswith("a.csv:9: label: is null")
     path.write_text('prompt,completion\na,"b\n')
-    with pytest.raises(DataError, match=r"a\.csv:2: not CSV: unexpected end of data"):  # no row, so no layout
+    with pytest.raises(
+        DataError, match=r"a\.csv:2: not CSV: unexpected end of data"
+    ):  # no row, so no layout
         load(str(path))
 
 
@@ -365,7 +502,10 @@ def test_truncated_tables(tmp_path: Path) -> None:
 
 def test_bad_rows_are_collected_and_good_ones_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "p", "chosen": "a"}\n{"prompt": "p", "chosen": "a", "rejected": "b"}\nbad\n{"prompt": "p", "chosen": 1, "rejected": ""}\n')
+    path.write_text(
+        '{"prompt": "p", "chosen": "a"}\n{"prompt": "p", "chosen": "a", "rejected":'
+        ' "b"}\nbad\n{"prompt": "p", "chosen": 1, "rejected": ""}\n'
+    )
     loaded = load(str(path))
     assert [str(bad).rpartition("a.jsonl:")[2] for bad in loaded.problems] == [
         "1: rejected: is missing; keys found: 'prompt', 'chosen'",
@@ -376,14 +516,20 @@ def test_bad_rows_are_collected_and_good_ones_kept(tmp_path: Path) -> None:
 
 
 def test_a_stray_dialogue_as_text_is_one_bad_row(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": [user("p")], "completion": "c"}])
+    path = save(
+        tmp_path / "a.jsonl",
+        [{"prompt": "p", "completion": "c"}, {"prompt": [user("p")], "completion": "c"}],
+    )
     assert "leave out --as text" in str(load(path, as_="text").problems[0])
 
 
 @pytest.mark.parametrize(
     ("row", "remedy"),
     [
-        ({"prompt": "p", "chosen": "a", "rejcted": "b"}, "nearest is pairs, without rejected; did you mean 'rejcted'?"),
+        (
+            {"prompt": "p", "chosen": "a", "rejcted": "b"},
+            "nearest is pairs, without rejected; did you mean 'rejcted'?",
+        ),
         ({"text": "x"}, "layouts known: grouped (prompt, completions, comparisons); scored"),
         ({}, "layouts known"),
     ],
@@ -408,7 +554,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not there either"):
         load(str(tmp_path / "none" / "aa.jsonl"))
     (tmp_path / "a.jsonl").write_text("x\n" * 500 + json.dumps(ROWS[0]) + "\n")
-    late = load(str(tmp_path / "a.jsonl"))  # the layout is known by the first rows that can be read, however late
+    late = load(
+        str(tmp_path / "a.jsonl")
+    )  # the layout is known by the first rows that can be read, however late
     assert (late.layout, late.counts["bad"], late.counts["groups"]) == ("pairs", 500, 1)
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"not a known kind of file\n  -> known endings: .jsonl"):
@@ -441,7 +589,9 @@ def test_folder_with_splits_reads_one(tmp_path: Path) -> None:
     check(loaded, 1)
     assert loaded.name == f"{tmp_path}:train"
     check(load(f"{tmp_path}:test@2"), 4)
-    with pytest.raises(DataError, match=r"no file of the split 'dev'; there are test/rows\.jsonl, train-0"):
+    with pytest.raises(
+        DataError, match=r"no file of the split 'dev'; there are test/rows\.jsonl, train-0"
+    ):
         load(f"{tmp_path}:dev")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no data file"):
@@ -454,7 +604,9 @@ def test_folder_saved_by_datasets(tmp_path: Path) -> None:
     saved.save_to_disk(str(tmp_path / "one"))
     check(load(str(tmp_path / "one")))
     assert load(str(tmp_path / "one")).groups[0].where == f"{tmp_path}/one:row 1"
-    datasets.DatasetDict({"train": saved, "test": saved.select([4])}).save_to_disk(str(tmp_path / "two"))
+    datasets.DatasetDict({"train": saved, "test": saved.select([4])}).save_to_disk(
+        str(tmp_path / "two")
+    )
     check(load(str(tmp_path / "two")))
     check(load(f"{tmp_path}/two:test"), 4)
     with pytest.raises(DataError, match="no split 'dev'; there are train, test"):
@@ -464,7 +616,9 @@ def test_folder_saved_by_datasets(tmp_path: Path) -> None:
         load(str(tmp_path / "one"))
 
 
-def test_a_damaged_folder_of_datasets_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+def test_a_damaged_folder_of_datasets_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path,
+) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "set"))
     file = next((tmp_path / "set").glob("*.arrow"))
@@ -493,15 +647,24 @@ def test_cells_that_json_does_not_know(tmp_path: Path, values: list[Any], told: 
     import pyarrow.parquet as pq
 
     kind = pa.map_(pa.string(), pa.string()) if "tuple" in told else None
-    pq.write_table(pa.table({"prompt": pa.array(values, kind), "completion": ["c"]}), tmp_path / "a.parquet")
-    assert f"a.parquet:row 1: {told}, expected" in str(load(str(tmp_path / "a.parquet")).problems[0])
+    pq.write_table(
+        pa.table({"prompt": pa.array(values, kind), "completion": ["c"]}), tmp_path / "a.parquet"
+    )
+    assert f"a.parquet:row 1: {told}, expected" in str(
+        load(str(tmp_path / "a.parquet")).problems[0]
+    )
 
 
 def test_times_that_python_does_not_know(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({"prompt": ["p"], "completion": ["c"], "when": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table(
+            {"prompt": ["p"], "completion": ["c"], "when": pa.array([2**62], pa.timestamp("us"))}
+        ),
+        tmp_path / "a.parquet",
+    )
     with pytest.raises(DataError, match="not a readable parquet file: date value out of range"):
         load(str(tmp_path / "a.parquet"))
 
@@ -525,6 +688,12 @@ def test_hub_rows_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_unreachable_hub_fails_at_once(name: str) -> None:
     pytest.importorskip("datasets")
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"not to be had from the hub .HF_HUB_OFFLINE is set.*\n  -> download it where there is a network and give the folder"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"not to be had from the hub .HF_HUB_OFFLINE is set.*\n  -> download it where there is"
+            r" a network and give the folder"
+        ),
+    ):
         load(name)
     assert time.monotonic() - start < 10

@@ -25,7 +25,10 @@ rows = st.tuples(tokens, st.lists(st.tuples(tokens, st.integers(0, 2)), min_size
 def group(made):
     """A group from (prompt, (answer, how far before the answer scoring starts) ...)."""
     prompt, answers = made
-    found = tuple(TokenSequence((*prompt, *answer), min(len(prompt), max(1, len(prompt) - back))) for answer, back in answers)
+    found = tuple(
+        TokenSequence((*prompt, *answer), min(len(prompt), max(1, len(prompt) - back)))
+        for answer, back in answers
+    )
     return RenderedGroup(found, (), (None,) * len(found), "made")
 
 
@@ -36,15 +39,23 @@ def test_a_tree_holds_each_sequence_and_what_they_share_once(row):
     for sequence, leaf in zip(made, tree.leaves):
         assert tuple(t for s in tree.chain(leaf) for t in tree.segments[s].tokens) == sequence.ids
     prefixes = {sequence.ids[: i + 1] for sequence in made for i in range(len(sequence.ids))}
-    assert sum(len(s.tokens) for s in tree.segments) == len(prefixes) == size([made])  # a trie has a node for each
-    for i, segment in enumerate(tree.segments):  # a parent stands before its children, its first child directly after it
+    assert (
+        sum(len(s.tokens) for s in tree.segments) == len(prefixes) == size([made])
+    )  # a trie has a node for each
+    for i, segment in enumerate(
+        tree.segments
+    ):  # a parent stands before its children, its first child directly after it
         assert segment.parent < i
         assert segment.tokens
-    assert {segment.parent + 1 for segment in tree.segments if segment.parent >= 0} <= {i for i, s in enumerate(tree.segments) if s.parent == i - 1}
+    assert {segment.parent + 1 for segment in tree.segments if segment.parent >= 0} <= {
+        i for i, s in enumerate(tree.segments) if s.parent == i - 1
+    }
 
 
 def test_sequences_share_what_they_share_and_no_more():
-    """Prompts that were cut into other tokens by a merge: the trunk ends where they part, or there is none."""
+    """Prompts that were cut into other tokens by a merge: the trunk ends where they part, or there
+    is none.
+    """
     parting = grow([[TokenSequence((5, 6, 7, 1), 1), TokenSequence((5, 8, 7, 1), 3)]])
     assert [s.tokens for s in parting.segments] == [(5,), (6, 7, 1), (8, 7, 1)]
     strangers = grow([[TokenSequence((5, 6, 1), 2), TokenSequence((4, 6, 1), 2)]])
@@ -53,12 +64,23 @@ def test_sequences_share_what_they_share_and_no_more():
 
 @given(st.lists(rows, min_size=1, max_size=4))
 def test_a_batch_points_from_each_token_to_the_one_before_it(many):
-    """The shift, whatever the shape of the trees: read back over each scored token's own chain of segments."""
+    """The shift, whatever the shape of the trees: read back over each scored token's own chain of
+    segments.
+    """
     made = [group(row) for row in many]
     batch = collate(made)
     sequences = [s for one in made for s in one.sequences]
-    expected = [(s.ids[t - 1], s.ids[t], t - 1, c) for c, s in enumerate(sequences) for t in range(s.start, len(s.ids))]
-    found = zip(batch.token_T[batch.source_N].tolist(), batch.target_N.tolist(), batch.position_T[batch.source_N].tolist(), batch.completion_N.tolist())
+    expected = [
+        (s.ids[t - 1], s.ids[t], t - 1, c)
+        for c, s in enumerate(sequences)
+        for t in range(s.start, len(s.ids))
+    ]
+    found = zip(
+        batch.token_T[batch.source_N].tolist(),
+        batch.target_N.tolist(),
+        batch.position_T[batch.source_N].tolist(),
+        batch.completion_N.tolist(),
+    )
     assert list(found) == expected
     assert [tuple(row.tolist()) for row in rows_of(batch)] == [s.ids for s in sequences]
 
@@ -74,7 +96,12 @@ def test_packing_keeps_every_group_within_the_budget(many, tokens):
 
 
 def test_a_group_above_the_budget_is_named_before_training():
-    big = RenderedGroup(tuple(TokenSequence((1, *range(k, k + 50)), 1) for k in (100, 200)), (), (None, None), "rows.jsonl:7")
+    big = RenderedGroup(
+        tuple(TokenSequence((1, *range(k, k + 50)), 1) for k in (100, 200)),
+        (),
+        (None, None),
+        "rows.jsonl:7",
+    )
     assert budget([big], None) == 1024
     assert budget([big], 101) == 101
     with pytest.raises(DataError, match=r"rows\.jsonl:7: needs 101 tokens"):
@@ -84,27 +111,57 @@ def test_a_group_above_the_budget_is_named_before_training():
 
 
 def test_tokens_are_bounded_without_building_a_group():
-    """Exact where answers begin apart; above where they share words; the answers whole where even the prompts differ."""
+    """Exact where answers begin apart; above where they share words; the answers whole where even
+    the prompts differ.
+    """
     prompt = (1, 2, 3)
-    apart = RenderedGroup((TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 6), 3)), (), (None,) * 2, "d:1")
-    alike = RenderedGroup((TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 4, 6), 3)), (), (None,) * 2, "d:2")
-    other = RenderedGroup((TokenSequence((1, 2, 9, 4), 3), TokenSequence((*prompt, 4), 3)), (), (None,) * 2, "d:3")
+    apart = RenderedGroup(
+        (TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 6), 3)), (), (None,) * 2, "d:1"
+    )
+    alike = RenderedGroup(
+        (TokenSequence((*prompt, 4, 5), 3), TokenSequence((*prompt, 4, 6), 3)),
+        (),
+        (None,) * 2,
+        "d:2",
+    )
+    other = RenderedGroup(
+        (TokenSequence((1, 2, 9, 4), 3), TokenSequence((*prompt, 4), 3)), (), (None,) * 2, "d:3"
+    )
     groups = [apart, alike, other]
     assert [cost(group) for group in groups] == [6, 6, 8]
     assert tokens_of(groups).at_most.tolist() == [6, 7, 8]
     assert largest(groups) == 8
-    assert [largest(pairs_of(seed, 40)) for seed in range(3)] == [max(map(cost, pairs_of(seed, 40))) for seed in range(3)]
+    assert [largest(pairs_of(seed, 40)) for seed in range(3)] == [
+        max(map(cost, pairs_of(seed, 40))) for seed in range(3)
+    ]
 
 
-@pytest.mark.parametrize(("tokens", "most", "expected"), [(1024, 8, [0, 1, 3]), (600, 8, [0]), (1300, 8, [0, 1, 2, 3]), (10_000, 2, [0, 1]), (650, 8, [0, 3])])
+@pytest.mark.parametrize(
+    ("tokens", "most", "expected"),
+    [
+        (1024, 8, [0, 1, 3]),
+        (600, 8, [0]),
+        (1300, 8, [0, 1, 2, 3]),
+        (10_000, 2, [0, 1]),
+        (650, 8, [0, 3]),
+    ],
+)
 def test_the_fullest_micro_batch_of_a_step(tokens, most, expected):
-    """No step can have more in one: as many of the largest groups as there is room for, and no more than a step draws."""
-    groups = [RenderedGroup((TokenSequence((i, *range(n - 1)), 1),), (), (None,), f"d:{i}") for i, n in enumerate([600, 300, 300, 40])]
+    """No step can have more in one: as many of the largest groups as there is room for, and no more
+    than a step draws.
+    """
+    groups = [
+        RenderedGroup((TokenSequence((i, *range(n - 1)), 1),), (), (None,), f"d:{i}")
+        for i, n in enumerate([600, 300, 300, 40])
+    ]
     assert most_expensive(groups, tokens, most) == expected
 
 
 def test_packing_groups_of_more_than_half_the_budget_is_quick():
-    groups = [RenderedGroup((TokenSequence((i, *range(600 + i % 7)), 1),), (), (None,), f"d:{i}") for i in range(2048)]
+    groups = [
+        RenderedGroup((TokenSequence((i, *range(600 + i % 7)), 1),), (), (None,), f"d:{i}")
+        for i in range(2048)
+    ]
     began = time.perf_counter()
     assert len(pack(groups, 1024)) == 2048
     assert time.perf_counter() - began < 10
@@ -117,18 +174,25 @@ def some(rng, n):
 def pairs_of(seed, count, *, prompts=None):
     """Groups of two answers, lognormal lengths; `prompts`: so many different ones."""
     rng = random.Random(seed)
-    heads = [some(rng, max(1, round(rng.lognormvariate(3.5, 0.8)))) for _ in range(prompts or count)]
+    heads = [
+        some(rng, max(1, round(rng.lognormvariate(3.5, 0.8)))) for _ in range(prompts or count)
+    ]
     found = []
     for i in range(count):
         head = heads[i % len(heads)]
-        answers = tuple(TokenSequence(head + some(rng, max(1, round(rng.lognormvariate(3.5, 0.6)))), len(head)) for _ in range(2))
+        answers = tuple(
+            TokenSequence(head + some(rng, max(1, round(rng.lognormvariate(3.5, 0.6)))), len(head))
+            for _ in range(2)
+        )
         found.append(RenderedGroup(answers, (), (None, None), f"made:{i}"))
     return found
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_ranks_and_micro_batches_have_equal_work(ranks):
-    """The most expensive micro-batch first, rank i % ranks; over 64 groups no rank has 5 % more to do than another."""
+    """The most expensive micro-batch first, rank i % ranks; over 64 groups no rank has 5 % more to
+    do than another.
+    """
     work = Work(token=1.0, scored=0.3, position=0.002)
     groups = pairs_of(ranks, 64)
     packed = pack(groups, 1500, work, ranks)
@@ -161,7 +225,13 @@ def test_prompts_share_a_trunk_only_where_it_pays():
     assert len(grow(prompts(SHARED)).segments) == 3
 
 
-@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.5, 1.0, 2.0, 2.5])), min_size=1, max_size=3), st.integers(0, 9), st.integers(0, 3))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 30), st.sampled_from([0.5, 1.0, 2.0, 2.5])), min_size=1, max_size=3
+    ),
+    st.integers(0, 9),
+    st.integers(0, 3),
+)
 def test_an_epoch_takes_its_share_of_every_set(parts, seed, epoch):
     shares = [Share(size, weight) for size, weight in parts]
     items = order(shares, seed, epoch)
@@ -185,7 +255,9 @@ def test_any_cursor_continues_the_same_stream(size, batch, skip):
     assert [next(again) for _ in range(4)] == seen[skip : skip + 4]
     per_epoch = -(-size // batch)
     for first in range(0, len(seen) - per_epoch + 1, per_epoch):
-        assert sorted(i for items, _ in seen[first : first + per_epoch] for i in items) == list(range(size))
+        assert sorted(i for items, _ in seen[first : first + per_epoch] for i in items) == list(
+            range(size)
+        )
 
 
 def test_a_half_is_another_half_each_epoch():
@@ -195,4 +267,7 @@ def test_a_half_is_another_half_each_epoch():
 
 
 def test_seed_and_epoch_change_the_order():
-    assert len({tuple(order([Share(20)], seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    assert (
+        len({tuple(order([Share(20)], seed, epoch)) for seed in range(3) for epoch in range(3)})
+        == 9
+    )

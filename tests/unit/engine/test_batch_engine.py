@@ -22,7 +22,9 @@ def naive(model, groups):
     for group in groups:
         for sequence in group.sequences:
             logp_LV = model(input_ids=torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
-            found += [logp_LV[t - 1, sequence.ids[t]] for t in range(sequence.start, len(sequence.ids))]
+            found += [
+                logp_LV[t - 1, sequence.ids[t]] for t in range(sequence.start, len(sequence.ids))
+            ]
     return torch.stack(found)
 
 
@@ -40,7 +42,10 @@ def test_rows_equals_a_loop_over_single_sequences(family):
 
 
 def gradients(model):
-    found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    found = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
     model.zero_grad()
     return found
 
@@ -54,8 +59,11 @@ def assert_gradients(model, expected, tolerance):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
 def test_gradients_equal_the_loops(family):
-    # the grouped products of a mixture of experts exist in float32 only, its plain loop in float64 too
-    model = tiny.model(family, dtype=torch.float64, experts="eager" if family == "qwen3_moe" else None)
+    # the grouped products of a mixture of experts exist in float32 only, its plain loop in float64
+    # too
+    model = tiny.model(
+        family, dtype=torch.float64, experts="eager" if family == "qwen3_moe" else None
+    )
     groups = tiny.groups(3)
     slope_N = torch.linspace(-1, 1, len(collate(groups).target_N), dtype=torch.float64)
     (naive(model, groups) * slope_N).sum().backward()
@@ -66,7 +74,9 @@ def test_gradients_equal_the_loops(family):
 
 
 def test_slopes_carry_the_whole_gradient_of_a_loss():
-    """backward(slope) with DPO's slope at the log-probs = autograd through the loss written out, over single sequences."""
+    """backward(slope) with DPO's slope at the log-probs = autograd through the loss written out,
+    over single sequences.
+    """
     model, groups = tiny.model("llama", dtype=torch.float64), tiny.groups(4)
     batch = collate(groups)
     torch.manual_seed(1)
@@ -77,13 +87,20 @@ def test_slopes_carry_the_whole_gradient_of_a_loss():
     for group in groups:
         for c in group.comparisons:
             margin = 0.3 * (ratio[first + c.winner] - ratio[first + c.loser])
-            total = total - c.weight * (c.probability * margin.sigmoid().log() + (1 - c.probability) * (-margin).sigmoid().log())
+            total = total - c.weight * (
+                c.probability * margin.sigmoid().log()
+                + (1 - c.probability) * (-margin).sigmoid().log()
+            )
         first += len(group.sequences)
     total.backward()
     expected = gradients(model)
 
     made = objective("dpo", beta=0.3)
-    rows.backward(model, replace(batch, reference_N=reference_N), lambda columns, part: made.slopes(columns, part, (1.0,), {})[1])
+    rows.backward(
+        model,
+        replace(batch, reference_N=reference_N),
+        lambda columns, part: made.slopes(columns, part, (1.0,), {})[1],
+    )
     assert_gradients(model, expected, 2e-7)  # label probabilities are float32 in a batch
 
 
@@ -116,7 +133,9 @@ def test_probabilities_of_all_next_tokens_sum_to_one():
     from winnow.data.render import RenderedGroup, TokenSequence
 
     model = tiny.model("llama", dtype=torch.float64)
-    everything = RenderedGroup(tuple(TokenSequence((5, 6, v), 2) for v in range(97)), (), (None,) * 97, "all")
+    everything = RenderedGroup(
+        tuple(TokenSequence((5, 6, v), 2) for v in range(97)), (), (None,) * 97, "all"
+    )
     logp_N = rows.logps(model, collate([everything]))["logp"]
     assert float(logp_N.exp().sum().detach()) == pytest.approx(1.0, abs=1e-12)
 
@@ -124,7 +143,9 @@ def test_probabilities_of_all_next_tokens_sum_to_one():
 def test_shared_prompts_stand_once_and_the_shift_is_in_the_batch():
     groups = tiny.groups(3)
     batch = collate(groups, [7, 8, 9])
-    distinct = sum(g.sequences[0].start + sum(len(s.ids) - s.start for s in g.sequences) for g in groups)
+    distinct = sum(
+        g.sequences[0].start + sum(len(s.ids) - s.start for s in g.sequences) for g in groups
+    )
     assert len(batch.token_T) == distinct
     assert batch.items == (7, 8, 9)
     at = 0
@@ -132,8 +153,12 @@ def test_shared_prompts_stand_once_and_the_shift_is_in_the_batch():
         for sequence in group.sequences:
             n = len(sequence.ids) - sequence.start
             assert batch.target_N[at : at + n].tolist() == list(sequence.ids[sequence.start :])
-            assert batch.token_T[batch.source_N[at : at + n]].tolist() == list(sequence.ids[sequence.start - 1 : -1])
-            assert batch.position_T[batch.source_N[at : at + n]].tolist() == list(range(sequence.start - 1, len(sequence.ids) - 1))
+            assert batch.token_T[batch.source_N[at : at + n]].tolist() == list(
+                sequence.ids[sequence.start - 1 : -1]
+            )
+            assert batch.position_T[batch.source_N[at : at + n]].tolist() == list(
+                range(sequence.start - 1, len(sequence.ids) - 1)
+            )
             at += n
     whole = [list(s.ids) for g in groups for s in g.sequences]
     assert [row.tolist() for row in rows.sequences(batch)] == whole

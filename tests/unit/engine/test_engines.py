@@ -1,4 +1,6 @@
-"""The fast engines against the oracle, in values and gradients, on forests of any shape and models of many families."""
+"""The fast engines against the oracle, in values and gradients, on forests of any shape and models
+of many families.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,17 @@ ENGINES = [SEGMENTS, MASKS, SINGLE]
 
 @pytest.fixture(autouse=True)
 def _both_kinds_of_calls(monkeypatch):
-    """These tests' items are short: at this limit some have a call of their own and some share one."""
+    """These tests' items are short: at this limit some have a call of their own and some share
+    one.
+    """
     monkeypatch.setattr(tree_layout, "SMALL", 250)
 
 
 def model(family, dtype=F64, **changes):
     """The experts' grouped products exist in float32 only, their plain loop in float64 too."""
-    return tiny.model(family, dtype=dtype, experts="eager" if family in tiny.ROUTED else None, **changes)
+    return tiny.model(
+        family, dtype=dtype, experts="eager" if family in tiny.ROUTED else None, **changes
+    )
 
 
 def slope(columns, part):
@@ -49,7 +55,11 @@ def looked(engine, model, groups, slope=slope):
     """Columns and all gradients as one vector."""
     model.zero_grad()
     columns = engine.backward(model, collate(groups), slope, want=("entropy",))
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters() if p.requires_grad]
+    found = [
+        torch.zeros_like(p) if p.grad is None else p.grad
+        for p in model.parameters()
+        if p.requires_grad
+    ]
     return columns, torch.cat([g.flatten() for g in found]).clone()
 
 
@@ -109,7 +119,9 @@ def test_the_probe_looks_at_both_kinds_of_calls(monkeypatch):
 
 
 def test_groups_with_one_history_share_it():
-    """Turns of one dialogue as rows of their own, and two rows with one prompt: what they begin with is computed once, and right."""
+    """Turns of one dialogue as rows of their own, and two rows with one prompt: what they begin
+    with is computed once, and right.
+    """
     rng = random.Random(0)
 
     def some(n):
@@ -120,10 +132,21 @@ def test_groups_with_one_history_share_it():
         sequences = tuple(TokenSequence(history + some(3 + k), len(history)) for k in range(2))
         groups.append(RenderedGroup(sequences, (Comparison(0, 1),), (None, None), f"turn {turn}"))
         history = sequences[0].ids + some(5)
-    groups.append(RenderedGroup(tuple(TokenSequence(groups[0].sequences[0].ids[:40] + some(4), 40) for _ in range(3)), (), (None,) * 3, "again"))
+    groups.append(
+        RenderedGroup(
+            tuple(TokenSequence(groups[0].sequences[0].ids[:40] + some(4), 40) for _ in range(3)),
+            (),
+            (None,) * 3,
+            "again",
+        )
+    )
     batch = collate(groups)
     prefixes = {s.ids[: i + 1] for g in groups for s in g.sequences for i in range(len(s.ids))}
-    assert len(batch.token_T) == len(prefixes) < sum(len(s.ids) for g in groups for s in g.sequences) / 4
+    assert (
+        len(batch.token_T)
+        == len(prefixes)
+        < sum(len(s.ids) for g in groups for s in g.sequences) / 4
+    )
     ours = model("llama")
     with Exact():
         assert_equal(looked(SEGMENTS, ours, groups), looked(rows, ours, groups), 1e-10)
@@ -131,7 +154,12 @@ def test_groups_with_one_history_share_it():
 
 def test_sequences_that_end_within_others_and_twice_the_same():
     a = (5, 6, 7, 8, 9, 10)
-    group = RenderedGroup(tuple(TokenSequence(ids, 2) for ids in (a, a[:4], a, (*a, 11, 12), (5, 6, 3))), (), (None,) * 5, "nested")
+    group = RenderedGroup(
+        tuple(TokenSequence(ids, 2) for ids in (a, a[:4], a, (*a, 11, 12), (5, 6, 3))),
+        (),
+        (None,) * 5,
+        "nested",
+    )
     ours = model("gpt2")
     assert len(collate([group]).token_T) == 9
     for engine in ENGINES:
@@ -140,14 +168,18 @@ def test_sequences_that_end_within_others_and_twice_the_same():
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.NAME)
 def test_no_answer_sees_another(engine):
-    """Changing one completion changes no other's log-probs by a bit more than rounding, nor anything of another group."""
+    """Changing one completion changes no other's log-probs by a bit more than rounding, nor
+    anything of another group.
+    """
     ours, groups = model("llama"), [tiny.trie(1, 2), tiny.trie(2, 3)]
     with torch.no_grad():
         before = engine.logps(ours, collate(groups))["logp"]
         for k in range(len(groups[0].sequences)):
             sequences = list(groups[0].sequences)
             old = sequences[k]
-            sequences[k] = TokenSequence((*old.ids[: old.start], *((t + 1) % 97 for t in old.ids[old.start :])), old.start)
+            sequences[k] = TokenSequence(
+                (*old.ids[: old.start], *((t + 1) % 97 for t in old.ids[old.start :])), old.start
+            )
             changed = [dataclasses.replace(groups[0], sequences=tuple(sequences)), groups[1]]
             after = engine.logps(ours, collate(changed))["logp"]
             theirs = collate(groups).completion_N != k
@@ -165,12 +197,25 @@ def test_order_budget_and_cut_change_nothing():
         for part in pack([groups[i] for i in items], tokens):
             chosen = [items[i] for i in part]
             logp_N = SEGMENTS.backward(ours, collate([groups[i] for i in chosen]), slope)["logp"]
-            logps |= dict(zip(chosen, logp_N.split([sum(len(s.ids) - s.start for s in groups[i].sequences) for i in chosen])))
-        return torch.cat([logps[i] for i in range(8)]), torch.cat([p.grad.flatten() for p in ours.parameters()])
+            logps |= dict(
+                zip(
+                    chosen,
+                    logp_N.split(
+                        [sum(len(s.ids) - s.start for s in groups[i].sequences) for i in chosen]
+                    ),
+                )
+            )
+        return torch.cat([logps[i] for i in range(8)]), torch.cat(
+            [p.grad.flatten() for p in ours.parameters()]
+        )
 
     with Exact():
         expected = whole(list(range(8)), 10**6)
-        for items, tokens in ((list(range(8)), 1), (list(range(8)), 150), ([5, 2, 7, 0, 1, 6, 3, 4], 220)):
+        for items, tokens in (
+            (list(range(8)), 1),
+            (list(range(8)), 150),
+            ([5, 2, 7, 0, 1, 6, 3, 4], 220),
+        ):
             found = whole(items, tokens)
             assert float((found[0] - expected[0]).abs().max()) < 1e-12
             assert float((found[1] - expected[1]).norm()) < 1e-12 * float(expected[1].norm())
@@ -189,23 +234,35 @@ def test_checkpointing_changes_nothing(family, engine):
 
 
 def plain_kernel(q, k, v, items, scale, window, softcap):
-    """What the flash kernels compute, item by item in plain torch: causal from the end of both, within a window."""
+    """What the flash kernels compute, item by item in plain torch: causal from the end of both,
+    within a window.
+    """
     found = []
     places = zip(items.query_begin, items.query_begin[1:], items.key_begin, items.key_begin[1:])
     for a, b, c, d in [[int(n) for n in place] for place in places]:
         assert b - a <= items.most_queries
         assert d - c <= items.most_keys
-        mask = arrange((), (), torch.device("cpu")).mask(b - a, d - c, None if window[0] < 0 else window[0] + 1, q)
-        one = segments._written_out(*(x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])), mask, scale, softcap, None)
+        mask = arrange((), (), torch.device("cpu")).mask(
+            b - a, d - c, None if window[0] < 0 else window[0] + 1, q
+        )
+        one = segments._written_out(
+            *(x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])), mask, scale, softcap, None
+        )
         found.append(one[0].transpose(0, 1))
     return torch.cat(found)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2", "qwen3"])
 def test_the_numbers_handed_to_flash_kernels_are_right(family):
-    """The kernels themselves need a GPU; what they are told is tested with one that runs anywhere."""
+    """The kernels themselves need a GPU; what they are told is tested with one that runs
+    anywhere.
+    """
     groups = [tiny.trie(10 * depth + i, depth) for depth in (1, 2, 3, 4) for i in range(2)]
-    engine = Tiled("varlen, plain", varlen.hidden, lambda model, batch: varlen.inside(model, batch, plain_kernel))
+    engine = Tiled(
+        "varlen, plain",
+        varlen.hidden,
+        lambda model, batch: varlen.inside(model, batch, plain_kernel),
+    )
     with Exact():
         ours = model(family)
         assert_equal(looked(engine, ours, groups), looked(rows, ours, groups), 1e-10)
@@ -214,8 +271,16 @@ def test_the_numbers_handed_to_flash_kernels_are_right(family):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "qwen3"])
 def test_flash_kernels_equal_the_oracle(family):
-    """In bfloat16, as the kernels take it, against rows in bfloat16: as near as padded and unpadded rows are to each other."""
-    big = {"hidden_size": 128, "head_dim": 32} if family == "qwen3" else {"n_embd": 128} if family == "gpt2" else {"hidden_size": 128}
+    """In bfloat16, as the kernels take it, against rows in bfloat16: as near as padded and unpadded
+    rows are to each other.
+    """
+    big = (
+        {"hidden_size": 128, "head_dim": 32}
+        if family == "qwen3"
+        else {"n_embd": 128}
+        if family == "gpt2"
+        else {"hidden_size": 128}
+    )
     ours = tiny.model(family, dtype=torch.bfloat16, **big).cuda()
     assert selection.choose(ours, 97, 60).engine is VARLEN
 
@@ -225,14 +290,21 @@ def test_a_gpu_engine_asked_for_on_a_cpu_says_so():
         selection.prove(VARLEN, model("llama", F32), 97, 60)
 
 
-# --- the head ----------------------------------------------------------------------------------------------------------
+# --- the head
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "phi"])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("limits", [(2**27, 2**30), (97 * 8 * 5, 2**30), (97 * 8 * 3, 97 * 8 * 4)], ids=["fused", "fused, cut", "recomputed"])
+@pytest.mark.parametrize(
+    "limits",
+    [(2**27, 2**30), (97 * 8 * 5, 2**30), (97 * 8 * 3, 97 * 8 * 4)],
+    ids=["fused", "fused, cut", "recomputed"],
+)
 def test_every_way_through_the_head_gives_the_same(family, tied, limits, monkeypatch):
-    """Whole batch at once, group by group, and groups too large to hold: soft-cap, scale, bias, tied and untied."""
+    """Whole batch at once, group by group, and groups too large to hold: soft-cap, scale, bias,
+    tied and untied.
+    """
     groups = [tiny.trie(i, 2) for i in range(4)]
     with Exact():
         ours = model(family, tie_word_embeddings=tied)
@@ -261,10 +333,18 @@ def both_slopes(columns, part):
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.NAME)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "phi"])  # plain, tied, soft-capped, scaled, with a bias
-@pytest.mark.parametrize("limits", [(2**27, 2**30), (97 * 8 * 12, 2**30), (97 * 8 * 12, 97 * 8 * 8)], ids=["whole", "parts", "recomputed"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gemma2", "cohere", "phi"]
+)  # plain, tied, soft-capped, scaled, with a bias
+@pytest.mark.parametrize(
+    "limits",
+    [(2**27, 2**30), (97 * 8 * 12, 2**30), (97 * 8 * 12, 97 * 8 * 8)],
+    ids=["whole", "parts", "recomputed"],
+)
 def test_what_another_model_says_and_how_peaked_the_own_is(engine, family, limits, monkeypatch):
-    """KL(q || p) of whole distributions and log sum p^2 at each token, and the gradients of both slopes, equal the oracle's."""
+    """KL(q || p) of whole distributions and log sum p^2 at each token, and the gradients of both
+    slopes, equal the oracle's.
+    """
     ours, groups = model(family), [tiny.trie(i, 3) for i in range(3)]
     batch, kept = collate(groups), {name: p.detach().clone() for name, p in ours.named_parameters()}
     monkeypatch.setattr(output_head, "TILE", limits[0])
@@ -276,12 +356,19 @@ def test_what_another_model_says_and_how_peaked_the_own_is(engine, family, limit
             said = one.said(ours, batch)
             with torch.no_grad():  # the weights move on; what was said stays
                 for p in ours.parameters():
-                    p.data = p + 0.05 * torch.cos(torch.arange(p.numel(), dtype=p.dtype)).reshape(p.shape)
+                    p.data = p + 0.05 * torch.cos(torch.arange(p.numel(), dtype=p.dtype)).reshape(
+                        p.shape
+                    )
             ours.zero_grad()
             columns = one.backward(ours, batch, both_slopes, ("entropy", "collision", "kl"), said)
-            found.append((columns, torch.cat([p.grad.flatten() for p in ours.parameters()]).clone()))
+            found.append(
+                (columns, torch.cat([p.grad.flatten() for p in ours.parameters()]).clone())
+            )
             alone = one.logps(ours, batch, ("kl", "collision"), said)
-            assert all(torch.allclose(alone[name], columns[name], rtol=0, atol=1e-12) for name in ("logp", "kl", "collision"))
+            assert all(
+                torch.allclose(alone[name], columns[name], rtol=0, atol=1e-12)
+                for name in ("logp", "kl", "collision")
+            )
             for name, p in ours.named_parameters():
                 p.data = kept[name].clone()
     (truth, gradient), (seen, own) = found
@@ -314,8 +401,16 @@ def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
 
 def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
-    loaded = loading.load(str(folder), dtype="float64", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
-    torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)  # zeros would hide it
+    loaded = loading.load(
+        str(folder),
+        dtype="float64",
+        device="cpu",
+        lora=Lora(4, 8, ("lm_head", "q_proj")),
+        train=True,
+    )
+    torch.nn.init.normal_(
+        loaded.model.get_output_embeddings().lora_B["default"].weight
+    )  # zeros would hide it
     groups = [tiny.trie(i, 2) for i in range(3)]
     with Exact():
         found, expected = looked(SEGMENTS, loaded.model, groups), looked(rows, loaded.model, groups)
@@ -327,7 +422,13 @@ def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
 def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
     """Its sum with the layer is float32, as peft keeps adapters, beside states in bfloat16."""
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
-    loaded = loading.load(str(folder), dtype="bfloat16", device="cpu", lora=Lora(4, 8, ("lm_head", "q_proj")), train=True)
+    loaded = loading.load(
+        str(folder),
+        dtype="bfloat16",
+        device="cpu",
+        lora=Lora(4, 8, ("lm_head", "q_proj")),
+        train=True,
+    )
     torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)
     assert loaded.model.get_output_embeddings().lora_B["default"].weight.dtype == torch.float32
     assert selection.choose(loaded.model, 97, 60, [SEGMENTS]).engine is SEGMENTS
@@ -336,12 +437,15 @@ def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
 def test_a_dora_adapter_on_the_output_layer_is_refused():
     from peft import LoraConfig, get_peft_model
 
-    ours = get_peft_model(model("llama", F32), LoraConfig(target_modules=["lm_head"], use_dora=True))
+    ours = get_peft_model(
+        model("llama", F32), LoraConfig(target_modules=["lm_head"], use_dora=True)
+    )
     with pytest.raises(ModelError, match="DoRA"):
         SEGMENTS.logps(ours, collate([tiny.trie(0, 1)]))
 
 
-# --- which engine ------------------------------------------------------------------------------------------------------
+# --- which engine
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.MORE])
@@ -352,7 +456,9 @@ def test_the_fast_engine_is_chosen_where_it_is_right(family):
 
 @pytest.mark.parametrize("family", tiny.ODD)
 def test_odd_families_get_a_slower_engine_or_the_right_numbers(family):
-    """Whatever is chosen equals the oracle, on other trees than the probe's; and who was passed over is said."""
+    """Whatever is chosen equals the oracle, on other trees than the probe's; and who was passed
+    over is said.
+    """
     ours = model(family, F32)
     choice = selection.choose(ours, 97, 60)
     assert {"falcon": MASKS, "gptj": MASKS, "phimoe": SEGMENTS}.get(family, SINGLE) is choice.engine
@@ -369,7 +475,11 @@ def planted(change):
     @contextmanager
     def inside(model, batch):
         with segments.inside(model, batch):
-            token = segments._layout.set(arrange(batch.runs, [change(item) for item in items_of(batch.runs)], torch.device("cpu")))
+            token = segments._layout.set(
+                arrange(
+                    batch.runs, [change(item) for item in items_of(batch.runs)], torch.device("cpu")
+                )
+            )
             try:
                 yield
             finally:
@@ -398,7 +508,13 @@ def shifted(model, batch):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe"])
 @pytest.mark.parametrize(
-    "bug", [planted(siblings_visible), planted(ancestors_ignored), Tiled("planted", shifted, segments.inside)], ids=["siblings", "ancestors", "positions"]
+    "bug",
+    [
+        planted(siblings_visible),
+        planted(ancestors_ignored),
+        Tiled("planted", shifted, segments.inside),
+    ],
+    ids=["siblings", "ancestors", "positions"],
 )
 @pytest.mark.parametrize("train", [True, False])
 def test_the_probe_rejects_planted_bugs(family, bug, train):
@@ -406,7 +522,10 @@ def test_the_probe_rejects_planted_bugs(family, bug, train):
     choice = selection.choose(ours, 97, 60, [bug, SINGLE], train=train)
     assert choice.engine is SINGLE
     assert "planted: differs from rows" in choice.passed_over[0]
-    assert selection.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME == "planted"  # it is the bug that is seen
+    assert (
+        selection.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME
+        == "planted"
+    )  # it is the bug that is seen
     assert all(p.grad is None for p in ours.parameters())
 
 
@@ -420,14 +539,25 @@ def test_the_probe_misses_a_gradient_that_is_not_there():
             model.get_input_embeddings().weight.grad = None
             return columns
 
-    assert "forgetful: differs from rows" in selection.choose(model("llama", F32), 97, 60, [Forgetful(), SINGLE]).passed_over[0]
+    assert (
+        "forgetful: differs from rows"
+        in selection.choose(model("llama", F32), 97, 60, [Forgetful(), SINGLE]).passed_over[0]
+    )
 
 
 @pytest.mark.parametrize(
-    "bug", [planted(siblings_visible), planted(ancestors_ignored), Tiled("planted", shifted, segments.inside)], ids=["siblings", "ancestors", "positions"]
+    "bug",
+    [
+        planted(siblings_visible),
+        planted(ancestors_ignored),
+        Tiled("planted", shifted, segments.inside),
+    ],
+    ids=["siblings", "ancestors", "positions"],
 )
 def test_planted_bugs_are_seen_in_half_precision(bug):
-    """Where they do more than rounding does: a position more changes a random Llama by a third of what bfloat16 does, Qwen 3 by thirty times as much."""
+    """Where they do more than rounding does: a position more changes a random Llama by a third of
+    what bfloat16 does, Qwen 3 by thirty times as much.
+    """
     ours = tiny.model("qwen3", dtype=torch.bfloat16)
     assert selection.choose(ours, 97, 60, [bug, SINGLE]).engine is SINGLE
     assert selection.choose(ours, 97, 60, [planted(lambda item: item)]).engine.NAME == "planted"
@@ -438,7 +568,9 @@ def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
 
     @contextmanager
     def without_window(model, batch):
-        windows = [(m, m.sliding_window) for m in model.modules() if getattr(m, "sliding_window", None)]
+        windows = [
+            (m, m.sliding_window) for m in model.modules() if getattr(m, "sliding_window", None)
+        ]
         for m, _ in windows:
             m.sliding_window = None
         try:
@@ -458,7 +590,9 @@ def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_compiled_layers_give_the_same_numbers_at_any_length(family):
-    """With a backend that traces as all do and generates no code; one trace serves all layers and all lengths."""
+    """With a backend that traces as all do and generates no code; one trace serves all layers and
+    all lengths.
+    """
     many = [[tiny.trie(10 * i + j, 2) for j in range(3)] for i in range(4)]
     assert len({len(collate(groups).token_T) for groups in many}) > 2
     ours = model(family)
@@ -479,7 +613,9 @@ def test_a_wrong_compilation_is_seen_by_the_probe():
     """A backend that doubles what the first layer's last graph gives."""
 
     def wrong(graph, example):
-        return lambda *args: tuple(2 * x if torch.is_tensor(x) and x.is_floating_point() else x for x in graph(*args))
+        return lambda *args: tuple(
+            2 * x if torch.is_tensor(x) and x.is_floating_point() else x for x in graph(*args)
+        )
 
     ours = model("llama", F32)
     compile_layers(ours, backend=wrong)
@@ -494,7 +630,9 @@ def test_a_model_without_layers_is_not_compiled():
 
 
 def test_an_engine_asked_for_by_name_is_proved_too():
-    with pytest.raises(ModelError, match=r"engine segments: differs from rows by .*\n  -> --engine auto"):
+    with pytest.raises(
+        ModelError, match=r"engine segments: differs from rows by .*\n  -> --engine auto"
+    ):
         selection.prove(SEGMENTS, model("falcon", F32), 97, 60)
     selection.prove(MASKS, model("falcon", F32), 97, 60)
     selection.prove(rows, model("falcon", F32), 97, 60)
@@ -504,5 +642,8 @@ def test_a_mask_of_the_models_own_is_not_ignored():
     ours = model("llama", F32)
     batch = collate([tiny.trie(0, 2)])
     with segments.inside(ours, batch), pytest.raises(ModelError, match="a mask of its own"):
-        ours(input_ids=batch.token_T[None], attention_mask=torch.zeros(1, 1, len(batch.token_T), len(batch.token_T)))
+        ours(
+            input_ids=batch.token_T[None],
+            attention_mask=torch.zeros(1, 1, len(batch.token_T), len(batch.token_T)),
+        )
     assert ours.config._attn_implementation == "sdpa"

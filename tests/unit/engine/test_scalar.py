@@ -1,4 +1,6 @@
-"""Scalar heads on the engines' hidden states: against single sequences, one after the other, through transformers' own classifiers."""
+"""Scalar heads on the engines' hidden states: against single sequences, one after the other,
+through transformers' own classifiers.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,11 @@ from winnow.engine.batch import collate
 from winnow.engine.selection import SCALARS, choose, kind_of
 from winnow.errors import ModelError
 
-FAMILIES = [name for name in tiny.FAMILIES if name != "gemma3_text"]  # whose classifier transformers keeps apart from its text model
-# float64, but transformers turns positions into angles in float32: the last digits are those of 1e-7
+FAMILIES = [
+    name for name in tiny.FAMILIES if name != "gemma3_text"
+]  # whose classifier transformers keeps apart from its text model
+# float64, but transformers turns positions into angles in float32: the last digits are those of
+# 1e-7
 ENGINES = [*SCALARS.ladder[1:], scalar_head.ORACLE]
 
 
@@ -23,16 +28,23 @@ def classifier(family, dtype=torch.float64):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         config = AutoConfig.for_model(family, **own, num_labels=1, pad_token_id=None)
-        return AutoModelForSequenceClassification.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+        return AutoModelForSequenceClassification.from_config(
+            config, dtype=dtype, attn_implementation="eager"
+        ).eval()
 
 
 def single(model, groups, *, whole):
-    """The head's number for every scored token, from sequences alone: transformers' own forward pass of what stands up to it."""
+    """The head's number for every scored token, from sequences alone: transformers' own forward
+    pass of what stands up to it.
+    """
     found = []
     for group in groups:
         for sequence in group.sequences:
             upto = [len(sequence.ids)] if whole else range(sequence.start, len(sequence.ids))
-            found += [model(input_ids=torch.tensor([sequence.ids[:length]])).logits[0, 0] for length in upto]
+            found += [
+                model(input_ids=torch.tensor([sequence.ids[:length]])).logits[0, 0]
+                for length in upto
+            ]
     return torch.stack(found)
 
 
@@ -53,7 +65,9 @@ def test_values_and_gradients_equal_single_sequences(family, engine, whole):
     assert torch.allclose(columns["logp"], expected_N, atol=1e-6, rtol=0)
     assert len(truth) > 5
     for name, expected in truth.items():
-        assert torch.allclose(dict(model.named_parameters())[name].grad, expected, atol=1e-6, rtol=1e-6), name
+        assert torch.allclose(
+            dict(model.named_parameters())[name].grad, expected, atol=1e-6, rtol=1e-6
+        ), name
 
 
 def test_whole_answers_have_one_number_per_completion():
@@ -62,7 +76,9 @@ def test_whole_answers_have_one_number_per_completion():
     lasts = [sequence.ids[-1] for group in groups for sequence in group.sequences]
     assert batch.target_N.tolist() == lasts
     assert batch.length_C.tolist() == [1] * len(lasts)
-    assert batch.token_T[batch.source_N].tolist() == lasts  # the last token's own state, not the one before it
+    assert (
+        batch.token_T[batch.source_N].tolist() == lasts
+    )  # the last token's own state, not the one before it
     tokens = collate(groups)
     assert batch.runs == tokens.runs
     assert torch.equal(batch.pair_M2, tokens.pair_M2)

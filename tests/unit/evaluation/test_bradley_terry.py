@@ -1,4 +1,6 @@
-"""Bradley-Terry strengths against closed forms, an independent optimizer, and what is known of simulated games."""
+"""Bradley-Terry strengths against closed forms, an independent optimizer, and what is known of
+simulated games.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def won(i, j, wins, losses, ties=0):
 def simulated(strengths, count, seed):
     rng = np.random.default_rng(seed)
     pairs = [tuple(rng.choice(len(strengths), 2, replace=False)) for _ in range(count)]
-    return [Game(int(i), int(j), float(rng.random() < expit(strengths[i] - strengths[j]))) for i, j in pairs]
+    return [
+        Game(int(i), int(j), float(rng.random() < expit(strengths[i] - strengths[j])))
+        for i, j in pairs
+    ]
 
 
 @pytest.mark.parametrize(("wins", "losses", "ties"), [(3, 1, 0), (7, 2, 3), (1, 1, 5)])
@@ -35,8 +40,12 @@ def test_two_are_the_logit_of_their_share(wins, losses, ties):
     assert found.strengths == pytest.approx([gap / 2, -gap / 2], abs=1e-9)
     se = 1 / math.sqrt(n * share * (1 - share))  # of a logit
     p, low, high = found.beats(0, 1)
-    assert (p, low, high) == pytest.approx((share, expit(gap - 1.959963984540054 * se), expit(gap + 1.959963984540054 * se)))
-    assert found.interval(0) == pytest.approx((gap / 2 - 0.9799819922700270 * se, gap / 2 + 0.9799819922700270 * se))
+    assert (p, low, high) == pytest.approx(
+        (share, expit(gap - 1.959963984540054 * se), expit(gap + 1.959963984540054 * se))
+    )
+    assert found.interval(0) == pytest.approx(
+        (gap / 2 - 0.9799819922700270 * se, gap / 2 + 0.9799819922700270 * se)
+    )
 
 
 def test_whoever_stands_first_and_in_whatever_order():
@@ -54,15 +63,19 @@ def test_scipy_finds_the_same_top(ridge, seed):
     told = simulated([1.0, 0.0, -1.0, 0.3, -0.3], 150, seed)
 
     def cost(at):
-        return -sum(g.score * math.log(expit(at[g.first] - at[g.second])) + (1 - g.score) * math.log(expit(at[g.second] - at[g.first])) for g in told) + (
-            ridge / 2 * float(at @ at)
-        )
+        return -sum(
+            g.score * math.log(expit(at[g.first] - at[g.second]))
+            + (1 - g.score) * math.log(expit(at[g.second] - at[g.first]))
+            for g in told
+        ) + (ridge / 2 * float(at @ at))
 
     expected = minimize(cost, np.zeros(5), tol=1e-9).x
     found = fit(5, told, ridge=ridge)
     assert found.strengths == pytest.approx(expected - expected.mean(), abs=1e-4)
     assert found.strengths.sum() == pytest.approx(0, abs=1e-9)
-    assert found.covariance.sum(0) == pytest.approx(np.zeros(5), abs=1e-9)  # adding to all of them changes nothing
+    assert found.covariance.sum(0) == pytest.approx(
+        np.zeros(5), abs=1e-9
+    )  # adding to all of them changes nothing
 
 
 def test_the_covariance_is_the_inverse_curvature():
@@ -110,7 +123,11 @@ def test_those_who_never_met_are_not_compared():
 def test_games_on_one_prompt_are_one_piece_of_evidence():
     told = simulated([0.4, 0.0, -0.4], 300, 1)
     alone = fit(3, [Game(g.first, g.second, g.score, i) for i, g in enumerate(told)], ridge=0.0)
-    fivefold = fit(3, [Game(g.first, g.second, g.score, i) for i, g in enumerate(told) for _ in range(5)], ridge=0.0)
+    fivefold = fit(
+        3,
+        [Game(g.first, g.second, g.score, i) for i, g in enumerate(told) for _ in range(5)],
+        ridge=0.0,
+    )
     blind = fit(3, told * 5, ridge=0.0)
     assert fivefold.strengths == pytest.approx(alone.strengths, abs=1e-8)
     widths = [np.sqrt(np.trace(one.covariance)) for one in (alone, fivefold, blind)]
@@ -122,14 +139,20 @@ def test_intervals_hold_what_they_promise():
     truth, held = np.array([1.0, 0.3, -0.3, -1.0]), []
     for seed in range(500):
         found = fit(4, simulated(truth, 200, 100 + seed))
-        held += [low <= strength <= high for i, strength in enumerate(truth) for low, high in [found.interval(i)]]
+        held += [
+            low <= strength <= high
+            for i, strength in enumerate(truth)
+            for low, high in [found.interval(i)]
+        ]
     assert 0.93 <= np.mean(held) <= 0.97
 
 
 def test_half_points_are_ties_and_shares():
     shares = fit(2, games((0, 1, 0.7), (0, 1, 0.7), (1, 0, 0.3)), ridge=0.0)
     assert shares.beats(0, 1)[0] == pytest.approx(0.7)
-    assert fit(3, games((0, 1, 0.5), (1, 2, 0.5)), ridge=0.0).strengths == pytest.approx([0, 0, 0], abs=1e-12)
+    assert fit(3, games((0, 1, 0.5), (1, 2, 0.5)), ridge=0.0).strengths == pytest.approx(
+        [0, 0, 0], abs=1e-12
+    )
 
 
 def test_many_games_take_few_steps(monkeypatch):
@@ -137,7 +160,9 @@ def test_many_games_take_few_steps(monkeypatch):
     from winnow.evaluation.statistics import bradley_terry
 
     solved, inverse = [], bradley_terry._inverse
-    monkeypatch.setattr(bradley_terry, "_inverse", lambda *given: solved.append(1) or inverse(*given))
+    monkeypatch.setattr(
+        bradley_terry, "_inverse", lambda *given: solved.append(1) or inverse(*given)
+    )
     for count in (1000, 4000, 8000):
         solved.clear()
         fit(4, simulated([1.5, 0.5, -0.5, -1.5], count, count), ridge=1.0)

@@ -1,4 +1,6 @@
-"""Held-out figures as numbers: intervals against closed forms, sums per completion, rows, their summary, and win rates."""
+"""Held-out figures as numbers: intervals against closed forms, sums per completion, rows, their
+summary, and win rates.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ Z = 1.959963984540054
 
 def made(*comparisons, lengths=(2, 1, 3)):
     """A group whose completions have these many scored tokens after a prompt of one."""
-    return RenderedGroup(tuple(TokenSequence((0, *([1] * n)), 1) for n in lengths), comparisons, (None,) * len(lengths), "made:1")
+    return RenderedGroup(
+        tuple(TokenSequence((0, *([1] * n)), 1) for n in lengths),
+        comparisons,
+        (None,) * len(lengths),
+        "made:1",
+    )
 
 
 def test_the_interval_is_wilsons():
@@ -36,17 +43,26 @@ def test_the_interval_is_wilsons():
 
 @pytest.mark.parametrize(("wins", "count"), [(0, 1), (1, 1), (3, 7), (50, 100), (999, 1000)])
 def test_the_reports_interval_is_the_same(wins, count):
-    """figures.wilson, written without scipy so that a report needs none, is its twin; its ends solve (w - p)^2 = z^2 p (1 - p) / n."""
+    """figures.wilson, written without scipy so that a report needs none, is its twin; its ends
+    solve (w - p)^2 = z^2 p (1 - p) / n.
+    """
     low, high = heldout.interval(wins, count)
     assert wilson(wins / count, count) == pytest.approx((low, high), abs=1e-12)
     for end in (low, high):
-        assert (wins / count - end) ** 2 == pytest.approx(Z * Z * end * (1 - end) / count, abs=1e-12)
+        assert (wins / count - end) ** 2 == pytest.approx(
+            Z * Z * end * (1 - end) / count, abs=1e-12
+        )
 
 
 def test_sums_by_completion_are_those_of_its_own_tokens():
     groups = [made(lengths=(2, 1, 3)), made(lengths=(1, 4))]
-    value = torch.tensor([2.0**i for i in range(11)])  # powers of two: a sum tells which tokens are in it
-    assert heldout.by_completion(value, groups) == [[1 + 2, 4, 8 + 16 + 32], [64, 128 + 256 + 512 + 1024]]
+    value = torch.tensor(
+        [2.0**i for i in range(11)]
+    )  # powers of two: a sum tells which tokens are in it
+    assert heldout.by_completion(value, groups) == [
+        [1 + 2, 4, 8 + 16 + 32],
+        [64, 128 + 256 + 512 + 1024],
+    ]
 
 
 def test_sums_by_completion_are_made_in_float64():
@@ -56,7 +72,9 @@ def test_sums_by_completion_are_made_in_float64():
 
 
 def test_rows_name_both_sides_and_swap_them_below_one_half():
-    group = made(Comparison(0, 1), Comparison(0, 2, probability=0.25), Comparison(1, 2, probability=0.5))
+    group = made(
+        Comparison(0, 1), Comparison(0, 2, probability=0.25), Comparison(1, 2, probability=0.5)
+    )
     policy, reference = [[-3.0, -2.0, -5.0]], [[-4.0, -1.0, -8.0]]  # log-ratios 1, -1, 3
     first, swapped, tie = heldout.rows([group], policy, reference, 0.5)
     assert first == {
@@ -79,7 +97,11 @@ def test_rows_name_both_sides_and_swap_them_below_one_half():
     }
     assert (swapped["chosen"], swapped["rejected"], swapped["probability"]) == (2, 0, 0.75)
     assert (swapped["length/chosen"], swapped["length/rejected"]) == (3, 2)
-    assert (swapped["rewards/margins"], swapped["correct"], swapped["raw_correct"]) == (1.0, True, False)
+    assert (swapped["rewards/margins"], swapped["correct"], swapped["raw_correct"]) == (
+        1.0,
+        True,
+        False,
+    )
     assert (tie["probability"], tie["correct"], tie["raw_correct"]) == (0.5, None, None)
 
 
@@ -97,12 +119,27 @@ def test_an_equal_score_is_not_a_win():
 
 def test_a_summary_by_hand():
     group = made(Comparison(0, 1), Comparison(0, 2), Comparison(1, 2, probability=0.5))
-    other = RenderedGroup(tuple(TokenSequence((5, *([1] * n)), 1) for n in (2, 1, 3)), group.comparisons, (None,) * 3, "made:2")
+    other = RenderedGroup(
+        tuple(TokenSequence((5, *([1] * n)), 1) for n in (2, 1, 3)),
+        group.comparisons,
+        (None,) * 3,
+        "made:2",
+    )
     assert heldout.prompts([group, other, group]) == [0, 1, 0]
-    policy, reference = [[-3.0, -2.0, -5.0], [-3.0, -2.0, -5.0]], [[-4.0, -1.0, -8.0], [-4.0, -1.0, -8.0]]
+    policy, reference = (
+        [[-3.0, -2.0, -5.0], [-3.0, -2.0, -5.0]],
+        [
+            [-4.0, -1.0, -8.0],
+            [-4.0, -1.0, -8.0],
+        ],
+    )
     found = heldout.summary(heldout.rows([group, other], policy, reference, 0.5))
     low, high = wilson(0.5, 2)  # two prompts of one share: as sure as two looks
-    assert {name: value for name, value in found.items() if name.rpartition("_")[2] not in ("low", "high") or "accuracies" in name} == pytest.approx(
+    assert {
+        name: value
+        for name, value in found.items()
+        if name.rpartition("_")[2] not in ("low", "high") or "accuracies" in name
+    } == pytest.approx(
         {
             "comparisons": 6,
             "ties": 2,
@@ -127,20 +164,36 @@ def test_a_summary_by_hand():
 
 
 def test_only_ties_have_no_means_and_no_accuracy():
-    found = heldout.summary(heldout.rows([made(Comparison(0, 1, probability=0.5))], [[-3.0, -2.0, -5.0]], [[-4.0, -1.0, -8.0]], 0.5))
+    found = heldout.summary(
+        heldout.rows(
+            [made(Comparison(0, 1, probability=0.5))],
+            [[-3.0, -2.0, -5.0]],
+            [[-4.0, -1.0, -8.0]],
+            0.5,
+        )
+    )
     assert found == {"comparisons": 1, "ties": 1}
 
 
 def sums(logp_N, ref_N, batch):
-    return scores.sums(logp_N, replace(batch, reference_N=ref_N), beta=0.3, reference=True, mean=False)
+    return scores.sums(
+        logp_N, replace(batch, reference_N=ref_N), beta=0.3, reference=True, mean=False
+    )
 
 
 def test_an_evaluation_equals_what_training_logs_for_the_same_rows():
-    """One name, one number: the summary of rows and the sums of the training loop, however the batch is cut."""
-    groups = [*tiny.groups(6), made(Comparison(0, 1, probability=0.5), Comparison(0, 2, probability=0.2))]
+    """One name, one number: the summary of rows and the sums of the training loop, however the
+    batch is cut.
+    """
+    groups = [
+        *tiny.groups(6),
+        made(Comparison(0, 1, probability=0.5), Comparison(0, 2, probability=0.2)),
+    ]
     whole = collate(groups)
     generator = torch.Generator().manual_seed(0)
-    logp_N, ref_N = (-torch.rand(len(whole.target_N), generator=generator, dtype=torch.float64) for _ in range(2))
+    logp_N, ref_N = (
+        -torch.rand(len(whole.target_N), generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     policy, reference = (heldout.by_completion(value, groups) for value in (logp_N, ref_N))
     evaluated = heldout.summary(heldout.rows(groups, policy, reference, 0.3))
     logged = divide(sums(logp_N, ref_N, whole))
@@ -160,23 +213,37 @@ def test_sums_are_added_by_name_and_divided_once():
     add(sums, {"loss": (9.0, 4.0), "tokens": (3.0, 1.0)})
     add(sums, {"ties": (0.0, 0.0)})
     assert sums == {"loss": (10.0, 5.0), "tokens": (3.0, 1.0), "ties": (0.0, 0.0)}
-    assert divide(sums) == {"loss": 2.0, "tokens": 3.0}  # not the mean of 1 and 2.25; what counted nothing has no mean
+    assert divide(sums) == {
+        "loss": 2.0,
+        "tokens": 3.0,
+    }  # not the mean of 1 and 2.25; what counted nothing has no mean
 
 
 def test_a_win_rate_by_hand():
-    """Prompts' rates 1, 1/2 and 3/4; the tie counts half. s = 1/4, so n = (3/16) / (1/48) = 9; Student's t with two degrees of freedom is 4.302653."""
+    """Prompts' rates 1, 1/2 and 3/4; the tie counts half. s = 1/4, so n = (3/16) / (1/48) = 9;
+    Student's t with two degrees of freedom is 4.302653.
+    """
     found = win_rate([[2.0], [1.0], [3.0, 1.0]], [[1.0, 0.0], [1.0], [0.0, 2.0]])
-    assert (found.rate, found.ties, found.prompts, found.games) == (pytest.approx(0.75), pytest.approx(1 / 7), 3, 7)
+    assert (found.rate, found.ties, found.prompts, found.games) == (
+        pytest.approx(0.75),
+        pytest.approx(1 / 7),
+        3,
+        7,
+    )
     for end in (found.low, found.high):
         assert (end - 0.75) ** 2 == pytest.approx(4.302653**2 * end * (1 - end) / 9, rel=1e-6)
     reverse = win_rate([[1.0, 0.0], [1.0], [0.0, 2.0]], [[2.0], [1.0], [3.0, 1.0]])
-    assert (reverse.rate, reverse.low, reverse.high, reverse.ties) == pytest.approx((0.25, 1 - found.high, 1 - found.low, 1 / 7))
+    assert (reverse.rate, reverse.low, reverse.high, reverse.ties) == pytest.approx(
+        (0.25, 1 - found.high, 1 - found.low, 1 / 7)
+    )
     with pytest.raises(ValueError, match="the same prompts on both sides"):
         win_rate([[1.0]], [])
 
 
 def test_labelled_answers_have_rows_and_an_area():
-    """Rewards 0.5 x (1, -1) and 0.5 x (2, 2): of four pairs of a good and a bad one the good one wins two and a half."""
+    """Rewards 0.5 x (1, -1) and 0.5 x (2, 2): of four pairs of a good and a bad one the good one
+    wins two and a half.
+    """
     first = replace(made(lengths=(2, 1, 3)), labels=(True, False, None))
     second = replace(made(lengths=(2, 1)), labels=(False, True))
     policy, reference = [[-3.0, -2.0, -5.0], [-1.0, -2.0]], [[-4.0, -1.0, -8.0], [-3.0, -4.0]]
@@ -191,7 +258,9 @@ def test_labelled_answers_have_rows_and_an_area():
     assert found["labels"] == 4
     assert found["rewards/chosen"] == pytest.approx(0.75)
     assert found["rewards/rejected"] == pytest.approx(0.25)
-    assert found["rewards/auc"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)  # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
+    assert found["rewards/auc"] == pytest.approx(
+        (1 + 0 + 1 + 0.5) / 4
+    )  # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
     assert found["raw/auc"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
     assert heldout.thumbs_summary([]) == {}
     assert "rewards/auc" not in heldout.thumbs_summary(rows[:1])

@@ -1,4 +1,6 @@
-"""The demo's world: what the grammar writes it accepts, what is broken it rejects, and the reward is the documented sum."""
+"""The demo's world: what the grammar writes it accepts, what is broken it rejects, and the reward
+is the documented sum.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def test_size_of_the_world() -> None:
     assert len(reviews_world.vocabulary()) == 184
     assert len(reviews_world.VALENCE) == 64
     assert set(reviews_world.VALENCE) | set(reviews_world.SCALE) <= set(reviews_world.vocabulary())
-    assert len({review.text for review in reviews_world.reviews(20_000, seed=0)}) > 19_900  # a collision in 2e8 pairs would be rare
+    assert (
+        len({review.text for review in reviews_world.reviews(20_000, seed=0)}) > 19_900
+    )  # a collision in 2e8 pairs would be rare
 
 
 def test_one_wrong_word_is_mostly_rejected() -> None:
@@ -44,8 +48,14 @@ DEGREES = set(reviews_world._by_word(reviews_world._DEGREES))
 
 def test_two_degrees_may_stand_in_a_row_and_three_may_not() -> None:
     said = "i saw this film and the plot was {} good . overall we loved it ."
-    assert [reviews_world.grammatical(said.format(" ".join(["really"] * n))) for n in (1, 2, 3)] == [True, True, False]
-    both = sum(a in DEGREES and b in DEGREES for review in REVIEWS for a, b in pairwise(review.text.split()))
+    assert [
+        reviews_world.grammatical(said.format(" ".join(["really"] * n))) for n in (1, 2, 3)
+    ] == [True, True, False]
+    both = sum(
+        a in DEGREES and b in DEGREES
+        for review in REVIEWS
+        for a, b in pairwise(review.text.split())
+    )
     one = sum(word in DEGREES for review in REVIEWS for word in review.text.split())
     assert 0.05 < both / one < 0.15
 
@@ -57,12 +67,20 @@ def test_a_word_missing_doubled_or_swapped(change: str) -> None:
     for review in REVIEWS:
         words = review.text.split()
         i = rng.randrange(len(words) - 1)
-        if words[i] in DEGREES and (change == "double" or words[i + 1] in DEGREES):  # two in a row may be said
+        if words[i] in DEGREES and (
+            change == "double" or words[i + 1] in DEGREES
+        ):  # two in a row may be said
             continue
-        edits = {"drop": words[:i] + words[i + 1 :], "double": words[: i + 1] + words[i:], "swap": [*words[:i], words[i + 1], words[i], *words[i + 2 :]]}
+        edits = {
+            "drop": words[:i] + words[i + 1 :],
+            "double": words[: i + 1] + words[i:],
+            "swap": [*words[:i], words[i + 1], words[i], *words[i + 2 :]],
+        }
         accepted += reviews_world.grammatical(" ".join(edits[change]))
         total += 1
-    assert accepted / total < {"drop": 0.2, "double": 0.001, "swap": 0.001}[change]  # a scaling adverb may be dropped
+    assert (
+        accepted / total < {"drop": 0.2, "double": 0.001, "swap": 0.001}[change]
+    )  # a scaling adverb may be dropped
 
 
 @pytest.mark.parametrize(
@@ -73,7 +91,10 @@ def test_a_word_missing_doubled_or_swapped(change: str) -> None:
         "i saw this film and the plot was good",
         "i saw this film and the plot were good . overall i liked it .",
         "i saw this film and i liked the plot . overall it was a awful film .",
-        "i saw this film and i liked the plot . overall it was an awful film . overall it was an awful film .",
+        (
+            "i saw this film and i liked the plot . overall it was an awful film . overall it was"
+            " an awful film ."
+        ),
     ],
 )
 def test_not_sentences(text: str) -> None:
@@ -81,8 +102,13 @@ def test_not_sentences(text: str) -> None:
 
 
 def test_a_sentence_by_hand() -> None:
-    assert reviews_world.grammatical("i watched this old thriller last night and the plot was remarkably tender but the ending felt rather clumsy .")
-    assert reviews_world.grammatical("i saw this film and i liked the plot . overall it was an awful film .")
+    assert reviews_world.grammatical(
+        "i watched this old thriller last night and the plot was remarkably tender but the ending"
+        " felt rather clumsy ."
+    )
+    assert reviews_world.grammatical(
+        "i saw this film and i liked the plot . overall it was an awful film ."
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,15 +128,23 @@ def test_a_sentence_by_hand() -> None:
     ],
 )
 def test_reward_is_the_documented_sum(text: str, units: float) -> None:
-    assert reviews_world.true_reward(text) == pytest.approx(reviews_world.REWARD_SCALE * units, abs=1e-12)
+    assert reviews_world.true_reward(text) == pytest.approx(
+        reviews_world.REWARD_SCALE * units, abs=1e-12
+    )
 
 
 def test_openings_say_nothing_and_are_distinct() -> None:
     openings = reviews_world.openings(3000, seed=5)
     assert len(set(openings)) == 3000
     assert openings[:1000] == reviews_world.openings(1000, seed=5)
-    assert all(reviews_world.true_reward(text) == 0 and not reviews_world.sentiment_words(text) for text in openings)
-    assert all(reviews_world.grammatical(f"{text} the plot was good . overall i liked it .") for text in openings)
+    assert all(
+        reviews_world.true_reward(text) == 0 and not reviews_world.sentiment_words(text)
+        for text in openings
+    )
+    assert all(
+        reviews_world.grammatical(f"{text} the plot was good . overall i liked it .")
+        for text in openings
+    )
 
 
 def test_labels_are_flipped_about_one_time_in_six() -> None:

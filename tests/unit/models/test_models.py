@@ -1,4 +1,6 @@
-"""Models in and out: safetensors only, no dropout, no foreign code, the same numbers after saving."""
+"""Models in and out: safetensors only, no dropout, no foreign code, the same numbers after
+saving.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,17 @@ from winnow.models.layers import enable_checkpointing
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.folder(tmp_path_factory.mktemp("world") / "model", hidden_size=16, intermediate_size=32)
+    return tiny.folder(
+        tmp_path_factory.mktemp("world") / "model", hidden_size=16, intermediate_size=32
+    )
 
 
 def load(path, **settings):
     return loading.load(str(path), device="cpu", **settings)
 
 
-# half of everything is dropped, wherever a family keeps its dropout: a module, a number handed to a function, the layer itself
+# half of everything is dropped, wherever a family keeps its dropout: a module, a number handed to a
+# function, the layer itself
 HALF = {
     "llama": {"attention_dropout": 0.5},
     "gpt2": {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5},
@@ -40,8 +45,20 @@ HALF = {
     "falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
 }
 SHAPES = {
-    "opt": {"vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32},
-    "falcon": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "opt": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+    },
+    "falcon": {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
 }
 
 
@@ -52,15 +69,26 @@ def test_dropout_never_reaches_a_log_prob_and_recomputing_changes_nothing(family
     found = []
     for dropout, checkpointing in (({}, False), (HALF[family], False), (HALF[family], True)):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **{**(tiny.FAMILIES.get(family) or SHAPES[family]), **dropout})
+        config = AutoConfig.for_model(
+            family, **{**(tiny.FAMILIES.get(family) or SHAPES[family]), **dropout}
+        )
         model = AutoModelForCausalLM.from_config(config).double().eval()
         if checkpointing:
             enable_checkpointing(model)
         calls: list[str] = []
-        part = next(m for name, m in model.named_modules() if name.endswith(("mlp", "fc1")))  # of the first layer
+        part = next(
+            m for name, m in model.named_modules() if name.endswith(("mlp", "fc1"))
+        )  # of the first layer
         part.register_forward_pre_hook(lambda module, args, calls=calls: calls.append("forward"))
-        columns = engine.backward(model, batch, lambda columns, part: {"logp": torch.ones_like(columns["logp"])})
-        found.append((columns["logp"], {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        columns = engine.backward(
+            model, batch, lambda columns, part: {"logp": torch.ones_like(columns["logp"])}
+        )
+        found.append(
+            (
+                columns["logp"],
+                {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+            )
+        )
         assert len(calls) == (2 if checkpointing else 1)  # recomputed in the backward pass
     for logp, grads in found[1:]:
         assert torch.equal(logp, found[0][0])
@@ -96,11 +124,21 @@ def test_a_pickled_adapter_is_refused(adapter):
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
     for read in (load, lambda path: loading.load_config(str(path))):
-        with pytest.raises(ModelError, match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded"):
+        with pytest.raises(
+            ModelError,
+            match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded",
+        ):
             read(adapter)
 
 
-@pytest.mark.parametrize("changes", [{"peft_type": "XLORA"}, {"peft_type": None}, {"megatron_config": {"a": 1}, "megatron_core": "megatron.mine"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_type": "XLORA"},
+        {"peft_type": None},
+        {"megatron_config": {"a": 1}, "megatron_core": "megatron.mine"},
+    ],
+)
 def test_an_adapter_that_can_name_more_files_or_modules_is_refused(adapter, changes):
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -112,7 +150,9 @@ def test_an_adapter_on_an_adapter_is_refused(folder, adapter, tmp_path):
     """Even where the first one's folder is a whole model too."""
     second = shutil.copytree(adapter, tmp_path / "second")
     file = second / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(adapter)}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(adapter)})
+    )
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, adapter / name)
     with pytest.raises(ModelError, match="adapter is an adapter"):
@@ -124,7 +164,9 @@ def test_foreign_code_is_not_run_unasked(folder, tmp_path):
     odd = tmp_path / "odd"
     shutil.copytree(folder, odd)
     config = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps({**config, "model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}))
+    (odd / "config.json").write_text(
+        json.dumps({**config, "model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}})
+    )
     (odd / "odd.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').write('ran')\n")
     with pytest.raises(ModelError, match="--trust-remote-code"):
         load(odd)
@@ -169,14 +211,18 @@ def test_saving_and_loading_changes_no_bit(folder, tmp_path):
     two = load(tmp_path / "again")
     assert hashes.weights_hash(one.model) == hashes.weights_hash(two.model)
     assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
-    assert not [p.name for p in (tmp_path / "again").iterdir() if p.suffix in (".bin", ".pt", ".md")]
+    assert not [
+        p.name for p in (tmp_path / "again").iterdir() if p.suffix in (".bin", ".pt", ".md")
+    ]
 
 
 def test_an_adapter_begins_as_its_base_model_trains_alone_and_merges(folder, tmp_path):
     batch = collate(tiny.groups(3, vocabulary=263))
     base = load(folder)
     state = torch.random.get_rng_state()
-    adapted, same, other = (load(folder, lora=Lora(r=4, alpha=8), seed=seed).model for seed in (0, 0, 1))
+    adapted, same, other = (
+        load(folder, lora=Lora(r=4, alpha=8), seed=seed).model for seed in (0, 0, 1)
+    )
     assert torch.equal(state, torch.random.get_rng_state())  # a seed of its own
     assert hashes.weights_hash(adapted) == hashes.weights_hash(same) != hashes.weights_hash(other)
     with torch.no_grad():
@@ -214,14 +260,21 @@ def test_modules_that_do_not_exist_are_named(folder):
     with pytest.raises(ModelError, match="targets=q_proj"):
         load(folder, lora=Lora(targets=("nose",)))
     found = load(folder, lora=Lora(r=2, targets=("q_proj", "v_proj"))).model
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in found.named_parameters() if p.requires_grad} == {"q_proj", "v_proj"}
+    assert {
+        name.split(".lora_")[0].rpartition(".")[2]
+        for name, p in found.named_parameters()
+        if p.requires_grad
+    } == {"q_proj", "v_proj"}
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8), Lora(r=2, targets=("q_proj",))])
 def test_parameters_are_counted_without_loading(folder, lora):
     counts = loading.parameter_counts(load(folder, lora=lora).model)
     config = loading.load_config(str(folder))
-    assert loading.parameter_counts(meta.trained_outline(str(folder), config, torch.float32, lora)) == counts
+    assert (
+        loading.parameter_counts(meta.trained_outline(str(folder), config, torch.float32, lora))
+        == counts
+    )
 
 
 def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
@@ -229,23 +282,45 @@ def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
     loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     name = str(tmp_path / "adapter")
     outline = meta.trained_outline(name, loading.load_config(name), torch.float32, None)
-    assert loading.parameter_counts(outline) == loading.parameter_counts(first.model) == loading.parameter_counts(load(tmp_path / "adapter", train=True).model)
+    assert (
+        loading.parameter_counts(outline)
+        == loading.parameter_counts(first.model)
+        == loading.parameter_counts(load(tmp_path / "adapter", train=True).model)
+    )
 
 
 def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folder, tmp_path):
-    """Weights, an adapter's scale, the configuration; but not a new adapter's rank or seed, which change nothing yet."""
+    """Weights, an adapter's scale, the configuration; but not a new adapter's rank or seed, which
+    change nothing yet.
+    """
     plain = load(folder).model
     name = hashes.source_hash(plain)
     assert name == hashes.source_hash(load(folder).model)
-    for lora, seed in ((Lora(r=4), 0), (Lora(r=2, targets=("q_proj",)), 1), (Lora(targets=("lm_head",)), 2)):
-        assert hashes.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
+    for lora, seed in (
+        (Lora(r=4), 0),
+        (Lora(r=2, targets=("q_proj",)), 1),
+        (Lora(targets=("lm_head",)), 2),
+    ):
+        assert (
+            hashes.source_hash(load(folder, lora=lora, seed=seed).model, new_adapter=True) == name
+        )
     trained = load(folder, lora=Lora(r=4, alpha=8))
     loading.save(trained.model, trained.tokenizer, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     before = hashes.source_hash(load(tmp_path / "adapter").model)
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 9}))
     plain.config.rms_norm_eps = 1e-3
-    assert len({name, before, hashes.source_hash(load(tmp_path / "adapter").model), hashes.source_hash(plain)}) == 4
+    assert (
+        len(
+            {
+                name,
+                before,
+                hashes.source_hash(load(tmp_path / "adapter").model),
+                hashes.source_hash(plain),
+            }
+        )
+        == 4
+    )
 
 
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):
@@ -263,7 +338,9 @@ def test_saved_files_can_be_read_by_whom_the_umask_lets(folder, tmp_path):
         loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
     finally:
         os.umask(before)
-    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {"0o644"}
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "saved").iterdir()} == {
+        "0o644"
+    }
 
 
 def test_flash_kernels_are_refused_on_a_cpu(folder):

@@ -12,7 +12,16 @@ from markupsafe import Markup, escape
 
 from winnow.data.records import Message
 from winnow.preferences.items import Item
-from winnow.preferences.labeling.sanitize import LONGEST, MOST_WORDS, TAGS, difference, drawn, lengths, raw, turns
+from winnow.preferences.labeling.sanitize import (
+    LONGEST,
+    MOST_WORDS,
+    TAGS,
+    difference,
+    drawn,
+    lengths,
+    raw,
+    turns,
+)
 from winnow.preferences.labeling.views import looked_at, shown, took
 from winnow.preferences.tasks import Task
 
@@ -28,7 +37,10 @@ TAG = re.compile(r"<(/?)([a-z0-9]+)([^<>]*)>")
         ("[words](http://a.example/?x=1&y=2)", "<p>words ⟨http://a.example/?x=1&amp;y=2⟩</p>\n"),
         ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>\n"),
         ("<http://a.example>", "<p>http://a.example ⟨http://a.example⟩</p>\n"),
-        ("![a cat](http://a.example/cat.png)", "<p>[image: a cat ⟨http://a.example/cat.png⟩]</p>\n"),
+        (
+            "![a cat](http://a.example/cat.png)",
+            "<p>[image: a cat ⟨http://a.example/cat.png⟩]</p>\n",
+        ),
         ("[![i](/i.png)](/there)", "<p>[image: i ⟨/i.png⟩] ⟨/there⟩</p>\n"),
         ("<b onclick=x>a</b>", "<p>&lt;b onclick=x&gt;a&lt;/b&gt;</p>\n"),
         ("```js\na<b\n```", "<pre><code>a&lt;b\n</code></pre>\n"),
@@ -39,7 +51,9 @@ def test_markdown_is_drawn_without_links_images_and_attributes(text, html):
     assert drawn(text) == Markup(html)
 
 
-@given(some.text(alphabet=some.sampled_from("<>\"'&[]()!`*_#|\\/:=- \nabjsx\u202e\x00"), max_size=200))
+@given(
+    some.text(alphabet=some.sampled_from("<>\"'&[]()!`*_#|\\/:=- \nabjsx\u202e\x00"), max_size=200)
+)
 def test_whatever_the_text_only_these_tags_come_out(text):
     for _, name, attributes in TAG.findall(drawn(text)):
         assert name in TAGS
@@ -56,7 +70,9 @@ def test_long_and_hard_markdown_takes_no_time():
 
 
 def test_turns_of_a_dialogue():
-    found = turns((Message("user", "hi"), Message("assistant", "", {"tool_calls": [{"name": "<f>"}]})))
+    found = turns(
+        (Message("user", "hi"), Message("assistant", "", {"tool_calls": [{"name": "<f>"}]}))
+    )
     assert [turn.role for turn in found] == ["user", "assistant"]
     assert "&lt;f&gt;" in found[1].raw
     assert "&lt;f&gt;" in (found[1].drawn or "")
@@ -64,7 +80,10 @@ def test_turns_of_a_dialogue():
 
 
 def test_differences_are_whole_words():
-    assert difference("a small cat", "a large cat") == (Markup("a <del>small</del> cat"), Markup("a <ins>large</ins> cat"))
+    assert difference("a small cat", "a large cat") == (
+        Markup("a <del>small</del> cat"),
+        Markup("a <ins>large</ins> cat"),
+    )
     assert difference("same", "same") == (Markup("same"), Markup("same"))
     assert difference("", "<b>") == (Markup(""), Markup("<ins>&lt;b&gt;</ins>"))
     assert difference("word " * MOST_WORDS, "x") is None
@@ -100,4 +119,11 @@ def test_before_a_vote_nothing_tells_the_answers_apart_but_they_themselves():
 
 
 def test_times_as_people_say_them():
-    assert [took(seconds) for seconds in (0, 8.4, 99, 150, 3600, 9000)] == ["0 s", "8 s", "99 s", "2 min", "60 min", "2.5 h"]
+    assert [took(seconds) for seconds in (0, 8.4, 99, 150, 3600, 9000)] == [
+        "0 s",
+        "8 s",
+        "99 s",
+        "2 min",
+        "60 min",
+        "2.5 h",
+    ]

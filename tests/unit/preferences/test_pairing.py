@@ -16,7 +16,14 @@ from winnow.preferences.pairing import chosen, different, draw, gain
 
 
 def item(answers, name="x", models=None, known=()):
-    return Item(name, "?", tuple(f"answer {k}" for k in range(answers)), tuple(models or [""] * answers), "f:1", tuple(known))
+    return Item(
+        name,
+        "?",
+        tuple(f"answer {k}" for k in range(answers)),
+        tuple(models or [""] * answers),
+        "f:1",
+        tuple(known),
+    )
 
 
 def ask(one, games=(), asked=(), models=None, seed=0, random_share=0.0):
@@ -26,7 +33,10 @@ def ask(one, games=(), asked=(), models=None, seed=0, random_share=0.0):
 def test_what_a_vote_tells_is_the_mutual_information():
     """Against a sum over a fine grid of two strengths."""
     found = fit(2, [Game(0, 1, 1.0)], ridge=1.0)
-    mean, spread = found.strengths[0] - found.strengths[1], math.sqrt(found.covariance[0, 0] + found.covariance[1, 1] - 2 * found.covariance[0, 1])
+    mean, spread = (
+        found.strengths[0] - found.strengths[1],
+        math.sqrt(found.covariance[0, 0] + found.covariance[1, 1] - 2 * found.covariance[0, 1]),
+    )
     gaps = np.linspace(mean - 9 * spread, mean + 9 * spread, 20001)
     weight = np.exp(-(((gaps - mean) / spread) ** 2) / 2)
     weight /= weight.sum()
@@ -58,7 +68,11 @@ def test_the_first_pair_is_drawn_and_the_next_goes_where_nothing_is_known():
 def test_models_and_known_comparisons_speak_before_any_vote():
     strong = item(3, models=["good", "same", "same too"])
     assert ask(strong, models={"good": 4.0, "same": 0.0, "same too": 0.0}) == (1, 2)
-    scores = [Comparison(0, 1, margin=4.0), Comparison(0, 2, margin=4.0), Comparison(1, 2, margin=0.01)]
+    scores = [
+        Comparison(0, 1, margin=4.0),
+        Comparison(0, 2, margin=4.0),
+        Comparison(1, 2, margin=0.01),
+    ]
     assert ask(item(3, known=scores)) == (1, 2)
 
 
@@ -66,13 +80,17 @@ def test_the_same_for_the_same_votes_and_seed():
     games, asked = [Game(0, 3, 1.0), Game(1, 4, 0.5)], [(0, 3), (1, 4)]
     for n in range(20):
         one = item(6, f"i{n}")
-        assert ask(one, games, asked, seed=5, random_share=0.5) == ask(one, games, asked, seed=5, random_share=0.5)
+        assert ask(one, games, asked, seed=5, random_share=0.5) == ask(
+            one, games, asked, seed=5, random_share=0.5
+        )
     assert len({ask(item(6), games, asked, seed=seed, random_share=1.0) for seed in range(60)}) > 8
 
 
 def test_every_pair_comes_once_and_then_none():
     one, asked = item(4), []
-    while (pair := ask(one, [Game(*pair, 1.0) for pair in asked], asked, random_share=0.3)) is not None:
+    while (
+        pair := ask(one, [Game(*pair, 1.0) for pair in asked], asked, random_share=0.3)
+    ) is not None:
         assert pair[0] < pair[1]
         assert pair not in asked
         asked.append(pair)
@@ -88,15 +106,26 @@ def test_equal_texts_are_one_answer():
 def test_draws_are_even_and_fixed():
     numbers = [draw(7, n, "x") for n in range(4000)]
     assert all(0 <= number < 1 for number in numbers)
-    assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx([400] * 10, abs=80)  # four standard deviations
-    assert draw(0, "a", 1) == 0.5803438944269814  # no machine, no version of Python changes a seed's choices
+    assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx(
+        [400] * 10, abs=80
+    )  # four standard deviations
+    assert (
+        draw(0, "a", 1) == 0.5803438944269814
+    )  # no machine, no version of Python changes a seed's choices
 
 
 def ordered(seed, random_share, answers=8, votes=14, items=40):
-    """Mean Kendall tau of the true order and the one of so many simulated Bradley-Terry votes, over some items."""
+    """Mean Kendall tau of the true order and the one of so many simulated Bradley-Terry votes, over
+    some items.
+    """
     rng, found = np.random.default_rng(seed), []
     for n in range(items):
-        truth, luck, games, asked = rng.normal(0, 1.5, answers), rng.random((answers, answers)), [], []
+        truth, luck, games, asked = (
+            rng.normal(0, 1.5, answers),
+            rng.random((answers, answers)),
+            [],
+            [],
+        )
         one = item(answers, f"{seed}, {n}")
         for _ in range(votes):
             i, j = ask(one, games, asked, seed=seed, random_share=random_share)

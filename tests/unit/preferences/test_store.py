@@ -1,4 +1,6 @@
-"""The file of votes: what is asked, what counts, what survives a kill, two processes at once, and what is refused."""
+"""The file of votes: what is asked, what counts, what survives a kill, two processes at once, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,17 @@ from winnow.preferences.votes_db import Store
 
 def made(count=6, answers=3, name="i", known=()):
     texts = [tuple(f" {name}{n}, {k}" for k in range(answers)) for n in range(count)]
-    return [Item(f"{name}{n}", f"{name}{n}?", texts[n], tuple("abcdefgh"[:answers]), f"file:{n + 1}", known) for n in range(count)]
+    return [
+        Item(
+            f"{name}{n}",
+            f"{name}{n}?",
+            texts[n],
+            tuple("abcdefgh"[:answers]),
+            f"file:{n + 1}",
+            known,
+        )
+        for n in range(count)
+    ]
 
 
 @pytest.fixture
@@ -33,7 +45,9 @@ def store(tmp_path):
     opened = []
 
     def make(items=None, gold=(), **how):
-        opened.append(Store.open(tmp_path / "votes.db", made() if items is None else items, How(**how), gold))
+        opened.append(
+            Store.open(tmp_path / "votes.db", made() if items is None else items, How(**how), gold)
+        )
         return opened[-1]
 
     yield make
@@ -140,7 +154,9 @@ def test_gold_items_are_mixed_in(store):
     gold = made(5, answers=2, name="gold", known=(Comparison(1, 0),))
     one = store(made(100, answers=2), gold, golds=0.1)
     asked = through(one, "ann")
-    assert sorted(task.item for task in asked if task.kind == "gold") == sorted(item.id for item in gold)
+    assert sorted(task.item for task in asked if task.kind == "gold") == sorted(
+        item.id for item in gold
+    )
     assert Counter(vote.kind for vote in one.votes()) == {"once": 100, "gold": 5}
     assert one.next("bob") is None or one.next("bob").kind == "gold"
 
@@ -152,13 +168,24 @@ def test_sides_are_drawn_and_even(store):
 
 def test_the_same_seed_asks_the_same(tmp_path):
     def all_of(name, seed):
-        one = Store.open(tmp_path / name, made(20, answers=4), How(seed=seed, repeats=0.2, random_share=0.3))
-        asked = [(task.item, task.left, task.right, task.kind) for task in through(one, "ann", lambda task: "first" if task.left < task.right else "second")]
+        one = Store.open(
+            tmp_path / name, made(20, answers=4), How(seed=seed, repeats=0.2, random_share=0.3)
+        )
+        asked = [
+            (task.item, task.left, task.right, task.kind)
+            for task in through(
+                one, "ann", lambda task: "first" if task.left < task.right else "second"
+            )
+        ]
         ids = {entry.task for entry in one.log()}
         one.close()
         return asked, ids
 
-    (one, ids), (same, others), (different, _) = all_of("a.db", 1), all_of("b.db", 1), all_of("c.db", 2)
+    (one, ids), (same, others), (different, _) = (
+        all_of("a.db", 1),
+        all_of("b.db", 1),
+        all_of("c.db", 2),
+    )
     assert one == same
     assert one != different
     assert not ids & others  # nothing can be read from an id
@@ -172,7 +199,9 @@ def test_a_vote_is_what_was_said(store):
     task = one.next("ann")
     number = one.cast(say(task, "ann", "second", strength=2, reason="shorter", seconds=1.5))
     (vote,) = one.votes()
-    assert vote == Vote(task.item, task.left, task.right, "second", "ann", 2, "shorter", vote.at, "once", None)
+    assert vote == Vote(
+        task.item, task.left, task.right, "second", "ann", 2, "shorter", vote.at, "once", None
+    )
     ((again, entry),) = one.history("ann")
     assert (again.id, again.revision, entry.number, entry.seconds) == (task.id, 1, number, 1.5)
     assert one.current(task.id, "ann") == entry
@@ -231,7 +260,15 @@ def test_undo_takes_back_one_act_and_shows_it_again(store):
         task = one.next("ann")
         assert task.id == expected.id
         one.cast(say(task, "ann"))
-    assert [entry.outcome for entry in one.log()] == ["first", "first", None, None, "first", "first", "first"]
+    assert [entry.outcome for entry in one.log()] == [
+        "first",
+        "first",
+        None,
+        None,
+        "first",
+        "first",
+        "first",
+    ]
 
 
 def test_a_ranking_is_a_vote_on_every_pair(store):
@@ -283,7 +320,10 @@ def test_the_log_cannot_be_changed(store):
     one = store()
     one.cast(say(one.next("ann"), "ann"))
     for query in ("UPDATE log SET outcome = 'second'", "DELETE FROM log"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"), sqlite3.connect(one.path) as other:
+        with (
+            pytest.raises(sqlite3.IntegrityError, match="append-only"),
+            sqlite3.connect(one.path) as other,
+        ):
             other.execute(query)
 
 
@@ -291,7 +331,17 @@ def test_models_that_are_known_guide_the_choice(store):
     """Where b and c always lose to a, and are equals, the pair to ask is b and c."""
     one = store(made(60, answers=3), pairs=1, random_share=0.0)
     worth = {0: 9, 1: 1, 2: 1}
-    asked = through(one, "ann", lambda task: "tie" if worth[task.left] == worth[task.right] else "first" if worth[task.left] > worth[task.right] else "second")
+    asked = through(
+        one,
+        "ann",
+        lambda task: (
+            "tie"
+            if worth[task.left] == worth[task.right]
+            else "first"
+            if worth[task.left] > worth[task.right]
+            else "second"
+        ),
+    )
     late = Counter(frozenset((task.left, task.right)) for task in asked[-15:])
     assert late[frozenset((1, 2))] > 12
 
@@ -312,7 +362,12 @@ while (task := store.next(sys.argv[2])) is not None:
 
 
 def voter(path, who, count=40):
-    return subprocess.Popen([sys.executable, "-c", VOTER, str(path), who, str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", VOTER, str(path), who, str(count)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("after", [1, 7, 30])
@@ -321,7 +376,9 @@ def test_a_kill_loses_no_acknowledged_vote(tmp_path, after):
     process = voter(path, "ann", 200)
     told = [int(process.stdout.readline()) for _ in range(after)]
     os.kill(process.pid, signal.SIGKILL)
-    told += [int(line) for line in process.stdout.read().split()]  # communicate would pass over what readline has read ahead
+    told += [
+        int(line) for line in process.stdout.read().split()
+    ]  # communicate would pass over what readline has read ahead
     process.communicate()
     one = Store.existing(path)
     written = [entry.number for entry in one.log()]
@@ -399,7 +456,9 @@ def test_other_items_and_settings_are_refused(store):
     assert "overlap: 2 -> 1" in str(error.value)
     assert "items: 1 of its 3 are not given now" in str(error.value)
     assert len(store(made(3), overlap=2).items) == 3  # and nothing was added
-    renamed = [Item(item.id, item.prompt, item.answers, ("x", "y", "z"), item.where) for item in made(3)]
+    renamed = [
+        Item(item.id, item.prompt, item.answers, ("x", "y", "z"), item.where) for item in made(3)
+    ]
     with pytest.raises(RunError, match="file:1: its models"):
         store(renamed, overlap=2)
 
@@ -412,7 +471,14 @@ def test_gold_items_need_a_known_answer(store):
     assert (task.kind, {task.left, task.right}) == ("gold", {1, 2})
 
 
-@pytest.mark.parametrize("content", [b"", b"no database at all, but long enough to look at" * 40, b"SQLite format 3\0" + b"\1" * 4000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no database at all, but long enough to look at" * 40,
+        b"SQLite format 3\0" + b"\1" * 4000,
+    ],
+)
 def test_what_is_no_file_of_votes(tmp_path, content):
     path = tmp_path / "votes.db"
     path.write_bytes(content)
@@ -454,6 +520,14 @@ def test_a_damaged_file_is_refused(tmp_path, store):
 
 
 def test_dialogues_come_back_as_they_were(store):
-    chat = Item("c", (Message("user", "Hi", {"name": "x"}),), ((Message("assistant", "a"),), (Message("assistant", "b"),)), ("", ""), "f:1", (), ({"t": 1},))
+    chat = Item(
+        "c",
+        (Message("user", "Hi", {"name": "x"}),),
+        ((Message("assistant", "a"),), (Message("assistant", "b"),)),
+        ("", ""),
+        "f:1",
+        (),
+        ({"t": 1},),
+    )
     store([chat]).close()
     assert store([chat]).items == {"c": chat}

@@ -1,4 +1,6 @@
-"""The report: every number there, warnings exact, foreign text inert, nothing loaded from anywhere."""
+"""The report: every number there, warnings exact, foreign text inert, nothing loaded from
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from winnow.system.format import number, percent, visible, wilson
 
 
 def test_every_number_is_in_report_json(tmp_path: Path) -> None:
-    root = make(tmp_path / "run", summary={"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]})
+    root = make(
+        tmp_path / "run", summary={"accuracy": 0.75, "seconds": 12.5, "notes": ["Read this."]}
+    )
     made = run_report.write(root)
     stored = json.loads((root / "report.json").read_text())
     assert stored == made == run_report.build([root])
@@ -33,7 +37,14 @@ def test_every_number_is_in_report_json(tmp_path: Path) -> None:
     assert run["data"] == data()
     assert run["settings"] == environment()["settings"]
     assert run["status"] == {"step": 40, "steps": 40, "state": "complete"}
-    assert run["samples"] == [{"prompt": "the film was", "before": "0: the film was", "after": "40: the film was", "step": 40}]
+    assert run["samples"] == [
+        {
+            "prompt": "the film was",
+            "before": "0: the film was",
+            "after": "40: the film was",
+            "step": 40,
+        }
+    ]
 
 
 def test_the_page_says_what_matters(tmp_path: Path) -> None:
@@ -42,11 +53,20 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     page = Page((root / "report.html").read_text())
     low, high = wilson(0.75, 100)
     text = re.sub(r"\s+", " ", page.text)
-    for words in ("Prefers the chosen answer in 75 % of 100 held-out", f"95 % interval {100 * low:.0f}–{100 * high:.0f} %", "Nothing to warn of."):
+    for words in (
+        "Prefers the chosen answer in 75 % of 100 held-out",
+        f"95 % interval {100 * low:.0f}–{100 * high:.0f} %",
+        "Nothing to warn of.",
+    ):
         assert words in text
     for words in ("900 read", "−6 identical completions", "894 used", "cd" * 32):
         assert words in text
-    for words in ("preset paper", "winnow dpo --beta 0.1", "torch 2.13.0", "complete, 40 of 40 steps"):
+    for words in (
+        "preset paper",
+        "winnow dpo --beta 0.1",
+        "torch 2.13.0",
+        "complete, 40 of 40 steps",
+    ):
         assert words in text
     assert page.tags.count("figure") == len(drawn())
     assert len(page.ids) == len(set(page.ids))
@@ -63,14 +83,23 @@ def test_plots_are_spoken_and_take_their_colours_from_the_page(tmp_path: Path) -
         assert set(re.findall(r"#[0-9a-f]{6}\b", drawing.svg)) <= {"#000000"}
     assert "training from 0.686 at step 1 to 0.393 at step 40" in drawings[0].svg
     assert [line.label for line in drawings[0].lines] == ["training", "held out", "hard"]
-    assert min(step for step, _ in drawings[1].lines[1].points) == 10  # at step 0 every pair is a tie
+    assert (
+        min(step for step, _ in drawings[1].lines[1].points) == 10
+    )  # at step 0 every pair is a tie
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     name = re.sub(r"[/\0\ud800]", "_", text)[:60]
     settings = environment(data=[text], **{text[:40]: text})
-    settings |= {"command": text, "device": text, "recipe": text[:80], "versions": {text: text}, "reference": {"identity": text}, "weights_hash": text}
+    settings |= {
+        "command": text,
+        "device": text,
+        "recipe": text[:80],
+        "versions": {text: text},
+        "reference": {"identity": text},
+        "weights_hash": text,
+    }
     finding = {"code": text, "message": text, "rows": [text], "remedy": text}
     parts = data(
         findings=[finding | {"level": level} for level in ("warning", "note", text)],
@@ -78,15 +107,26 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
         sources=[{"name": text, "layout": text, "rows": 1, "weight": 2, "ignored": [text]}],
     )
     rows = [row | {f"eval_{text[:50]}_loss": 0.5} for row in healthy()]
-    root = make(tmp_path / name, rows=rows, texts=(text,), environment=settings, data=parts, summary={"notes": [text], text[:9]: text})
+    root = make(
+        tmp_path / name,
+        rows=rows,
+        texts=(text,),
+        environment=settings,
+        data=parts,
+        summary={"notes": [text], text[:9]: text},
+    )
     run_report.write(root)
     html = (root / "report.html").read_bytes().decode()
     page = Page(html)
     assert page.danger == []
-    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html  # what a browser refuses, should anything get through
+    assert (
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html
+    )  # what a browser refuses, should anything get through
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
-    assert visible(text.replace("\ud800", "?"))[: run_report.PREVIEW // 2] in page.text.replace("\ufffd", "?")
+    assert visible(text.replace("\ud800", "?"))[: run_report.PREVIEW // 2] in page.text.replace(
+        "\ufffd", "?"
+    )
     assert run_report.page([root, make(tmp_path / "other")], tmp_path / "both.html").exists()
     assert Page((tmp_path / "both.html").read_text()).danger == []
 
@@ -109,7 +149,11 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_several_runs_share_plots_and_show_what_differs(tmp_path: Path) -> None:
-    roots = [make(tmp_path / "a" / "dpo"), make(tmp_path / "b" / "dpo", environment=environment(beta=0.5)), make(tmp_path / "c" / "dpo")]
+    roots = [
+        make(tmp_path / "a" / "dpo"),
+        make(tmp_path / "b" / "dpo", environment=environment(beta=0.5)),
+        make(tmp_path / "c" / "dpo"),
+    ]
     made = run_report.build(roots)
     assert [run["name"] for run in made["runs"]] == ["a/dpo", "b/dpo", "c/dpo"]
     page = Page(run_report.page(roots, tmp_path / "new" / "page.html").read_text())
@@ -128,12 +172,20 @@ def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
     make(tmp_path / "demo" / "dpo")
     won = {"value": 0.92, "low": 0.9, "high": 0.94, "count": 4096, "prompts": 256, "why": ""}
     summary: dict[str, Any] = {"win_rate": 0.92, "figures": {"win_rate": won}, "words_in_use": 64}
-    summary |= {"grammatical_before": 0.95, "grammatical_after": 0.06, "kl": 21.0, "notes": ["Displacement."]}
+    summary |= {
+        "grammatical_before": 0.95,
+        "grammatical_after": 0.06,
+        "kl": 21.0,
+        "notes": ["Displacement."],
+    }
     (tmp_path / "demo" / "summary.json").write_text(json.dumps(summary))
     made = run_report.write(tmp_path / "demo")
     assert [run["name"] for run in made["runs"]] == ["sft", "dpo"]
     assert made["summary"] == summary
-    assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far"), ("", "unsound")]
+    assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [
+        ("", "far"),
+        ("", "unsound"),
+    ]
     text = Page((tmp_path / "demo" / "report.html").read_text()).text
     assert "The tuned model wins 92\u00a0% of held-out prompts" in text
     assert "95\u00a0% interval 90\u00a0% to 94\u00a0%, 256 prompts" in text
@@ -169,24 +221,62 @@ def spoil(root: Path, name: str, content: str | None) -> None:
         ("environment.json", None, "environment.json is missing"),
         ("environment.json", "{", "environment.json: cannot be read as JSON"),
         ("environment.json", "[]", "got list, expected an object"),
-        ("environment.json", '{"schema": 1, "recipe": "dpo"}', "settings: got NoneType, expected dict"),
-        ("environment.json", '{"schema": 9, "recipe": "dpo", "settings": {}}', "schema: got 9, expected 1"),
+        (
+            "environment.json",
+            '{"schema": 1, "recipe": "dpo"}',
+            "settings: got NoneType, expected dict",
+        ),
+        (
+            "environment.json",
+            '{"schema": 9, "recipe": "dpo", "settings": {}}',
+            "schema: got 9, expected 1",
+        ),
         ("data.json", None, "data.json: missing, though the run has metrics"),
         ("data.json", '{"train": 3}', "train: got int, expected dict"),
         ("data.json", '{"train": {"dropped": []}}', "dropped: got list, expected dict"),
-        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n', "metrics.jsonl:2: cannot be read as JSON"),
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"st\n{"step": 2}\n',
+            "metrics.jsonl:2: cannot be read as JSON",
+        ),
         ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl:1: step: got None"),
-        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n', "metrics.jsonl:1: loss: got str, expected a number"),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "loss": "low"}\n',
+            "metrics.jsonl:1: loss: got str, expected a number",
+        ),
         ("metrics.jsonl", "3\n", "metrics.jsonl:1: got int, expected an object"),
-        ("samples.jsonl", '{"step": 0, "prompt": "a", "completion": 3}\n', "samples.jsonl:1: completion: got int, expected str"),
+        (
+            "samples.jsonl",
+            '{"step": 0, "prompt": "a", "completion": 3}\n',
+            "samples.jsonl:1: completion: got int, expected str",
+        ),
         ("summary.json", '{"win_rate": "high"}', "win_rate: got str, expected a number"),
-        ("summary.json", '{"figures": {"kl": 3}}', "figures, kl: got 3, expected a figure with its interval"),
-        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"value": "high"}}}), "figures, kl: got"),
-        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"high": None}}}), "figures, kl: got"),
-        ("summary.json", json.dumps({"figures": {"kl": FIGURE | {"prompts": "many"}}}), "figures, kl: got"),
+        (
+            "summary.json",
+            '{"figures": {"kl": 3}}',
+            "figures, kl: got 3, expected a figure with its interval",
+        ),
+        (
+            "summary.json",
+            json.dumps({"figures": {"kl": FIGURE | {"value": "high"}}}),
+            "figures, kl: got",
+        ),
+        (
+            "summary.json",
+            json.dumps({"figures": {"kl": FIGURE | {"high": None}}}),
+            "figures, kl: got",
+        ),
+        (
+            "summary.json",
+            json.dumps({"figures": {"kl": FIGURE | {"prompts": "many"}}}),
+            "figures, kl: got",
+        ),
     ],
 )
-def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+def test_damage_is_named_with_a_remedy(
+    tmp_path: Path, name: str, content: str | None, words: str
+) -> None:
     root = make(tmp_path / "run")
     spoil(root, name, content)
     with pytest.raises(RunError, match=re.escape(words)) as caught:
@@ -197,14 +287,18 @@ def test_damage_is_named_with_a_remedy(tmp_path: Path, name: str, content: str |
 
 def test_a_torn_last_line_and_nan_are_no_damage(tmp_path: Path) -> None:
     root = make(tmp_path / "run")
-    (root / "metrics.jsonl").write_text(lines(healthy()) + '{"step": 41, "loss": NaN, "grad_norm": Infinity}\n{"step": 42, "lo')
+    (root / "metrics.jsonl").write_text(
+        lines(healthy()) + '{"step": 41, "loss": NaN, "grad_norm": Infinity}\n{"step": 42, "lo'
+    )
     rows = run_report.write(root)["runs"][0]["metrics"]
     assert rows[-1] == {"step": 41, "loss": None, "grad_norm": None}
     with pytest.raises(RunError, match="no run folder was given"):
         run_report.build([])
 
 
-def last(rows: list[dict[str, Any]], name: str, value: float, count: int = 20) -> list[dict[str, Any]]:
+def last(
+    rows: list[dict[str, Any]], name: str, value: float, count: int = 20
+) -> list[dict[str, Any]]:
     """`rows` with a metric set to a value in the last so many rows that have it."""
     rows = copy.deepcopy(rows)
     for row in [row for row in rows if name in row][-count:]:
@@ -213,7 +307,9 @@ def last(rows: list[dict[str, Any]], name: str, value: float, count: int = 20) -
 
 
 def without(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if not name.startswith(prefix)} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.startswith(prefix)} for row in rows
+    ]
 
 
 RUN = {"metrics": healthy(), "settings": {"clip": 1.0}, "data": data(), "summary": {}}
@@ -221,47 +317,99 @@ BARE = without(healthy(), "eval_logratio")
 
 FIRES: dict[str, tuple[dict[str, Any], str]] = {
     "displacement": (
-        {"metrics": last(last(healthy(), "eval_logratio/chosen", -0.4, 1), "eval_logratio/rejected", -0.62, 1)},
-        "Chosen log-probability fell 0.40 nats per token since the start, measured on held-out answers (rejected: fell 0.62): displacement.",
+        {
+            "metrics": last(
+                last(healthy(), "eval_logratio/chosen", -0.4, 1), "eval_logratio/rejected", -0.62, 1
+            )
+        },
+        (
+            "Chosen log-probability fell 0.40 nats per token since the start, measured on held-out"
+            " answers (rejected: fell 0.62): displacement."
+        ),
     ),
     "overfit": (
         {"metrics": last(healthy(), "rewards/accuracies", 1.0)},
         "Accuracy is 1.00 on training pairs and 0.75 on held-out ones: the pairs are memorised.",
     ),
-    "rising": ({"metrics": last(healthy(), "eval_loss", 0.6421, 1)}, "Held-out loss rose from 0.5431 at step 30 to 0.6421 at step 40."),
+    "rising": (
+        {"metrics": last(healthy(), "eval_loss", 0.6421, 1)},
+        "Held-out loss rose from 0.5431 at step 30 to 0.6421 at step 40.",
+    ),
     "stuck": (
         {"metrics": last(healthy(), "loss", 0.6931, 40)},
-        "Loss was 0.6931 at step 1 and is 0.6931 over the last 10 logged steps: it has not left its start.",
+        (
+            "Loss was 0.6931 at step 1 and is 0.6931 over the last 10 logged steps: it has not left"
+            " its start."
+        ),
     ),
-    "clipped": ({"metrics": last(healthy(), "grad_norm", 7.314, 30)}, "The gradient was clipped at 30 of 40 logged steps (75 %): median norm 7.31, clip 1.0."),
+    "clipped": (
+        {"metrics": last(healthy(), "grad_norm", 7.314, 30)},
+        "The gradient was clipped at 30 of 40 logged steps (75 %): median norm 7.31, clip 1.0.",
+    ),
     "length-bias": (
         {"metrics": last(healthy(), "length/chosen", 30.0, 40)},
-        "Chosen answers average 30 tokens, rejected ones 21: the model can learn to be longer instead of better.",
+        (
+            "Chosen answers average 30 tokens, rejected ones 21: the model can learn to be longer"
+            " instead of better."
+        ),
     ),
-    "longer": ({"summary": {"length_ratio": 1.4}}, "Answers after training are 1.40 times as long as before."),
+    "longer": (
+        {"summary": {"length_ratio": 1.4}},
+        "Answers after training are 1.40 times as long as before.",
+    ),
     "chance": (
         {"metrics": last(healthy(), "eval_rewards/accuracies", 0.55)},
-        "Held-out accuracy is 0.55 over 100 comparisons (95 % interval 0.45 to 0.64): it cannot be told from chance.",
+        (
+            "Held-out accuracy is 0.55 over 100 comparisons (95 % interval 0.45 to 0.64): it cannot"
+            " be told from chance."
+        ),
     ),
-    "collapse": ({"metrics": last(healthy(), "entropy", 0.5)}, "Entropy fell from 1.99 to 0.50 nats per token: samples will repeat each other."),
-    "far": ({"metrics": last(healthy(), "kl", 21.3, 1)}, "KL to the reference is 21.3 nats per answer: the model says what the reference hardly ever would."),
-    "cut": ({"data": data(tokens={"prompt": 4000, "scored": 5500, "cut": 500})}, "max_length cut 500 tokens off the training data (5.0 % of it)."),
+    "collapse": (
+        {"metrics": last(healthy(), "entropy", 0.5)},
+        "Entropy fell from 1.99 to 0.50 nats per token: samples will repeat each other.",
+    ),
+    "far": (
+        {"metrics": last(healthy(), "kl", 21.3, 1)},
+        (
+            "KL to the reference is 21.3 nats per answer: the model says what the reference hardly"
+            " ever would."
+        ),
+    ),
+    "cut": (
+        {"data": data(tokens={"prompt": 4000, "scored": 5500, "cut": 500})},
+        "max_length cut 500 tokens off the training data (5.0 % of it).",
+    ),
     "ignorant": (
         {"metrics": last(healthy(), "explained_variance", 0.04, 10)},
-        "The critic explains 0.040 of the returns’ variance over the last 10 logged steps: it knows next to nothing.",
+        (
+            "The critic explains 0.040 of the returns’ variance over the last 10 logged steps: it"
+            " knows next to nothing."
+        ),
     ),
     "hurried": (
         {"metrics": last(healthy(), "clip_fraction", 0.4, 10)},
-        "Within an iteration 40 % of the tokens lost their slope to clipping and 0.010 nats per token were moved, means of the last 10 logged steps: "
-        "the steps are too large.",
+        (
+            "Within an iteration 40 % of the tokens lost their slope to clipping and 0.010 nats per"
+            " token were moved, means of the last 10 logged steps: the steps are too large."
+        ),
     ),
     "off-target": (
-        {"metrics": last(healthy(), "kl", 1.25, 3), "settings": {"target_kl": 6}, "status": {"state": "complete"}},
-        "KL to the reference is 1.25 nats per answer, mean of the last 3 iterations, and target_kl is 6.00: beta has not brought it there.",
+        {
+            "metrics": last(healthy(), "kl", 1.25, 3),
+            "settings": {"target_kl": 6},
+            "status": {"state": "complete"},
+        },
+        (
+            "KL to the reference is 1.25 nats per answer, mean of the last 3 iterations, and"
+            " target_kl is 6.00: beta has not brought it there."
+        ),
     ),
     "unending": (
         {"metrics": last(healthy(), "finished", 0.61, 4)},
-        "Own answers that end by themselves fell from 94 % in the first 4 iterations to 61 % in the last 4: the others are cut off.",
+        (
+            "Own answers that end by themselves fell from 94 % in the first 4 iterations to 61 % in"
+            " the last 4: the others are cut off."
+        ),
     ),
     "unsound": (
         {"summary": {"grammatical_before": 0.95, "grammatical_after": 0.06}},
@@ -292,57 +440,136 @@ def test_a_healthy_run_is_left_in_peace() -> None:
 
 def test_symptoms_at_their_edges() -> None:
     def codes(**change: Any) -> list[tuple[str, str]]:
-        return [(sign.code, sign.message) for sign in training_warnings.examine({**RUN, **change})[0]]
+        return [
+            (sign.code, sign.message) for sign in training_warnings.examine({**RUN, **change})[0]
+        ]
 
-    assert codes(metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED + 1e-9, 10)) == []
-    ((code, message),) = codes(metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED, 10))
+    assert (
+        codes(metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED + 1e-9, 10)) == []
+    )
+    ((code, message),) = codes(
+        metrics=last(BARE, "logratio/chosen", -training_warnings.DISPLACED, 10)
+    )
     assert code == "displacement"
-    assert "fell 0.20 nats per token since the start, measured over the last 10 logged steps" in message
-    assert "on hard rose from 0.6250 at step 30 to 0.8000" in codes(metrics=last(healthy(), "eval_hard_loss", 0.8, 1))[0][1]
-    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.3))[0][1].endswith("below chance.")
-    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []  # no count, no interval
-    assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [("longer", "Answers after training are 1.40 times as long as before.")]
+    assert (
+        "fell 0.20 nats per token since the start, measured over the last 10 logged steps"
+        in message
+    )
+    assert (
+        "on hard rose from 0.6250 at step 30 to 0.8000"
+        in codes(metrics=last(healthy(), "eval_hard_loss", 0.8, 1))[0][1]
+    )
+    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.3))[0][1].endswith(
+        "below chance."
+    )
+    assert (
+        codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []
+    )  # no count, no interval
+    assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [
+        ("longer", "Answers after training are 1.40 times as long as before.")
+    ]
     assert codes(metrics=healthy()[:2], settings={"clip": None}) == []
-    assert codes(metrics=last(last(healthy(), "clip_fraction", training_warnings.HURRIED, 10), "kl/step", training_warnings.HURRIED_KL, 10)) == []
+    assert (
+        codes(
+            metrics=last(
+                last(healthy(), "clip_fraction", training_warnings.HURRIED, 10),
+                "kl/step",
+                training_warnings.HURRIED_KL,
+                10,
+            )
+        )
+        == []
+    )
     assert codes(metrics=last(healthy(), "kl/step", 0.06, 10))[0][0] == "hurried"
-    early = [{"step": step, "explained_variance": 0.0} for step in range(1, training_warnings.STUCK_STEPS)]
+    early = [
+        {"step": step, "explained_variance": 0.0}
+        for step in range(1, training_warnings.STUCK_STEPS)
+    ]
     assert codes(metrics=early) == []  # it may still learn
     assert codes(metrics=early, status={"state": "complete"})[0][0] == "ignorant"
-    for kl, target, fires in ((1.5, 1.0, False), (1.51, 1.0, True), (1.0, 1.5, False), (1.0, 1.51, True)):
-        found = codes(metrics=last(healthy(), "kl", kl, 3), settings={"target_kl": target}, status={"state": "complete"})
+    for kl, target, fires in (
+        (1.5, 1.0, False),
+        (1.51, 1.0, True),
+        (1.0, 1.5, False),
+        (1.0, 1.51, True),
+    ):
+        found = codes(
+            metrics=last(healthy(), "kl", kl, 3),
+            settings={"target_kl": target},
+            status={"state": "complete"},
+        )
         assert [code for code, _ in found] == ["off-target"] * fires
     missed = [{"step": step, "kl": 0.5, "beta": 0.1} for step in range(1, 61)]
     assert "of the last 6 iterations" in codes(metrics=missed, settings={"target_kl": 6.0})[0][1]
-    assert codes(metrics=missed[: training_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0}) == []  # it is on its way
+    assert (
+        codes(metrics=missed[: training_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0})
+        == []
+    )  # it is on its way
     assert codes(metrics=missed, settings={"target_kl": None}) == codes(metrics=missed) == []
-    assert codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []
+    assert (
+        codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []
+    )
     ends = [{"step": step, "finished": 0.75 if step <= 3 else 0.5} for step in range(1, 7)]
     assert codes(metrics=last(ends, "finished", 0.55, 3)) == []
     assert codes(metrics=last(ends, "finished", 0.54, 3))[0][0] == "unending"
     assert codes(metrics=ends[:1] + ends[2:]) == []  # too few to have a first and a last part
-    sure = [{"step": step, "score": 1.0, "entropy": 2.0 if step <= 20 else 0.5} for step in range(1, 41)]
-    assert codes(metrics=sure) == [("collapse", "Entropy fell from 2.00 to 0.50 nats per token: samples will repeat each other.")]
+    sure = [
+        {"step": step, "score": 1.0, "entropy": 2.0 if step <= 20 else 0.5} for step in range(1, 41)
+    ]
+    assert codes(metrics=sure) == [
+        (
+            "collapse",
+            "Entropy fell from 2.00 to 0.50 nats per token: samples will repeat each other.",
+        )
+    ]
     short = [{**row, "rewards/margins": 0.0} for row in last(healthy(), "loss", 0.6931, 40)[:20]]
     assert codes(metrics=short) == []  # too early to say
     ((code, message),) = codes(metrics=short, status={"state": "complete"})
     assert (code, "is 0.6931 over the last 10 logged steps" in message) == ("stuck", True)
-    found = {"level": "warning", "code": "length_tokens", "message": "Winners are longer.", "rows": ["f:1", "f:2", "f:3", "f:4"], "remedy": "Balance."}
-    assert codes(data=data(findings=[found | {"level": "note"}])) == []  # stands beside the data, not in the box
+    found = {
+        "level": "warning",
+        "code": "length_tokens",
+        "message": "Winners are longer.",
+        "rows": ["f:1", "f:2", "f:3", "f:4"],
+        "remedy": "Balance.",
+    }
+    assert (
+        codes(data=data(findings=[found | {"level": "note"}])) == []
+    )  # stands beside the data, not in the box
     told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))
     assert told == [("length_tokens", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
 
 
 def test_sft_is_not_asked_about_pairs() -> None:
-    rows = [{"step": step, "loss": 5.0, "entropy": 4.0 if step < 20 else 0.1} for step in range(1, 41)]
-    signs, checked, unchecked = training_warnings.examine({**RUN, "metrics": rows, "data": {"train": {}, "eval": {}}})
+    rows = [
+        {"step": step, "loss": 5.0, "entropy": 4.0 if step < 20 else 0.1} for step in range(1, 41)
+    ]
+    signs, checked, unchecked = training_warnings.examine(
+        {**RUN, "metrics": rows, "data": {"train": {}, "eval": {}}}
+    )
     assert (signs, checked) == ([], [])
     assert len(unchecked) == len(training_warnings.SYMPTOMS)
 
 
 def test_numbers_as_people_read_them() -> None:
-    expected = {0.69314: "0.693", -1.0: "−1.00", 12345: "12,345", 1234.5: "1,234", 5e-7: "5e−7", 1.25e-5: "1.25e−5", 0.0: "0", -0.05213: "−0.0521"}
+    expected = {
+        0.69314: "0.693",
+        -1.0: "−1.00",
+        12345: "12,345",
+        1234.5: "1,234",
+        5e-7: "5e−7",
+        1.25e-5: "1.25e−5",
+        0.0: "0",
+        -0.05213: "−0.0521",
+    }
     assert {value: number(value) for value in expected} == expected
-    assert [percent(share) for share in (0.921, 0.999, 1.0, 0.0, 0.001)] == ["92 %", "99.9 %", "100 %", "0 %", "0.1 %"]
+    assert [percent(share) for share in (0.921, 0.999, 1.0, 0.0, 0.001)] == [
+        "92 %",
+        "99.9 %",
+        "100 %",
+        "0 %",
+        "0.1 %",
+    ]
     for wins, count in ((50, 100), (10, 10), (0, 7), (3, 1000)):
         oracle = binomtest(wins, count).proportion_ci(method="wilson")
         assert wilson(wins / count, count) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
@@ -354,20 +581,46 @@ def test_thinning_keeps_the_outline() -> None:
     assert len(thinned) <= plots.MOST
     assert {value for _, value in thinned} >= {0.0, 96.0}
     assert thinned == sorted(thinned)
-    assert [value for _, value in plots.smooth([(i, 2.0) for i in range(100)])] == pytest.approx([2.0] * 100)
+    assert [value for _, value in plots.smooth([(i, 2.0) for i in range(100)])] == pytest.approx(
+        [2.0] * 100
+    )
     assert plots.smooth([(i, float(i)) for i in range(90)])[45] == (45, 45.0)
 
 
 def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if browser is None:
         pytest.skip("needs chromium: apt-get install chromium")
     root = make(tmp_path / "run", texts=NASTY[:-1])
     run_report.write(root)
     log = tmp_path / "net.json"
-    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    switches += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", f"--log-net-log={log}", "--dump-dom"]
-    done = subprocess.run([browser, *switches, (root / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    switches = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    switches += [
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--log-net-log={log}",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [browser, *switches, (root / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert done.stdout.count("<figure>") == len(drawn())
     assert "CONSOLE" not in done.stderr
     assert "evil.example" not in log.read_text()
@@ -379,38 +632,103 @@ def on_rewards(*scores: tuple[float, float, float], looked: bool = True) -> list
     rows: list[dict[str, Any]] = []
     for step, (score, low, high) in enumerate(scores):
         if step:
-            rows.append({"step": step, "score": score, "kl": 0.3 * step, "answers": 64, "num_answers": 64 * step, "num_tokens": 640 * step})
+            rows.append(
+                {
+                    "step": step,
+                    "score": score,
+                    "kl": 0.3 * step,
+                    "answers": 64,
+                    "num_answers": 64 * step,
+                    "num_tokens": 640 * step,
+                }
+            )
         if looked:
-            rows.append({"step": step, "eval_answers": 50, "eval_score": score, "eval_score_low": low, "eval_score_high": high})
-            rows[-1] |= {"eval_kl": 0.4 * step, "eval_kl_low": 0.3 * step, "eval_kl_high": 0.5 * step}
+            rows.append(
+                {
+                    "step": step,
+                    "eval_answers": 50,
+                    "eval_score": score,
+                    "eval_score_low": low,
+                    "eval_score_high": high,
+                }
+            )
+            rows[-1] |= {
+                "eval_kl": 0.4 * step,
+                "eval_kl_low": 0.3 * step,
+                "eval_kl_high": 0.5 * step,
+            }
     return rows
 
 
 def test_a_training_on_rewards_has_its_figures_with_intervals(tmp_path: Path) -> None:
     head = environment("ppo", max_new_tokens=32)
-    root = make(tmp_path / "run", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.3)), environment=head)
+    root = make(
+        tmp_path / "run",
+        rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8), (1.0, 0.7, 1.3)),
+        environment=head,
+    )
     made = run_report.write(root)
     found = {one["title"]: one for one in made["runs"][0]["figures"]}
-    score, kl = found["Held-out score"], found["Held-out KL to the reference, nats per answer, over the vocabulary"]
-    assert (score["value"], score["low"], score["high"], score["n"], score["step"]) == (1.0, 0.7, 1.3, "50 prompts", 2)
+    score, kl = (
+        found["Held-out score"],
+        found["Held-out KL to the reference, nats per answer, over the vocabulary"],
+    )
+    assert (score["value"], score["low"], score["high"], score["n"], score["step"]) == (
+        1.0,
+        0.7,
+        1.3,
+        "50 prompts",
+        2,
+    )
     assert (kl["value"], kl["low"], kl["high"], kl["n"]) == (0.8, 0.6, 1.0, "50 prompts")
     assert found["KL to the reference, nats per answer, in training"]["n"] == "64 answers"
     assert found["Score of answers in training"]["value"] == 0.75
     text = Page((root / "report.html").read_text()).text
-    assert "went from 0 to 1.00 (95\u00a0% interval 0.700 to 1.30, n = 50), 0.800 nats per answer from where it began." in text
+    assert (
+        "went from 0 to 1.00 (95\u00a0% interval 0.700 to 1.30, n = 50), 0.800 nats per answer from"
+        " where it began." in text
+    )
     assert "Held-out KL" in text
     assert "Horizontal axis: iteration." in text
     assert "at most 128" not in text
 
 
 def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
-    made = run_report.build([make(tmp_path / "held", rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8)), environment=environment("ppo"))])
-    assert headline.verdict(made).endswith("; the two intervals overlap, so it is not shown to have moved.")
+    made = run_report.build(
+        [
+            make(
+                tmp_path / "held",
+                rows=on_rewards((0.0, -0.3, 0.3), (0.5, 0.2, 0.8)),
+                environment=environment("ppo"),
+            )
+        ]
+    )
+    assert headline.verdict(made).endswith(
+        "; the two intervals overlap, so it is not shown to have moved."
+    )
     flat = [(0.0, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5))]
-    made = run_report.build([make(tmp_path / "flat", rows=on_rewards(*flat, looked=False), environment=environment("ppo"))])
+    made = run_report.build(
+        [
+            make(
+                tmp_path / "flat",
+                rows=on_rewards(*flat, looked=False),
+                environment=environment("ppo"),
+            )
+        ]
+    )
     low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([0.5, 0.4, 0.6, 0.5]))
-    assert f"(95 % interval {number(low)} to {number(high)} over 4 iterations)" in headline.verdict(made)
-    assert headline.verdict(made).endswith("; nothing was held out to check it on, and it is not shown to have moved.")
-    up = [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5, 0.5, 0.4, 0.6, 0.5, 0.5, 0.4))]
-    made = run_report.build([make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))])
+    assert f"(95 % interval {number(low)} to {number(high)} over 4 iterations)" in headline.verdict(
+        made
+    )
+    assert headline.verdict(made).endswith(
+        "; nothing was held out to check it on, and it is not shown to have moved."
+    )
+    up = [
+        (0.0, 0.0, 0.0),
+        (0.1, 0.0, 0.0),
+        *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5, 0.5, 0.4, 0.6, 0.5, 0.5, 0.4)),
+    ]
+    made = run_report.build(
+        [make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))]
+    )
     assert headline.verdict(made).endswith("; nothing was held out to check it on.")

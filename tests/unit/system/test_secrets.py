@@ -16,7 +16,12 @@ from winnow.system.files import read_json
 from winnow.system.redact import LEAST, blanked
 
 HUB = "hf_" + "aB3dE6gH9k" * 3 + "Lm0p"  # the form of a token
-HELD = {"HF_TOKEN": HUB, "WANDB_API_KEY": "0123456789abcdef" * 2, "db_password": "correct horse 'battery'", "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+bPxRfi=="}
+HELD = {
+    "HF_TOKEN": HUB,
+    "WANDB_API_KEY": "0123456789abcdef" * 2,
+    "db_password": "correct horse 'battery'",
+    "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+bPxRfi==",
+}
 ADDRESS = "https://reader:pa55w0rd@models.example/llama"
 SECRETS = [*HELD.values(), "pa55w0rd", "reader"]
 
@@ -91,17 +96,42 @@ def test_what_is_said_holds_no_secret(capsys):
 
 def test_a_run_holds_no_secret_and_says_none(world, tmp_path, monkeypatch, capsys):
     """The words that came to nothing (a later --model wins) are recorded with the command."""
-    words = runs.line("dpo", world, tmp_path / "run", trackers="tensorboard", eval_data=str(world / "held.jsonl"))
+    words = runs.line(
+        "dpo", world, tmp_path / "run", trackers="tensorboard", eval_data=str(world / "held.jsonl")
+    )
     given = [part for secret in (*HELD.values(), ADDRESS) for part in ("--model", secret)]
     assert runs.winnow(monkeypatch, words[0], *given, *words[1:]) == 0
-    assert runs.winnow(monkeypatch, "eval", "--model", HUB, "--model", tmp_path / "run", "--data", world / "held.jsonl", "--out", tmp_path / "eval") == 0
-    assert runs.winnow(monkeypatch, "report", tmp_path / "run", "--out", tmp_path / "page.html") == 0
+    assert (
+        runs.winnow(
+            monkeypatch,
+            "eval",
+            "--model",
+            HUB,
+            "--model",
+            tmp_path / "run",
+            "--data",
+            world / "held.jsonl",
+            "--out",
+            tmp_path / "eval",
+        )
+        == 0
+    )
+    assert (
+        runs.winnow(monkeypatch, "report", tmp_path / "run", "--out", tmp_path / "page.html") == 0
+    )
     assert read_json(tmp_path / "run" / "environment.json")["command"].count("***") == len(HELD) + 1
     assert "***" in read_json(tmp_path / "eval" / "report.json")["command"]
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {"environment.json", "config.yaml", "report.html", "page.html", "metrics.jsonl"} < {file.name for file in files}
+    assert {"environment.json", "config.yaml", "report.html", "page.html", "metrics.jsonl"} < {
+        file.name for file in files
+    }
     assert any("tfevents" in file.name for file in files)
-    assert [(str(file), secret) for file in files for secret in SECRETS if secret.encode() in file.read_bytes() or secret in file.name] == []
+    assert [
+        (str(file), secret)
+        for file in files
+        for secret in SECRETS
+        if secret.encode() in file.read_bytes() or secret in file.name
+    ] == []
     found = capsys.readouterr()
     assert leaks(found.out + found.err) == []
 
@@ -117,7 +147,9 @@ def test_a_run_holds_no_secret_and_says_none(world, tmp_path, monkeypatch, capsy
         ("--config", f"{HUB}.yaml"),
     ],
 )
-def test_a_setting_with_a_secret_is_refused_before_anything_is_written(world, tmp_path, monkeypatch, capsys, words):
+def test_a_setting_with_a_secret_is_refused_before_anything_is_written(
+    world, tmp_path, monkeypatch, capsys, words
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"{HUB}.yaml").write_text("seed: 1\n")
     before = runs.tree(tmp_path)
@@ -131,7 +163,9 @@ def test_a_setting_with_a_secret_is_refused_before_anything_is_written(world, tm
 def test_a_prompt_is_text_for_the_model_and_no_setting_that_is_kept():
     from winnow.config.collection import GenerateSettings
 
-    assert resolve(GenerateSettings, {"model": "m", "prompt": [ADDRESS]}).settings.prompt == (ADDRESS,)
+    assert resolve(GenerateSettings, {"model": "m", "prompt": [ADDRESS]}).settings.prompt == (
+        ADDRESS,
+    )
     with pytest.raises(SettingsError, match="model: a secret"):
         resolve(GenerateSettings, {"model": ADDRESS, "prompt": ["x"]})
 
@@ -160,7 +194,10 @@ def test_errors_name_no_secret(tmp_path, monkeypatch, capsys, words):
 
 def test_errors_are_shown_but_never_obeyed(tmp_path, monkeypatch, capsys):
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "tools\\u001b[2J\\u202e": 1, "chosen": "c"}\n')
+    bad.write_text(
+        '{"prompt": "p", "chosen": "a", "rejected": "b", "tools\\u001b[2J\\u202e": 1, "chosen":'
+        ' "c"}\n'
+    )
     assert runs.winnow(monkeypatch, "check", "--model", "\x1b]0;title\x07", "--data", bad) == 2
     said = capsys.readouterr().err
     assert "\\x1b]0;title\\x07" in said
@@ -169,8 +206,15 @@ def test_errors_are_shown_but_never_obeyed(tmp_path, monkeypatch, capsys):
 
 def test_a_bugs_traceback_names_no_secret():
     """What nobody foresaw: an exception with the request that failed in it."""
-    code = f"from winnow import cli\ndef fail(): raise ValueError('GET {ADDRESS} with {HUB}')\ncli._quiet = fail\ncli.main()"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True)
+    code = (
+        f"from winnow import cli\ndef fail(): raise ValueError('GET {ADDRESS} with"
+        f" {HUB}')\ncli._quiet = fail\ncli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True
+    )
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("ValueError: GET https://***@models.example/llama with ***")
+    assert done.stderr.rstrip().endswith(
+        "ValueError: GET https://***@models.example/llama with ***"
+    )
     assert leaks(done.stderr) == []

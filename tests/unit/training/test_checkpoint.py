@@ -1,4 +1,6 @@
-"""Checkpoints: whole or absent, verified, pruned; and an optimizer that comes back exactly as it was."""
+"""Checkpoints: whole or absent, verified, pruned; and an optimizer that comes back exactly as it
+was.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,27 @@ HEX = 4 * "0123abcd"
 
 
 def make(folder, step=3, **changes):
-    progress = Progress(**{"step": step, "cursor": Cursor(2, 5), "tokens": 77, "best_step": 1, "best_loss": 0.1 + 0.2, **changes})
-    weights = {"a": torch.randn(3, 2, generator=torch.Generator().manual_seed(step)), "b": torch.tensor([1e-45, -0.0])}
-    return checkpoint.save(folder, progress, weights, {"step|a": torch.tensor(3.0)}, {"data": "x"}, {}), progress, weights
+    progress = Progress(
+        **{
+            "step": step,
+            "cursor": Cursor(2, 5),
+            "tokens": 77,
+            "best_step": 1,
+            "best_loss": 0.1 + 0.2,
+            **changes,
+        }
+    )
+    weights = {
+        "a": torch.randn(3, 2, generator=torch.Generator().manual_seed(step)),
+        "b": torch.tensor([1e-45, -0.0]),
+    }
+    return (
+        checkpoint.save(
+            folder, progress, weights, {"step|a": torch.tensor(3.0)}, {"data": "x"}, {}
+        ),
+        progress,
+        weights,
+    )
 
 
 def test_what_was_saved_comes_back_to_the_bit(tmp_path):
@@ -30,7 +50,10 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     found = checkpoint.load(path)
     assert found.progress == progress
     assert found.identity == {"data": "x"}
-    assert all(torch.equal(found.weights[name].view(torch.int32), weights[name].view(torch.int32)) for name in weights)
+    assert all(
+        torch.equal(found.weights[name].view(torch.int32), weights[name].view(torch.int32))
+        for name in weights
+    )
     assert found.optimizer["step|a"].shape == ()
 
 
@@ -50,19 +73,28 @@ def test_every_byte_of_every_file_counts(tmp_path):
         (path / file).write_bytes(kept)
     checkpoint.load(path)
     manifest = json.loads((path / "manifest.json").read_text())
-    write_sealed(path / "manifest.json", {**{name: value for name, value in manifest.items() if name != "sealed"}, "schema": 3})
+    write_sealed(
+        path / "manifest.json",
+        {**{name: value for name, value in manifest.items() if name != "sealed"}, "schema": 3},
+    )
     with pytest.raises(RunError, match="another version"):
         checkpoint.load(path)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_every_byte_of_a_manifest_counts(tmp_path, sealed):
-    """Of one without a seal, from the first version, what it is there for: files, sizes, hashes; its identity is compared later."""
+    """Of one without a seal, from the first version, what it is there for: files, sizes, hashes;
+    its identity is compared later.
+    """
     path, _, _ = make(tmp_path)
     manifest = path / "manifest.json"
     if not sealed:
         head = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({"schema": 1, "torch": "2.0", "identity": head["identity"], "files": head["files"]}))
+        manifest.write_text(
+            json.dumps(
+                {"schema": 1, "torch": "2.0", "identity": head["identity"], "files": head["files"]}
+            )
+        )
     whole, refused = manifest.read_bytes(), 0
     for at in range(len(whole)):
         manifest.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
@@ -105,7 +137,11 @@ def test_leftovers_of_writers_that_died_are_tidied_away(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / f".config.yaml.tmp-{HEX}").touch()
     tidy(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.old-20251122", "my.tmp-notes", "step_1"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.old-20251122",
+        "my.tmp-notes",
+        "step_1",
+    ]
 
 
 def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
@@ -115,8 +151,20 @@ def test_a_checkpoint_of_the_first_schema_is_read(tmp_path):
     del kept["evaluated"], kept["moved"]
     (path / "progress.json").write_text(json.dumps(kept))
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["progress.json"] = {"bytes": (path / "progress.json").stat().st_size, "sha256": sha256_file(path / "progress.json")}
-    (path / "manifest.json").write_text(json.dumps({"schema": 1, "torch": "2.11", "identity": manifest["identity"], "files": manifest["files"]}))
+    manifest["files"]["progress.json"] = {
+        "bytes": (path / "progress.json").stat().st_size,
+        "sha256": sha256_file(path / "progress.json"),
+    }
+    (path / "manifest.json").write_text(
+        json.dumps(
+            {
+                "schema": 1,
+                "torch": "2.11",
+                "identity": manifest["identity"],
+                "files": manifest["files"],
+            }
+        )
+    )
     assert checkpoint.load(path).progress == replace(progress, evaluated=3, moved=True)
 
 
@@ -140,7 +188,9 @@ def test_pruning_keeps_the_one_that_was_written_now(tmp_path):
 def feed(optimizer, seed, dtype):
     for _, p, _ in optimizer.masters:
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).to(p.dtype)
-        if p.dtype == torch.bfloat16:  # the hooks hand a half-precision gradient on as it appears; do the same
+        if (
+            p.dtype == torch.bfloat16
+        ):  # the hooks hand a half-precision gradient on as it appears; do the same
             master = next(m for _, q, m in optimizer.masters if q is p)
             master.grad, p.grad = p.grad.float(), None
     optimizer.clip_gradients()

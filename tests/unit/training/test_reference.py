@@ -1,4 +1,6 @@
-"""The reference: numbers with an identity, the same however they were computed, refused when they are of something else."""
+"""The reference: numbers with an identity, the same however they were computed, refused when they
+are of something else.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_the_numbers_are_the_engines_in_the_data_sets_order():
         expected = torch.cat([engine.logps(model, collate([group]))["logp"] for group in groups])
     told = []
     for tokens in (4096, 120, 1):
-        torch.testing.assert_close(compute(engine, model, groups, tokens, CPU, told.append), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            compute(engine, model, groups, tokens, CPU, told.append), expected, rtol=0, atol=1e-12
+        )
     assert sum(told) == 3 * len(groups)
     assert not expected.requires_grad
 
@@ -55,9 +59,13 @@ def test_a_batch_finds_its_own_numbers_whatever_its_order():
 def test_the_identity_is_of_weights_tokens_dtype_and_engine():
     groups, model = tiny.groups(3), tiny.model("llama")
     name = identity(weights_hash(model), groups, torch.float32, engine)
-    assert name == identity(weights_hash(tiny.model("llama")), tiny.groups(3), torch.float32, engine)
+    assert name == identity(
+        weights_hash(tiny.model("llama")), tiny.groups(3), torch.float32, engine
+    )
     with torch.no_grad():
-        model.lm_head.weight[0, 0] = torch.nextafter(model.lm_head.weight[0, 0], torch.tensor(1.0))  # one bit of one weight
+        model.lm_head.weight[0, 0] = torch.nextafter(
+            model.lm_head.weight[0, 0], torch.tensor(1.0)
+        )  # one bit of one weight
     others = [
         identity(weights_hash(model), groups, torch.float32, engine),
         identity(weights_hash(tiny.model("llama")), groups[::-1], torch.float32, engine),
@@ -74,7 +82,9 @@ def test_a_store_is_read_back_to_the_bit_and_only_by_its_name(tmp_path):
     assert torch.equal(found.value, kept.value)
     assert (found.start == kept.start).all()
     assert stored(tmp_path, "b" * 64, groups) is None
-    with pytest.raises(RunError, match="damaged"):  # the same file name, but another identity inside
+    with pytest.raises(
+        RunError, match="damaged"
+    ):  # the same file name, but another identity inside
         stored(tmp_path, "a" * 16 + "b" * 48, groups)
     with pytest.raises(RunError, match="damaged"):
         stored(tmp_path, "a" * 64, groups[:2])
@@ -114,17 +124,28 @@ def computed(monkeypatch):
 
 
 def test_another_run_computes_no_reference_again(tmp_path, computed):
-    """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot check are computed."""
+    """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot
+    check are computed.
+    """
     world = runs.world(tmp_path)
     held = [str(world / "held.jsonl")]
     runs.dpo(world, tmp_path / "one", steps=2, eval_data=held, kl_samples=0)
     assert computed == [24, 8]
-    for i, change in enumerate(({"lr": 2e-3}, {"beta": 0.5}, {"objective": "ipo"}, {"batch_size": 4})):
+    for i, change in enumerate(
+        ({"lr": 2e-3}, {"beta": 0.5}, {"objective": "ipo"}, {"batch_size": 4})
+    ):
         computed.clear()
         runs.dpo(world, tmp_path / f"more {i}", steps=2, eval_data=held, kl_samples=0, **change)
         assert computed == [reference.SPOTS] * 2
     computed.clear()
-    runs.dpo(world, tmp_path / "other data", steps=2, data=[str(world / "other.jsonl")], batch_size=6, kl_samples=0)
+    runs.dpo(
+        world,
+        tmp_path / "other data",
+        steps=2,
+        data=[str(world / "other.jsonl")],
+        batch_size=6,
+        kl_samples=0,
+    )
     assert computed == [6]
 
 
@@ -140,7 +161,9 @@ def test_a_cache_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
     (tmp_path / "file").touch()
     monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "file" / "below"))
     monkeypatch.setattr(reference, "compute", None)
-    with pytest.raises(RunError, match=r"cannot write here: Not a directory\n  -> export WINNOW_CACHE="):
+    with pytest.raises(
+        RunError, match=r"cannot write here: Not a directory\n  -> export WINNOW_CACHE="
+    ):
         runs.dpo(world, tmp_path / "run")
 
 
@@ -165,15 +188,23 @@ def test_a_named_reference_model_is_not_in_memory_while_training(tmp_path, monke
 
 
 def test_rounding_is_told_from_another_model():
-    """Little at each token, and less in the mean: half a nat somewhere is bfloat16's, a tenth everywhere is not."""
+    """Little at each token, and less in the mean: half a nat somewhere is bfloat16's, a tenth
+    everywhere is not.
+    """
     one = torch.zeros(100)
-    assert reference.only_noise(one, one.clone().index_fill_(0, torch.tensor([3]), 0.4), torch.bfloat16)
+    assert reference.only_noise(
+        one, one.clone().index_fill_(0, torch.tensor([3]), 0.4), torch.bfloat16
+    )
     assert not reference.only_noise(one, one + 0.1, torch.bfloat16)
-    assert not reference.only_noise(one, one.clone().index_fill_(0, torch.tensor([3]), 0.6), torch.bfloat16)
+    assert not reference.only_noise(
+        one, one.clone().index_fill_(0, torch.tensor([3]), 0.6), torch.bfloat16
+    )
 
 
 def test_stored_numbers_are_held_against_the_model(tmp_path):
-    """Numbers under the right name that the model does not say: of another version of a library, or of a machine that errs."""
+    """Numbers under the right name that the model does not say: of another version of a library, or
+    of a machine that errs.
+    """
     groups, model = tiny.groups(9), tiny.model("llama")
     kept = Reference("a" * 64, numbers(model, groups), offsets(groups))
     assert spot_check(SEGMENTS, model, groups, kept, 4096, CPU) < 1e-5

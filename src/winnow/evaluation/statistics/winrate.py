@@ -1,6 +1,8 @@
-"""Win rates: how often does one model's answer beat the other's, how sure can one be, and how small a difference would have been seen?
+"""Win rates: how often does one model's answer beat the other's, how sure can one be, and how small
+a difference would have been seen?
 
-The prompt is the unit: answers to one prompt are not independent games, so intervals are taken over prompts, and every prompt weighs the same.
+The prompt is the unit: answers to one prompt are not independent games, so intervals are taken over
+prompts, and every prompt weighs the same.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from winnow.system.format import wilson
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """An answer of ours against one of theirs to a prompt. looks: what a judge gave ours, one per order it was asked in: 1 a win, 0.5 a tie, 0 a
-    loss, or its probability; None where it gave no verdict. longer: our length minus theirs, in one unit for all games.
+    """An answer of ours against one of theirs to a prompt. looks: what a judge gave ours, one per
+    order it was asked in: 1 a win, 0.5 a tie, 0 a loss, or its probability; None where it gave no
+    verdict. longer: our length minus theirs, in one unit for all games.
     """
 
     prompt: Hashable
@@ -27,21 +30,28 @@ class Game:
 
     def __post_init__(self) -> None:
         if not all(look is None or 0 <= look <= 1 for look in self.looks):
-            raise ValueError(f"prompt {self.prompt!r}: looks are {self.looks}, expected numbers from 0 to 1, or None")
+            raise ValueError(
+                f"prompt {self.prompt!r}: looks are {self.looks}, expected numbers from 0 to 1, or"
+                " None"
+            )
 
     @property
     def score(self) -> float | None:
-        """Mean of all orders, so that liking a side cancels; None where one is missing: the others alone would not cancel."""
+        """Mean of all orders, so that liking a side cancels; None where one is missing: the others
+        alone would not cancel.
+        """
         said = [look for look in self.looks if look is not None]
         return fmean(said) if said and len(said) == len(self.looks) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Share of games won, ties half: the mean of the prompts' own shares. Shares are in [0, 1]; None: not defined, and `why` says why.
+    """Share of games won, ties half: the mean of the prompts' own shares. Shares are in [0, 1];
+    None: not defined, and `why` says why.
 
-    low, high: 95 % interval. prompts: those with a valid game. spread: standard deviation of the prompts' shares. ties: of the valid games those of
-    score 0.5. invalid: of all games those without a score.
+    low, high: 95 % interval. prompts: those with a valid game. spread: standard deviation of the
+    prompts' shares. ties: of the valid games those of score 0.5. invalid: of all games those
+    without a score.
     """
 
     rate: float | None
@@ -58,19 +68,41 @@ class Share:
 def share(games: Sequence[Game]) -> Share:
     """The share of games we won, with Wilson's interval.
 
-    One binary game per prompt: Wilson's own, n the prompts. Otherwise n is how many independent games would vary as much as the prompts' shares did,
-    p (1 - p) / (s^2 / prompts), and z is Student's t (Franco, Little, Louis and Slud, "Comparative study of confidence intervals for proportions in
-    complex sample surveys", J. Survey Statistics and Methodology 7, 2019). Where all prompts have one share, n is the prompts: nothing in [0, 1] varies
-    more than a binary game. What the plain t interval covers near 0 and 1, which is too little, stands in docs/log.md.
+    One binary game per prompt: Wilson's own, n the prompts. Otherwise n is how many independent
+    games would vary as much as the prompts' shares did, p (1 - p) / (s^2 / prompts), and z is
+    Student's t (Franco, Little, Louis and Slud, "Comparative study of confidence intervals for
+    proportions in complex sample surveys", J. Survey Statistics and Methodology 7, 2019). Where all
+    prompts have one share, n is the prompts: nothing in [0, 1] varies more than a binary game. What
+    the plain t interval covers near 0 and 1, which is too little, stands in docs/log.md.
     """
     valid = [(game.prompt, score) for game in games if (score := game.score) is not None]
     invalid = 1 - len(valid) / len(games) if games else None
     if not valid:
-        return Share(None, None, None, 0, len(games), None, None, invalid, "no game has a verdict" if games else "there are no games")
+        return Share(
+            None,
+            None,
+            None,
+            0,
+            len(games),
+            None,
+            None,
+            invalid,
+            "no game has a verdict" if games else "there are no games",
+        )
     rates = list(by_prompt(valid).values())
     ties = sum(score == 0.5 for _, score in valid) / len(valid)
     if len(rates) < 2:
-        return Share(rates[0], None, None, 1, len(games), None, ties, invalid, "one prompt has no spread to make an interval of")
+        return Share(
+            rates[0],
+            None,
+            None,
+            1,
+            len(games),
+            None,
+            ties,
+            invalid,
+            "one prompt has no spread to make an interval of",
+        )
     low, high = interval(rates)
     return Share(fmean(rates), low, high, len(rates), len(games), stdev(rates), ties, invalid)
 
@@ -94,7 +126,9 @@ def by_prompt(scores: Sequence[tuple[Hashable, float]]) -> dict[Hashable, float]
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """Prompts on which ours won more than half of its games, less, and just half; p: how likely a split as uneven is if neither is better."""
+    """Prompts on which ours won more than half of its games, less, and just half; p: how likely a
+    split as uneven is if neither is better.
+    """
 
     better: int
     worse: int
@@ -104,30 +138,43 @@ class Signs:
 
 
 def sign_test(games: Sequence[Game]) -> Signs:
-    """Exact two-sided sign test over prompts, even ones left out (Dixon and Mood, "The statistical sign test", 1946). p None where all are even."""
-    rates = by_prompt([(game.prompt, score) for game in games if (score := game.score) is not None]).values()
+    """Exact two-sided sign test over prompts, even ones left out (Dixon and Mood, "The statistical
+    sign test", 1946). p None where all are even.
+    """
+    rates = by_prompt(
+        [(game.prompt, score) for game in games if (score := game.score) is not None]
+    ).values()
     better, worse = sum(rate > 0.5 for rate in rates), sum(rate < 0.5 for rate in rates)
     even = len(rates) - better - worse
     if not better + worse:
-        return Signs(0, 0, even, None, "no prompt has a winner" if even else "no game has a verdict")
+        return Signs(
+            0, 0, even, None, "no prompt has a winner" if even else "no game has a verdict"
+        )
     return Signs(better, worse, even, float(binomtest(better, better + worse).pvalue))
 
 
 def prompts_needed(difference: float, spread: float = 0.5, power: float = 0.8) -> int:
-    """Prompts from which a win rate that is `difference` away from one half (0.05: 55 %) is told from it, two-sided at 5 %, with probability `power`.
+    """Prompts from which a win rate that is `difference` away from one half (0.05: 55 %) is told
+    from it, two-sided at 5 %, with probability `power`.
 
-    n = ((z_0.975 + z_power) spread / difference)^2, with the normal approximation. spread: standard deviation of the prompts' shares; 0.5, the most
-    there is, for one game without ties. (J. Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988.)
+    n = ((z_0.975 + z_power) spread / difference)^2, with the normal approximation. spread: standard
+    deviation of the prompts' shares; 0.5, the most there is, for one game without ties. (J. Cohen,
+    "Statistical Power Analysis for the Behavioral Sciences", 1988.)
     """
     if not (0 < difference <= 0.5 and spread > 0 and 0 < power < 1):
-        raise ValueError(f"difference {difference}, spread {spread}, power {power}: expected 0 < difference <= 0.5, 0 < spread, 0 < power < 1")
+        raise ValueError(
+            f"difference {difference}, spread {spread}, power {power}: expected 0 < difference <="
+            " 0.5, 0 < spread, 0 < power < 1"
+        )
     return math.ceil((_quantiles(power) * spread / difference) ** 2)
 
 
 def detectable(prompts: int, spread: float = 0.5, power: float = 0.8) -> float | None:
-    """The smallest distance from one half that so many prompts show: the inverse of `prompts_needed`.
+    """The smallest distance from one half that so many prompts show: the inverse of
+    `prompts_needed`.
 
-    None where no win rate is far enough from one half, and where nothing is known of the spread: no prompts, or all of one share (spread 0).
+    None where no win rate is far enough from one half, and where nothing is known of the spread: no
+    prompts, or all of one share (spread 0).
     """
     found = _quantiles(power) * spread / math.sqrt(prompts) if prompts and spread else math.inf
     return found if found <= 0.5 else None
@@ -138,10 +185,19 @@ def _quantiles(power: float) -> float:
 
 
 def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Share:
-    """Every answer of ours against every answer of theirs to the same prompt, by reward: ours[i], theirs[i] are the rewards of the answers to prompt i."""
+    """Every answer of ours against every answer of theirs to the same prompt, by reward: ours[i],
+    theirs[i] are the rewards of the answers to prompt i.
+    """
     if len(ours) != len(theirs):
         raise ValueError(f"need the same prompts on both sides, got {len(ours)} and {len(theirs)}")
-    return share([Game(i, ((a > b) + 0.5 * (a == b),)) for i, (left, right) in enumerate(zip(ours, theirs)) for a in left for b in right])
+    return share(
+        [
+            Game(i, ((a > b) + 0.5 * (a == b),))
+            for i, (left, right) in enumerate(zip(ours, theirs))
+            for a in left
+            for b in right
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +210,14 @@ class Mean:
 
 
 def over_prompts(values: Sequence[float], least: float = -math.inf) -> Mean:
-    """The mean of one value per prompt, with Student's t interval, cut off at the `least` that there can be. Raises ValueError with fewer than two."""
+    """The mean of one value per prompt, with Student's t interval, cut off at the `least` that
+    there can be. Raises ValueError with fewer than two.
+    """
     if len(values) < 2:
         raise ValueError(f"need two or more prompts, got {len(values)}")
     mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    spread = math.sqrt(
+        math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+    )
     half = float(t.ppf(0.975, len(values) - 1)) * spread
     return Mean(mean, max(least, mean - half), mean + half)

@@ -1,4 +1,6 @@
-"""RLHF beside DPO: what each took and what came of it, on the same comparisons, from the runs of `winnow frontier`."""
+"""RLHF beside DPO: what each took and what came of it, on the same comparisons, from the runs of
+`winnow frontier`.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,48 @@ Figures = Mapping[str, Any]
 COPIES = 4  # of what is trained: weights, gradients, and AdamW's two moments
 
 
-def costs(root: Path, worlds: Sequence[str], points: Sequence[Figures], rows: Sequence[Figures]) -> list[dict[str, Any]]:
-    """For each world in which both were trained: a column for each, and how much each minds its rate."""
+def costs(
+    root: Path, worlds: Sequence[str], points: Sequence[Figures], rows: Sequence[Figures]
+) -> list[dict[str, Any]]:
+    """For each world in which both were trained: a column for each, and how much each minds its
+    rate.
+    """
     found = []
     for world in worlds:
-        mine = {name: [p for p in points if (p["world"], p["method"]) == (world, name)] for name in ("dpo", "ppo")}
+        mine = {
+            name: [p for p in points if (p["world"], p["method"]) == (world, name)]
+            for name in ("dpo", "ppo")
+        }
         if all(mine.values()):
-            columns = {name: _column(root / world, root, of(own, name), closest(rows, world, name)) for name, own in mine.items()}
-            found.append({"world": world, **columns, "rates": {name: _rates(own) for name, own in mine.items()}})
+            columns = {
+                name: _column(root / world, root, of(own, name), closest(rows, world, name))
+                for name, own in mine.items()
+            }
+            found.append(
+                {
+                    "world": world,
+                    **columns,
+                    "rates": {name: _rates(own) for name, own in mine.items()},
+                }
+            )
     return found
 
 
-def _column(world: Path, root: Path, points: Sequence[Figures], best: Figures | None) -> dict[str, Any]:
-    """Medians over runs. models: bytes of weights in memory while it trains; trained: bytes with gradients and moments; labels, sampled: comparisons
-    and tokens of answers that were collected before, and are the same for both; generated, scored: tokens and answers sampled while it trains.
+def _column(
+    world: Path, root: Path, points: Sequence[Figures], best: Figures | None
+) -> dict[str, Any]:
+    """Medians over runs. models: bytes of weights in memory while it trains; trained: bytes with
+    gradients and moments; labels, sampled: comparisons and tokens of answers that were collected
+    before, and are the same for both; generated, scored: tokens and answers sampled while it
+    trains.
     """
     run = read_json(RunFolder(root / points[0]["run"]).environment, "parameters")
     ppo = points[0]["method"] == "ppo"
     models = run["models"] if ppo else {"policy": 4 * run["parameters"]["total"]}
-    answers, labels = read_jsonl(world / "answers.jsonl", "tokens"), read_jsonl(world / f"labels-{points[0]['seed']}.jsonl", "comparisons")
+    answers, labels = (
+        read_jsonl(world / "answers.jsonl", "tokens"),
+        read_jsonl(world / f"labels-{points[0]['seed']}.jsonl", "comparisons"),
+    )
     before = [read_json(path) for path in sorted(world.glob("reward-seed=*.json"))] if ppo else []
     return {
         "trainings": ["SFT", "reward model", "PPO"] if ppo else ["SFT", "DPO"],

@@ -1,4 +1,6 @@
-"""The methods of `winnow frontier`, each as a run of the product: the settings it is tuned over, and how one of them is trained."""
+"""The methods of `winnow frontier`, each as a run of the product: the settings it is tuned over,
+and how one of them is trained.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ CRITIC = 8  # times the policy's rate: a critic that lags behind teaches nothing
 
 @dataclass(frozen=True)
 class Try:
-    """A method with one value of its knob (None: it has none), a rate (None: nothing is trained), and a seed, which draws labels and the order of the
-    data. own: the rate is the one the method is judged by.
+    """A method with one value of its knob (None: it has none), a rate (None: nothing is trained),
+    and a seed, which draws labels and the order of the data. own: the rate is the one the method is
+    judged by.
     """
 
     world: str
@@ -36,14 +39,19 @@ class Try:
     def name(self) -> str:
         """Of its folder and file."""
         knob = METHODS[self.method].knob
-        settings = [f"{name}={value:g}" for name, value in ((knob, self.value), ("lr", self.lr)) if value is not None]
+        settings = [
+            f"{name}={value:g}"
+            for name, value in ((knob, self.value), ("lr", self.lr))
+            if value is not None
+        ]
         return "-".join([self.method, *settings, f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
 class Method:
-    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said of its cost, None where the SFT model's best answer by
-    what `prepare` made is taken; prepare: what all runs of a seed share.
+    """knob: the setting that makes a frontier of it; train: how it is done, and what is to be said
+    of its cost, None where the SFT model's best answer by what `prepare` made is taken; prepare:
+    what all runs of a seed share.
     """
 
     knob: str | None
@@ -52,7 +60,15 @@ class Method:
 
 
 def _dpo(world: World, one: Try, out: Path, **own: Any) -> Mapping[str, Any]:
-    given = {"model": str(world.sft), "data": [str(world.labels(one.seed))], "out": out, "lr": one.lr, "seed": one.seed, "device": "cpu", "kl_samples": 0}
+    given = {
+        "model": str(world.sft),
+        "data": [str(world.labels(one.seed))],
+        "out": out,
+        "lr": one.lr,
+        "seed": one.seed,
+        "device": "cpu",
+        "kl_samples": 0,
+    }
     dpo.run(resolve(DPOSettings, {**world.size.training, **given, **own}, origin="frontier"))
     return {}
 
@@ -70,19 +86,41 @@ def _unlikelihood(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 
 def _preferred(world: World, one: Try, out: Path) -> Mapping[str, Any]:
-    given = {"model": str(world.sft), "data": [str(world.labels(one.seed))], "out": out, "lr": one.lr, "seed": one.seed, "device": "cpu"}
+    given = {
+        "model": str(world.sft),
+        "data": [str(world.labels(one.seed))],
+        "out": out,
+        "lr": one.lr,
+        "seed": one.seed,
+        "device": "cpu",
+    }
     sft.run(resolve(SFTSettings, {**world.size.training, **given}, origin="frontier"))
     return {}
 
 
 def _reward_model(world: World, seed: int) -> Path:
-    """A reward model of the same comparisons, begun from the SFT model. What it took stands beside it, once."""
+    """A reward model of the same comparisons, begun from the SFT model. What it took stands beside
+    it, once.
+    """
     out = world.root / "runs" / f"reward-seed={seed}"
     fresh, began, busy = not out.exists(), time.perf_counter(), time.process_time()
-    given = {"model": str(world.sft), "data": [str(world.labels(seed))], "out": out, "seed": seed, "device": "cpu"}
-    reward.run(resolve(RewardSettings, {**world.size.training, **given, **world.size.reward}, origin="frontier"))
+    given = {
+        "model": str(world.sft),
+        "data": [str(world.labels(seed))],
+        "out": out,
+        "seed": seed,
+        "device": "cpu",
+    }
+    reward.run(
+        resolve(
+            RewardSettings, {**world.size.training, **given, **world.size.reward}, origin="frontier"
+        )
+    )
     if fresh:
-        write_json(world.root / f"reward-seed={seed}.json", {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy})
+        write_json(
+            world.root / f"reward-seed={seed}.json",
+            {"seconds": time.perf_counter() - began, "cpu": time.process_time() - busy},
+        )
     return out
 
 
@@ -96,12 +134,23 @@ def _ppo_true(world: World, one: Try, out: Path) -> Mapping[str, Any]:
 
 
 def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
-    given = {"model": str(world.sft), "prompts": str(world.prompts), "reward": judge, "max_new_tokens": world.room, "out": out, "device": "cpu"}
+    given = {
+        "model": str(world.sft),
+        "prompts": str(world.prompts),
+        "reward": judge,
+        "max_new_tokens": world.room,
+        "out": out,
+        "device": "cpu",
+    }
     assert one.lr is not None
     given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": CRITIC * one.lr, "seed": one.seed}
     ppo.run(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
     rows = read_jsonl(out / "metrics.jsonl")
-    return {"generated": round(sum(row["answers"] * row["length/sampled"] for row in rows if "answers" in row))}
+    return {
+        "generated": round(
+            sum(row["answers"] * row["length/sampled"] for row in rows if "answers" in row)
+        )
+    }
 
 
 METHODS: dict[str, Method] = {

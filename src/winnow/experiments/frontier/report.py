@@ -1,4 +1,6 @@
-"""How `winnow frontier` stands on a report's page: drawings and tables of cells. No figure is made here."""
+"""How `winnow frontier` stands on a report's page: drawings and tables of cells. No figure is made
+here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from statistics import fmean
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.experiments.frontier.words import STYLES, TITLES, between, by_seeds, claims, setting, shared, span_of
+from winnow.experiments.frontier.words import (
+    STYLES,
+    TITLES,
+    between,
+    by_seeds,
+    claims,
+    setting,
+    shared,
+    span_of,
+)
 from winnow.reports.headline import Card
 from winnow.reports.plots import RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.system.files import read_json
@@ -18,63 +29,129 @@ LEDGER = "frontier.json"
 Figures = Mapping[str, Any]
 
 ENOUGH = 3  # seeds from which intervals are drawn
-NEEDED = ("claims", "closest", "costs", "fixed", "ppo", "points", "rows", "seeds", "settings", "worlds")
+NEEDED = (
+    "claims",
+    "closest",
+    "costs",
+    "fixed",
+    "ppo",
+    "points",
+    "rows",
+    "seeds",
+    "settings",
+    "worlds",
+)
 
 
 def read(root: Path) -> dict[str, Any]:
-    """What `winnow frontier` left in a folder, or behind a demo; nothing where it left nothing, or is under way. Raises RunError for what is damaged."""
-    path = next((path for path in (root / LEDGER, root / "frontier" / LEDGER) if path.exists()), None)
+    """What `winnow frontier` left in a folder, or behind a demo; nothing where it left nothing, or
+    is under way. Raises RunError for what is damaged.
+    """
+    path = next(
+        (path for path in (root / LEDGER, root / "frontier" / LEDGER) if path.exists()), None
+    )
     if path is None:
         return {}
     found = read_json(path)
     if isinstance(found, dict) and found.get("points") == []:
         return {}
     found = read_json(path, *NEEDED)
-    rows = found["rows"] if isinstance(found["rows"], list) and isinstance(found["points"], list) else [None]
-    if not all(isinstance(row, dict) and isinstance(row.get("kl"), dict) and row.get("method") in STYLES for row in [*rows, *found["points"]]):
-        raise RunError(f"{path}: damaged: its points are none", remedy="the same command again, into another --out")
+    rows = (
+        found["rows"]
+        if isinstance(found["rows"], list) and isinstance(found["points"], list)
+        else [None]
+    )
+    if not all(
+        isinstance(row, dict) and isinstance(row.get("kl"), dict) and row.get("method") in STYLES
+        for row in [*rows, *found["points"]]
+    ):
+        raise RunError(
+            f"{path}: damaged: its points are none",
+            remedy="the same command again, into another --out",
+        )
     return dict(found)
 
 
 def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
-    """What the template needs; alone: nothing else is on the page, so its head is the frontier's."""
+    """What the template needs; alone: nothing else is on the page, so its head is the
+    frontier's.
+    """
     if not ledger:
         return {}
-    page = {"worlds": [world(ledger, name) for name in ledger["worlds"]], "claims": claims(ledger), "rlhf": rlhf(ledger), "runs": runs(ledger)}
-    return {"frontier": page} | ({"verdict": verdict(ledger), "subline": subline(ledger), "cards": cards(ledger)} if alone else {})
+    page = {
+        "worlds": [world(ledger, name) for name in ledger["worlds"]],
+        "claims": claims(ledger),
+        "rlhf": rlhf(ledger),
+        "runs": runs(ledger),
+    }
+    return {"frontier": page} | (
+        {"verdict": verdict(ledger), "subline": subline(ledger), "cards": cards(ledger)}
+        if alone
+        else {}
+    )
 
 
 def verdict(ledger: Figures) -> str:
-    """What it comes to, in a sentence: DPO and PPO over the same KLs, or DPO where it is nearest to the limit."""
-    both = next((c for c in ledger["claims"] if (c["name"], c["world"], c.get("against")) == ("above", "small", "ppo") and c["shares"]), None)
+    """What it comes to, in a sentence: DPO and PPO over the same KLs, or DPO where it is nearest to
+    the limit.
+    """
+    both = next(
+        (
+            c
+            for c in ledger["claims"]
+            if (c["name"], c["world"], c.get("against")) == ("above", "small", "ppo")
+            and c["shares"]
+        ),
+        None,
+    )
     if both:
         low, high = (number(kl) for kl in both["reach"])
         ours, theirs = (shared(both["shares"][name]) for name in ("dpo", "ppo"))
-        found = f"from KL {low} to {high} DPO comes to {ours} of the most reward there is, PPO on a learned reward to {theirs}, {by_seeds(both['seeds'])}."
+        found = (
+            f"from KL {low} to {high} DPO comes to {ours} of the most reward there is, PPO on a"
+            f" learned reward to {theirs}, {by_seeds(both['seeds'])}."
+        )
         return f"Where all answers are counted, {found}"
     best = _closest(ledger, "small", "dpo")
     if best is None:
         return "Reward against KL."
     share, kl = shared(best["share"]), number(best["kl"]["mean"]) + between(best["kl"])
-    return f"Where all answers are counted, DPO comes to {share} of the most reward there is at KL {kl}, its nearest setting, {by_seeds(best['seeds'])}."
+    return (
+        f"Where all answers are counted, DPO comes to {share} of the most reward there is at KL"
+        f" {kl}, its nearest setting, {by_seeds(best['seeds'])}."
+    )
 
 
 def subline(ledger: Figures) -> str:
     """How much was done."""
-    parts = [f"{TITLES[name]}: {number(facts['start']['prompts'])} prompts" for name, facts in ledger["worlds"].items()]
+    parts = [
+        f"{TITLES[name]}: {number(facts['start']['prompts'])} prompts"
+        for name, facts in ledger["worlds"].items()
+    ]
     minutes = [f"{number(ledger['seconds'] / 60, 2)} minutes"] if ledger.get("seconds") else []
     trained = sum(p["lr"] is not None for p in ledger["points"])
-    return " · ".join([f"{number(trained)} trainings, up to {max(ledger['seeds'].values())} seeds", *parts, *minutes])
+    return " · ".join(
+        [
+            f"{number(trained)} trainings, up to {max(ledger['seeds'].values())} seeds",
+            *parts,
+            *minutes,
+        ]
+    )
 
 
 def cards(ledger: Figures) -> list[Card]:
-    """The nearest each method comes to the limit in the world that is counted: each at a KL of its own, which is said."""
+    """The nearest each method comes to the limit in the world that is counted: each at a KL of its
+    own, which is said.
+    """
     found = []
     for method in _told(ledger):
         best = _closest(ledger, "small", method)
         if best is not None:
             seeds = f", {by_seeds(best['seeds'])}" if best["seeds"] else ""
-            at = f"of the limit{span_of(best['share'])} at KL {number(best['kl']['mean'])}{between(best['kl'])}, {setting(best)}{seeds}"
+            at = (
+                f"of the limit{span_of(best['share'])} at KL"
+                f" {number(best['kl']['mean'])}{between(best['kl'])}, {setting(best)}{seeds}"
+            )
             found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), at))
     return found
 
@@ -85,26 +162,44 @@ def _told(ledger: Figures) -> list[str]:
 
 
 def _closest(ledger: Figures, world: str, method: str) -> Figures | None:
-    return next((row for row in ledger["closest"] if row["world"] == world and row["method"] == method), None)
+    return next(
+        (row for row in ledger["closest"] if row["world"] == world and row["method"] == method),
+        None,
+    )
 
 
 # ---------------------------------------------------------------- a world
 
 
 def shown(ledger: Figures, name: str) -> list[Figures]:
-    """A world's rows (settings, over seeds) at each method's own rate; PPO only where it has proved itself; the best of n among them."""
-    return [row for row in ledger["rows"] if row["world"] == name and row["own_rate"] and row["method"] in _told(ledger)]
+    """A world's rows (settings, over seeds) at each method's own rate; PPO only where it has proved
+    itself; the best of n among them.
+    """
+    return [
+        row
+        for row in ledger["rows"]
+        if row["world"] == name and row["own_rate"] and row["method"] in _told(ledger)
+    ]
 
 
 def world(ledger: Figures, name: str) -> dict[str, Any]:
     """A world's drawings, the table below them, and what is to be known of it."""
     facts, rows = ledger["worlds"][name], shown(ledger, name)
-    return {"title": TITLES[name], "sentences": _about(ledger, name), "drawings": drawings(ledger, name), "table": table(facts, rows)}
+    return {
+        "title": TITLES[name],
+        "sentences": _about(ledger, name),
+        "drawings": drawings(ledger, name),
+        "table": table(facts, rows),
+    }
 
 
 def _about(ledger: Figures, name: str) -> list[str]:
     facts = ledger["worlds"][name]
-    given = {"prompts": number(facts["start"]["prompts"]), "samples": number(facts.get("samples")), "far": number(facts.get("trusted"))}
+    given = {
+        "prompts": number(facts["start"]["prompts"]),
+        "samples": number(facts.get("samples")),
+        "far": number(facts.get("trusted")),
+    }
     found = [(COUNTED if facts["exact"] else DRAWN).format(**given)]
     return [*found, _ppo(ledger["ppo"])]
 
@@ -120,17 +215,30 @@ def _ppo(ppo: Figures) -> str:
     """Whether PPO proved itself, by how much."""
     if not ppo["tried"]:
         return "PPO is not among the methods here."
-    given = {"share": shared(ppo["share"], 1), "needed": percent(ppo["needed"]), "targets": ppo["targets"], "seeds": by_seeds(ppo["share"]["seeds"])}
+    given = {
+        "share": shared(ppo["share"], 1),
+        "needed": percent(ppo["needed"]),
+        "targets": ppo["targets"],
+        "seeds": by_seeds(ppo["share"]["seeds"]),
+    }
     return (PROVEN if ppo["shown"] else WEAK).format(**given)
 
 
-PROOF = "with the exact reward, in the world that is counted, it came to {share} of the limit, the mean over {targets} target KLs with {seeds}"
+PROOF = (
+    "with the exact reward, in the world that is counted, it came to {share} of the limit, the mean"
+    " over {targets} target KLs with {seeds}"
+)
 PROVEN = f"PPO may stand here: {PROOF}; {{needed}} are asked for."
-WEAK = f"PPO is missing: {PROOF}, and {{needed}} are asked for before it may stand beside the others. A weak PPO would prove nothing."
+WEAK = (
+    f"PPO is missing: {PROOF}, and {{needed}} are asked for before it may stand beside the others."
+    " A weak PPO would prove nothing."
+)
 
 
 def drawings(ledger: Figures, name: str) -> list[Drawing]:
-    """Reward against KL with the limit; the share of fluent texts against KL; and the way there, where it was looked at."""
+    """Reward against KL with the limit; the share of fluent texts against KL; and the way there,
+    where it was looked at.
+    """
     facts, rows = ledger["worlds"][name], shown(ledger, name)
     far = max(row["kl"]["mean"] for row in rows) * 1.05
     limit = [(p["kl"], p["reward"]) for p in facts["limit"] if p["kl"] <= far]
@@ -139,53 +247,121 @@ def drawings(ledger: Figures, name: str) -> list[Drawing]:
     methods = [method for method in STYLES if any(row["method"] == method for row in rows)]
     reward = Panel(
         "Reward against KL",
-        "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, or over prompts where there is one seed.",
+        "Mean true reward, by nats per answer from the SFT model. Bars: 95 % over seeds, or over"
+        " prompts where there is one seed.",
         (),
         axis="KL",
     )
     fluent = Panel(
-        "Fluency against KL", "Share of texts that the language allows. The grey line is the SFT model's.", (), facts["start"]["fluency"]["mean"], axis="KL"
+        "Fluency against KL",
+        "Share of texts that the language allows. The grey line is the SFT model's.",
+        (),
+        facts["start"]["fluency"]["mean"],
+        axis="KL",
     )
-    found = [draw_one(reward, [edge, *(_line(rows, method, "reward") for method in methods)]), draw_one(fluent, [_line(rows, m, "fluency") for m in methods])]
+    found = [
+        draw_one(reward, [edge, *(_line(rows, method, "reward") for method in methods)]),
+        draw_one(fluent, [_line(rows, m, "fluency") for m in methods]),
+    ]
     return found + _ways(ledger, name)
 
 
 def _line(rows: Sequence[Figures], method: str, figure: str) -> Line:
     title, ink, dash, marker = STYLES[method]
-    mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"])
-    few = any(1 < row["seeds"] < ENOUGH for row in mine)  # two seeds have an interval that says nothing and hides everything
+    mine = sorted(
+        (row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"]
+    )
+    few = any(
+        1 < row["seeds"] < ENOUGH for row in mine
+    )  # two seeds have an interval that says nothing and hides everything
     spans = () if few else tuple((row[figure]["low"], row[figure]["high"]) for row in mine)
-    return Line([(row["kl"]["mean"], row[figure]["mean"]) for row in mine], "", title, ink, dash, marker, spans=spans)
+    return Line(
+        [(row["kl"]["mean"], row[figure]["mean"]) for row in mine],
+        "",
+        title,
+        ink,
+        dash,
+        marker,
+        spans=spans,
+    )
 
 
 def _ways(ledger: Figures, name: str) -> list[Drawing]:
     """DPO's way through the plane, checkpoint by checkpoint."""
     facts = ledger["worlds"][name]
-    points = [p for p in ledger["points"] if p["world"] == name and p["method"] == "dpo" and p["path"] and p["own_rate"]]
+    points = [
+        p
+        for p in ledger["points"]
+        if p["world"] == name and p["method"] == "dpo" and p["path"] and p["own_rate"]
+    ]
     lines = []
     for i, value in enumerate(sorted({p["value"] for p in points})):
         same = [p["path"] for p in points if p["value"] == value]
         start = (0.0, facts["start"]["reward"]["mean"])
-        way = [(fmean(at["kl"] for at in column), fmean(at["reward"] for at in column)) for column in zip(*same)]
-        lines.append(Line([start, *way], "", f"β {value:g}", RUN_INKS[i % len(RUN_INKS)], "solid", "o"))
+        way = [
+            (fmean(at["kl"] for at in column), fmean(at["reward"] for at in column))
+            for column in zip(*same)
+        ]
+        lines.append(
+            Line([start, *way], "", f"β {value:g}", RUN_INKS[i % len(RUN_INKS)], "solid", "o")
+        )
     if not lines:
         return []
     limit = Line(
-        [(p["kl"], p["reward"]) for p in facts["limit"] if p["kl"] <= max(x for line in lines for x, _ in line.points)], "", "the limit", "ink", "solid"
+        [
+            (p["kl"], p["reward"])
+            for p in facts["limit"]
+            if p["kl"] <= max(x for line in lines for x, _ in line.points)
+        ],
+        "",
+        "the limit",
+        "ink",
+        "solid",
     )
-    return [draw_one(Panel("DPO along its training", "From the SFT model, checkpoint by checkpoint; means over seeds.", (), axis="KL"), [limit, *lines])]
+    return [
+        draw_one(
+            Panel(
+                "DPO along its training",
+                "From the SFT model, checkpoint by checkpoint; means over seeds.",
+                (),
+                axis="KL",
+            ),
+            [limit, *lines],
+        )
+    ]
 
 
 def table(facts: Figures, rows: Sequence[Figures]) -> dict[str, Any]:
     """A row for each method and setting."""
-    heads = ("Setting", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Seeds")
+    heads = (
+        "Setting",
+        "KL",
+        "True reward",
+        "Fluent",
+        "Wins over SFT",
+        "Share of the limit",
+        "Seeds",
+    )
     start = facts["start"]
-    cells = [["", "0", number(start["reward"]["mean"]), percent(start["fluency"]["mean"], 1), percent(start["win"]["mean"]), "", ""]]
+    cells = [
+        [
+            "",
+            "0",
+            number(start["reward"]["mean"]),
+            percent(start["fluency"]["mean"], 1),
+            percent(start["win"]["mean"]),
+            "",
+            "",
+        ]
+    ]
     names = ["The SFT model"]
     for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
         names.append(STYLES[row["method"]][0])
         share = shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
-        figures = [*(number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")), *(shared(row[name], 1) for name in ("fluency", "win"))]
+        figures = [
+            *(number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")),
+            *(shared(row[name], 1) for name in ("fluency", "win")),
+        ]
         cells.append([setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
     return {"heads": heads, "rows": list(zip(names, cells))}
 
@@ -199,20 +375,46 @@ def rlhf(ledger: Figures) -> list[dict[str, Any]]:
     for cost in ledger["costs"]:
         columns = [_cost(cost[name]) for name in ("dpo", "ppo")]
         rows = [(name, [column[name] for column in columns]) for name in columns[0]]
-        about = "Medians over runs. SFT model, answers and comparisons are the same ones for both, and not counted. Processor seconds are of one thread."
-        found.append({"title": TITLES[cost["world"]], "sentences": [about], "heads": ("DPO", "PPO, learned reward"), "rows": rows})
-        rates = [(STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]]
+        about = (
+            "Medians over runs. SFT model, answers and comparisons are the same ones for both, and"
+            " not counted. Processor seconds are of one thread."
+        )
+        found.append(
+            {
+                "title": TITLES[cost["world"]],
+                "sentences": [about],
+                "heads": ("DPO", "PPO, learned reward"),
+                "rows": rows,
+            }
+        )
+        rates = [
+            (STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]
+        ]
         if rates:
             heads = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
-            told = "The same setting and seed at three rates; the one in the middle is its own. Brackets: 95 % over prompts."
-            found.append({"title": f"{TITLES[cost['world']]}: how much it minds the rate", "sentences": [told], "heads": heads, "rows": rates})
+            told = (
+                "The same setting and seed at three rates; the one in the middle is its own."
+                " Brackets: 95 % over prompts."
+            )
+            found.append(
+                {
+                    "title": f"{TITLES[cost['world']]}: how much it minds the rate",
+                    "sentences": [told],
+                    "heads": heads,
+                    "rows": rates,
+                }
+            )
     return found
 
 
 def _cost(one: Figures) -> dict[str, str]:
     best, models = one["best"], one["models"]
     held = ", ".join(f"{name} {_bytes(size)}" for name, size in models.items())
-    spread = ", ".join(f"{name} {number(one[key])}" for name, key in (("reward", "spread_reward"), ("KL", "spread_kl")) if one[key] is not None)
+    spread = ", ".join(
+        f"{name} {number(one[key])}"
+        for name, key in (("reward", "spread_reward"), ("KL", "spread_kl"))
+        if one[key] is not None
+    )
     return {
         "Trainings": f"{len(one['trainings'])}: {', '.join(one['trainings'])}",
         "Models in memory while it trains": f"{len(models)}: {held}",
@@ -223,16 +425,24 @@ def _cost(one: Figures) -> dict[str, str]:
         "Seconds of the processor, a run": _both(one, "cpu"),
         "Seconds of the clock, a run": _both(one, "seconds"),
         "Runs": number(one["runs"]),
-        "Nearest to the limit": "–" if best is None else f"{shared(best['share'])}, {setting(best)}",
-        "True reward there": "–" if best is None else number(best["reward"]["mean"]) + between(best["reward"]),
+        "Nearest to the limit": (
+            "–" if best is None else f"{shared(best['share'])}, {setting(best)}"
+        ),
+        "True reward there": (
+            "–" if best is None else number(best["reward"]["mean"]) + between(best["reward"])
+        ),
         "KL there": "–" if best is None else number(best["kl"]["mean"]) + between(best["kl"]),
-        "Deviation over seeds": f"{spread}, {one['seeds']} seeds of each setting" if spread else "one seed",
+        "Deviation over seeds": (
+            f"{spread}, {one['seeds']} seeds of each setting" if spread else "one seed"
+        ),
     }
 
 
 def _both(one: Figures, name: str) -> str:
     before = one[f"{name}_before"]
-    return number(one[name]) + ("" if before is None else f", and {number(before)} for the reward model")
+    return number(one[name]) + (
+        "" if before is None else f", and {number(before)} for the reward model"
+    )
 
 
 def _bytes(size: float) -> str:
@@ -249,13 +459,40 @@ def _rate(row: Figures) -> list[str]:
 
 
 def runs(ledger: Figures) -> dict[str, Any]:
-    """The whole grid: a row for each training and seed, with intervals over its prompts, and the settings that all of a kind share."""
-    heads = ("Setting", "Rate", "Seed", "KL", "True reward", "Fluent", "Wins over SFT", "Share of the limit", "Prompts", "Answers", "Seconds")
+    """The whole grid: a row for each training and seed, with intervals over its prompts, and the
+    settings that all of a kind share.
+    """
+    heads = (
+        "Setting",
+        "Rate",
+        "Seed",
+        "KL",
+        "True reward",
+        "Fluent",
+        "Wins over SFT",
+        "Share of the limit",
+        "Prompts",
+        "Answers",
+        "Seconds",
+    )
     rows = []
     for p in (p for p in ledger["points"] if p["method"] in _told(ledger)):
-        figures = [*(number(p[name]["mean"]) + between(p[name]) for name in ("kl", "reward")), *(shared(p[name], 1) for name in ("fluency", "win"))]
-        cells = [setting(p), number(p["lr"]), number(p["seed"]), *figures, percent(p["share"]) if p["share"] is not None else "–"]
-        cells += [number(p["prompts"]), "all" if p["answers"] is None else number(p["answers"]), number(p["seconds"])]
+        figures = [
+            *(number(p[name]["mean"]) + between(p[name]) for name in ("kl", "reward")),
+            *(shared(p[name], 1) for name in ("fluency", "win")),
+        ]
+        cells = [
+            setting(p),
+            number(p["lr"]),
+            number(p["seed"]),
+            *figures,
+            percent(p["share"]) if p["share"] is not None else "–",
+        ]
+        cells += [
+            number(p["prompts"]),
+            "all" if p["answers"] is None else number(p["answers"]),
+            number(p["seconds"]),
+        ]
         rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))
     fixed = [
         (f"{TITLES[name]}: {what}", ", ".join(f"{key} {value}" for key, value in own.items()))

@@ -1,4 +1,6 @@
-"""What `winnow frontier` found, in words: names of methods, numbers with their intervals, the paper's claims. No figure is made here."""
+"""What `winnow frontier` found, in words: names of methods, numbers with their intervals, the
+paper's claims. No figure is made here.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,31 @@ def shared(mean: Figures, digits: int = 0) -> str:
 
 def span_of(share: Figures, digits: int = 0) -> str:
     """A share's interval in brackets, which cannot leave 0 to 100."""
-    ends = [] if share["low"] is None else [f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (share["low"], share["high"])]
+    ends = (
+        []
+        if share["low"] is None
+        else [
+            f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (share["low"], share["high"])
+        ]
+    )
     return f" ({'–'.join(ends)})" if ends else ""
 
 
 def setting(row: Figures) -> str:
     """A method's knob and where it stands."""
     knobs = {"beta": "β", "alpha": "α", "target_kl": "target", "n": "n"}
-    return "one setting" if row["value"] is None else f"{knobs.get(row['knob'], row['knob'])} {row['value']:g}"
+    return (
+        "one setting"
+        if row["value"] is None
+        else f"{knobs.get(row['knob'], row['knob'])} {row['value']:g}"
+    )
 
 
 def claims(ledger: Figures) -> list[dict[str, str]]:
     """Each claim with its answer and the numbers it rests on."""
-    return [_above(claim) if claim["name"] == "above" else _order(claim) for claim in ledger["claims"]]
+    return [
+        _above(claim) if claim["name"] == "above" else _order(claim) for claim in ledger["claims"]
+    ]
 
 
 def _above(claim: Figures) -> dict[str, str]:
@@ -55,18 +69,36 @@ def _above(claim: Figures) -> dict[str, str]:
     if difference is None:
         return {"claim": head, "answer": "undecided", "why": f"{claim['why'].capitalize()}."}
     low, high = (number(kl) for kl in claim["reach"])
-    why = f"At equal KL, from {low} to {high} nats, which both reached, DPO’s reward is {signed(difference['mean'])}{between(difference, signed)} beside it"
+    why = (
+        f"At equal KL, from {low} to {high} nats, which both reached, DPO’s reward is"
+        f" {signed(difference['mean'])}{between(difference, signed)} beside it"
+    )
     return {"claim": head, "answer": claim["verdict"], "why": f"{why}, {by_seeds(claim['seeds'])}."}
 
 
 def _order(claim: Figures) -> dict[str, str]:
-    changes = [f"from {c['low']:g} to {c['high']:g} by {signed(c['change']['mean'])}{between(c['change'], signed)}" for c in claim["changes"]]
+    changes = [
+        f"from {c['low']:g} to {c['high']:g} by"
+        f" {signed(c['change']['mean'])}{between(c['change'], signed)}"
+        for c in claim["changes"]
+    ]
     why = f"As β rises KL changes {', '.join(changes)} nats, {by_seeds(claim['seeds'])}."
     if claim["method"] == "dpo":
-        return {"claim": f"{TITLES[claim['world']]}: a higher β means less KL, for DPO alone", "answer": claim["verdict"], "why": why}
+        return {
+            "claim": f"{TITLES[claim['world']]}: a higher β means less KL, for DPO alone",
+            "answer": claim["verdict"],
+            "why": why,
+        }
     answer = {"yes": "no", "no": "yes"}.get(claim["verdict"], "undecided")
-    more = " DPO’s gradient grows with β and the NLL term’s does not: where β is small the NLL term decides where the policy goes."
-    return {"claim": f"{TITLES[claim['world']]}: a fixed NLL term beside DPO breaks that order", "answer": answer, "why": why + more}
+    more = (
+        " DPO’s gradient grows with β and the NLL term’s does not: where β is small the NLL term"
+        " decides where the policy goes."
+    )
+    return {
+        "claim": f"{TITLES[claim['world']]}: a fixed NLL term beside DPO breaks that order",
+        "answer": answer,
+        "why": why + more,
+    }
 
 
 def by_seeds(count: int) -> str:
@@ -76,4 +108,8 @@ def by_seeds(count: int) -> str:
 
 def sentences(ledger: Figures) -> list[str]:
     """The claims for a terminal."""
-    return [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)] if ledger["points"] else []
+    return (
+        [f"{one['claim']}: {one['answer']}. {one['why']}" for one in claims(ledger)]
+        if ledger["points"]
+        else []
+    )

@@ -1,4 +1,6 @@
-"""A judge that a command of rounds or of win rates asks again and again: what `winnow judge` does, under one budget."""
+"""A judge that a command of rounds or of win rates asks again and again: what `winnow judge` does,
+under one budget.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from winnow.system.files import read_jsonl
 
 @dataclass
 class Referee:
-    """Judges as a command's settings say. resolved: of a command that has JudgingSettings, and a seed; `sent`: requests to an endpoint since it began."""
+    """Judges as a command's settings say. resolved: of a command that has JudgingSettings, and a
+    seed; `sent`: requests to an endpoint since it began.
+    """
 
     resolved: Resolved[Any]
     sent: int = 0
@@ -33,16 +37,23 @@ class Referee:
         judging.refuse(self._settings(Path("answers.jsonl"), Path("judged.jsonl")))
 
     def try_out(self, prompt: Prompt) -> None:
-        """Raises what asking would raise at once, before hours are spent on answers: a function or a reward model that fails on two of them, a server that
-        is not there.
+        """Raises what asking would raise at once, before hours are spent on answers: a function or
+        a reward model that fails on two of them, a server that is not there.
         """
         settings, (where, text) = self.resolved.settings, prompt
         judge, said = settings.judge, ("Yes.", "No, not at all.")
         if judge.startswith(("http://", "https://")):
             refuse_absent(judge)
         elif judge.startswith("reward:"):
-            how = {"dtype": settings.dtype, "device": settings.device, "trust_remote_code": settings.trust_remote_code}
-            scoring.scores(reward_models.load(judge.partition(":")[2], **how), [scoring.Dialogue(text, answer, (), f"a trial on {where}") for answer in said])
+            how = {
+                "dtype": settings.dtype,
+                "device": settings.device,
+                "trust_remote_code": settings.trust_remote_code,
+            }
+            scoring.scores(
+                reward_models.load(judge.partition(":")[2], **how),
+                [scoring.Dialogue(text, answer, (), f"a trial on {where}") for answer in said],
+            )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # who samples next wants the room
         elif rules.is_function(judge):
@@ -51,26 +62,38 @@ class Referee:
     def judge(self, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
         """Compare the answers of a file; the judged rows. own: settings that are not the command's.
 
-        Raises JudgeError where the budget is used up, and where questions got no reply at all: the next start asks them again.
+        Raises JudgeError where the budget is used up, and where questions got no reply at all: the
+        next start asks them again.
         """
         settings = self.resolved.settings
         if settings.budget is not None:
             if self.sent >= settings.budget:
-                raise JudgeError(f"budget: {self.sent:,} requests are sent", remedy="the same command goes on")
+                raise JudgeError(
+                    f"budget: {self.sent:,} requests are sent", remedy="the same command goes on"
+                )
             own["budget"] = settings.budget - self.sent
         self.sent += judging.run(self._settings(answers, out, **own))
         rows = read_jsonl(out)
         lost = sum(judging.unreached(vote) for row in rows for vote in verdicts.votes_of(row))
         if lost:
-            raise JudgeError(f"{settings.judge}: {lost:,} questions got no reply", remedy="the same command goes on")
+            raise JudgeError(
+                f"{settings.judge}: {lost:,} questions got no reply",
+                remedy="the same command goes on",
+            )
         return rows
 
     def _settings(self, answers: Path, out: Path, **own: Any) -> Resolved[JudgeSettings]:
         """Settings of `winnow judge`. A reward model is computed where and how the policy is."""
         settings, origins = self.resolved.settings, self.resolved.origins
         names = ({*ComparingSettings.model_fields, "seed"} & {*type(settings).model_fields}) | (
-            {*ModelSettings.model_fields} - {"model"} if settings.judge.startswith("reward:") else set()
+            {*ModelSettings.model_fields} - {"model"}
+            if settings.judge.startswith("reward:")
+            else set()
         )
         given = {name: getattr(settings, name) for name in names if origins[name] != "default"}
-        made = resolve(JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument")  # who may ask for code was seen to by `resolve`
-        return Resolved(made.settings, {**made.origins, "judge": origins["judge"]})  # a file may not name code
+        made = resolve(
+            JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument"
+        )  # who may ask for code was seen to by `resolve`
+        return Resolved(
+            made.settings, {**made.origins, "judge": origins["judge"]}
+        )  # a file may not name code

@@ -1,4 +1,6 @@
-"""`winnow judge`: answers compared by a language model, a reward model or a rule. A file of groups that grows, and goes on where it stopped."""
+"""`winnow judge`: answers compared by a language model, a reward model or a rule. A file of groups
+that grows, and goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from winnow.config.resolve import Resolved
 from winnow.errors import JudgeError, RunError, SettingsError
 from winnow.preferences.items import Item, items
 from winnow.preferences.judging import prompts, rules, verdicts
-from winnow.preferences.judging.endpoint import UNREACHED, Asking, Endpoint, Failed, Spent, at_once, refuse_address
+from winnow.preferences.judging.endpoint import (
+    UNREACHED,
+    Asking,
+    Endpoint,
+    Failed,
+    Spent,
+    at_once,
+    refuse_address,
+)
 from winnow.preferences.judging.prompts import NoVerdict
 from winnow.preferences.votes import Vote
 from winnow.system.append_file import Growing, Row
@@ -24,7 +34,18 @@ from winnow.system.files import cache_folder, locked, make_folder, sha256_json
 from winnow.system.format import number, percent
 
 ON_SCORES = ("labels", "scale")
-ON_ENDPOINT = ("judge_model", "question", "verdict", "orders", "key_env", "judge_temperature", "reply_tokens", "timeout", "concurrency", "budget")
+ON_ENDPOINT = (
+    "judge_model",
+    "question",
+    "verdict",
+    "orders",
+    "key_env",
+    "judge_temperature",
+    "reply_tokens",
+    "timeout",
+    "concurrency",
+    "budget",
+)
 ON_MODEL = ("dtype", "device", "trust_remote_code")
 IN_VAIN = 10  # rows one after the other that could not be asked about: the server is down
 TOGETHER = 256  # rows whose answers a reward model scores together
@@ -32,8 +53,9 @@ TOGETHER = 256  # rows whose answers a reward model scores together
 
 @dataclass(frozen=True)
 class Judge:
-    """How rows are judged: what they say of it, and what makes a row of each item, in any order. told: what a judge that reads says of its work;
-    columns: a hash of what it is given of an item's row besides.
+    """How rows are judged: what they say of it, and what makes a row of each item, in any order.
+    told: what a judge that reads says of its work; columns: a hash of what it is given of an item's
+    row besides.
     """
 
     how: Mapping[str, Any]
@@ -44,13 +66,20 @@ class Judge:
 
 
 def run(resolved: Resolved[JudgeSettings]) -> int:
-    """Write a group with comparisons for each item of `answers` into `out`, in their order. How many requests that took.
+    """Write a group with comparisons for each item of `answers` into `out`, in their order. How
+    many requests that took.
 
-    Raises RunError where another command's rows lie there, JudgeError where the judge fails, or its budget is used up before the end; what was judged
-    is kept, and the same command goes on.
+    Raises RunError where another command's rows lie there, JudgeError where the judge fails, or its
+    budget is used up before the end; what was judged is kept, and the same command goes on.
     """
     settings = resolved.settings
-    make = _by_model if settings.judge.startswith(("http://", "https://")) else _by_reward_model if settings.judge.startswith("reward:") else _by_rule
+    make = (
+        _by_model
+        if settings.judge.startswith(("http://", "https://"))
+        else _by_reward_model
+        if settings.judge.startswith("reward:")
+        else _by_rule
+    )
     asked = items(settings.answers, settings.limit)
     names = [item.id for item in asked]
     with make(resolved) as judge:
@@ -58,10 +87,22 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
         with locked(settings.out):
             file = Growing(settings.out, "judged", "rows", "judged")
             rows = file.there(names, judge.how)
-            other = [item.where for item in asked if item.id in rows and rows[item.id].get("columns") != judge.columns(item)]
+            other = [
+                item.where
+                for item in asked
+                if item.id in rows and rows[item.id].get("columns") != judge.columns(item)
+            ]
             if other:
-                raise RunError(f"{settings.out}: {len(other):,} rows were judged by other columns, first {other[0]}", remedy="choose another --out")
-            left = [item for item in asked if item.id not in rows or not verdicts.complete(rows[item.id])]
+                raise RunError(
+                    f"{settings.out}: {len(other):,} rows were judged by other columns, first"
+                    f" {other[0]}",
+                    remedy="choose another --out",
+                )
+            left = [
+                item
+                for item in asked
+                if item.id not in rows or not verdicts.complete(rows[item.id])
+            ]
             if not left:
                 say(f"{safe(settings.out)}: all {len(names):,} rows are judged; nothing to do")
                 return 0
@@ -76,7 +117,13 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
 
 def _how(settings: JudgeSettings, **more: Any) -> dict[str, Any]:
     """What every row says of how it was judged."""
-    return {"judge": settings.judge, **more, "pairs": settings.pairs, "ties": settings.ties, "seed": settings.seed}
+    return {
+        "judge": settings.judge,
+        **more,
+        "pairs": settings.pairs,
+        "ties": settings.ties,
+        "seed": settings.seed,
+    }
 
 
 def _refuse(resolved: Resolved[JudgeSettings], without: Sequence[str], kind: str) -> None:
@@ -84,13 +131,24 @@ def _refuse(resolved: Resolved[JudgeSettings], without: Sequence[str], kind: str
     settings, fields = resolved.settings, JudgeSettings.model_fields
     idle = [name for name in without if getattr(settings, name) != fields[name].default]
     if idle:
-        raise SettingsError(f"{', '.join(idle)}: of no use to {kind}", remedy="leave away what is for another kind of judge")
-    if "labels" not in without and settings.labels == "hard" and settings.scale != fields["scale"].default:
-        raise SettingsError("scale: hard labels have none", remedy="--labels soft or drawn, or leave it away")
+        raise SettingsError(
+            f"{', '.join(idle)}: of no use to {kind}",
+            remedy="leave away what is for another kind of judge",
+        )
+    if (
+        "labels" not in without
+        and settings.labels == "hard"
+        and settings.scale != fields["scale"].default
+    ):
+        raise SettingsError(
+            "scale: hard labels have none", remedy="--labels soft or drawn, or leave it away"
+        )
 
 
 def refuse(resolved: Resolved[JudgeSettings]) -> None:
-    """Raises what `run` would raise before it asks anybody, for answers that are still to be sampled: they will have no columns beside them."""
+    """Raises what `run` would raise before it asks anybody, for answers that are still to be
+    sampled: they will have no columns beside them.
+    """
     settings = resolved.settings
     if settings.judge.startswith(("http://", "https://")):
         _refuse(resolved, ON_SCORES + ON_MODEL, "a language model")
@@ -105,12 +163,19 @@ def refuse(resolved: Resolved[JudgeSettings]) -> None:
 def _the_rule(resolved: Resolved[JudgeSettings], *, columns: bool) -> rules.Rule:
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT + ON_MODEL, "a rule")
-    if rules.is_function(settings.judge) and resolved.origins["judge"] not in ("command line", "argument"):
-        raise SettingsError(f"judge: {settings.judge} runs code, so a file cannot ask for it", remedy="give --judge on the command line")
+    if rules.is_function(settings.judge) and resolved.origins["judge"] not in (
+        "command line",
+        "argument",
+    ):
+        raise SettingsError(
+            f"judge: {settings.judge} runs code, so a file cannot ask for it",
+            remedy="give --judge on the command line",
+        )
     return rules.rule(settings.judge, settings.answers if columns else "")
 
 
-# --- rules and reward models: scores -------------------------------------------------------------------------------------
+# --- rules and reward models: scores
+# -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -122,9 +187,14 @@ def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
         return sha256_json(rule.cells[item.where])[:16] if rule.cells else None
 
     def row(item: Item) -> Row:
-        return {**_scored(settings, item, rules.scores(rule, item), how), **({"columns": columns(item)} if rule.cells else {})}
+        return {
+            **_scored(settings, item, rules.scores(rule, item), how),
+            **({"columns": columns(item)} if rule.cells else {}),
+        }
 
-    yield Judge(how, lambda asked, left: (row(item) for item in asked if item.id in left), columns=columns)
+    yield Judge(
+        how, lambda asked, left: (row(item) for item in asked if item.id in left), columns=columns
+    )
 
 
 @contextmanager
@@ -134,17 +204,32 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT, "a reward model")
     name = settings.judge.partition(":")[2]
-    loaded = reward_models.load(name, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(
+        name,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
     how = _how(
-        settings, weights=hashes.weights_hash(loaded.model)[:16], dtype=str(loaded.dtype).removeprefix("torch."), labels=settings.labels, scale=settings.scale
+        settings,
+        weights=hashes.weights_hash(loaded.model)[:16],
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        labels=settings.labels,
+        scale=settings.scale,
     )
 
     def rows(asked: list[Item], left: set[str]) -> Iterator[Row]:
         for at in range(0, len(asked), TOGETHER):
-            part = asked[at : at + TOGETHER]  # whole, also where some of it is there: what is scored together decides the last digits
+            part = asked[
+                at : at + TOGETHER
+            ]  # whole, also where some of it is there: what is scored together decides the last digits
             if left.isdisjoint(item.id for item in part):
                 continue
-            said = [scoring.Dialogue(item.prompt, answer, item.tools, f"{item.where}: answer {k}") for item in part for k, answer in enumerate(item.answers)]
+            said = [
+                scoring.Dialogue(item.prompt, answer, item.tools, f"{item.where}: answer {k}")
+                for item in part
+                for k, answer in enumerate(item.answers)
+            ]
             scores = iter(scoring.scores(loaded, said))
             for item in part:
                 mine = [next(scores) for _ in item.answers]
@@ -154,13 +239,23 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
     yield Judge(how, rows)
 
 
-def _scored(settings: JudgeSettings, item: Item, scores: Sequence[float], how: Mapping[str, Any]) -> Row:
+def _scored(
+    settings: JudgeSettings, item: Item, scores: Sequence[float], how: Mapping[str, Any]
+) -> Row:
     asked = verdicts.pairs(item, settings.pairs, settings.seed)
-    votes, margins = verdicts.by_scores(item, asked, scores, settings.labels, settings.scale, settings.seed, settings.judge)
-    return {**verdicts.row(item, votes, verdicts.comparisons(votes, margins, ties=settings.ties == "keep"), how), "judge_scores": list(scores)}
+    votes, margins = verdicts.by_scores(
+        item, asked, scores, settings.labels, settings.scale, settings.seed, settings.judge
+    )
+    return {
+        **verdicts.row(
+            item, votes, verdicts.comparisons(votes, margins, ties=settings.ties == "keep"), how
+        ),
+        "judge_scores": list(scores),
+    }
 
 
-# --- language models: verdicts -------------------------------------------------------------------------------------------
+# --- language models: verdicts
+# -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -170,14 +265,30 @@ def _by_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
     key, words = _key(resolved), prompts.question(settings.question)
     refuse_address(settings.judge, key)
     model = str(settings.judge_model)
-    endpoint = Endpoint(settings.judge.rstrip("/"), model, settings.judge_temperature, settings.reply_tokens, settings.timeout, key)
-    sent = {"verdict": settings.verdict, "orders": settings.orders, "judge_temperature": settings.judge_temperature, "reply_tokens": settings.reply_tokens}
-    how = _how(settings, model=model, question=settings.question, words=sha256_json(words)[:16], **sent)
+    endpoint = Endpoint(
+        settings.judge.rstrip("/"),
+        model,
+        settings.judge_temperature,
+        settings.reply_tokens,
+        settings.timeout,
+        key,
+    )
+    sent = {
+        "verdict": settings.verdict,
+        "orders": settings.orders,
+        "judge_temperature": settings.judge_temperature,
+        "reply_tokens": settings.reply_tokens,
+    }
+    how = _how(
+        settings, model=model, question=settings.question, words=sha256_json(words)[:16], **sent
+    )
     asking = Asking(endpoint, cache_folder("judge"), settings.budget)
 
     def rows(asked: list[Item], left: set[str]) -> Iterator[Row]:
         vain, beyond, todo = 0, 0, [item for item in asked if item.id in left]
-        for made in at_once(lambda item: _ruled(settings, asking, words, item, how), todo, settings.concurrency):
+        for made in at_once(
+            lambda item: _ruled(settings, asking, words, item, how), todo, settings.concurrency
+        ):
             if made is None:
                 beyond += 1
                 continue
@@ -185,36 +296,59 @@ def _by_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
             last = verdicts.votes_of(made)[-1]
             vain = vain + 1 if unreached(last) else 0
             if vain == min(IN_VAIN, len(todo)):
-                raise JudgeError(f"{settings.judge}: {vain:,} rows one after the other got no reply: {last.reason}", remedy="the same command goes on")
+                raise JudgeError(
+                    f"{settings.judge}: {vain:,} rows one after the other got no reply:"
+                    f" {last.reason}",
+                    remedy="the same command goes on",
+                )
         if beyond:
-            raise JudgeError(f"budget: {settings.budget:,} requests are sent, and {beyond:,} rows are left", remedy="the same command goes on")
+            raise JudgeError(
+                f"budget: {settings.budget:,} requests are sent, and {beyond:,} rows are left",
+                remedy="the same command goes on",
+            )
 
     try:
-        yield Judge(how, rows, lambda: f"{asking.sent:,} requests; {asking.kept:,} replies were there from before", lambda: asking.sent)
+        yield Judge(
+            how,
+            rows,
+            lambda: f"{asking.sent:,} requests; {asking.kept:,} replies were there from before",
+            lambda: asking.sent,
+        )
     finally:
         asking.close()
 
 
 def _key(resolved: Resolved[JudgeSettings]) -> str:
-    """The endpoint's key, empty where there is none. Raises SettingsError for a variable that was named and is not set."""
+    """The endpoint's key, empty where there is none. Raises SettingsError for a variable that was
+    named and is not set.
+    """
     name = resolved.settings.key_env
     key = os.environ.get(name, "") if name else ""
     if name and not key and name != JudgeSettings.model_fields["key_env"].default:
-        raise SettingsError(f"key_env: the environment variable {name} is not set", remedy="set it to the key; --key-env none sends none")
+        raise SettingsError(
+            f"key_env: the environment variable {name} is not set",
+            remedy="set it to the key; --key-env none sends none",
+        )
     return key
 
 
-def _ruled(settings: JudgeSettings, asking: Asking, words: str, item: Item, how: Mapping[str, Any]) -> Row | None:
+def _ruled(
+    settings: JudgeSettings, asking: Asking, words: str, item: Item, how: Mapping[str, Any]
+) -> Row | None:
     """An item's row; None where the budget does not reach."""
     try:
         votes = list(_votes(settings, asking, words, item))
     except Spent:
         return None
-    return verdicts.row(item, votes, verdicts.comparisons(votes, {}, ties=settings.ties == "keep"), how)
+    return verdicts.row(
+        item, votes, verdicts.comparisons(votes, {}, ties=settings.ties == "keep"), how
+    )
 
 
 def _votes(settings: JudgeSettings, asking: Asking, words: str, item: Item) -> Iterator[Vote]:
-    """A vote for each question about an item. Once the server cannot be reached the rest is left for the next time."""
+    """A vote for each question about an item. Once the server cannot be reached the rest is left
+    for the next time.
+    """
     by = asking.endpoint.model
     form = prompts.SCHEMA if settings.verdict == "json" else None
     for pair in verdicts.pairs(item, settings.pairs, settings.seed):
@@ -223,10 +357,14 @@ def _votes(settings: JudgeSettings, asking: Asking, words: str, item: Item) -> I
             yield alike
             continue
         for first, second in _orders(settings, item, pair):
-            body = asking.endpoint.body(prompts.messages(words, item, first, second, settings.verdict, settings.seed), form)
+            body = asking.endpoint.body(
+                prompts.messages(words, item, first, second, settings.verdict, settings.seed), form
+            )
             try:
                 said = asking.ask(body, lambda reply: prompts.verdict(reply, settings.verdict))
-                yield Vote(item.id, first, second, said.outcome, by, reason=said.reason, at=time.time())
+                yield Vote(
+                    item.id, first, second, said.outcome, by, reason=said.reason, at=time.time()
+                )
             except (Failed, NoVerdict) as error:
                 yield Vote(item.id, first, second, "error", by, reason=str(error), at=time.time())
                 if isinstance(error, Failed) and error.unreached:
@@ -234,7 +372,9 @@ def _votes(settings: JudgeSettings, asking: Asking, words: str, item: Item) -> I
 
 
 def _orders(settings: JudgeSettings, item: Item, pair: tuple[int, int]) -> list[tuple[int, int]]:
-    """Both orders of a pair, or one by the toss of a coin: which answer is read first must not depend on what it is."""
+    """Both orders of a pair, or one by the toss of a coin: which answer is read first must not
+    depend on what it is.
+    """
     turned = pair[::-1]
     if settings.orders == "both":
         return [pair, turned]
@@ -251,7 +391,8 @@ def _kind(vote: Vote) -> str:
     return vote.reason.partition(":")[0]
 
 
-# --- what came of it -----------------------------------------------------------------------------------------------------
+# --- what came of it
+# -----------------------------------------------------------------------------------------------------
 
 
 def _told(settings: JudgeSettings, rows: list[Row], judge: Judge) -> None:
@@ -260,8 +401,9 @@ def _told(settings: JudgeSettings, rows: list[Row], judge: Judge) -> None:
     made = [one["probability"] for row in rows for one in row["comparisons"]]
     alike = sum(vote.reason == verdicts.ALIKE for vote in votes)
     say(
-        f"{len(rows):,} rows, {len(made):,} comparisons: {sum(p > 0.5 for p in made):,} decided, {made.count(0.5):,} tied"
-        f"{'' if settings.ties == 'keep' else ' (ties are left out)'}; pairs of identical answers: {alike:,}; {_failures(votes)}"
+        f"{len(rows):,} rows, {len(made):,} comparisons: {sum(p > 0.5 for p in made):,} decided,"
+        f" {made.count(0.5):,} tied{'' if settings.ties == 'keep' else ' (ties are left out)'};"
+        f" pairs of identical answers: {alike:,}; {_failures(votes)}"
     )
     if judge.told:
         say(judge.told())
@@ -274,7 +416,10 @@ def _failures(votes: Sequence[Vote]) -> str:
     if not failed:
         return "no question without a verdict"
     kinds = ", ".join(f"{safe(kind)} {count:,}" for kind, count in failed.most_common())
-    return f"questions without a verdict: {failed.total():,} ({kinds}); their pairs are not compared, and the same command asks them again"
+    return (
+        f"questions without a verdict: {failed.total():,} ({kinds}); their pairs are not compared,"
+        " and the same command asks them again"
+    )
 
 
 def _told_position(found: verdicts.Position) -> None:
@@ -282,10 +427,21 @@ def _told_position(found: verdicts.Position) -> None:
     if found.both:
         low, high = found.interval
         say(
-            f"position consistency: the same verdict in both orders of {found.alike:,} of {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
+            f"position consistency: the same verdict in both orders of {found.alike:,} of"
+            f" {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
             f"({percent(low, 1)} to {percent(high, 1)})"
             f"{'' if found.alike / found.both >= rulings.STEADY else ': it mostly looks at the place, so take a stronger judge'}"
         )
     if found.decided:
-        likely = "" if found.chance is None else f"; were order of no account, a lean like this would be seen with p = {number(found.chance, 2)}"
-        say(f"first-position preference: what was read first won {percent(found.first / found.decided, 1)} of {found.decided:,} verdicts{likely}")
+        likely = (
+            ""
+            if found.chance is None
+            else (
+                "; were order of no account, a lean like this would be seen with p ="
+                f" {number(found.chance, 2)}"
+            )
+        )
+        say(
+            "first-position preference: what was read first won"
+            f" {percent(found.first / found.decided, 1)} of {found.decided:,} verdicts{likely}"
+        )

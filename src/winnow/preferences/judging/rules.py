@@ -23,7 +23,10 @@ from winnow.preferences.items import Item
 from winnow.system.files import sha256_file
 
 Score = Callable[[Item, str], float]  # of an answer's words; higher is better
-KNOWN = "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as module:function or FILE.py:function"
+KNOWN = (
+    "length, shorter, regex:PATTERN, exact:TEXT, column:NAME, or a Python function as"
+    " module:function or FILE.py:function"
+)
 SIGNATURE = "score(prompt: str, completion: str) -> number"
 # Rules of the package by the name that people type: where the function is, and its version. A version
 # is what files of judged rows record; whoever changes the scores of a rule gives it another one.
@@ -38,13 +41,16 @@ BUILT_IN = {
         "c493ca04c939d8969c0130a866486f77d656156dcfbdd4bd7761907272edfb9d",
     ),
 }
-COLUMNS = "further parameters are given the row's columns of their names, those with a default where there is such a column"
+COLUMNS = (
+    "further parameters are given the row's columns of their names, those with a default where"
+    " there is such a column"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How answers are scored. `code`: SHA-256 of the file a function comes from; None for the rules that stand here. `cells`: the columns a function is
-    given, by the row's place.
+    """How answers are scored. `code`: SHA-256 of the file a function comes from; None for the rules
+    that stand here. `cells`: the columns a function is given, by the row's place.
     """
 
     name: str
@@ -59,7 +65,8 @@ def is_function(name: str) -> bool:
 
 
 def rule(name: str, answers: str, setting: str = "judge") -> Rule:
-    """A rule by its name; `answers` is where the items come from, for rules that look at columns ("": there are none); `setting` is whose value the name is.
+    """A rule by its name; `answers` is where the items come from, for rules that look at columns
+    ("": there are none); `setting` is whose value the name is.
 
     Raises SettingsError, DataError, JudgeError.
     """
@@ -68,7 +75,8 @@ def rule(name: str, answers: str, setting: str = "judge") -> Rule:
         return _function(name, kind, given, answers, setting)
     if kind not in GIVEN and ("/" in name or given.isdecimal()):
         raise SettingsError(
-            f"{setting}: {name!r} is no rule, and an address begins with http:// or https://", remedy=f"--judge http://{name}, if that is meant"
+            f"{setting}: {name!r} is no rule, and an address begins with http:// or https://",
+            remedy=f"--judge http://{name}, if that is meant",
         )
     if not colon and kind in PLAIN:
         return Rule(name, PLAIN[kind])
@@ -76,11 +84,16 @@ def rule(name: str, answers: str, setting: str = "judge") -> Rule:
         return Rule(name, GIVEN[kind](given, answers))
     if given and is_function(name):
         return _function(name, kind, given, answers, setting)
-    raise SettingsError(f"{setting}: {name!r} is no rule", remedy=f"known: {KNOWN}; http(s)://... is an endpoint, reward:MODEL a reward model")
+    raise SettingsError(
+        f"{setting}: {name!r} is no rule",
+        remedy=f"known: {KNOWN}; http(s)://... is an endpoint, reward:MODEL a reward model",
+    )
 
 
 def scores(rule: Rule, item: Item) -> list[float]:
-    """A score for each answer; of answers that are the same words, one. Raises JudgeError with the row where the rule fails."""
+    """A score for each answer; of answers that are the same words, one. Raises JudgeError with the
+    row where the rule fails.
+    """
     known: dict[str, float] = {}
     words = [plain(answer) for answer in item.answers]
     for k, answer in enumerate(words):
@@ -94,20 +107,28 @@ def _finite(rule: Rule, item: Item, answer: str, where: str) -> float:
         said: Any = rule.score(item, answer)
     except Exception as error:  # whatever somebody's function raises
         raise JudgeError(
-            f"{where}: {rule.name} raised {type(error).__name__}: {error}", remedy="mend it, and judge into another --out where it judged rows before"
+            f"{where}: {rule.name} raised {type(error).__name__}: {error}",
+            remedy="mend it, and judge into another --out where it judged rows before",
         ) from error
     try:
         if isinstance(said, str | bytes):  # of which float would make a number
             raise TypeError
         value = float(said)
     except (TypeError, ValueError, OverflowError):
-        raise JudgeError(f"{where}: {rule.name} gave {said!r}, expected a number", remedy="a score for every answer, higher for the better one") from None
+        raise JudgeError(
+            f"{where}: {rule.name} gave {said!r}, expected a number",
+            remedy="a score for every answer, higher for the better one",
+        ) from None
     if not math.isfinite(value):
-        raise JudgeError(f"{where}: {rule.name} gave {value}, expected a finite number", remedy="a score for every answer, higher for the better one")
+        raise JudgeError(
+            f"{where}: {rule.name} gave {value}, expected a finite number",
+            remedy="a score for every answer, higher for the better one",
+        )
     return value
 
 
-# --- the rules by name ---------------------------------------------------------------------------------------------------
+# --- the rules by name
+# ---------------------------------------------------------------------------------------------------
 
 
 def _length(item: Item, answer: str) -> float:
@@ -135,36 +156,63 @@ def _exact(text: str, answers: str) -> Score:
 def _column(name: str, answers: str) -> Score:
     """1 where the answer is what the row's column says, blanks around both aside, else 0."""
     right = {where: row[name] for where, row in _cells(answers, (name,)).items()}
-    odd = [(where, value) for where, value in right.items() if not isinstance(value, (str, int, float))]
+    odd = [
+        (where, value) for where, value in right.items() if not isinstance(value, (str, int, float))
+    ]
     if odd:
-        told = [Problem(where, name, f"is {type(value).__name__}, expected text or a number") for where, value in odd]
+        told = [
+            Problem(where, name, f"is {type(value).__name__}, expected text or a number")
+            for where, value in odd
+        ]
         raise DataError(f"{answers}: rows without a column to compare with: {len(odd):,}", told)
     return lambda item, answer: float(answer.strip() == str(right[item.where]).strip())
 
 
-def _cells(answers: str, names: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """These columns of all rows, and others of the rows that have them, by the row's place. Raises DataError with every row that lacks one of the first."""
-    found = {row.where: {name: row.values[name] for name in (*names, *others) if name in row.values} for row in open_rows(answers)[1] if isinstance(row, Row)}
-    problems = [Problem(where, name, "is missing") for where, row in found.items() for name in names if name not in row]
+def _cells(
+    answers: str, names: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """These columns of all rows, and others of the rows that have them, by the row's place. Raises
+    DataError with every row that lacks one of the first.
+    """
+    found = {
+        row.where: {name: row.values[name] for name in (*names, *others) if name in row.values}
+        for row in open_rows(answers)[1]
+        if isinstance(row, Row)
+    }
+    problems = [
+        Problem(where, name, "is missing")
+        for where, row in found.items()
+        for name in names
+        if name not in row
+    ]
     if problems:
-        raise DataError(f"{answers}: rows without a column that is looked at: {len(problems):,}", problems)
+        raise DataError(
+            f"{answers}: rows without a column that is looked at: {len(problems):,}", problems
+        )
     return found
 
 
 PLAIN: Mapping[str, Score] = {"length": _length, "shorter": _shorter}
-GIVEN: Mapping[str, Callable[[str, str], Score]] = {"regex": _regex, "exact": _exact, "column": _column}
+GIVEN: Mapping[str, Callable[[str, str], Score]] = {
+    "regex": _regex,
+    "exact": _exact,
+    "column": _column,
+}
 
 
-# --- functions by path ---------------------------------------------------------------------------------------------------
+# --- functions by path
+# ---------------------------------------------------------------------------------------------------
 
 
 def _function(name: str, module: str, attribute: str, answers: str, setting: str) -> Rule:
-    """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called with two texts, the prompt and the answer, and with
-    the row's columns that it names besides.
+    """`module:function`, imported from the current folder too, or `FILE.py:function`. It is called
+    with two texts, the prompt and the answer, and with the row's columns that it names besides.
     """
     home_name, version = BUILT_IN.get(module, (module, None))
     path = list(sys.path)
-    sys.path.insert(0, str(Path(module).absolute().parent if module.endswith(".py") else Path.cwd()))
+    sys.path.insert(
+        0, str(Path(module).absolute().parent if module.endswith(".py") else Path.cwd())
+    )
     try:
         home = _file(Path(module)) if module.endswith(".py") else importlib.import_module(home_name)
         found: Any = home
@@ -173,12 +221,17 @@ def _function(name: str, module: str, attribute: str, answers: str, setting: str
     except Exception as error:  # whatever an import raises
         raise JudgeError(
             f"{setting}: {name}: {type(error).__name__}: {error}",
-            remedy=f"module:function, in this folder or installed, or FILE.py:function, with {SIGNATURE}",
+            remedy=(
+                "module:function, in this folder or installed, or FILE.py:function, with"
+                f" {SIGNATURE}"
+            ),
         ) from error
     finally:
         sys.path[:] = path
     if not callable(found):
-        raise JudgeError(f"{setting}: {name} is {type(found).__name__}, expected a function", remedy=SIGNATURE)
+        raise JudgeError(
+            f"{setting}: {name} is {type(found).__name__}, expected a function", remedy=SIGNATURE
+        )
     needed, others = _columns(found, name, answers, setting)
     cells = _cells(answers, needed, others) if needed or others else {}
     file = getattr(home, "__file__", None)  # what is built into Python has none
@@ -187,7 +240,9 @@ def _function(name: str, module: str, attribute: str, answers: str, setting: str
 
 
 def _file(path: Path) -> ModuleType:
-    """A Python file as a module, whatever other modules are called as it is. Raises what it raises, and OSError where it is not there."""
+    """A Python file as a module, whatever other modules are called as it is. Raises what it raises,
+    and OSError where it is not there.
+    """
     name = f"winnow_rule_{sha256_file(path)[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # of a file that ends with .py there is one
@@ -198,9 +253,11 @@ def _file(path: Path) -> ModuleType:
     return home
 
 
-def _columns(found: Callable[..., Any], name: str, answers: str, setting: str) -> tuple[list[str], list[str]]:
-    """What a function must be given besides a prompt and a completion, and what it may be given. Raises JudgeError for one that cannot be called so, or
-    wants columns where there are none.
+def _columns(
+    found: Callable[..., Any], name: str, answers: str, setting: str
+) -> tuple[list[str], list[str]]:
+    """What a function must be given besides a prompt and a completion, and what it may be given.
+    Raises JudgeError for one that cannot be called so, or wants columns where there are none.
     """
     try:
         signature = inspect.signature(found)
@@ -209,19 +266,36 @@ def _columns(found: Callable[..., Any], name: str, answers: str, setting: str) -
     parameters = signature.parameters.values()
     try:
         known = signature.bind_partial("", "").arguments
-        named = [one for one in parameters if one.name not in known and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        named = [
+            one
+            for one in parameters
+            if one.name not in known and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        ]
         needed = [one.name for one in named if one.default is one.empty]
         signature.bind("", "", **dict.fromkeys(needed, ""))
     except TypeError as error:
         remedy = f"write {SIGNATURE}; {COLUMNS}"
-        raise JudgeError(f"{setting}: {name}{signature} cannot be called with a prompt and a completion: {error}", remedy=remedy) from error
+        raise JudgeError(
+            f"{setting}: {name}{signature} cannot be called with a prompt and a completion:"
+            f" {error}",
+            remedy=remedy,
+        ) from error
     if not answers and needed:
         why = "a text file of prompts and answers that are sampled have none"
-        raise JudgeError(f"{setting}: {name}{signature} wants the column {', '.join(needed)}, and there are no columns: {why}", remedy=f"write {SIGNATURE}")
+        raise JudgeError(
+            f"{setting}: {name}{signature} wants the column {', '.join(needed)}, and there are no"
+            f" columns: {why}",
+            remedy=f"write {SIGNATURE}",
+        )
     if answers and any(one.kind == one.VAR_KEYWORD for one in parameters):
-        raise JudgeError(f"{setting}: {name}{signature} does not say which columns it wants", remedy=f"name them: {COLUMNS}")
+        raise JudgeError(
+            f"{setting}: {name}{signature} does not say which columns it wants",
+            remedy=f"name them: {COLUMNS}",
+        )
     return (needed, [one.name for one in named if one.name not in needed]) if answers else ([], [])
 
 
-def _called(function: Callable[..., float], cells: Mapping[str, Mapping[str, Any]], item: Item, answer: str) -> float:
+def _called(
+    function: Callable[..., float], cells: Mapping[str, Mapping[str, Any]], item: Item, answer: str
+) -> float:
     return function(plain(item.prompt), answer, **cells.get(item.where, {}))

@@ -1,4 +1,6 @@
-"""What the page shows of tasks and votes: words for a person, and nothing of where an answer comes from"""
+"""What the page shows of tasks and votes: words for a person, and nothing of where an answer comes
+from
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from winnow.preferences.tasks import Entry, Task
 from winnow.preferences.votes import Outcome
 from winnow.system.format import visible
 
-OUTCOMES: dict[Outcome, str] = {"first": "Answer 1 is better", "second": "Answer 2 is better", "tie": "Tie", "bad": "Both bad", "skip": "Skip"}
+OUTCOMES: dict[Outcome, str] = {
+    "first": "Answer 1 is better",
+    "second": "Answer 2 is better",
+    "tie": "Tie",
+    "bad": "Both bad",
+    "skip": "Skip",
+}
 KEYS = {"first": "1", "second": "2", "tie": "3", "bad": "4", "skip": "s"}
 STRENGTHS = ("not said", "slightly", "clearly", "much")
 BEGINNING = 140  # characters of a prompt in a list
@@ -37,15 +45,32 @@ class Shown:
 
 
 def shown(item: Item, order: tuple[int, ...]) -> Shown:
-    """The item's answers in the order given. No lengths and no differences: before a vote they would be a hint."""
-    tools = sanitize.raw(json.dumps([dict(tool) for tool in item.tools], ensure_ascii=False, indent=2)) if item.tools else None
-    return Shown(sanitize.turns(item.prompt), tuple(sanitize.turns(item.answers[i]) for i in order), tools)
+    """The item's answers in the order given. No lengths and no differences: before a vote they
+    would be a hint.
+    """
+    tools = (
+        sanitize.raw(json.dumps([dict(tool) for tool in item.tools], ensure_ascii=False, indent=2))
+        if item.tools
+        else None
+    )
+    return Shown(
+        sanitize.turns(item.prompt), tuple(sanitize.turns(item.answers[i]) for i in order), tools
+    )
 
 
 def looked_at(item: Item, task: Task) -> Shown:
     """The same pair after the vote, with lengths and differences."""
-    before, both = shown(item, (task.left, task.right)), [plain(item.answers[i]) for i in (task.left, task.right)]
-    return Shown(before.prompt, before.answers, before.tools, tuple(map(sanitize.lengths, both)), sanitize.difference(*both))
+    before, both = (
+        shown(item, (task.left, task.right)),
+        [plain(item.answers[i]) for i in (task.left, task.right)],
+    )
+    return Shown(
+        before.prompt,
+        before.answers,
+        before.tools,
+        tuple(map(sanitize.lengths, both)),
+        sanitize.difference(*both),
+    )
 
 
 def sentence(entry: Entry) -> str:
@@ -59,7 +84,13 @@ def row(item: Item, task: Task, entry: Entry) -> dict[str, str]:
     """A vote as a line of a list."""
     words = " ".join(visible(plain(item.prompt)).split())
     beginning = words if len(words) <= BEGINNING else f"{words[:BEGINNING]} …"
-    return {"id": task.id, "said": sentence(entry), "prompt": beginning, "took": took(entry.seconds), "ago": ago(entry.at)}
+    return {
+        "id": task.id,
+        "said": sentence(entry),
+        "prompt": beginning,
+        "took": took(entry.seconds),
+        "ago": ago(entry.at),
+    }
 
 
 def took(seconds: float) -> str:
@@ -76,9 +107,24 @@ def ago(at: float) -> str:
 
 def _templates() -> Environment:
     loader = PackageLoader("winnow.preferences.labeling", "web")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     css, js = (Markup(loader.get_source(made, name)[0]) for name in ("page.css", "page.js"))
-    made.globals.update(css=css, js=js, outcomes=OUTCOMES, keys=KEYS, strengths=STRENGTHS, sentence=sentence, took=took, ago=ago)
+    made.globals.update(
+        css=css,
+        js=js,
+        outcomes=OUTCOMES,
+        keys=KEYS,
+        strengths=STRENGTHS,
+        sentence=sentence,
+        took=took,
+        ago=ago,
+    )
     return made
 
 

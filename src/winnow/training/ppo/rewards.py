@@ -31,8 +31,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Reward:
-    """Scores of answers, prompt by prompt. identity: of weights, or of code and the columns it is given, None for a function that is built into Python;
-    model: where it is one.
+    """Scores of answers, prompt by prompt. identity: of weights, or of code and the columns it is
+    given, None for a function that is built into Python; model: where it is one.
     """
 
     name: str
@@ -52,12 +52,18 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
     if settings.reward.startswith(("http://", "https://")):
         raise SettingsError(
             "reward: an address is asked for verdicts, and PPO needs scores",
-            remedy="a run of winnow reward, a reward model, or a function: module:function, FILE.py:function",
+            remedy=(
+                "a run of winnow reward, a reward model, or a function: module:function,"
+                " FILE.py:function"
+            ),
         )
     if not is_code(settings.reward):
         loading.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
-        raise SettingsError(f"reward: {settings.reward} runs code, so a file cannot ask for it", remedy="give --reward on the command line")
+        raise SettingsError(
+            f"reward: {settings.reward} runs code, so a file cannot ask for it",
+            remedy="give --reward on the command line",
+        )
     else:
         _function(settings)
 
@@ -66,10 +72,19 @@ def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
     if is_code(settings.reward):
         return _function(settings)
-    loaded = reward_models.load(settings.reward, dtype=settings.dtype, device=settings.device, trust_remote_code=settings.trust_remote_code)
+    loaded = reward_models.load(
+        settings.reward,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
-        dialogues = [scoring.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}") for one in said for k, answer in enumerate(one.answers)]
+        dialogues = [
+            scoring.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}")
+            for one in said
+            for k, answer in enumerate(one.answers)
+        ]
         found = iter(scoring.scores(loaded, dialogues))
         return [[next(found) for _ in one.answers] for one in said]
 
@@ -85,10 +100,23 @@ def _function(settings: PPOSettings) -> Reward:
 
     def scores(said: Sequence[Said]) -> list[list[float]]:
         try:
-            return [rules.scores(made, Item("", one.prompt, tuple(one.answers), (), one.where)) for one in said]
+            return [
+                rules.scores(made, Item("", one.prompt, tuple(one.answers), (), one.where))
+                for one in said
+            ]
         except JudgeError as error:
             kept = checkpoint.saved(RunFolder(settings.out).checkpoints)
-            again = f"goes on from {kept[-1].name}, with --allow-change reward" if kept else "begins again: nothing is saved yet"
-            raise JudgeError(error.what, remedy=f"mend it ({rules.SIGNATURE}, finite); the same command {again}") from error
+            again = (
+                f"goes on from {kept[-1].name}, with --allow-change reward"
+                if kept
+                else "begins again: nothing is saved yet"
+            )
+            raise JudgeError(
+                error.what, remedy=f"mend it ({rules.SIGNATURE}, finite); the same command {again}"
+            ) from error
 
-    return Reward(name, sha256_json([made.code, list(made.cells.values())]) if made.cells else made.code, scores)
+    return Reward(
+        name,
+        sha256_json([made.code, list(made.cells.values())]) if made.cells else made.code,
+        scores,
+    )

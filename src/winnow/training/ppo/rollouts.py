@@ -1,4 +1,6 @@
-"""One iteration's answers: sampled, scored, with their log-probs under policy and reference and the critic's values"""
+"""One iteration's answers: sampled, scored, with their log-probs under policy and reference and the
+critic's values
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Actor:
 
 @dataclass(frozen=True)
 class Players:
-    """All that takes part. The reference is the policy at step 0: its trainable weights, which change places with the policy's while it is asked."""
+    """All that takes part. The reference is the policy at step 0: its trainable weights, which
+    change places with the policy's while it is asked.
+    """
 
     policy: Actor
     reference: Frozen
@@ -54,7 +58,9 @@ class Players:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Answers of one iteration: their groups, one per prompt; what is known of them, token by token; and seconds by what they went into."""
+    """Answers of one iteration: their groups, one per prompt; what is known of them, token by
+    token; and seconds by what they went into.
+    """
 
     groups: list[RenderedGroup]
     start: NDArray[np.int64]
@@ -68,8 +74,12 @@ class Rollout:
         return PerToken(value_N, self.start)
 
 
-def drawn(policy: LoadedModel, asked: Asked, items: Sequence[int], k: int, seed: int) -> list[list[Answer]]:
-    """`k` answers to each of the prompts numbered `items`. Raises Halt where a signal cut them short."""
+def drawn(
+    policy: LoadedModel, asked: Asked, items: Sequence[int], k: int, seed: int
+) -> list[list[Answer]]:
+    """`k` answers to each of the prompts numbered `items`. Raises Halt where a signal cut them
+    short.
+    """
     answers = sample(policy, [asked.ids[i] for i in items], replace(asked.how, seed=seed), k=k)
     distributed.obey()  # answers a signal has cut short are nobody's
     return answers
@@ -84,91 +94,165 @@ def scored(
     reward: Reward,
     unfinished: float | None,
 ) -> list[list[float]]:
-    """Their scores; of an answer that was cut off, `unfinished` where that is given. Raises JudgeError, DataError with the prompt's place."""
+    """Their scores; of an answer that was cut off, `unfinished` where that is given. Raises
+    JudgeError, DataError with the prompt's place.
+    """
     said = [
-        Said(asked.texts[i], places[i], [words(policy.tokenizer, asked.ids[i], answer) for answer in many if answer.finished or unfinished is None])
+        Said(
+            asked.texts[i],
+            places[i],
+            [
+                words(policy.tokenizer, asked.ids[i], answer)
+                for answer in many
+                if answer.finished or unfinished is None
+            ],
+        )
         for i, many in zip(items, answers)
     ]
     found = [iter(scores) for scores in reward.scores(said)]
-    return [[next(own) if answer.finished or unfinished is None else unfinished for answer in many] for own, many in zip(found, answers)]
+    return [
+        [next(own) if answer.finished or unfinished is None else unfinished for answer in many]
+        for own, many in zip(found, answers)
+    ]
 
 
-def roll(players: Players, settings: PPOSettings, asked: Asked, places: Sequence[str], items: Sequence[int], seed: int) -> Rollout:
-    """Answers to the prompts numbered `items`, and all that is known of them before the policy moves.
+def roll(
+    players: Players,
+    settings: PPOSettings,
+    asked: Asked,
+    places: Sequence[str],
+    items: Sequence[int],
+    seed: int,
+) -> Rollout:
+    """Answers to the prompts numbered `items`, and all that is known of them before the policy
+    moves.
 
-    Log-probs are the engine's, as training computes them, and not the sampler's: ratios are 1 at the first step, up to rounding.
+    Log-probs are the engine's, as training computes them, and not the sampler's: ratios are 1 at
+    the first step, up to rounding.
     """
     clock = Clock()
     policy = players.policy
     answers = drawn(policy.loaded, asked, items, settings.k, seed)
     clock.passed("sampling")
-    scores = scored(policy.loaded, asked, places, items, answers, players.reward, settings.unfinished)
+    scores = scored(
+        policy.loaded, asked, places, items, answers, players.reward, settings.unfinished
+    )
     clock.passed("scoring")
     groups = as_groups(asked, places, items, answers)
-    tokens = budget(groups, settings.max_tokens, BUDGET if policy.loaded.device.type == "cpu" else GPU_BUDGET)
+    tokens = budget(
+        groups, settings.max_tokens, BUDGET if policy.loaded.device.type == "cpu" else GPU_BUDGET
+    )
     logp_N, reference_N = _logps(policy, groups, tokens), _reference(players, groups, tokens)
     value_N = _logps(players.critic, groups, tokens) if players.critic else None
     clock.passed("looking")
-    lengths = torch.tensor([len(sequence.ids) - sequence.start for group in groups for sequence in group.sequences])
+    lengths = torch.tensor(
+        [len(sequence.ids) - sequence.start for group in groups for sequence in group.sequences]
+    )
     known = Answers(
         completion_N=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
-        group_C=torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(group.sequences) for group in groups])),
+        group_C=torch.repeat_interleave(
+            torch.arange(len(groups)), torch.tensor([len(group.sequences) for group in groups])
+        ),
         score_C=torch.tensor([score for many in scores for score in many], dtype=logp_N.dtype),
         logp_N=logp_N,
         reference_N=reference_N,
         value_N=value_N,
     )
-    return Rollout(groups, offsets(groups), known, sum(answer.finished for many in answers for answer in many), tokens, clock.seconds)
+    return Rollout(
+        groups,
+        offsets(groups),
+        known,
+        sum(answer.finished for many in answers for answer in many),
+        tokens,
+        clock.seconds,
+    )
 
 
-def as_groups(asked: Asked, places: Sequence[str], items: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[RenderedGroup]:
+def as_groups(
+    asked: Asked, places: Sequence[str], items: Sequence[int], answers: Sequence[Sequence[Answer]]
+) -> list[RenderedGroup]:
     """Answers as groups, each with the place of its prompt."""
     groups = drift.as_groups([asked.ids[i] for i in items], answers, asked.how.end)
     return [replace(group, where=places[i]) for i, group in zip(items, groups)]
 
 
-def advantages(rollout: Rollout, settings: PPOSettings, beta: float) -> tuple[PerToken, PerToken | None]:
+def advantages(
+    rollout: Rollout, settings: PPOSettings, beta: float
+) -> tuple[PerToken, PerToken | None]:
     """Advantages of its tokens, and with a critic the returns it is taught."""
     returns_N = None
     if settings.advantage == "gae":
-        advantage_N, returns_N = by_gae(rollout.answers, beta, settings.gamma, settings.lam, whiten_rewards=settings.whiten_rewards)
+        advantage_N, returns_N = by_gae(
+            rollout.answers,
+            beta,
+            settings.gamma,
+            settings.lam,
+            whiten_rewards=settings.whiten_rewards,
+        )
     else:
         advantage_N = by_group(rollout.answers, settings.advantage, beta)
-    if settings.whiten_advantages is True or (settings.whiten_advantages is None and settings.advantage == "gae"):
+    if settings.whiten_advantages is True or (
+        settings.whiten_advantages is None and settings.advantage == "gae"
+    ):
         advantage_N = pg.whitened(advantage_N, pg.moments(advantage_N))
-    return rollout.per_token(advantage_N), None if returns_N is None else rollout.per_token(returns_N)
+    return rollout.per_token(advantage_N), (
+        None if returns_N is None else rollout.per_token(returns_N)
+    )
 
 
 def figures(rollout: Rollout, beta: float, returns: PerToken | None) -> Row:
-    """What dashboards show of an iteration's answers, all of them drawn from the policy as it was before the iteration's steps.
+    """What dashboards show of an iteration's answers, all of them drawn from the policy as it was
+    before the iteration's steps.
 
-    score: the mean; reward: after the KL penalty; kl: nats per answer to the reference (k3 per token, `drift.kl`); NAME_low, NAME_high: `intervals`.
+    score: the mean; reward: after the KL penalty; kl: nats per answer to the reference (k3 per
+    token, `drift.kl`); NAME_low, NAME_high: `intervals`.
     """
     known = rollout.answers
     count = len(known.score_C)
     kl = drift.kl(known.logp_N, known.reference_N, count)
-    row: Row = {"score": float(known.score_C.double().mean()), "score/deviation": float(known.score_C.double().std(correction=0)), "kl": kl}
-    row |= {"reward": float(known.summed(known.reward_N(beta)).double().mean()), "beta": beta, "finished": rollout.finished / count}
+    row: Row = {
+        "score": float(known.score_C.double().mean()),
+        "score/deviation": float(known.score_C.double().std(correction=0)),
+        "kl": kl,
+    }
+    row |= {
+        "reward": float(known.summed(known.reward_N(beta)).double().mean()),
+        "beta": beta,
+        "finished": rollout.finished / count,
+    }
     row |= {"length/sampled": len(known.logp_N) / count, "answers": count, **intervals(rollout)}
     if returns is not None and known.value_N is not None:
         errors_N = returns.value - known.value_N
         explained = pg.explained_variance(pg.moments(returns.value), pg.moments(errors_N))
-        row |= {"value": float(known.value_N.double().mean()), "return": float(returns.value.double().mean())}
+        row |= {
+            "value": float(known.value_N.double().mean()),
+            "return": float(returns.value.double().mean()),
+        }
         row |= {} if math.isnan(explained) else {"explained_variance": explained}
     return row
 
 
 def intervals(rollout: Rollout) -> Row:
-    """95 % intervals over prompts of mean score, KL and length, as NAME_low and NAME_high, and how many prompts there are; of one prompt no interval."""
-    known, prompts = rollout.answers, [group.where for group in rollout.groups for _ in group.sequences]
+    """95 % intervals over prompts of mean score, KL and length, as NAME_low and NAME_high, and how
+    many prompts there are; of one prompt no interval.
+    """
+    known, prompts = (
+        rollout.answers,
+        [group.where for group in rollout.groups for _ in group.sequences],
+    )
     values = {"score": known.score_C, "kl": known.summed(drift.k3(known.logp_N, known.reference_N))}
     values["length/sampled"] = known.completion_N.bincount(minlength=len(prompts))
     found = flat({name: mean(value_C.tolist(), prompts) for name, value_C in values.items()})
-    return {"prompts": len(set(prompts)), **{name: value for name, value in found.items() if name not in values}}
+    return {
+        "prompts": len(set(prompts)),
+        **{name: value for name, value in found.items() if name not in values},
+    }
 
 
 def _logps(actor: Actor, groups: Sequence[RenderedGroup], tokens: int) -> Tensor:
-    return compute(actor.engine, actor.loaded.model, groups, tokens, actor.loaded.device, lambda n: None)
+    return compute(
+        actor.engine, actor.loaded.model, groups, tokens, actor.loaded.device, lambda n: None
+    )
 
 
 def _reference(players: Players, groups: Sequence[RenderedGroup], tokens: int) -> Tensor:

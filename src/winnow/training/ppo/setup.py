@@ -1,4 +1,6 @@
-"""A training on rewards before its models are loaded: prompts, their split, the plan, and what the run folder records of them"""
+"""A training on rewards before its models are loaded: prompts, their split, the plan, and what the
+run folder records of them
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ TIMES = 3  # the critic's rate over a policy's that was given: as the defaults a
 
 @dataclass(frozen=True)
 class Job:
-    """A training before its models are loaded: prompts and where they stand, and the numbers of those trained on and of those held out."""
+    """A training before its models are loaded: prompts and where they stand, and the numbers of
+    those trained on and of those held out.
+    """
 
     run: RunFolder
     settings: PPOSettings
@@ -59,10 +63,16 @@ def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
     settings = resolved.settings
     if settings.advantage == "gae" and settings.critic_lr is None:
         of_lr = settings.lr is not None
-        resolved = resolved.fill(f"{TIMES} times lr" if of_lr else "default", critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE)
+        resolved = resolved.fill(
+            f"{TIMES} times lr" if of_lr else "default",
+            critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE,
+        )
     if settings.lr is None:
         light = settings.lora is not None or loading.is_adapter_folder(settings.model)
-        resolved = resolved.fill(f"default for {'an adapter' if light else 'full weights'}", lr=ADAPTER_RATE if light else RATE)
+        resolved = resolved.fill(
+            f"default for {'an adapter' if light else 'full weights'}",
+            lr=ADAPTER_RATE if light else RATE,
+        )
     return resolved
 
 
@@ -71,22 +81,37 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
     settings = resolved.settings
     kept = checkpoint.saved(folder.checkpoints)
     differ = run_record.other_settings(folder, resolved) if kept or folder.metrics.exists() else {}
-    run_record.refuse(folder, differ, [name for name in differ if name not in settings.allow_change])
+    run_record.refuse(
+        folder, differ, [name for name in differ if name not in settings.allow_change]
+    )
     if folder.finished and not differ:
-        say(f"{safe(folder.root)}: already finished (report: {safe(folder.report_html)}); nothing to do")
+        say(
+            f"{safe(folder.root)}: already finished (report: {safe(folder.report_html)}); nothing"
+            " to do"
+        )
         return None
     _possible(resolved)
     said = prompts(settings.prompts, settings.limit)
     tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
-    asked = ask(settings.model, LoadedModel(None, tokenizer, settings.model, pick_device(settings.device)), said, _sampling(settings))
+    asked = ask(
+        settings.model,
+        LoadedModel(None, tokenizer, settings.model, pick_device(settings.device)),
+        said,
+        _sampling(settings),
+    )
     train, held = _split(said, asked, settings)
     plan = _plan(settings, asked, train)
-    account = {"train": _account(settings, asked, train), "eval": {"eval_": _account(settings, asked, held)} if held else {}}
+    account = {
+        "train": _account(settings, asked, train),
+        "eval": {"eval_": _account(settings, asked, held)} if held else {},
+    }
     if kept:
         other = _other_prompts(folder, account)
-        run_record.refuse(folder, differ | other, [name for name in other if name not in settings.allow_change])
+        run_record.refuse(
+            folder, differ | other, [name for name in other if name not in settings.allow_change]
+        )
         differ |= other
     tidy(folder.root)
     tidy(folder.checkpoints)
@@ -94,16 +119,31 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
         changes = run_record.changed(folder, differ) if differ else []
         more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
         account["rendered_by"] = run_record.rendered_by(Renderer(tokenizer))
-        run_record.begin(folder, resolved, run_record.asked(resolved), "ppo", plan, account, more, command, changes)
+        run_record.begin(
+            folder,
+            resolved,
+            run_record.asked(resolved),
+            "ppo",
+            plan,
+            account,
+            more,
+            command,
+            changes,
+        )
         folder.unfinish()
-    return Job(folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ)
+    return Job(
+        folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ
+    )
 
 
 def _possible(resolved: Resolved[PPOSettings]) -> None:
     """Raises for what models, reward and device will not do, without loading a weight."""
     settings = resolved.settings
     if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
-        raise ModelError("training in bfloat16 is for GPUs: a CPU emulates it, slower than float32", remedy="--dtype float32")
+        raise ModelError(
+            "training in bfloat16 is for GPUs: a CPU emulates it, slower than float32",
+            remedy="--dtype float32",
+        )
     require(settings.trackers)
     rewards.refuse(resolved)
     loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -111,37 +151,69 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     if lora is not None:
         loading.refuse_second_adapter(settings.model)
         config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        meta.trained_outline(settings.model, config, torch.float32, lora, settings.trust_remote_code)
+        meta.trained_outline(
+            settings.model, config, torch.float32, lora, settings.trust_remote_code
+        )
     if settings.advantage == "gae":
         name = critic_name(settings)
         if loading.is_adapter_folder(name):
-            raise ModelError(f"{name} is an adapter, and a critic begins with a whole model", remedy="--critic MODEL, or merge it: winnow export --merge")
+            raise ModelError(
+                f"{name} is an adapter, and a critic begins with a whole model",
+                remedy="--critic MODEL, or merge it: winnow export --merge",
+            )
         if name != settings.model:
-            ours, theirs = (loading.load_tokenizer(one, trust_remote_code=settings.trust_remote_code) for one in (settings.model, name))
+            ours, theirs = (
+                loading.load_tokenizer(one, trust_remote_code=settings.trust_remote_code)
+                for one in (settings.model, name)
+            )
             loading.same_tokens(ours, theirs, name, "critic")
 
 
 def critic_name(settings: PPOSettings) -> str:
-    return settings.critic or (settings.model if rewards.is_code(settings.reward) else settings.reward)
+    return settings.critic or (
+        settings.model if rewards.is_code(settings.reward) else settings.reward
+    )
 
 
 def _sampling(settings: PPOSettings) -> SamplingSettings:
-    """At temperature 1, over the whole vocabulary: the policy that is trained is the one that is sampled."""
-    own: dict[str, Any] = {"model": settings.model, "as": settings.as_, "chat_template": settings.chat_template, "max_new_tokens": settings.max_new_tokens}
+    """At temperature 1, over the whole vocabulary: the policy that is trained is the one that is
+    sampled.
+    """
+    own: dict[str, Any] = {
+        "model": settings.model,
+        "as": settings.as_,
+        "chat_template": settings.chat_template,
+        "max_new_tokens": settings.max_new_tokens,
+    }
     return SamplingSettings(**own, trust_remote_code=settings.trust_remote_code)
 
 
-def _split(said: Sequence[Prompt], asked: Asked, settings: PPOSettings) -> tuple[list[int], list[int]]:
-    """Numbers of the prompts to train on, and of those held out. Raises DataError for fewer than an iteration asks."""
+def _split(
+    said: Sequence[Prompt], asked: Asked, settings: PPOSettings
+) -> tuple[list[int], list[int]]:
+    """Numbers of the prompts to train on, and of those held out. Raises DataError for fewer than an
+    iteration asks.
+    """
     groups = [PreferenceGroup(text, (), where=str(i)) for i, text in enumerate(asked.texts)]
-    train, held = ([int(group.where) for group in side] for side in split_by_prompt([groups], settings.eval_fraction, settings.seed)[0])
+    train, held = (
+        [int(group.where) for group in side]
+        for side in split_by_prompt([groups], settings.eval_fraction, settings.seed)[0]
+    )
     if len(train) < settings.batch_size:
         raise DataError(
-            f"{settings.prompts}: {len(train):,} prompts to train on, fewer than batch_size {settings.batch_size:,}",
-            remedy=f"--batch-size {len(train)} or less" if train else "more prompts, or a smaller --eval-fraction",
+            f"{settings.prompts}: {len(train):,} prompts to train on, fewer than batch_size"
+            f" {settings.batch_size:,}",
+            remedy=(
+                f"--batch-size {len(train)} or less"
+                if train
+                else "more prompts, or a smaller --eval-fraction"
+            ),
         )
     if len(held) == 1:
-        raise DataError(f"{settings.prompts}: one held-out prompt has no interval", remedy="a larger --eval-fraction")
+        raise DataError(
+            f"{settings.prompts}: one held-out prompt has no interval",
+            remedy="a larger --eval-fraction",
+        )
     return train, held
 
 
@@ -150,9 +222,13 @@ def _plan(settings: PPOSettings, asked: Asked, train: Sequence[int]) -> Plan:
     most = max(len(asked.ids[i]) for i in train) + settings.k * asked.how.max_new_tokens
     if settings.max_tokens is not None and settings.max_tokens < most:
         raise DataError(
-            f"max_tokens {settings.max_tokens:,}: a prompt with {settings.k} answers may have {most:,}", remedy=f"--max-tokens {most}, or a smaller --k"
+            f"max_tokens {settings.max_tokens:,}: a prompt with {settings.k} answers may have"
+            f" {most:,}",
+            remedy=f"--max-tokens {most}, or a smaller --k",
         )
-    warmup = round(settings.warmup * settings.steps) if settings.warmup < 1 else round(settings.warmup)
+    warmup = (
+        round(settings.warmup * settings.steps) if settings.warmup < 1 else round(settings.warmup)
+    )
     assert settings.lr is not None
     return Plan(
         steps=settings.steps,
@@ -173,7 +249,14 @@ def _plan(settings: PPOSettings, asked: Asked, train: Sequence[int]) -> Plan:
 def _account(settings: PPOSettings, asked: Asked, items: Sequence[int]) -> dict[str, Any]:
     """What became of the prompts, as data.json tells it of any data."""
     ids = [asked.ids[i] for i in items]
-    source = {"name": settings.prompts, "layout": "prompts", "rows": len(asked.ids), "used": len(ids), "weight": 1.0, "ignored": []}
+    source = {
+        "name": settings.prompts,
+        "layout": "prompts",
+        "rows": len(asked.ids),
+        "used": len(ids),
+        "weight": 1.0,
+        "ignored": [],
+    }
     tokens = {"prompt": sum(map(len, ids)), "scored": 0, "cut": 0, "longest": max(map(len, ids))}
     return {
         "sources": [source],
@@ -190,6 +273,17 @@ def _account(settings: PPOSettings, asked: Asked, items: Sequence[int]) -> dict[
 def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> run_record.Differences:
     """What the prompts are now, where they are not those the run was begun with."""
     begun = files.read_json(folder.root / "data.json", "train", "eval")
-    sides = [(begun["train"], account["train"]), *((begun["eval"].get(name, {}), one) for name, one in account["eval"].items())]
-    changed = [(then.get("used"), now["used"]) for then, now in sides if then.get("fingerprint") != now["fingerprint"]]
-    return {"prompts": (f"{changed[0][0]} prompts", f"{changed[0][1]} prompts, or as many others")} if changed else {}
+    sides = [
+        (begun["train"], account["train"]),
+        *((begun["eval"].get(name, {}), one) for name, one in account["eval"].items()),
+    ]
+    changed = [
+        (then.get("used"), now["used"])
+        for then, now in sides
+        if then.get("fingerprint") != now["fingerprint"]
+    ]
+    return (
+        {"prompts": (f"{changed[0][0]} prompts", f"{changed[0][1]} prompts, or as many others")}
+        if changed
+        else {}
+    )
