@@ -239,7 +239,7 @@ def cli(context: click.RichContext) -> None:
     name = context.invoked_subcommand
     if launch.count() > 1 and name not in TOGETHER:
         raise SettingsError(
-            f"winnow {name} runs in one process, and this job has {ranks.count()}",
+            f"winnow {name} runs in one process, and this job has {launch.count()}",
             remedy=f"without torchrun; {' and '.join(TOGETHER)} take several",
         )
 

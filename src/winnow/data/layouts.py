@@ -61,7 +61,7 @@ def pairs(row: Row, as_: As) -> PreferenceGroup:
             "",
         )
         if first.strip() != prompt.strip():
-            reason = f"{cells.short(prompt)} is not the first user turn {cells.short(first)}"
+            reason = f"{fields.short(prompt)} is not the first user turn {fields.short(first)}"
             raise BadRow("prompt", reason, "remove the prompt column to go by the dialogue alone")
         return group
     return _group(
@@ -128,7 +128,7 @@ def unpaired(row: Row, as_: As) -> PreferenceGroup:
     """prompt, completion, label: a thumb up (true, 1) or down (false, 0)."""
     label = fields.cell(row, "label")
     if not isinstance(label, (bool, int)) or label not in (0, 1):
-        raise BadRow("label", f"is {cells.shown(label)}, expected true or false")
+        raise BadRow("label", f"is {fields.shown(label)}, expected true or false")
     return _group(
         row,
         as_,
@@ -276,7 +276,7 @@ def advice(columns: Collection[str]) -> str:
     if len(lacks) == len(nearest[1].needs):
         return f"layouts known: {known}"
     hints = "".join(
-        f"; {cells.near(need, columns)}" for need in lacks if fields.near(need, columns)
+        f"; {fields.near(need, columns)}" for need in lacks if fields.near(need, columns)
     )
     return f"nearest is {nearest[0]}, without {', '.join(lacks)}{hints}. Layouts known: {known}"
 
@@ -316,7 +316,7 @@ def _hh_turns(prompt: str) -> tuple[Message, ...]:
     before, *parts = _HH_TURN.split("\n\n" + prompt.lstrip("\n"))
     if before.strip():
         raise BadRow(
-            "chosen", f"begins with {cells.short(before.strip())}, expected a turn of Human"
+            "chosen", f"begins with {fields.short(before.strip())}, expected a turn of Human"
         )
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = tuple(
@@ -368,7 +368,7 @@ def _indexed(value: Any, name: str) -> Comparison:
         if key not in known:  # a misspelt probability would otherwise be lost
             raise BadRow(
                 name,
-                f"has the unknown key {cells.short(key)}, known: {', '.join(known)}",
+                f"has the unknown key {fields.short(key)}, known: {', '.join(known)}",
                 fields.near(key, known),
             )
     for key in known[:2]:
@@ -377,7 +377,7 @@ def _indexed(value: Any, name: str) -> Comparison:
         if type(value[key]) is not int:
             raise BadRow(
                 f"{name}.{key}",
-                f"is {cells.shown(value[key])}, expected the index of a completion, from 0",
+                f"is {fields.shown(value[key])}, expected the index of a completion, from 0",
             )
     numbers = {
         key: fields.number(value[key], f"{name}.{key}")

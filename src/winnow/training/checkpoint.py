@@ -117,7 +117,7 @@ def _written(temporary: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict
     """This process's files, on the disk; what all of them wrote, by file name, with sizes and
     hashes.
     """
-    of = "" if launch.count() == 1 else f".{ranks.rank()}-of-{ranks.count()}"
+    of = "" if launch.count() == 1 else f".{launch.rank()}-of-{launch.count()}"
     mine: dict[str, Any] = {}
     problem: OSError | None = None
     try:

@@ -430,7 +430,7 @@ def _told_position(found: verdicts.Position) -> None:
             f"position consistency: the same verdict in both orders of {found.alike:,} of"
             f" {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
             f"({percent(low, 1)} to {percent(high, 1)})"
-            f"{'' if found.alike / found.both >= rulings.STEADY else ': it mostly looks at the place, so take a stronger judge'}"
+            f"{'' if found.alike / found.both >= verdicts.STEADY else ': it mostly looks at the place, so take a stronger judge'}"
         )
     if found.decided:
         likely = (
