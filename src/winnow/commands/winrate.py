@@ -107,7 +107,7 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
         ledger = _ledger(resolved, root, asked, who, command)
         if out.finished:
             say(f"{safe(root)}: is finished; nothing to do")
-            report = read_json(out.report_json, "comparisons")
+            report: dict[str, Any] = read_json(out.report_json, "comparisons")
         else:
             contest = Contest(resolved, root, asked, who, referee, {})
             report = _report(contest, ledger, given)
@@ -271,7 +271,7 @@ def _of_model(
 
 def _cut(rows: Sequence[Mapping[str, Any]]) -> float:
     """Share of answers that did not come to an end by themselves."""
-    ends = [done for row in rows for done in row["finished"]]
+    ends: list[bool] = [done for row in rows for done in row["finished"]]
     return 1 - sum(ends) / max(1, len(ends))
 
 

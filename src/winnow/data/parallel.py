@@ -219,9 +219,8 @@ def _flat_text(text: Text) -> object:
 def _group(flat: _Flat) -> PreferenceGroup:
     prompt, completions, comparisons, tools, where = flat
     made = tuple(Completion(_text(text), label) for text, label in completions)  # type: ignore[attr-defined]
-    return PreferenceGroup(
-        _text(prompt), made, tuple(Comparison(*values) for values in comparisons), tools, where
-    )  # type: ignore[attr-defined, arg-type]
+    compared = tuple(Comparison(*values) for values in comparisons)  # type: ignore[attr-defined]
+    return PreferenceGroup(_text(prompt), made, compared, tools, where)  # type: ignore[arg-type]
 
 
 def _text(flat: object) -> Text:

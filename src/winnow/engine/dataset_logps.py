@@ -60,7 +60,7 @@ def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
     """Where each group's scored tokens begin in one long vector; one more entry for the end."""
     tokens = tokens_of(groups)
     ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
-    return np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at]
+    return np.asarray(np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at])
 
 
 def compute(

@@ -32,7 +32,8 @@ def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
         attention_mask=_masks(model, batch),
         use_cache=False,
     )
-    return found.last_hidden_state[0][batch.state_U]
+    state_UH: Tensor = found.last_hidden_state[0][batch.state_U]
+    return state_UH
 
 
 def _masks(model: Any, batch: Batch) -> Tensor | dict[str, Tensor]:

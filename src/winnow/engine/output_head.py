@@ -486,7 +486,7 @@ def _finish(head: Head, z: Tensor, bias: Tensor | None) -> None:
 def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) -> Tensor:
     """The targets' logits alone, one dot product each."""
     wide = _wide(head.weight.dtype)
-    z_N = torch.linalg.vecdot(state_UH[state_N].to(wide), head.weight[target_N].to(wide))
+    z_N: Tensor = torch.linalg.vecdot(state_UH[state_N].to(wide), head.weight[target_N].to(wide))
     _finish(head, z_N, None if head.bias is None else head.bias[target_N])
     return z_N
 
@@ -538,7 +538,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(columns[name] for name in ("logp", *want))
 
     @staticmethod
-    def backward(ctx: Any, slope_N: Tensor, *_: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, slope_N: Tensor, *_: Any) -> Any:
         state_UH, weight, bias, state_N, target_N = ctx.saved_tensors
         head = Head(weight, bias, *ctx.head)
         gradients = _Gradients(head, state_UH)

@@ -85,7 +85,8 @@ def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:
         batch.source_N
     ]  # a token's position in its sequence is its column in the row
     logits_NV = logits_CLV[batch.completion_N, column_N]
-    return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)
+    wide_NV: Tensor = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return wide_NV.log_softmax(-1)
 
 
 def padded_rows(batch: Batch) -> Int[Tensor, "C L"]:

@@ -106,7 +106,8 @@ def _padded(model: Any, batch: Batch) -> Tensor:
     ]  # a token's position in its sequence is its column in the row
     first_U = torch.empty_like(batch.state_U)
     first_U[batch.state_N.flip(0)] = torch.arange(len(at_N), device=at_N.device).flip(0)
-    return state_CLH[batch.completion_N[first_U], at_N[first_U]]
+    state_UH: Tensor = state_CLH[batch.completion_N[first_U], at_N[first_U]]
+    return state_UH
 
 
 ORACLE = Scalar(Tiled("rows", _padded, unpadded.inside))

@@ -59,7 +59,8 @@ def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     found = output_head.body(model)(
         input_ids=batch.token_T[None], position_ids=batch.position_T[None], use_cache=False
     )
-    return found.last_hidden_state[0][batch.state_U]
+    state_UH: Tensor = found.last_hidden_state[0][batch.state_U]
+    return state_UH
 
 
 def attend(

@@ -151,7 +151,7 @@ def flash_kernel(
     softcap: float | None,
 ) -> Tensor:
     """flash-attn's own."""
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_varlen_func
 
     places = (items.query_begin, items.key_begin, items.most_queries, items.most_keys)
     found: Tensor = flash_attn_varlen_func(

@@ -184,7 +184,7 @@ def _generate(
         _own_settings_aside(loaded.model),
         as_written(loaded.model),
     ):  # a cache grows token by token: each length would be compiled anew
-        processors = LogitsProcessorList([draw])  # type: ignore[list-item]
+        processors = LogitsProcessorList([draw])
         made = loaded.model.generate(
             input_ids=ids,
             attention_mask=mask,

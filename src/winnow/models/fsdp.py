@@ -75,7 +75,7 @@ def shard(model: nn.Module) -> nn.Module:
     # What to fetch ahead in a backward pass is told, or FSDP2 goes by the forward passes it has
     # seen, of which one process may have had more.
     for part, ahead in zip([*layers, made], [made, *layers]):
-        part.set_modules_to_backward_prefetch([ahead])  # type: ignore[operator]
+        part.set_modules_to_backward_prefetch([ahead])
     return made
 
 

@@ -379,7 +379,7 @@ def adapter_scores(name: str, source: str) -> bool:
 
 def read_weights(name: str, source: str, kind: Any, how: dict[str, Any]) -> tuple[Any, set[str]]:
     """The model of a folder, of an adapter its base model; and what is not in its file."""
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     base = base_of(source)
     _must_be_there(name, base)

@@ -80,8 +80,8 @@ def gain(now: Fit, pairs: Sequence[tuple[int, int]]) -> list[float]:
     )
     p = expit((now.strengths[i] - now.strengths[j])[:, None] + spread[:, None] * NODES)
     weights = WEIGHTS / WEIGHTS.sum()
-    return (_entropy(p @ weights) - _entropy(p) @ weights).tolist()
+    return [float(bits) for bits in _entropy(p @ weights) - _entropy(p) @ weights]
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    return -xlogy(p, p) - xlog1py(1 - p, -p)
+    return np.asarray(-xlogy(p, p) - xlog1py(1 - p, -p))

@@ -97,7 +97,8 @@ def _accuracy(
 def _saved(run: Run, name: str) -> Mapping[str, Any] | None:
     """A figure of the saved model on the first held-out set."""
     first: Mapping[str, Any] = next(iter((run.get("held_out") or {}).values()), {})
-    return first.get("figures", {}).get(name)
+    figure: Mapping[str, Any] | None = first.get("figures", {}).get(name)
+    return figure
 
 
 def _score_sentence(run: Run, scores: Points) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as c10d
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from winnow.errors import RankError, RunError, Stopped, WinnowError
 from winnow.system import signals
@@ -61,7 +62,7 @@ def begin(patience: float) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        store, number, total = next(c10d.rendezvous("env://", timeout=wait))
+        store, number, total = next(rendezvous("env://", timeout=wait))
         c10d.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo",
             store=store,
@@ -80,7 +81,9 @@ def begin(patience: float) -> None:
             remedy="torchrun starts them all, and says where they meet",
         ) from error
     _job = Job(
-        c10d.PrefixStore(f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        c10d.PrefixStore(  # type: ignore[attr-defined]
+            f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+        ),
         groups,
     )
 

@@ -168,9 +168,8 @@ def _bytes(parameters: list[nn.Parameter]) -> int:
 def held(model: Any, quantize: str | None) -> int:
     """Bytes of an outline's weights, the frozen matrices packed where that is asked for."""
     packed = quantization.packable(model) if quantize else []
-    return sum(p.nbytes for p in model.parameters()) - sum(
-        p.nbytes - quantization.packed_bytes(p.numel()) for p in packed
-    )
+    saved = sum(p.nbytes - quantization.packed_bytes(p.numel()) for p in packed)
+    return int(sum(p.nbytes for p in model.parameters()) - saved)
 
 
 def packed_share(config: Any, trust_remote_code: bool) -> float:
@@ -179,9 +178,8 @@ def packed_share(config: Any, trust_remote_code: bool) -> float:
     """
     with torch.device("meta"):
         model = meta.outline(config, torch.bfloat16, trust_remote_code).requires_grad_(False)
-    return sum(p.numel() for p in quantization.packable(model)) / sum(
-        p.numel() for p in model.parameters()
-    )
+    packed = sum(p.numel() for p in quantization.packable(model))
+    return float(packed / sum(p.numel() for p in model.parameters()))
 
 
 def remedies(

@@ -169,7 +169,8 @@ def _sandwich(
     for game, rest in zip(games, left_over):
         scores[names[game.cluster], game.first] += rest
         scores[names[game.cluster], game.second] -= rest
-    return inverse @ scores.T @ scores @ inverse * (len(names) / (len(names) - 1))
+    sandwich = inverse @ scores.T @ scores @ inverse * (len(names) / (len(names) - 1))
+    return np.asarray(sandwich)
 
 
 def _wider(one: np.ndarray, other: np.ndarray | None) -> np.ndarray:

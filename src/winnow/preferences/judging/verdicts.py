@@ -77,8 +77,8 @@ def by_scores(
             outcome = "first" if gap > 0 else "second" if gap < 0 else "tie"
         votes.append(
             same(item, (i, j), by)
-            or Vote(item.id, i, j, outcome, by, share=likely if labels == "soft" else None)
-        )  # type: ignore[arg-type]
+            or Vote(item.id, i, j, outcome, by, share=likely if labels == "soft" else None)  # type: ignore[arg-type]
+        )
     return votes, margins
 
 
