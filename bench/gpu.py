@@ -28,7 +28,7 @@ from winnow.data.packing import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
-from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.micro_batches import alone
 from winnow.engine.selection import choose
 from winnow.models import loading, meta
@@ -116,7 +116,7 @@ def measure(
     limit = limit_of(model, device)
     stored = Reference(
         "bench",
-        compute(chosen.engine, model, groups, tokens, device, lambda n: None),
+        dataset_logps(chosen.engine, model, groups, tokens, device, whose="the reference"),
         offsets(groups),
     )
     batches = [

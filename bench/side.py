@@ -53,7 +53,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     from winnow.data.records import Comparison
     from winnow.data.render import RenderedGroup, TokenSequence
     from winnow.engine.batch import collate
-    from winnow.engine.dataset_logps import Reference, compute, offsets
+    from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
     from winnow.engine.micro_batches import alone
     from winnow.engine.selection import choose
     from winnow.models.device import keep_memory, pick_device
@@ -82,7 +82,7 @@ def winnow(workload: Workload, model: Path, gradients: Path) -> None:
     batches = [collate([groups[i] for i in part], part) for part in pack(groups, tokens)]
 
     def reference() -> Any:
-        return compute(engine, policy, groups, tokens, device, lambda n: None)
+        return dataset_logps(engine, policy, groups, tokens, device, whose="the reference")
 
     stored = Reference("bench", reference(), offsets(groups))
     batches = [stored.into(batch) for batch in batches]

@@ -139,15 +139,20 @@ def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
 @click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
 @click.argument("given", nargs=-1, required=True, metavar="RUN|VOTES...")
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="the HTML file to write"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="the HTML file to write; default, of one run folder: its own report.html and report.json",
 )
-def report(given: tuple[str, ...], out: Path) -> None:
+def report(given: tuple[str, ...], out: Path | None) -> None:
     """One page from run folders, side by side, and files of votes (of winnow label, or of winnow
     judge).
     """
-    from winnow.reports import run_report as pages
+    from winnow.experiments.frontier import report as frontier_page
 
-    say(f"report: {safe(pages.page(given, out))}")
+    say(
+        "report:"
+        f" {safe(frontier_page.page(given, out) if out is not None else frontier_page.write_again(given))}"
+    )
 
 
 @click.command(epilog="Example: winnow verify runs/dpo")

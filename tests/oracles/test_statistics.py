@@ -19,7 +19,7 @@ from scipy.stats import binom, binomtest, norm, t
 import tiny
 from winnow.data.render import RenderedGroup
 from winnow.engine import rows
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics import label_noise
@@ -642,7 +642,7 @@ def world(request):
     groups = drift.as_groups([(2, 3)], [list(every_answer())], END)
     lengths = [len(one.ids) - one.start for one in groups[0].sequences]
     ours, theirs = (
-        compute(rows, model, groups, 4096, CPU, lambda n: None).split(lengths)
+        dataset_logps(rows, model, groups, 4096, CPU, whose="the model").split(lengths)
         for model in (policy, reference)
     )
     return World(name, policy, reference, groups, ours, theirs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -26,7 +27,9 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
-from winnow.commands import generate
+from winnow.commands import against, generate
+from winnow.config.collection import SampleSettings
+from winnow.errors import TrainingError
 from winnow.generation.sampler import Answer
 from winnow.models import loading
 from winnow.system import hub
@@ -111,21 +114,68 @@ def test_17_a_gradient_that_is_not_finite(world, tmp_path, call):
 
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_17_a_reference_without_numbers(world, tmp_path, call, monkeypatch, everywhere):
-    model = bent(
-        world,
-        tmp_path / "loud",
-        lambda name, w: torch.full_like(w, 3e38) if name == "lm_head.weight" else w,
-    )
+    model = bent(world, tmp_path / "loud", loud)
     if not everywhere:  # as if it were so on some texts alone
         monkeypatch.setattr(references, "fingerprint", lambda *_: torch.zeros(3))
     run = RunFolder(tmp_path / "run")
     code, _, error = call(*line("dpo", world, run.root, reference=model))
     why = f"{model}: as a reference it gives log-probs that are not finite, whatever the text"
-    row = f"the reference gives log-probs that are not finite for one of {world}/train.jsonl:"
+    row = (
+        f"the reference ({model}) gives log-probs that are not finite for one of"
+        f" {world}/train.jsonl:"
+    )
     assert (code, told(error)[0].startswith(f"error: {why if everywhere else row}")) == (1, True)
     for left in (run.checkpoints, run.model):
         assert not left.exists()
     assert not list(cache_folder("reference").glob("*"))
+
+
+@pytest.mark.parametrize(("policy", "reference"), [("loud", "model"), ("model", "loud")])
+def test_17_an_evaluation_names_the_model_without_numbers(world, tmp_path, call, policy, reference):
+    names = {"model": world / "model", "loud": bent(world, tmp_path / "loud", loud)}
+    data = world / "held.jsonl"
+    code, _, error = call(
+        "eval",
+        "--model",
+        names[policy],
+        "--reference",
+        names[reference],
+        "--data",
+        data,
+        "--engine",
+        "rows",
+    )
+    part = "policy" if policy == "loud" else "reference"
+    assert (code, told(error)[0].partition(f"{data}:")[0]) == (
+        1,
+        f"error: the {part} ({names['loud']}) gives log-probs that are not finite for one of ",
+    )
+    assert told(error)[-1] == "-> check the model's weights and dtype"
+
+
+@pytest.mark.parametrize(
+    ("policy", "first", "part"), [("loud", "model", "policy"), ("model", "loud", "reference")]
+)
+def test_17_answers_of_a_round_name_the_model_without_numbers(
+    world, tmp_path, monkeypatch, policy, first, part
+):
+    names = {"model": str(world / "model"), "loud": str(bent(world, tmp_path / "loud", loud))}
+    monkeypatch.setattr(
+        against, "sample", lambda _, prompts, how, tick: [[Answer((5, 6), True)] for _ in prompts]
+    )  # a broken model cannot be sampled
+    settings = SampleSettings(model=names[policy], prompts="", out=tmp_path, max_new_tokens=2)
+    with pytest.raises(
+        TrainingError,
+        match=f"the {part} \\({re.escape(names['loud'])}\\) gives log-probs that are not finite",
+    ):
+        against.answers(
+            settings, names[policy], names[first], world / "held.jsonl", tmp_path / "answers.jsonl"
+        )
+
+
+def loud(name, w):
+    """Weights so large that every log-prob overflows, and each of which is a number."""
+    return torch.full_like(w, 3e38) if name == "lm_head.weight" else w
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -80,7 +80,7 @@ def test_slurm_starts_the_command_and_requeues_what_got_on(slurm, tmp_path):
     code, asked, _ = slurm("exit 1")  # an error that comes again: no further than before
     assert (code, "scontrol requeue 7" in asked) == (1, False)
     code, asked, _ = slurm(
-        f"mkdir -p {saved}/step_20 {saved}/step_30.tmp-0123abcd; touch {tmp_path}/run/report.json"
+        f"mkdir -p {saved}/step_20 {saved}/step_30.tmp-0123abcd; touch {tmp_path}/run/manifest.json"
     )
     assert (code, "scontrol requeue 7" in asked) == (0, False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ import pytest
 import runs
 import tiny
 from winnow.errors import RunError
-from winnow.system.files import cache_folder, read_json, read_jsonl
+from winnow.reports import run_report
+from winnow.system.files import cache_folder, read_json, read_jsonl, write_json
 from winnow.system.run_folder import RunFolder
-from winnow.training import plan
+from winnow.training import plan, run_record
 
 STEPS, EVERY = 70, 7
 
@@ -112,9 +114,10 @@ def finished(world, tmp_path_factory):
 def unfinished(finished, tmp_path):
     """The same without its end."""
     shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "report.json").unlink()
-    shutil.rmtree(tmp_path / "run" / "model")
-    return RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.unfinish()
+    shutil.rmtree(run.model)
+    return run
 
 
 def again(world, run, **more):
@@ -171,7 +174,7 @@ def test_other_evaluation_data_is_refused(world, tmp_path):
     """
     held = tiny.write(tmp_path / "held.jsonl", tiny.pairs(6, seed=1))
     run = runs.sft(world, tmp_path / "run", steps=2, eval_data=[str(held)])
-    run.report_json.unlink()
+    run.unfinish()
     tiny.write(held, tiny.pairs(6, seed=2))
     with pytest.raises(RunError, match="data changed since the checkpoint"):
         runs.sft(world, tmp_path / "run", steps=2, eval_data=[str(held)])
@@ -270,7 +273,7 @@ def test_auto_keeps_the_budget_it_began_with(world, tmp_path, monkeypatch, capsy
     run = runs.dpo(world, tmp_path / "run", steps=4, save_every=1, keep=3, max_tokens="auto")
     expected = runs.numbers(run)
     shutil.rmtree(run.checkpoints / "step_4")
-    run.report_json.unlink()
+    run.unfinish()
     monkeypatch.setattr(plan, "available", lambda device: 10**6)
     capsys.readouterr()
     runs.dpo(world, run.root, steps=4, save_every=1, keep=3, max_tokens="auto")
@@ -285,3 +288,93 @@ def test_a_torn_last_line_of_metrics_is_cut(world, unfinished, finished):
         file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')
     runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
     assert runs.numbers(unfinished) == runs.numbers(RunFolder(finished))
+
+
+# ---------------------------------------------------------------- the end of a run, and its report
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_report_that_cannot_be_drawn_leaves_a_finished_run(
+    world, finished, tmp_path, call, monkeypatch
+):
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_report, "render", no_room)
+        assert call(*again(world, run))[0] == 1
+        assert run.finished
+        assert not run.report_json.exists()
+        assert (
+            call(*again(world, run))[0] == 1
+        )  # nothing but the report is missing, and it cannot be drawn
+    assert (run.model / "model.safetensors").read_bytes() == (
+        finished / "model" / "model.safetensors"
+    ).read_bytes()
+    assert call("generate", "--model", run.root, "--prompt", "a b", "--max-new-tokens", 2)[0] == 0
+    assert call("export", run.root, "--out", tmp_path / "plain")[0] == 0
+    code, said, _ = call("verify", run.root)
+    assert (code, "0 of them not as they were" in said) == (0, True)
+    code, said, _ = call("report", run.root)
+    assert (code, said) == (0, f"report: {run.report_html}\n")
+    assert read_json(run.report_json)["runs"][0]["final"]["step"] == 4
+    assert (
+        run_report.page([run.root], tmp_path / "page.html").read_bytes()
+        == run.report_html.read_bytes()
+    )
+
+
+def test_the_same_command_draws_a_missing_report_and_nothing_else(world, finished, tmp_path, call):
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    page = run.report_html.read_bytes()
+    for file in (run.report_json, run.report_html):
+        file.unlink()
+    before = runs.tree(run.root)
+    code, said, _ = call(*again(world, run))
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            f"{run.root}: already finished (report: {run.report_html}); nothing to do",
+            f"report: {run.report_html}",
+        ],
+    )
+    assert run.report_html.read_bytes() == page
+    after = runs.tree(run.root)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"report.html", "report.json"}
+    assert call(*again(world, run))[1].splitlines() == said.splitlines()[:1]
+
+
+def test_a_report_is_drawn_in_place_for_one_run_alone(finished, tmp_path, call):
+    code, _, error = call("report", finished, finished)
+    assert (code, "--out report.html" in error) == (2, True)
+
+
+def test_a_run_without_a_manifest_is_finished_by_its_report(world, finished, tmp_path, call):
+    """As the first versions left it."""
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    run.manifest.unlink()
+    write_json(
+        run.environment,
+        {name: value for name, value in read_json(run.environment).items() if name != "sealed"},
+    )
+    assert run.finished
+    assert "nothing to do" in call(*again(world, run))[1]
+    assert call("generate", "--model", run.root, "--prompt", "a b", "--max-new-tokens", 2)[0] == 0
+    assert "finished by a version that wrote no hashes" in call("verify", run.root)[1]
+
+
+def test_a_run_that_is_extended_is_unfinished_before_its_settings_change(
+    world, finished, tmp_path, monkeypatch
+):
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    longer = {"steps": 6, "save_every": 1, "keep": 3, "allow_change": ["steps"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_record, "write_head", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            runs.dpo(world, run.root, **longer)
+    assert not run.finished
+    runs.dpo(world, run.root, **longer)
+    assert run.finished
+    assert read_json(run.report_json)["runs"][0]["final"]["step"] == 6

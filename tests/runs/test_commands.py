@@ -344,7 +344,7 @@ def test_tensorboard_gets_every_row_once_also_from_a_resumed_run(world, tmp_path
     }
     run = runs.dpo(world, tmp_path / "run", **settings)
     rows = read_jsonl(run.metrics)
-    for path in (run.report_json, run.checkpoints / "step_6" / "manifest.json"):
+    for path in (run.report_json, run.manifest, run.checkpoints / "step_6" / "manifest.json"):
         path.unlink()  # as if it was killed after step 5: it resumes at step 4
     (run.checkpoints / "step_6").rename(run.checkpoints / "step_6.tmp-killed")
     runs.dpo(world, tmp_path / "run", **settings)

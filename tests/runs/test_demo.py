@@ -13,7 +13,7 @@ import runs
 from winnow.data.render import Renderer
 from winnow.evaluation.statistics.intervals import mean, share
 from winnow.evaluation.statistics.winrate import win_rate
-from winnow.experiments import demo, demo_figures, reviews_world
+from winnow.experiments import demo, demo_figures, demo_page, reviews_world
 from winnow.generation.sampler import Answer
 from winnow.models import hashes, loading
 from winnow.system.files import read_json, read_jsonl
@@ -95,6 +95,14 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     again = capsys.readouterr().out
     assert "1 of 4" not in again
     assert again.strip() in first
+    page = (tmp_path / "first" / "report.html").read_bytes()
+    for name in ("report.html", "report.json"):
+        (tmp_path / "first" / name).unlink()
+    assert (
+        runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
+    )  # finished by its summary: the report is drawn again
+    assert capsys.readouterr().out == again
+    assert (tmp_path / "first" / "report.html").read_bytes() == page
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "second") == 0
     second = read_json(tmp_path / "second" / "report.json")["summary"]
     assert {name: value for name, value in second.items() if name != "seconds"} == {
@@ -189,3 +197,53 @@ def test_the_kl_of_the_summary_is_exact(tmp_path):
     assert found.value == pytest.approx(sum(answers) / len(answers), rel=1e-5)
     assert (found.count, found.prompts) == (6, 3)
     assert demo_figures.kl(a, a, prompts, said).value == pytest.approx(0.0, abs=1e-5)  # float32
+
+
+def test_what_the_demo_hands_its_report():
+    """Each text once, from numbers that are known; a fall of the share of sentences beyond the
+    bound is a warning.
+    """
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 64, "prompts": 16, "why": ""}
+    summary = dict.fromkeys(demo_page.TITLES, figure["value"]) | {
+        "words_in_use": 7,
+        "flipped_labels": 0.2,
+        "seconds": 125.0,
+    }
+    summary |= {
+        "grammatical_before": 0.95,
+        "grammatical_after": 0.06,
+        "true_reward_after": -1.0,
+        "win_rate": 0.92,
+    }
+    summary["figures"] = dict.fromkeys(demo_page.TITLES, figure) | {
+        "win_rate": {**figure, "value": 0.92, "low": 0.9, "high": 0.94}
+    }
+    parts = demo_page.parts(summary)
+    assert (
+        parts["verdict"]
+        == "The tuned model wins 92 % of held-out prompts against the model it started from."
+    )
+    close = {**summary, "figures": {**summary["figures"], "win_rate": figure}}
+    assert demo_page.verdict(close).endswith("it started from: too close to tell them apart.")
+    (sign,) = parts["warnings"]
+    assert (sign["code"], sign["message"]) == (
+        "unsound",
+        "Grammatical samples fell from 95 % to 6 %: reward is being bought with broken text.",
+    )
+    assert (
+        demo_page.signs({**summary, "grammatical_after": 0.95 - demo_page.GRAMMAR_LOSS + 1e-9})
+        == []
+    )
+    assert [(card["label"], card["value"], card["detail"]) for card in parts["cards"]][:3] == [
+        ("Win rate", "92 %", "95 % interval 90 % to 94 %, 16 prompts"),
+        ("True reward", "−1.00", "0.50 before; 95 % interval 0.40 to 0.60, 16 prompts"),
+        ("Grammatical text", "6 %", "95 % before; 95 % interval 40 % to 60 %, 16 prompts"),
+    ]
+    assert (parts["cards"][-1]["label"], parts["cards"][-1]["value"]) == ("Time", "2 min 05 s")
+    rows = {row["source"].split(": ")[1].removeprefix("figures, "): row for row in parts["titled"]}
+    assert list(rows) == [*demo_page.TITLES, *demo_page.COUNTS]
+    assert (rows["win_rate"]["n"], rows["kl"]["n"]) == (
+        "64 games of 16 prompts",
+        "64 answers of 16 prompts",
+    )
+    assert (rows["words_in_use"]["value"], rows["words_in_use"]["low"]) == (7, None)

@@ -16,7 +16,7 @@ from winnow.config.options import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl as drift
 from winnow.generation import prompts as asking
 from winnow.generation.sampler import Answer, Sampling, sample
@@ -29,7 +29,7 @@ END, VOCABULARY, LONGEST = 1, 5, 3
 
 
 def scores(model, groups):
-    return compute(engine, model, groups, 4096, CPU, lambda n: None)
+    return dataset_logps(engine, model, groups, 4096, CPU, whose="the model")
 
 
 def every_answer():

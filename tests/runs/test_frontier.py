@@ -31,7 +31,6 @@ from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
 from winnow.models.scoring import Dialogue, scores
 from winnow.objectives.scores import per_completion
-from winnow.reports import run_report
 from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
@@ -706,6 +705,15 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
         == read_json(out / "frontier.json")["points"]
     )
     assert "DPO along its training" in (out / "report.html").read_text()
+    page, numbers = ((out / name).read_bytes() for name in ("report.html", "report.json"))
+    (out / "report.html").unlink()
+    assert runs.winnow(monkeypatch, "report", out) == 0  # the general command draws it again
+    assert ((out / "report.html").read_bytes(), (out / "report.json").read_bytes()) == (
+        page,
+        numbers,
+    )
+    assert runs.winnow(monkeypatch, "report", out, "--out", tmp_path / "elsewhere.html") == 0
+    assert (tmp_path / "elsewhere.html").read_bytes() == page
 
     # a point is what its run says, computed again from its model
     point = first["points"][0]
@@ -852,7 +860,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     )
     assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
     assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
-    run_report.write(out)
+    report.write(out)
     page = (out / "report.html").read_text()
     for words in (
         "Best of n, learned reward",

@@ -205,7 +205,7 @@ def test_a_refused_resume_changes_nothing(world, tmp_path):
     reference = shutil.copytree(world / "model", tmp_path / "reference")
     settings = {"reference": str(reference), "save_every": 2}
     run = runs.dpo(world, tmp_path / "run", **settings)
-    run.report_json.unlink()
+    run.unfinish()
     tiny.folder(tmp_path / "new", hidden_size=16, intermediate_size=32, seed=9)
     shutil.copy(tmp_path / "new" / "model.safetensors", reference)
     before = runs.tree(run.root)

@@ -18,7 +18,7 @@ from winnow.data.records import Comparison
 from winnow.data.render import TokenSequence
 from winnow.engine import output_head, rows
 from winnow.engine.batch import collate
-from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
 from winnow.engine.micro_batches import alone
 from winnow.objectives.objective import objective
@@ -71,7 +71,9 @@ def groups(count=5):
 
 def reference_of(theirs, groups):
     return Reference(
-        "made", compute(rows, theirs, groups, 4096, CPU, lambda n: None), offsets(groups)
+        "made",
+        dataset_logps(rows, theirs, groups, 4096, CPU, whose="the reference"),
+        offsets(groups),
     )
 
 

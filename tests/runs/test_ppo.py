@@ -919,6 +919,21 @@ def test_a_reward_that_is_none_ends_the_run_with_the_row(world, tmp_path, call, 
     assert "the same command begins again: nothing is saved yet" in error
 
 
+def test_a_critic_that_diverges_is_named(world, tmp_path, call):
+    """A rate that throws the critic's weights beyond float32: the next iteration's values are no
+    numbers.
+    """
+    code, _, error = call(
+        *line(
+            world, tmp_path / "run", steps=2, epochs=1, minibatches=1, critic_lr=1e38, clip="none"
+        )
+    )
+    assert code == 1
+    assert error[error.index("error: ") :].startswith(
+        "error: the critic gives values that are not finite for one of prompts.txt:"
+    )
+
+
 def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_there(
     world, unfinished, call, monkeypatch
 ):

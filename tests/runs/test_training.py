@@ -23,7 +23,7 @@ from winnow.config.resolve import resolve
 from winnow.data.records import Comparison
 from winnow.engine import rows as engine
 from winnow.engine.batch import collate
-from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.micro_batches import alone
 from winnow.errors import ModelError, TrainingError
 from winnow.models import loading
@@ -40,7 +40,9 @@ CPU = torch.device("cpu")
 
 def reference_of(model, groups):
     return Reference(
-        "made", compute(engine, model, groups, 4096, CPU, lambda n: None), offsets(groups)
+        "made",
+        dataset_logps(engine, model, groups, 4096, CPU, whose="the reference"),
+        offsets(groups),
     )
 
 
@@ -542,7 +544,7 @@ def test_nothing_on_the_way_reads_a_pickle(world, tmp_path, monkeypatch):
         lr=1e-3,
     )
     run = dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
-    run.report_json.unlink()  # unfinished: it resumes from the last checkpoint
+    run.unfinish()  # it resumes from the last checkpoint
     dpo(world, tmp_path / "run", model=str(sft.root), steps=2)
     for model, more in (
         (sft.root, {"lora": "r=2"}),

@@ -4,6 +4,7 @@ more from the files; kills, faults, the page.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -478,6 +479,27 @@ def test_answers_that_changed_are_refused(world, tmp_path, call):
     people.write_text(people.read_text().replace("it is", "it was"))
     code, _, error = call(*line(world, tmp_path / "w", "new", people))
     assert (code, "its content has changed" in error) == (2, True)
+
+
+def test_a_page_that_cannot_be_drawn_is_drawn_by_the_same_command(
+    world, tmp_path, monkeypatch, call
+):
+    """The figures are written before the page, so nothing is judged again for it."""
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = line(world, tmp_path / "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(winrate_report, "render", no_room)
+        assert call(*words)[0] == 1
+    figures_before = (tmp_path / "w" / "report.json").read_bytes()
+    assert not (tmp_path / "w" / "report.html").exists()
+    code, said, _ = call(*words)
+    assert (code, "is finished; nothing to do" in said) == (0, True)
+    assert (tmp_path / "w" / "report.json").read_bytes() == figures_before
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert page == winrate_report.render(read_json(tmp_path / "w" / "report.json"))
 
 
 @pytest.mark.parametrize(

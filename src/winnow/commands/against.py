@@ -14,7 +14,7 @@ from winnow.config.collection import SamplingSettings
 from winnow.data.packing import budget
 from winnow.data.prompts import prompts
 from winnow.data.render import RenderedGroup
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.selection import engine_for
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.winrate import Mean, interval, over_prompts
@@ -53,11 +53,11 @@ def answers(
     groups = drift.as_groups(asked.ids, [[one] for one in said], asked.how.end)
     if policy == first:
         return found | {"kl": 0.0}, hashes.weights_hash(loaded.model)[:16]
-    ours = _logps(loaded, groups) if _whole(asked) else None
+    ours = _logps(loaded, groups, f"the policy ({policy})") if _whole(asked) else None
     del loaded
     start = load(first, settings)
     if ours is not None and groups:
-        found["kl"] = drift.kl(ours, _logps(start, groups), len(said))
+        found["kl"] = drift.kl(ours, _logps(start, groups, f"the reference ({first})"), len(said))
     return found, hashes.weights_hash(start.model)[:16]
 
 
@@ -65,11 +65,11 @@ def _whole(asked: Asked) -> bool:
     return asked.how.temperature == 1 and asked.how.top_p == 1
 
 
-def _logps(loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
+def _logps(loaded: LoadedModel, groups: list[RenderedGroup], whose: str) -> Any:
     longest = max(len(sequence.ids) for group in groups for sequence in group.sequences)
     engine = engine_for(loaded, "auto", longest, train=False)
-    return compute(
-        engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None
+    return dataset_logps(
+        engine, loaded.model, groups, budget(groups, None), loaded.device, whose=whose
     )
 
 

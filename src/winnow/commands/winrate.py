@@ -99,18 +99,22 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
     who = players.players(settings)
     given = {one.number: players.answers(one.source, asked) for one in who if one.file}
     out = RunFolder(root)
-    if not out.finished:
+    finished = out.report_json.exists()  # every figure, written when all of them are known
+    if not finished:
         referee.try_out(asked[0])
     if not (root / LEDGER).exists():
         out.create(ours=())
     with out.lock():
         ledger = _ledger(resolved, root, asked, who, command)
-        if out.finished:
+        if finished:
             say(f"{safe(root)}: is finished; nothing to do")
             report: dict[str, Any] = read_json(out.report_json, "comparisons")
         else:
             contest = Contest(resolved, root, asked, who, referee, {})
             report = _report(contest, ledger, given)
+            out.report_html.unlink(missing_ok=True)
+            write_json(out.report_json, report)
+        if not out.report_html.exists():
             winrate_report.write(root, report)
     _say(report, out)
     return report

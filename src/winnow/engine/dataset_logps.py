@@ -1,4 +1,6 @@
-"""Log-probs of a whole data set: one number per scored token, computed without gradients."""
+"""The log-probs of a whole data set under one model, without gradients: one number per scored
+token, in the order of the data.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,62 @@ from winnow.engine.batch import Batch, collate
 from winnow.errors import TrainingError
 from winnow.system import distributed
 from winnow.system.launch import count, rank
+
+
+def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
+    """Where each group's scored tokens begin in one long vector; one more entry for the end."""
+    tokens = tokens_of(groups)
+    ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
+    return np.asarray(np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at])
+
+
+def dataset_logps(
+    engine: Engine,
+    model: nn.Module,
+    groups: Sequence[RenderedGroup],
+    tokens: int,
+    device: torch.device,
+    tick: Callable[[int], None] = lambda number: None,
+    *,
+    whose: str,
+    kind: str = "log-probs",
+    share: bool = False,
+) -> Float[Tensor, " all"]:
+    """What the engine gives for every scored token of all groups. `tick(n)` receives how many
+    groups each micro-batch finished.
+
+    whose: the model's part in words, and kind: what its numbers are, for the error about numbers
+    that are not finite. share: each process of the job computes its part, and all get all;
+    otherwise each process that calls computes everything.
+    """
+    start = offsets(groups)
+    value: Tensor | None = None
+    ranks = count() if share else 1
+    for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
+        if number % ranks != (rank() if share else 0):
+            continue
+        items = part or [
+            0
+        ]  # a process without a part of its own computes with the others all the same
+        batch = collate([groups[i] for i in items], items)
+        with torch.no_grad():
+            logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
+        if not torch.isfinite(logp_N).all():
+            rows = ", ".join(batch.wheres[:5])
+            raise TrainingError(
+                f"{whose} gives {kind} that are not finite for one of {rows}",
+                remedy="check the model's weights and dtype",
+            )
+        if value is None:
+            value = torch.zeros(start[-1], dtype=logp_N.dtype)
+        for i, group_N in zip(part, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
+            value[start[i] : start[i + 1]] = group_N
+        tick(len(part) * ranks)
+    if value is None:
+        return torch.empty(0)
+    return (
+        distributed.summed(value) if share else value
+    )  # the parts of the other processes are 0 here
 
 
 @dataclass(frozen=True)
@@ -54,54 +112,3 @@ class Reference:
     def into(self, batch: Batch) -> Batch:
         """The batch with them in it."""
         return replace(batch, reference_N=self.of(batch))
-
-
-def offsets(groups: Sequence[RenderedGroup]) -> NDArray[Any]:
-    """Where each group's scored tokens begin in one long vector; one more entry for the end."""
-    tokens = tokens_of(groups)
-    ends = np.cumsum(tokens.columns["length"] - tokens.columns["start"], dtype=np.int64)
-    return np.asarray(np.concatenate([np.zeros(1, np.int64), ends])[tokens.sequence_at])
-
-
-def compute(
-    engine: Engine,
-    model: nn.Module,
-    groups: Sequence[RenderedGroup],
-    tokens: int,
-    device: torch.device,
-    tick: Callable[[int], None],
-    *,
-    share: bool = False,
-) -> Float[Tensor, " all"]:
-    """Reference log-probs of all groups, without gradients. `tick(n)` is told how many groups each
-    micro-batch finished.
-
-    share: each process of the job computes its part, and all get all; otherwise whoever asks
-    computes the whole.
-    """
-    start = offsets(groups)
-    value: Tensor | None = None
-    ranks = count() if share else 1
-    for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
-        if number % ranks != (rank() if share else 0):
-            continue
-        items = part or [
-            0
-        ]  # nothing left for this one: the others need it to compute with all the same
-        batch = collate([groups[i] for i in items], items)
-        with torch.no_grad():
-            logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
-        if not torch.isfinite(logp_N).all():
-            raise TrainingError(
-                "the reference gives log-probs that are not finite for one of"
-                f" {', '.join(batch.wheres[:5])}",
-                remedy="check the model's weights and dtype",
-            )
-        if value is None:
-            value = torch.zeros(start[-1], dtype=logp_N.dtype)
-        for i, own in zip(part, logp_N.split([int(start[i + 1] - start[i]) for i in items])):
-            value[start[i] : start[i + 1]] = own
-        tick(len(part) * ranks)
-    if value is None:
-        return torch.empty(0)
-    return distributed.summed(value) if share else value  # what the others computed is 0 here

@@ -12,7 +12,7 @@ import torch
 from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl as drift
 from winnow.evaluation.datasets import HeldOut
 from winnow.evaluation.statistics.intervals import Figure, mean, share
@@ -79,7 +79,7 @@ def draw(
         groups,
         asked.room,
         [made.finished for own in answers for made in own],
-        _by_group(engine, loaded, groups),
+        _by_group(engine, loaded, groups, f"the policy ({loaded.source})"),
     )
 
 
@@ -132,7 +132,7 @@ def measure(
             reference.device,
         )
     else:
-        said = _by_group(theirs, reference, groups)
+        said = _by_group(theirs, reference, groups, f"the reference ({reference.source})")
         exact = [_k3(group, a, b) for group, a, b in zip(groups, drawn.ours, said, strict=True)]
     number = [i for i, own in enumerate(exact) for _ in own]
     lengths = [
@@ -155,16 +155,16 @@ def _k3(group: RenderedGroup, ours: torch.Tensor, theirs: torch.Tensor) -> list[
 
 
 def _by_group(
-    engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup]
+    engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup], whose: str
 ) -> list[torch.Tensor]:
     """Log-probs of each group's tokens."""
     if not groups:
         return []
-    whole = compute(
-        engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None
+    logp_N = dataset_logps(
+        engine, loaded.model, groups, budget(groups, None), loaded.device, whose=whose
     )
     return list(
-        whole.split(
+        logp_N.split(
             [
                 sum(len(sequence.ids) - sequence.start for sequence in group.sequences)
                 for group in groups

@@ -16,7 +16,7 @@ from winnow.data.packing import budget
 from winnow.data.render import Renderer
 from winnow.engine import rows
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.engine.selection import engine_for
 from winnow.errors import ModelError
@@ -96,7 +96,7 @@ def by_policy(
         )
     policy = _load(settings.model, settings)
     ours = _engine(policy, settings, sets)
-    said = [_logps(policy, ours, one, settings, "policy") for one in sets]
+    said = [_logps(policy, ours, one, settings, "policy", settings.model) for one in sets]
     weights = {"model": hashes.weights_hash(policy.model)}
     if settings.reference is None:
         return Said(said, weights=weights)
@@ -115,7 +115,9 @@ def by_policy(
     if trained is not None:
         _refuse_another(reference, settings, trained)
     theirs = _engine(reference, settings, sets)
-    other = [_logps(reference, theirs, one, settings, "reference") for one in sets]
+    other = [
+        _logps(reference, theirs, one, settings, "reference", settings.reference) for one in sets
+    ]
     weights["reference"] = hashes.weights_hash(reference.model)
     far = [distance.measure(one, kept, reference, ours, theirs, why) for one in drawn]
     return Said(said, other, None, far, weights)
@@ -141,17 +143,27 @@ def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]
 
 
 def _logps(
-    loaded: LoadedModel, engine: Engine, one: HeldOut, settings: EvalSettings, label: str
+    loaded: LoadedModel,
+    engine: Engine,
+    one: HeldOut,
+    settings: EvalSettings,
+    label: str,
+    model: str,
 ) -> Tensor:
+    """Log-probs of a set. label: the model's part, and model: its name, as the evaluation was given
+    it.
+    """
     groups = one.data.groups
     with Steps(f"{label}, {one.name}" if one.name else label, len(groups)) as steps:
-        return compute(
+        tokens = budget(groups, settings.max_tokens)
+        return dataset_logps(
             engine,
             loaded.model,
             groups,
-            budget(groups, settings.max_tokens),
+            tokens,
             loaded.device,
             steps.advance,
+            whose=f"the {label} ({model})",
         )
 
 

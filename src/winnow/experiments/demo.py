@@ -22,17 +22,18 @@ from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
 from winnow.errors import RunError
 from winnow.evaluation.statistics.intervals import told
-from winnow.experiments import demo_figures, reviews_world
+from winnow.experiments import demo_figures, demo_page, reviews_world
 from winnow.experiments.demo_figures import Sampled
+from winnow.experiments.frontier import report
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.reports import run_report
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
 from winnow.training import dpo, sft
 
+SUMMARY = "summary.json"  # every figure of the demo, written when its stages are done
 STAGES = (
     *(
         "tokenizer",
@@ -44,7 +45,7 @@ STAGES = (
         "held_out.jsonl",
         "dpo",
     ),
-    *("summary.json", "report.html", "report.json"),
+    *(SUMMARY, "report.html", "report.json"),
 )
 K = 4
 PROMPTS, HELD_OUT = 2800, 256
@@ -93,9 +94,12 @@ def run(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
     ).exists():  # a demo that has begun may have company: a frontier, rounds
         out.create(ours=STAGES)
     with out.lock():
-        if not out.finished:
+        if not (out.root / SUMMARY).exists():
+            out.report_json.unlink(missing_ok=True)
             _stages(settings, out, command)
-    summary: dict[str, Any] = read_json(out.report_json)["summary"]
+        if not out.report_json.exists():
+            report.write(out.root)
+    summary: dict[str, Any] = read_json(out.root / SUMMARY)
     if "figures" not in summary:
         raise RunError(
             f"{out.root}: an older Winnow made this demo, and kept no intervals",
@@ -171,8 +175,8 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
         "seconds": time.perf_counter() - began,
     }
     summary["notes"] = _notes(summary)
-    write_json(root / "summary.json", summary)
-    run_report.write(root)
+    summary |= demo_page.parts(summary)
+    write_json(root / SUMMARY, summary)
 
 
 def write_world(root: Path, seed: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from winnow.evaluation.statistics.intervals import mean
 from winnow.reports import online_report
+from winnow.reports.run_figures import plain_numbers, title_of
 from winnow.system.format import (
     RECENT,
     Points,
@@ -42,14 +43,8 @@ class Card:
 def verdict(report: Mapping[str, Any]) -> str:
     """The outcome in one sentence."""
     summary, runs = report["summary"], report["runs"]
-    if "win_rate" in summary:
-        one = summary.get("figures", {}).get("win_rate", {})
-        close = one.get("low") is not None and one["low"] <= 0.5 <= one["high"]
-        end = ": too close to tell them apart" if close else ""
-        return (
-            f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the"
-            f" model it started from{end}."
-        )
+    if "verdict" in summary:
+        return str(summary["verdict"])
     if report["rounds"]:
         return online_report.sentence(report["rounds"])
     if len(runs) > 1:
@@ -189,56 +184,28 @@ def cards(report: Mapping[str, Any]) -> list[Card]:
     ][:MOST]
 
 
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-SUMMARY: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
-    ("win_rate", "Win rate", percent, ""),
-    ("true_reward_after", "True reward", _two, ""),
-    ("grammatical_after", "Grammatical text", percent, ""),
-    ("accuracy", "Reward accuracy", percent, "held-out pairs, true order"),
-    ("kl", "KL", number, "nats per answer, to the reference"),
-    ("length_ratio", "Length", lambda ratio: f"{ratio:.2f}×", "of the answers before"),
-    ("finished", "Finished", percent, "samples that end by themselves"),
-    ("seconds", "Time", _duration, "training and evaluation"),
-)
-
-
 def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
-    found: list[Card] = []
-    for name, label, show, detail in SUMMARY:
-        if summary.get(name) is not None:
-            one, before = (
-                summary.get("figures", {}).get(name, {}),
-                (
-                    summary.get(name.replace("_after", "_before"))
-                    if name.endswith("_after")
-                    else None
-                ),
-            )
-            told = one.get("low") is not None
-            span = (
-                f"95 % interval {show(one['low'])} to {show(one['high'])}, {number(one['prompts'])}"
-                " prompts"
-                if told
-                else ""
-            )
-            parts = [f"{show(before)} before" if before is not None else detail, span]
-            drawn = (
-                {"at": summary[name], "interval": (one["low"], one["high"]) if told else None}
-                if name == "win_rate"
-                else {}
-            )
-            found.append(
-                Card(label, show(summary[name]), "; ".join(part for part in parts if part), **drawn)
-            )
-    return found
+    """The cards of a summary as its maker gave them, else one for each number."""
+    if "cards" in summary:
+        return [
+            Card(**{**card, "interval": card["interval"] and tuple(card["interval"])})
+            for card in summary["cards"]
+        ]
+    known: Mapping[str, Any] = summary.get("figures", {})
+    return [
+        Card(title_of(name), number(value), _over_prompts(known.get(name, {})))
+        for name, value in plain_numbers(summary).items()
+    ]
+
+
+def _over_prompts(figure: Mapping[str, Any]) -> str:
+    """Interval and n of a figure over prompts, where it has them."""
+    if figure.get("low") is None:
+        return ""
+    return (
+        f"95 % interval {number(figure['low'])} to {number(figure['high'])},"
+        f" {number(figure['prompts'])} prompts"
+    )
 
 
 def _run_cards(run: Run) -> list[Card]:

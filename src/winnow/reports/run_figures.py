@@ -37,24 +37,6 @@ TRAINED = {
     "rewards/margins": "Training margin",
     "tokens_per_second": "Tokens per second",
 }
-SUMMARY = {
-    "true_reward_before": "True reward, before",
-    "true_reward_after": "True reward, after",
-    "grammatical_before": "Sentences of the grammar, before, share",
-    "grammatical_after": "Sentences of the grammar, after, share",
-    "win_rate": "Win rate over the model before, ties half",
-    "true_ties": "True ties, share of games",
-    "accuracy": "Accuracy of the implicit reward, held-out pairs in their true order",
-    "kl": "KL to the reference, nats per answer, over the vocabulary",
-    "length_ratio": "Length, of the answers before",
-    "finished": "Answers that end by themselves, share",
-    "repeated": "Answers with a sentiment word three times or more, share",
-}
-NOUNS = {
-    "win_rate": "game",
-    "true_ties": "game",
-    "accuracy": "comparison",
-}  # of what a summary's figures are over, where it is not answers
 SINGLE = "a single count or reading of the clock has none"
 UNTOLD = "its interval was not kept"
 UNKEPT = "training keeps no spread of it; winnow eval gives it"
@@ -84,43 +66,60 @@ def figures(run: Run) -> list[dict[str, Any]]:
 
 
 def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same of what was found about several runs together; what is one number there has no
-    interval.
+    """The same of what is known about several runs together: as its maker titled them, else every
+    number under its name in the file.
     """
-    found, known = [], summary.get("figures", {})
-    for name in [name for name in {**SUMMARY, **known} if name in known]:
-        one = known[name]
-        n = f"{_several(one['count'], NOUNS.get(name, 'answer'))} of " * (
-            one["prompts"] < one["count"]
-        ) + _several(one["prompts"], "prompt")
-        found.append(
-            {
-                "title": SUMMARY.get(name, name),
-                "value": one["value"],
-                "low": one["low"],
-                "high": one["high"],
-                "n": n,
-                "why": one["why"],
-                "source": f"summary.json: figures, {name}",
-            }
-        )
-    others = {
-        name: value
-        for name, value in summary.items()
-        if name not in known and isinstance(value, int | float)
+    if "titled" in summary:
+        return list(summary["titled"])
+    known: Mapping[str, Any] = summary.get("figures", {})
+    figures_of = [
+        summary_figure(name, title_of(name), figure, "row") for name, figure in known.items()
+    ]
+    return figures_of + [
+        summary_number(name, value, UNTOLD)
+        for name, value in plain_numbers(summary).items()
+        if name not in known
+    ]
+
+
+def summary_figure(name: str, title: str, figure: Mapping[str, Any], noun: str) -> dict[str, Any]:
+    """A row for a figure of summary.json with its interval. noun: what it is over, beside
+    prompts.
+    """
+    n = f"{_several(figure['count'], noun)} of " * (figure["prompts"] < figure["count"]) + _several(
+        figure["prompts"], "prompt"
+    )
+    row = {
+        "title": title,
+        "value": figure["value"],
+        "low": figure["low"],
+        "high": figure["high"],
+        "n": n,
     }
-    for name, value in others.items():
-        row = {
-            "title": SUMMARY.get(name, name.replace("_", " ").capitalize()),
-            "value": value,
-            "low": None,
-            "high": None,
-            "n": "–",
-        }
-        found.append(
-            {**row, "why": UNTOLD if name in SUMMARY else SINGLE, "source": f"summary.json: {name}"}
-        )
-    return found
+    return {**row, "why": figure["why"], "source": f"summary.json: figures, {name}"}
+
+
+def summary_number(name: str, value: float, why: str = SINGLE) -> dict[str, Any]:
+    """A row for a number of summary.json without an interval, and why it has none."""
+    return {
+        "title": title_of(name),
+        "value": value,
+        "low": None,
+        "high": None,
+        "n": "–",
+        "why": why,
+        "source": f"summary.json: {name}",
+    }
+
+
+def plain_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a summary by name, without what has a place of its own there."""
+    return {name: value for name, value in summary.items() if isinstance(value, int | float)}
+
+
+def title_of(name: str) -> str:
+    """The name of a number as a title."""
+    return name.replace("_", " ").capitalize()
 
 
 def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,39 @@ import jinja2
 from markupsafe import Markup
 
 from winnow.errors import RunError
-from winnow.experiments.frontier import report as frontier_page
 from winnow.preferences import summary as collection
 from winnow.reports import online_report, votes_report
-from winnow.reports.headline import cards, differences, subline, table, verdict
+from winnow.reports.headline import Card, cards, differences, subline, table, verdict
 from winnow.reports.plots import DASHES, RUN_INKS, draw
-from winnow.reports.run_figures import SUMMARY, figures, of_summary
-from winnow.reports.training_warnings import SYMPTOMS, examine
-from winnow.system.files import read_json, write_atomic, write_json
+from winnow.reports.run_figures import figures, of_summary
+from winnow.reports.training_warnings import OF_SUMMARY, SYMPTOMS, Sign, examine
+from winnow.system.console import safe, say
+from winnow.system.files import read_json, tidy, write_atomic, write_json
 from winnow.system.format import held_out, number, visible
+from winnow.system.launch import leads
 from winnow.system.run_folder import RunFolder
 
 SCHEMA = 1
 PREVIEW = 600  # characters of a sample shown before it is folded
 WHOLE = 20_000  # characters of a sample held by the page; beyond, the page says where the rest is
 SAMPLES = 6  # samples shown before the others are folded
+TEXTS = {
+    "titled": ("title", "n", "why", "source"),
+    "cards": ("label", "value", "detail"),
+    "warnings": ("code", "message", "advice", "level"),
+}
+CARD, SIGN = ({field.name for field in fields(kind)} for kind in (Card, Sign))
 DAMAGED = "restore the file from a copy, or run the same command into another --out"
 
 HERE = Path(__file__).parent
 
 
-def build(given: Sequence[str | Path]) -> dict[str, Any]:
+def build(given: Sequence[str | Path], *, without_runs: Collection[Path] = ()) -> dict[str, Any]:
     """Every number of the given run folders and files of votes as one plain dict: what
     `report.json` holds and the page is made of.
+
+    without_runs: folders, resolved, whose runs are not shown one by one. `frontier` is for `winnow
+    frontier` to fill (`frontier_page`).
     """
     paths = list(dict.fromkeys(Path(one).resolve() for one in given))
     if not paths:
@@ -53,10 +63,7 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
     collected = (
         collection.build(files, _names(files)) if files else {"collections": [], "judges": []}
     )
-    frontier = frontier_page.read(roots[0]) if len(roots) == 1 else {}
-    inside = [
-        [] if (root / frontier_page.LEDGER).exists() else _runs_in(root) for root in roots
-    ]  # of a frontier no run is shown alone: there are dozens
+    inside = [[] if root in without_runs else _runs_in(root) for root in roots]
     found = list(dict.fromkeys(run for runs in inside for run in runs))
     names = _names(found) if found else []
     runs = [_run(root, name) for root, name in zip(found, names, strict=True)]
@@ -66,7 +73,7 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
         if len(paths) == 1
         else " · ".join([*names, *(one["name"] for one in collected["collections"])])
     )
-    signs = _signs(runs, summary if found != roots else {})
+    signs = _signs(runs, summary, alone=found != roots)
     went = online_report.read(roots[0]) if len(roots) == 1 else []
     return {
         "schema": SCHEMA,
@@ -74,25 +81,47 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
         "summary": summary,
         **signs,
         "rounds": went,
-        "frontier": frontier,
+        "frontier": {},
         "runs": runs,
         **collected,
     }
 
 
 def write(folder: str | Path) -> dict[str, Any]:
-    """Leave `report.html`, then `report.json`, in the run folder: the latter marks the run as
-    finished.
+    """Leave `report.html`, then `report.json`, in the run folder: with the latter the report is
+    complete.
     """
-    report, run = build([folder]), RunFolder(folder)
-    write_atomic(run.report_html, render(report))
-    write_json(run.report_json, report)
+    report = build([folder])
+    save(folder, report, render(report))
     return report
+
+
+def save(folder: str | Path, report: Mapping[str, Any], html: str) -> None:
+    """Write the page of a folder, then its numbers."""
+    run = RunFolder(folder)
+    write_atomic(run.report_html, html)
+    write_json(run.report_json, report)
+
+
+def write_missing(run: RunFolder) -> None:
+    """Draw the report of a finished run that has none: its training has just ended, or ended before
+    its report was drawn.
+    """
+    if leads() and not run.report_json.exists():
+        with run.lock():
+            tidy(run.root)  # what a report that was cut off left
+            write(run.root)
+        say(f"report: {safe(run.report_html)}")
 
 
 def page(given: Sequence[str | Path], out: str | Path) -> Path:
     """One page from one or more run folders and files of votes; none of them is changed."""
-    path, text = Path(out), render(build(given))
+    return save_page(given, out, render(build(given)))
+
+
+def save_page(given: Sequence[str | Path], out: str | Path, html: str) -> Path:
+    """Write a page that was made from `given`, none of which it may replace."""
+    path = Path(out)
     if path.is_dir() or path.resolve() in [Path(one).resolve() for one in given]:
         raise RunError(
             f"{path}: {'a folder' if path.is_dir() else 'is what the page is made of'}",
@@ -100,7 +129,7 @@ def page(given: Sequence[str | Path], out: str | Path) -> Path:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
+        write_atomic(path, html)
     except OSError as error:
         raise RunError(
             f"{path}: cannot write here: {error.strerror}", remedy="choose another --out"
@@ -108,8 +137,12 @@ def page(given: Sequence[str | Path], out: str | Path) -> Path:
     return path
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The page of a report. Equal reports give equal bytes."""
+def render(report: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> str:
+    """The page of a report. Equal reports give equal bytes.
+
+    more: what an experiment adds for the template: `sections`, templates that stand before the
+    runs, with their values; its own head.
+    """
     groups = [_group(recipe, runs) for recipe, runs in _groups(report["runs"])]
     top = (
         {
@@ -122,19 +155,20 @@ def render(report: Mapping[str, Any]) -> str:
         else {}
     )
     top |= votes_report.top(report, alone=not report["runs"])
-    top |= frontier_page.top(report["frontier"], alone=not report["runs"])
     went = report["rounds"]
     turns = (
         {"rounds": {"table": online_report.table(went), "drawings": online_report.draw(went)}}
         if went
         else {}
     )
-    return from_template("report.html.jinja", {"report": report, "groups": groups, **top, **turns})
+    return from_template(
+        "report.html.jinja", {"report": report, "groups": groups, **top, **turns, **(more or {})}
+    )
 
 
 def from_template(name: str, values: Mapping[str, Any]) -> str:
     """A page from a template of this folder: whatever it prints is made visible and escaped."""
-    loader = jinja2.FileSystemLoader([HERE / "templates", HERE])
+    loader = jinja2.FileSystemLoader(HERE)
     world = jinja2.Environment(
         autoescape=True,
         finalize=_shown,
@@ -189,9 +223,7 @@ def plain(value: Any) -> str:
 
 
 def _runs_in(root: Path) -> list[Path]:
-    """The run folder itself, or the run folders in it (the demo's), in the order they were
-    started.
-    """
+    """The run folder itself, or the run folders in it, in the order they were started."""
     if RunFolder(root).environment.exists():
         return [root]
     inner = sorted(path.parent for path in root.glob("*/environment.json")) if root.is_dir() else []
@@ -255,17 +287,23 @@ def _run(root: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _signs(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
+def _signs(
+    runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, alone: bool
+) -> dict[str, Any]:
     """The warnings of all runs and of the summary over them, and what was looked for in any of
-    them.
+    them. alone: no run looks at the summary itself.
     """
-    signs, checked, _ = examine({"metrics": [], "data": None, "settings": {}, "summary": summary})
-    flat = [{"run": "", **asdict(sign)} for sign in signs] + [
-        {"run": run["name"], **sign} for run in runs for sign in run["warnings"]
+    signs, checked, _ = examine(
+        {"metrics": [], "data": None, "settings": {}, "summary": summary if alone else {}}
+    )
+    of_summary = [
+        {"run": "", **sign} for sign in [*map(asdict, signs), *summary.get("warnings", [])]
     ]
-    titles = [symptom.title for symptom in SYMPTOMS.values()]
+    flat = of_summary + [{"run": run["name"], **sign} for run in runs for sign in run["warnings"]]
+    more = summary.get("looked_for", [])
+    titles = [*(symptom.title for symptom in SYMPTOMS.values()), *more]
     seen, unseen = (
-        {*checked, *(title for run in runs for title in run["checked"])},
+        {*checked, *more, *(title for run in runs for title in run["checked"])},
         {title for run in runs for title in run["unchecked"]},
     )
     return {
@@ -316,16 +354,35 @@ def _data(root: Path, *, needed: bool) -> dict[str, Any] | None:
 
 
 def _summary(root: Path) -> dict[str, Any]:
+    """What is known of several runs together. Its maker may hand over titled figures, cards, a
+    verdict and warnings beside its numbers.
+    """
     path = root / "summary.json"
-    summary = _object(path, {}, {}) if path.exists() else {}
+    parts: dict[str, type] = {
+        "figures": dict,
+        "verdict": str,
+        "looked_for": list,
+        **dict.fromkeys(TEXTS, list),
+    }
+    summary = _object(path, {}, parts) if path.exists() else {}
     summary = {name: value for name, value in summary.items() if value is not None}
-    for name in summary.keys() & {*SUMMARY, "seconds"}:
-        if not isinstance(summary[name], int | float):
+    for name in OF_SUMMARY:
+        if not isinstance(summary.get(name, 0), int | float):
             raise RunError(
                 f"{path}: {name}: got {type(summary[name]).__name__}, expected a number",
                 remedy=DAMAGED,
             )
-    _shape(path, summary, {}, {"figures": dict})
+    for name, texts in TEXTS.items():
+        for row in summary.get(name, []):
+            if not (
+                isinstance(row, dict)
+                and all(isinstance(row.get(text), str) for text in texts)
+                and _has_numbers(name, row)
+            ):
+                raise RunError(
+                    f"{path}: {name}: got {row!r}, expected {', '.join(texts)} and its numbers",
+                    remedy=DAMAGED,
+                )
     for name, one in summary.get("figures", {}).items():
         if not (isinstance(one, dict) and _is_figure(one)):
             raise RunError(
@@ -335,16 +392,38 @@ def _summary(root: Path) -> dict[str, Any]:
     return summary
 
 
+def _has_numbers(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row that was handed over has the numbers of its kind: a titled figure a value, and
+    it and a card an interval or none.
+    """
+    if name == "titled":
+        return isinstance(row.get("value"), int | float) and _is_interval(
+            [row.get("low"), row.get("high")]
+        )
+    if name == "cards":
+        return (
+            isinstance(row.get("at"), int | float | None)
+            and _is_interval(row.get("interval") or [None, None])
+            and row.keys() == CARD
+        )
+    return row.keys() == SIGN
+
+
+def _is_interval(ends: Any) -> bool:
+    """Whether both ends are there, or none."""
+    return (
+        isinstance(ends, list)
+        and len(ends) == 2
+        and (ends == [None, None] or all(isinstance(end, int | float) for end in ends))
+    )
+
+
 def _is_figure(one: Mapping[str, Any]) -> bool:
     """Whether it has a value, both ends of an interval or none, and what it was taken over."""
     ends = [one.get("low"), one.get("high")]
     told = isinstance(one.get("value"), int | float) and isinstance(one.get("why"), str)
     counted = all(isinstance(one.get(name), int) for name in ("count", "prompts"))
-    return (
-        told
-        and counted
-        and (ends == [None, None] or all(isinstance(end, int | float) for end in ends))
-    )
+    return told and counted and _is_interval(ends)
 
 
 def _object(path: Path, needed: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:

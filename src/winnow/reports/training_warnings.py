@@ -50,7 +50,8 @@ CLIPPED = 0.5  # share of steps at which clipping, meant for outliers, sets the 
 # mean tokens of winners over losers (or the inverse): beyond a fifth, length alone predicts who
 # wins
 LENGTH_RATIO = 1.2
-LONGER = 1.25  # mean length of answers after over before: the bound the demo holds itself to
+# mean length of answers after over before: a quarter more is more than the noise of sampling
+LONGER = 1.25
 COLLAPSED = (
     0.5  # entropy now over entropy at the start: half the nats means samples that repeat each other
 )
@@ -72,7 +73,7 @@ OFF_TARGET = 1.5
 UNENDING = 0.2
 LATE = 10  # a tenth of the iterations is what is meant by the first and the last ones
 FEW = 3  # iterations, at the least, in such a tenth
-UNGRAMMATICAL = 0.07  # fall of the share of sound samples: the bound the demo holds itself to
+OF_SUMMARY = ("kl", "length_ratio")  # numbers of a summary over several runs that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,25 +320,6 @@ def cut(run: Run) -> Sign | None:
     )
 
 
-def unsound(run: Run) -> Sign | None:
-    """Reward bought with broken text."""
-    before, after = (
-        run["summary"].get("grammatical_before"),
-        run["summary"].get("grammatical_after"),
-    )
-    if before is None or after is None or before - after <= UNGRAMMATICAL:
-        return None
-    text = (
-        f"Grammatical samples fell from {percent(before)} to {percent(after)}: reward is being"
-        " bought with broken text."
-    )
-    return Sign(
-        "unsound",
-        text,
-        "Consider a higher beta, fewer steps, or a slower second moment (beta2 = 0.999).",
-    )
-
-
 def ignorant(run: Run) -> Sign | None:
     """The critic has learned next to nothing late in a run: it is no better than one number for
     all.
@@ -446,7 +428,6 @@ SYMPTOMS = {
         "a KL that misses its target", ("beta", "kl"), off_target, of_rewards=True
     ),
     "unending": Symptom("answers that no longer end", ("finished",), unending, of_rewards=True),
-    "unsound": Symptom("broken text", ("summary:grammatical_after",), unsound, True),
 }
 
 

@@ -14,7 +14,7 @@ from winnow.reports.doubts import same
 from winnow.reports.headline import Card
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.reports.votes_report import chance, nats, several
-from winnow.system.files import write_atomic, write_json
+from winnow.system.files import write_atomic
 from winnow.system.format import number, percent, signed
 from winnow.system.run_folder import RunFolder
 
@@ -55,10 +55,8 @@ FIGURES = {
 
 
 def write(folder: Path, report: Figures) -> None:
-    """Leave `report.html`, then `report.json`, which marks the end."""
-    out = RunFolder(folder)
-    write_atomic(out.report_html, render(report))
-    write_json(out.report_json, report)
+    """Draw `report.html` from the figures of `report.json`."""
+    write_atomic(RunFolder(folder).report_html, render(report))
 
 
 def headline(report: Figures) -> str:

@@ -40,8 +40,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run here came to its end: `report.json` is the last thing written."""
-        return self.report_json.exists()
+        """Whether the run here came to its end: its manifest is sealed, whatever became of the
+        report.
+
+        A run of a version that wrote no manifest has `report.json` alone, which that version wrote
+        last.
+        """
+        return self.manifest.exists() or self.report_json.exists()
 
     def create(self, *, ours: Collection[str] = ("config.yaml", "data.json")) -> None:
         """Make the folder, or say why it cannot be written, before anything is loaded. `ours` as in
@@ -101,7 +106,9 @@ class RunFolder:
         ]
 
     def unfinish(self) -> None:
-        """Take back that the run is finished: it is to go on."""
+        """Take back that the run is finished: it is to go on. The manifest goes last: a run without
+        one is not finished by its report.
+        """
         for file in (self.report_json, self.manifest):
             file.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 from winnow.data.packing import budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.intervals import flat, mean
 from winnow.generation.prompts import SHOWN, Probe
@@ -80,10 +80,10 @@ def drift_from(
         with whole(loaded.net):
             answers = sample(loaded, prompts, how) if leads() else []
             groups = drift.as_groups(prompts, answers, asked.end)
-            policy = _scores(engine, loaded, groups)
+            policy = _logps(engine, loaded, groups, "the policy")
         distributed.obey()
         with reference() as other, whole(other.net):
-            said = _scores(theirs, other, groups)
+            said = _logps(theirs, other, groups, "the reference")
         if not groups:
             return {}
         lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
@@ -99,9 +99,11 @@ def drift_from(
     return measure
 
 
-def _scores(engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup]) -> Any:
+def _logps(engine: Engine, loaded: LoadedModel, groups: list[RenderedGroup], whose: str) -> Any:
     return (
-        compute(engine, loaded.model, groups, budget(groups, None), loaded.device, lambda n: None)
+        dataset_logps(
+            engine, loaded.model, groups, budget(groups, None), loaded.device, whose=whose
+        )
         if groups
         else None
     )

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.errors import RunError
 from winnow.models.fsdp import dtype_of, local
 from winnow.system.files import sha256_json, write_atomic
@@ -111,7 +111,9 @@ def spot_check(
     Raises RunError where it is more than rounding.
     """
     chosen = sorted({round(i * (len(groups) - 1) / (SPOTS - 1)) for i in range(SPOTS)})
-    again = compute(engine, model, [groups[i] for i in chosen], tokens, device, lambda n: None)
+    again = dataset_logps(
+        engine, model, [groups[i] for i in chosen], tokens, device, whose="the reference"
+    )
     then = torch.cat([kept.value[kept.start[i] : kept.start[i + 1]] for i in chosen])
     noise = float((again - then).abs().max())
     if not only_noise(again, then, dtype_of(model)):

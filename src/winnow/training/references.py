@@ -11,9 +11,9 @@ import torch
 
 from winnow.config.options import TrainSettings
 from winnow.data.dataset import Dataset
-from winnow.engine import dataset_logps, rows
+from winnow.engine import rows
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import Reference
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.fingerprint import fingerprint
 from winnow.errors import TrainingError
 from winnow.models import loading
@@ -91,16 +91,18 @@ class Scorer:
             )
             return kept
         with Steps("reference", len(one.groups)) as steps:
-            value = dataset_logps.compute(
+            whose = f"the reference ({source.source})"
+            value = dataset_logps(
                 self.engine,
                 source.net,
                 one.groups,
                 self.tokens,
                 source.device,
                 steps.advance,
+                whose=whose,
                 share=True,
             )
-        kept = Reference(name, value, dataset_logps.offsets(one.groups))
+        kept = Reference(name, value, offsets(one.groups))
         if leads():
             reference.store(store, kept)
         say(

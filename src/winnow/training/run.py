@@ -29,7 +29,6 @@ from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
-from winnow.reports import run_report
 from winnow.system import distributed, signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
@@ -104,8 +103,8 @@ def train(
     follow: Follow | None = None,
     kl_samples: int = 0,
 ) -> RunFolder:
-    """Run, or resume, or notice that it is finished. Raises before anything is loaded when settings
-    or data cannot be used.
+    """Run, or resume, or notice that it is finished; the report is the caller's. Raises before
+    anything is loaded when settings or data cannot be used.
     """
     run = RunFolder(resolved.settings.out)
     distributed.begin(resolved.settings.rank_timeout)
@@ -185,10 +184,10 @@ def _job(
 
     def head() -> None:
         if leads():
+            run.unfinish()
             run_record.write_head(
                 run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ
             )
-            run.unfinish()
 
     if leads():
         tidy(run.root)
@@ -376,8 +375,7 @@ def _run(job: Job) -> None:
             loading.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
     if leads():
         job.run.seal()
-        run_report.write(job.run.root)
-    say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
+    say(f"model:  {safe(job.run.model)}")
 
 
 def _policy(settings: TrainSettings) -> LoadedModel:

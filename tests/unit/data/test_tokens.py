@@ -471,7 +471,7 @@ def test_a_run_on_mapped_tokens_is_the_run_on_tokens_in_memory(cache, tmp_path, 
     assert len(stored(cache)) == 2  # training and held-out
     expected = numbers(runs[1])
     shutil.rmtree(runs[1].root / "checkpoints" / "step_6")
-    runs[1].report_json.unlink()
+    runs[1].unfinish()
     assert (
         numbers(dpo(here, tmp_path / "run1", eval_data=[str(here / "held.jsonl")], save_every=2))
         == expected

@@ -13,7 +13,7 @@ import torch
 
 import tiny
 from winnow.engine import rows
-from winnow.engine.dataset_logps import compute
+from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl
 from winnow.generation.sampler import (
     ROWS,
@@ -85,13 +85,13 @@ def test_the_log_probs_are_the_models_whatever_the_temperature(loaded):
     for how in (Sampling(END, 10, 1.0), Sampling(END, 10, 0.5, 0.8), Sampling(END, 10, 0.0)):
         answers = sample(loaded, asked, how, k=2)
         told = [logp for many in answers for one in many for logp in one.logps]
-        scored = compute(
+        scored = dataset_logps(
             rows,
             loaded.model,
             kl.as_groups(asked, answers, END),
             10_000,
             loaded.device,
-            lambda n: None,
+            whose="the model",
         )
         assert told == pytest.approx(scored.tolist(), abs=1e-4)
         assert all(

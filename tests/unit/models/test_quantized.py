@@ -24,6 +24,7 @@ from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
 from winnow.models import hashes, loading, meta, quantization
 from winnow.system.files import read_json
+from winnow.system.run_folder import RunFolder
 from winnow.training import memory, plan
 from winnow.training import run as training
 from winnow.training.utilization import limit_of
@@ -593,7 +594,7 @@ def test_it_resumes_to_the_bit(trained, world, tmp_path, capsys):
     shutil.copytree(trained.root, tmp_path / "run")
     for gone in ("model", "checkpoints/step_4"):
         shutil.rmtree(tmp_path / "run" / gone)
-    (tmp_path / "run" / "report.json").unlink()
+    RunFolder(tmp_path / "run").unfinish()
     with pytest.raises(RunError, match="quantize: 'nf4' -> None"):
         dpo(world, tmp_path / "run", quantize=None)
     again = dpo(world, tmp_path / "run")

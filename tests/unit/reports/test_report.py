@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from report_parts import NASTY, Page, data, drawn, environment, healthy, lines, 
 from winnow.errors import RunError
 from winnow.reports import headline, plots, run_report, training_warnings
 from winnow.system.format import number, percent, visible, wilson
+
+SOURCE = Path(run_report.__file__).parent
 
 
 def test_every_number_is_in_report_json(tmp_path: Path) -> None:
@@ -107,13 +110,20 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
         sources=[{"name": text, "layout": text, "rows": 1, "weight": 2, "ignored": [text]}],
     )
     rows = [row | {f"eval_{text[:50]}_loss": 0.5} for row in healthy()]
+    foreign = {
+        "verdict": text[:200],
+        "titled": [ROW | {"title": text, "source": text}],
+        "cards": [CARD | {"label": text[:200]}],
+        "looked_for": [text[:200]],
+    }
+    foreign["warnings"] = [dict.fromkeys(WARNING, text[:200])]
     root = make(
         tmp_path / name,
         rows=rows,
         texts=(text,),
         environment=settings,
         data=parts,
-        summary={"notes": [text], text[:9]: text},
+        summary={"notes": [text], text[:9]: text, **foreign},
     )
     run_report.write(root)
     html = (root / "report.html").read_bytes().decode()
@@ -165,36 +175,121 @@ def test_several_runs_share_plots_and_show_what_differs(tmp_path: Path) -> None:
     assert run_report.build([roots[0], roots[0]])["runs"] == run_report.build([roots[0]])["runs"]
 
 
-def test_a_folder_of_runs_shows_its_summary_and_both(tmp_path: Path) -> None:
+def two_runs(root: Path, summary: dict[str, Any]) -> Path:
+    """A folder with an SFT run, a DPO run and what is known of both."""
     sft = environment("sft") | {"started": "2025-12-31T00:00:00+00:00"}
     rows = [{"step": step, "loss": 5 - 0.05 * step, "entropy": 4.0} for step in range(1, 41)]
-    make(tmp_path / "demo" / "sft", rows=rows, environment=sft)
-    make(tmp_path / "demo" / "dpo")
-    won = {"value": 0.92, "low": 0.9, "high": 0.94, "count": 4096, "prompts": 256, "why": ""}
-    summary: dict[str, Any] = {"win_rate": 0.92, "figures": {"win_rate": won}, "words_in_use": 64}
-    summary |= {
-        "grammatical_before": 0.95,
-        "grammatical_after": 0.06,
+    make(root / "sft", rows=rows, environment=sft)
+    make(root / "dpo")
+    (root / "summary.json").write_text(json.dumps(summary))
+    return root
+
+
+WON = {"value": 0.92, "low": 0.9, "high": 0.94, "count": 4096, "prompts": 256, "why": ""}
+ROW = {
+    "title": "Wins",
+    "value": 0.92,
+    "low": 0.9,
+    "high": 0.94,
+    "n": "4,096 games of 256 prompts",
+    "why": "",
+    "source": "summary.json: figures, win_rate",
+}
+CARD = {
+    "label": "Wins",
+    "value": "92 %",
+    "detail": "256 prompts",
+    "at": 0.92,
+    "interval": [0.9, 0.94],
+}
+WARNING = {
+    "code": "strange",
+    "message": "Something is strange.",
+    "advice": "Look at it.",
+    "level": "warning",
+}
+HANDED = {
+    "verdict": "The model wins.",
+    "titled": [ROW],
+    "cards": [CARD],
+    "warnings": [WARNING],
+    "looked_for": ["strange things"],
+}
+
+
+def test_a_folder_of_runs_shows_what_its_summary_hands_over_and_both(tmp_path: Path) -> None:
+    summary = {
+        "win_rate": 0.92,
+        "figures": {"win_rate": WON},
+        "words_in_use": 64,
         "kl": 21.0,
         "notes": ["Displacement."],
+        **HANDED,
     }
-    (tmp_path / "demo" / "summary.json").write_text(json.dumps(summary))
-    made = run_report.write(tmp_path / "demo")
+    made = run_report.write(two_runs(tmp_path / "demo", summary))
     assert [run["name"] for run in made["runs"]] == ["sft", "dpo"]
     assert made["summary"] == summary
     assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [
         ("", "far"),
-        ("", "unsound"),
+        ("", "strange"),
     ]
+    assert made["checked"][-1] == "strange things"
+    assert [asdict(card) for card in headline.cards(made)] == [{**CARD, "interval": (0.9, 0.94)}]
     text = Page((tmp_path / "demo" / "report.html").read_text()).text
-    assert "The tuned model wins 92\u00a0% of held-out prompts" in text
-    assert "95\u00a0% interval 90\u00a0% to 94\u00a0%, 256 prompts" in text
-    assert "4,096 games of 256 prompts" in text
-    assert "summary.json: figures, win_rate" in text
-    assert "summary.json: words_in_use" in text
-    assert "Displacement." in text
+    for words in (
+        "The model wins.",
+        "Something is strange. Look at it.",
+        "256 prompts",
+        "4,096 games of 256 prompts",
+        ROW["source"],
+        "Displacement.",
+    ):
+        assert words in text
+    assert "words_in_use" not in text  # it was not handed over
     assert text.index("Preference training") < text.index("Supervised fine-tuning")
     assert not (tmp_path / "demo" / "dpo" / "report.json").exists()
+
+
+def test_a_summary_that_hands_nothing_over_shows_its_numbers_under_their_names(
+    tmp_path: Path,
+) -> None:
+    """As a version before titled figures left it."""
+    summary = {
+        "win_rate": 0.92,
+        "figures": {"win_rate": WON},
+        "words_in_use": 64,
+        "grammatical_after": 0.06,
+        "kl": 21.0,
+        "notes": ["Displacement."],
+    }
+    made = run_report.write(two_runs(tmp_path / "demo", summary))
+    assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far")]
+    assert [(card.label, card.value, card.detail) for card in headline.cards(made)] == [
+        ("Win rate", "0.920", "95 % interval 0.900 to 0.940, 256 prompts"),
+        ("Words in use", "64", ""),
+        ("Grammatical after", "0.0600", ""),
+        ("Kl", "21.0", ""),
+    ]
+    text = Page((tmp_path / "demo" / "report.html").read_text()).text
+    for words in (
+        "2 runs, side by side.",
+        "4,096 rows of 256 prompts",
+        "summary.json: figures, win_rate",
+        "summary.json: words_in_use",
+        "Displacement.",
+    ):
+        assert words in text
+
+
+def test_the_general_report_knows_no_experiment() -> None:
+    files = [
+        SOURCE / f"{name}.py" for name in ("report", "headline", "run_figures", "symptoms")
+    ] + [SOURCE / "report.html.jinja"]
+    words = re.compile(
+        r"grammatical|true_reward|win_rate|demo\b|frontier_page import|import frontier_page|broken"
+        r" text"
+    )
+    assert [(path.name, word) for path in files for word in words.findall(path.read_text())] == []
 
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
@@ -251,7 +346,18 @@ def spoil(root: Path, name: str, content: str | None) -> None:
             '{"step": 0, "prompt": "a", "completion": 3}\n',
             "samples.jsonl:1: completion: got int, expected str",
         ),
-        ("summary.json", '{"win_rate": "high"}', "win_rate: got str, expected a number"),
+        ("summary.json", '{"kl": "high"}', "kl: got str, expected a number"),
+        ("summary.json", '{"verdict": 3}', "verdict: got int, expected str"),
+        (
+            "summary.json",
+            '{"titled": [3]}',
+            "titled: got 3, expected title, n, why, source and its numbers",
+        ),
+        ("summary.json", json.dumps({"titled": [ROW | {"value": "high"}]}), "titled: got"),
+        ("summary.json", json.dumps({"titled": [ROW | {"low": None}]}), "titled: got"),
+        ("summary.json", json.dumps({"cards": [CARD | {"interval": [0.5]}]}), "cards: got"),
+        ("summary.json", json.dumps({"cards": [CARD | {"onclick": "x"}]}), "cards: got"),
+        ("summary.json", json.dumps({"warnings": [WARNING | {"advice": 3}]}), "warnings: got"),
         (
             "summary.json",
             '{"figures": {"kl": 3}}',
@@ -411,10 +517,6 @@ FIRES: dict[str, tuple[dict[str, Any], str]] = {
             " the last 4: the others are cut off."
         ),
     ),
-    "unsound": (
-        {"summary": {"grammatical_before": 0.95, "grammatical_after": 0.06}},
-        "Grammatical samples fell from 95 % to 6 %: reward is being bought with broken text.",
-    ),
 }
 
 
@@ -431,7 +533,7 @@ def test_each_symptom_fires_with_its_numbers(code: str) -> None:
 
 
 def test_a_healthy_run_is_left_in_peace() -> None:
-    calm = {"length_ratio": 1.2, "grammatical_before": 0.95, "grammatical_after": 0.9, "kl": 9.9}
+    calm = {"length_ratio": 1.2, "kl": 9.9}
     signs, checked, unchecked = training_warnings.examine({**RUN, "summary": calm})
     assert signs == []
     assert len(checked) == len(training_warnings.SYMPTOMS)

@@ -12,23 +12,22 @@ import torch
 
 import runs
 import tiny
-from winnow.engine import dataset_logps
 from winnow.engine import rows as engine
 from winnow.engine.batch import collate
-from winnow.engine.dataset_logps import Reference, compute, offsets
+from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.fast import SEGMENTS
 from winnow.errors import RunError, TrainingError
 from winnow.models import loading
 from winnow.models.hashes import weights_hash
 from winnow.system.files import cache_folder
-from winnow.training import reference, run
+from winnow.training import reference, references, run
 from winnow.training.reference import identity, spot_check, store, stored
 
 CPU = torch.device("cpu")
 
 
 def numbers(model, groups, tokens=4096):
-    return compute(engine, model, groups, tokens, CPU, lambda n: None)
+    return dataset_logps(engine, model, groups, tokens, CPU, whose="the model")
 
 
 def test_the_numbers_are_the_engines_in_the_data_sets_order():
@@ -38,7 +37,10 @@ def test_the_numbers_are_the_engines_in_the_data_sets_order():
     told = []
     for tokens in (4096, 120, 1):
         torch.testing.assert_close(
-            compute(engine, model, groups, tokens, CPU, told.append), expected, rtol=0, atol=1e-12
+            dataset_logps(engine, model, groups, tokens, CPU, told.append, whose="the model"),
+            expected,
+            rtol=0,
+            atol=1e-12,
         )
     assert sum(told) == 3 * len(groups)
     assert not expected.requires_grad
@@ -106,20 +108,23 @@ def test_a_model_that_gives_no_numbers_is_no_reference():
     model = tiny.model("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("inf")
-    with pytest.raises(TrainingError, match="not finite for one of made:"):
+    with pytest.raises(
+        TrainingError, match="the model gives log-probs that are not finite for one of made:"
+    ):
         numbers(model, tiny.groups(3))
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """How many groups each reference pass computed."""
-    counts, plain = [], dataset_logps.compute
+    counts, plain = [], dataset_logps
 
     def counted(engine, model, groups, *rest, **more):
         counts.append(len(groups))
         return plain(engine, model, groups, *rest, **more)
 
-    monkeypatch.setattr(reference, "compute", counted)
+    for module in (reference, references):
+        monkeypatch.setattr(module, "dataset_logps", counted)
     return counts
 
 
@@ -160,7 +165,7 @@ def test_a_cache_that_cannot_be_written_is_known_before_the_work(tmp_path, monke
     world = runs.world(tmp_path)
     (tmp_path / "file").touch()
     monkeypatch.setenv("WINNOW_CACHE", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(reference, "compute", None)
+    monkeypatch.setattr(references, "dataset_logps", None)
     with pytest.raises(
         RunError, match=r"cannot write here: Not a directory\n  -> export WINNOW_CACHE="
     ):
@@ -217,7 +222,7 @@ def test_stored_numbers_are_held_against_the_model(tmp_path):
 def test_large_sets_are_packed_window_by_window(monkeypatch):
     monkeypatch.setattr("winnow.data.packing.WINDOW", 4)
     groups, model = tiny.groups(11), tiny.model("llama", dtype=torch.float64)
-    found = compute(SEGMENTS, model, groups, 200, CPU, lambda n: None)
+    found = dataset_logps(SEGMENTS, model, groups, 200, CPU, whose="the model")
     torch.testing.assert_close(found, numbers(model, groups), rtol=0, atol=1e-12)
 
 

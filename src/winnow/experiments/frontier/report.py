@@ -20,10 +20,12 @@ from winnow.experiments.frontier.words import (
     shared,
     span_of,
 )
+from winnow.reports import run_report
 from winnow.reports.headline import Card
 from winnow.reports.plots import RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.system.files import read_json
 from winnow.system.format import number, percent
+from winnow.system.run_folder import RunFolder
 
 LEDGER = "frontier.json"
 Figures = Mapping[str, Any]
@@ -41,6 +43,50 @@ NEEDED = (
     "settings",
     "worlds",
 )
+
+
+def build(given: Sequence[str | Path]) -> dict[str, Any]:
+    """The numbers of a report, with those of `winnow frontier` where its folder, or the demo before
+    it, is the only one. Its dozens of runs are not shown.
+    """
+    roots = list(
+        dict.fromkeys(path for one in given if not (path := Path(one).resolve()).is_file())
+    )
+    made = run_report.build(
+        given, without_runs=[root for root in roots if (root / LEDGER).exists()]
+    )
+    return {**made, "frontier": read(roots[0]) if len(roots) == 1 else {}}
+
+
+def render(made: Figures) -> str:
+    """The page of a report that `build` made."""
+    return run_report.render(made, top(made["frontier"], alone=not made["runs"]))
+
+
+def write(folder: str | Path) -> Path:
+    """Leave `report.html`, then `report.json`, in a run folder, a demo's or a frontier's. Returns
+    the page's path.
+    """
+    made = build([folder])
+    run_report.save(folder, made, render(made))
+    return RunFolder(folder).report_html
+
+
+def write_again(given: Sequence[str | Path]) -> Path:
+    """Draw the report of one folder anew, in its place. Raises RunError for several, and for a
+    file, which have no page of their own.
+    """
+    if len(given) != 1 or not Path(given[0]).is_dir():
+        raise RunError(
+            f"{', '.join(map(str, given))}: not one run folder, so the page needs a name",
+            remedy="name the HTML file to write: --out report.html",
+        )
+    return write(given[0])
+
+
+def page(given: Sequence[str | Path], out: str | Path) -> Path:
+    """One page from one or more folders and files of votes; none of them is changed."""
+    return run_report.save_page(given, out, render(build(given)))
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -78,17 +124,23 @@ def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
     """
     if not ledger:
         return {}
-    page = {
+    drawn = {
         "worlds": [world(ledger, name) for name in ledger["worlds"]],
         "claims": claims(ledger),
         "rlhf": rlhf(ledger),
         "runs": runs(ledger),
     }
-    return {"frontier": page} | (
-        {"verdict": verdict(ledger), "subline": subline(ledger), "cards": cards(ledger)}
+    head = (
+        {
+            "kind": "reward against KL",
+            "verdict": verdict(ledger),
+            "subline": subline(ledger),
+            "cards": cards(ledger),
+        }
         if alone
         else {}
     )
+    return {"sections": ["frontier.html.jinja"], "frontier": drawn, **head}
 
 
 def verdict(ledger: Figures) -> str:

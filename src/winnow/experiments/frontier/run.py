@@ -28,7 +28,6 @@ from winnow.experiments.frontier.methods import CRITIC, METHODS, Try
 from winnow.experiments.frontier.worlds import Figures, Size, World, reviews, small
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
-from winnow.reports import run_report
 from winnow.system.console import Steps, as_part, safe, say
 from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
 from winnow.system.run_folder import RunFolder
@@ -160,7 +159,7 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
         compute(
             settings.out, command, quick=settings.quick, seeds=settings.seeds, seed=settings.seed
         )
-        run_report.write(settings.out)
+        report.write(settings.out)
     _told(settings.out, out.report_html)
     return settings.out
 
@@ -179,7 +178,7 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
             seed=settings.seed,
             trained=out.root / "sft",
         )
-        run_report.write(out.root)
+        report.write(out.root)
     _told(out.root / "frontier", out.report_html)
 
 

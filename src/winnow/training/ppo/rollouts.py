@@ -19,7 +19,7 @@ from winnow.config.ppo import PPOSettings
 from winnow.data.packing import BUDGET, GPU_BUDGET, budget
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Engine
-from winnow.engine.dataset_logps import PerToken, compute, offsets
+from winnow.engine.dataset_logps import PerToken, dataset_logps, offsets
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.intervals import flat, mean
 from winnow.generation.prompts import Asked
@@ -142,8 +142,15 @@ def roll(
     tokens = budget(
         groups, settings.max_tokens, BUDGET if policy.loaded.device.type == "cpu" else GPU_BUDGET
     )
-    logp_N, reference_N = _logps(policy, groups, tokens), _reference(players, groups, tokens)
-    value_N = _logps(players.critic, groups, tokens) if players.critic else None
+    logp_N, reference_N = (
+        _per_token(policy, groups, tokens, "the policy"),
+        _reference(players, groups, tokens),
+    )
+    value_N = (
+        _per_token(players.critic, groups, tokens, "the critic", "values")
+        if players.critic
+        else None
+    )
     clock.passed("looking")
     lengths = torch.tensor(
         [len(sequence.ids) - sequence.start for group in groups for sequence in group.sequences]
@@ -249,15 +256,23 @@ def intervals(rollout: Rollout) -> Row:
     }
 
 
-def _logps(actor: Actor, groups: Sequence[RenderedGroup], tokens: int) -> Tensor:
-    return compute(
-        actor.engine, actor.loaded.model, groups, tokens, actor.loaded.device, lambda n: None
+def _per_token(
+    actor: Actor, groups: Sequence[RenderedGroup], tokens: int, whose: str, kind: str = "log-probs"
+) -> Tensor:
+    return dataset_logps(
+        actor.engine,
+        actor.loaded.model,
+        groups,
+        tokens,
+        actor.loaded.device,
+        whose=whose,
+        kind=kind,
     )
 
 
 def _reference(players: Players, groups: Sequence[RenderedGroup], tokens: int) -> Tensor:
     with players.reference.inside(players.policy.loaded.net):
-        return _logps(players.policy, groups, tokens)
+        return _per_token(players.policy, groups, tokens, "the reference")
 
 
 class Clock:

@@ -55,6 +55,7 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
         job = setup.begun(setup.filled(resolved), folder, command)
         if job is not None:
             _train(job)
+    run_report.write_missing(folder)
     return folder
 
 
@@ -117,8 +118,7 @@ def _train(job: Job) -> None:
     run_record.note(job.run, known=progress.known, sealed=True)
     loading.save(policy.loaded.model, job.tokenizer, job.run.model)
     job.run.seal()
-    run_report.write(job.run.root)
-    say(f"model:  {safe(job.run.model)}\nreport: {safe(job.run.report_html)}")
+    say(f"model:  {safe(job.run.model)}")
 
 
 def _players(job: Job, reward: Reward) -> Players:

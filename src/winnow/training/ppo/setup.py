@@ -119,6 +119,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
         changes = run_record.changed(folder, differ) if differ else []
         more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
         account["rendered_by"] = run_record.rendered_by(Renderer(tokenizer))
+        folder.unfinish()
         run_record.begin(
             folder,
             resolved,
@@ -130,7 +131,6 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
             command,
             changes,
         )
-        folder.unfinish()
     return Job(
         folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ
     )
