@@ -17,7 +17,7 @@ import tiny
 from winnow.data.prompts import prompts
 from winnow.data.sources import load
 from winnow.errors import DataError
-from winnow.system.files import read_jsonl
+from winnow.system.files import RUN_FORMAT, read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,7 @@ def test_rows_are_groups_that_are_read_as_they_are(world, whole, tmp_path):
         "weights": "",
         "template": None,
         **how,
+        "format": RUN_FORMAT,
     }
     loaded = load(str(file))
     assert (loaded.layout, len(loaded.groups), loaded.problems) == ("grouped", 12, [])

@@ -30,10 +30,13 @@ from winnow.reports import online_report, run_report
 from winnow.reports.online_report import LEDGER
 from winnow.system.console import console, safe, say
 from winnow.system.files import (
+    RUN_FORMAT,
     make_writable,
     read_json,
     read_jsonl,
+    refuse_format,
     sha256_json,
+    versions,
     write_json,
     write_jsonl,
 )
@@ -162,6 +165,8 @@ def _ledger(
         before: dict[str, Any] = read_json(
             root / LEDGER, "settings", "prompts", "rounds", "per_round"
         )
+        if len(before["rounds"]) <= settings.rounds:
+            refuse_format(root, before)
         other = [
             f"{name}: {before['settings'].get(name)!r} -> {value!r}"
             for name, value in kept.items()
@@ -190,14 +195,8 @@ def _ledger(
             " them are held out",
             remedy="give more prompts, or a smaller --held-out or --per-round",
         )
-    return {
-        "schema": 1,
-        "command": command,
-        **now,
-        "per_round": each,
-        "weights": None,
-        "rounds": [],
-    }
+    head = {"schema": 1, "format": RUN_FORMAT, "command": command, "versions": versions()}
+    return {**head, **now, "per_round": each, "weights": None, "rounds": []}
 
 
 def _share(

@@ -62,6 +62,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
         if len(rows) == len(names):
             say(f"{safe(settings.out)}: all {len(names):,} prompts are answered; nothing to do")
             return settings.out
+        file.refuse_format(rows)
         done = {i for i, name in enumerate(names) if name in rows}
         file.grow(
             rows,

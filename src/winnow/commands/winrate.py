@@ -36,8 +36,10 @@ from winnow.reports import winrate_report
 from winnow.reports.doubts import doubts
 from winnow.system.console import console, safe, say
 from winnow.system.files import (
+    RUN_FORMAT,
     read_json,
     read_jsonl,
+    refuse_format,
     sha256_file,
     sha256_json,
     versions,
@@ -142,15 +144,12 @@ def _ledger(
     path = root / LEDGER
     if not path.exists():
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        head = {
-            "schema": 1,
-            "command": command,
-            "started": started,
-            "versions": versions("numpy", "scipy"),
-            "origins": dict(resolved.origins),
-        }
+        head = {"schema": 1, "format": RUN_FORMAT, "command": command, "started": started}
+        head |= {"versions": versions("numpy", "scipy"), "origins": dict(resolved.origins)}
         write_json(path, {**head, "settings": kept, "given": given})
     before: dict[str, Any] = read_json(path, "settings", "given", "command", "started", "versions")
+    if not RunFolder(root).finished:
+        refuse_format(root, before)
     other = [
         f"{name}: {before['settings'].get(name)!r} -> {value!r}"
         for name, value in kept.items()

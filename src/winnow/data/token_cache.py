@@ -2,8 +2,9 @@
 tokenizer tokenises nothing.
 
 Large sets lie below `$WINNOW_CACHE` (default `~/.cache/winnow`) as `tokens/KEY/`, where the key is
-a hash of every text, of the tokenizer, its template and the length limit. Small ones are quicker
-made than looked up: they stay in memory, and no file is written.
+a hash of every text, of the tokenizer, its template and the length limit. What another version
+wrote there is made again, and that is said. Small ones are quicker made than looked up: they stay
+in memory, and no file is written.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from winnow.data import render, tokens
+from winnow.data import tokens
 from winnow.data.parallel import Chunk, rendered, workers
 from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.tokens import Tokens
 from winnow.errors import Problem, RunError
 from winnow.system.console import Steps, safe, say
-from winnow.system.files import cache_folder, folder_atomic, sha256_file, sha256_json
+from winnow.system.files import cache_folder, folder_atomic, remove_folder, sha256_json
 
 LARGE = (
     20_000  # sequences: from here on helpers and files pay, about seven seconds of one processor
@@ -48,14 +49,19 @@ def tokenised(
         )
         with Steps("tokens", len(texts)) as steps:
             return _in_memory(rendered(texts, renderer, 1, steps.advance))
-    key = sha256_json(
-        [tokens.SCHEMA, sha256_file(Path(render.__file__)), who, name]
-    )  # another renderer, other tokens
+    key = sha256_json([who, name])
     folder = cache_folder("tokens") / key[:16]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_suffix(".lock")):
             there = folder.exists()
+            if there and tokens.form_of(folder) != tokens.form():
+                say(
+                    f"tokens: {safe(folder)} is in the format of another version of winnow: made"
+                    " again"
+                )
+                remove_folder(folder)
+                there = False
             if not there:
                 for left in folder.parent.glob(
                     f"{folder.name}.tmp-*"

@@ -19,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from winnow.data import render
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.errors import Problem, RunError
@@ -260,7 +261,14 @@ def write(folder: Path, key: str, parts: Iterable[tuple[Columns, Sequence[Proble
         for name, digest in digests.items()
     }
     told = [[problem.where, problem.field, problem.reason, problem.fix] for problem in problems]
-    manifest = {"schema": SCHEMA, "key": key, "dtypes": DTYPES, "files": listed, "problems": told}
+    manifest = {
+        "schema": SCHEMA,
+        "format": form(),
+        "key": key,
+        "dtypes": DTYPES,
+        "files": listed,
+        "problems": told,
+    }
     write_json(folder / "manifest.json", {**manifest, "sha256": sha256_json(manifest)})
 
 
@@ -292,12 +300,36 @@ def opened(folder: Path, key: str) -> tuple[Tokens, list[Problem]]:
     ]
 
 
-def _manifest(folder: Path, key: str) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def form() -> str:
+    """What decides how texts lie in the files as tokens: the layout of the files, and the code that
+    renders.
+    """
+    return sha256_json([SCHEMA, sha256_file(Path(render.__file__))])[:16]
+
+
+def form_of(folder: Path) -> str | None:
+    """The same of what `write` wrote. Raises RunError when its manifest is not what was written."""
+    return _sealed(folder / "manifest.json").get("format")
+
+
+def _sealed(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(path)
         if manifest.pop("sha256") != sha256_json(manifest):
             raise _damaged(path, "its bytes are not those that were written")
+    except (RunError, KeyError, TypeError, AttributeError) as error:
+        raise (
+            error
+            if isinstance(error, RunError) and error.remedy
+            else _damaged(path, "it cannot be read")
+        ) from error
+    return manifest
+
+
+def _manifest(folder: Path, key: str) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    manifest = _sealed(path)
+    try:
         if (
             manifest["schema"] != SCHEMA
             or manifest["dtypes"] != DTYPES
@@ -305,12 +337,8 @@ def _manifest(folder: Path, key: str) -> dict[str, Any]:
             or set(manifest["files"]) != set(DTYPES)
         ):
             raise _damaged(path, f"it is of other contents than {key[:16]}")
-    except (RunError, KeyError, TypeError) as error:
-        raise (
-            error
-            if isinstance(error, RunError) and error.remedy
-            else _damaged(path, "it cannot be read")
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, "it cannot be read") from error
     return manifest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from winnow.errors import RunError
 from winnow.system.console import Steps, safe, say
-from winnow.system.files import read_jsonl, sync_folder, write_jsonl
+from winnow.system.files import RUN_FORMAT, read_jsonl, refuse_format, sync_folder, write_jsonl
 
 Row = dict[str, Any]
 
@@ -75,13 +75,21 @@ class Growing:
                 remedy="choose another --out, or delete the file",
             )
 
+    def refuse_format(self, rows: Mapping[str, Row]) -> None:
+        """Raises RunError where rows of an earlier start are of another format, and others are to
+        follow them.
+        """
+        for row in rows.values():
+            refuse_format(self.out, row[self.column])
+
     def grow(self, rows: dict[str, Row], made: Iterable[Row], label: str, total: int) -> None:
         """Put each new row into `rows`, and on the disk's way as soon as it is there. `label` and
         `total` are for the progress line.
         """
         with self.out.open("ab") as file, Steps(label, total) as steps:
             sync_folder(self.out.absolute().parent)
-            for row in made:
+            for new in made:
+                row = {**new, self.column: {**new[self.column], "format": RUN_FORMAT}}
                 rows[row["id"]] = row
                 file.write(json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n")
                 file.flush()

@@ -4,7 +4,7 @@ every run that needs it.
 The identity is the hash of what the numbers came from: the model (weights, adapter, configuration),
 tokens, dtype, engine. It is the name they are stored under, in a folder that all runs share, so
 another rate, beta or objective computes nothing again. A store with another identity is never read;
-a damaged one is an error.
+a damaged one is an error; one of another format is computed again, and that is said.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.errors import RunError
 from winnow.models.fsdp import dtype_of, local
+from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, write_atomic
 
+FORMAT = "1"  # of the files that are stored
 SPOTS = 4  # groups of a stored set that are computed again when it is read
 # Largest per-token difference (nats) two passes over the same tokens may show when only padding and
 # summation order differ.
@@ -130,16 +132,20 @@ def spot_check(
 def store(folder: Path, reference: Reference) -> None:
     """Write the numbers under their identity, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = save(
-        {"logp": reference.value},
-        {"identity": reference.identity, "sha256": _digest(reference.value)},
-    )
+    notes = {
+        "format": FORMAT,
+        "identity": reference.identity,
+        "sha256": _digest(reference.value, FORMAT),
+    }
+    data = save({"logp": reference.value}, notes)
     write_atomic(file_of(folder, reference.identity), data)
 
 
 def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Reference | None:
-    """The numbers with identity `name`, or None. Raises RunError when the file is there but
-    damaged.
+    """The numbers with identity `name`; None where there are none, or where they are of another
+    format.
+
+    Raises RunError when the file is there but damaged.
     """
     path = file_of(folder, name)
     if not path.exists():
@@ -152,15 +158,21 @@ def stored(folder: Path, name: str, groups: Sequence[RenderedGroup]) -> Referenc
         raise RunError(
             f"{path}: damaged: {error}", remedy="delete the file: it is computed again"
         ) from error
+    form = notes.get("format", "")  # files of the first versions have none
     if (
         notes.get("identity") != name
-        or notes.get("sha256") != _digest(value)
+        or notes.get("sha256") != _digest(value, form)
         or len(value) != start[-1]
     ):
         raise RunError(
             f"{path}: damaged: its numbers are not those that were stored",
             remedy="delete the file: it is computed again",
         )
+    if form != FORMAT:
+        say(
+            f"reference: {safe(path)} is in the format of another version of winnow: computed again"
+        )
+        return None
     return Reference(name, value, start)
 
 
@@ -169,5 +181,5 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / f"{name[:16]}.safetensors"
 
 
-def _digest(value: Tensor) -> str:
-    return hashlib.sha256(value.numpy().tobytes()).hexdigest()
+def _digest(value: Tensor, form: str) -> str:
+    return hashlib.sha256(value.numpy().tobytes() + form.encode()).hexdigest()

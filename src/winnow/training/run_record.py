@@ -18,7 +18,15 @@ from winnow.data.render import Renderer
 from winnow.errors import NothingLeft, RunError
 from winnow.models.loading import LoadedModel
 from winnow.system.console import safe, say
-from winnow.system.files import read_json, sha256_json, versions, write_atomic, write_json
+from winnow.system.files import (
+    RUN_FORMAT,
+    read_json,
+    refuse_format,
+    sha256_json,
+    versions,
+    write_atomic,
+    write_json,
+)
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint
@@ -62,7 +70,10 @@ Differences = dict[str, tuple[Any, Any]]  # what is another one now: then, now
 
 
 def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
-    """Settings that are others than those the run was begun with, and on which numbers depend."""
+    """Settings that are others than those the run was begun with, and on which numbers depend.
+
+    Raises RunError where the run is to go on and is of another format.
+    """
     head = read_json(run.environment, "asked", "settings")
     begun, now, filled = (
         head["asked"],
@@ -79,7 +90,10 @@ def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
         if begun.get(name, blank.get(name)) != now.get(name)
         and filled.get(name, blank.get(name)) != now.get(name)
     )
-    return {name: (begun.get(name), now.get(name)) for name in names if name not in FREE}
+    differ = {name: (begun.get(name), now.get(name)) for name in names if name not in FREE}
+    if differ or not run.finished:
+        refuse_format(run.root, head)
+    return differ
 
 
 def other_data(run: RunFolder, train_set: Dataset, renderer: Renderer) -> Differences:
@@ -251,6 +265,7 @@ def begin(
     write_json(run.root / "data.json", accounts)
     head = {
         "schema": 1,
+        "format": RUN_FORMAT,
         "recipe": recipe,
         "command": command,
         "started": _now(),

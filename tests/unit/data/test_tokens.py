@@ -344,6 +344,29 @@ def test_damaged_files_are_refused_by_name(cache, name, damage):
     assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
 
 
+@pytest.mark.parametrize("other", ["layout", "renderer"])
+def test_tokens_of_another_version_are_made_again_and_that_is_said(
+    cache, monkeypatch, capsys, other
+):
+    said = "is in the format of another version of winnow: made again"
+    with monkeypatch.context() as patch:
+        if other == "layout":
+            patch.setattr(tokens, "SCHEMA", tokens.SCHEMA + 1)
+        else:
+            patch.setattr(tokens.render, "__file__", __file__)
+        tokenised(pairs(30), Renderer(TEXT))
+        (folder,) = stored(cache)
+        (folder / "ids").write_bytes(b"what this version could not read")
+    assert said not in capsys.readouterr().out
+    made, _ = tokenised(pairs(30), Renderer(TEXT))
+    assert list(made) == [Renderer(TEXT).render(text) for text in pairs(30)]
+    out = capsys.readouterr().out
+    assert (f"{folder} {said}" in out, "30 groups written to" in out) == (True, True)
+    assert stored(cache) == [folder]
+    tokenised(pairs(30), Renderer(TEXT))
+    assert "nothing tokenised" in capsys.readouterr().out
+
+
 def test_a_folder_under_anothers_key_is_refused(cache):
     tokenised(pairs(30), Renderer(TEXT))
     (folder,) = stored(cache)

@@ -23,17 +23,26 @@ from winnow.errors import RunError
 from winnow.experiments import demo
 from winnow.experiments.frontier import claims as frontier_claims
 from winnow.experiments.frontier import costs as frontier_costs
-from winnow.experiments.frontier import report, words
+from winnow.experiments.frontier import report as frontier_page
+from winnow.experiments.frontier import words
 from winnow.experiments.frontier.methods import CRITIC, METHODS, Try
 from winnow.experiments.frontier.worlds import Figures, Size, World, reviews, small
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
 from winnow.system.console import Steps, as_part, safe, say
-from winnow.system.files import read_json, sha256_file, sha256_json, versions, write_json
+from winnow.system.files import (
+    RUN_FORMAT,
+    read_json,
+    refuse_format,
+    sha256_file,
+    sha256_json,
+    versions,
+    write_json,
+)
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint
 
-LEDGER = report.LEDGER
+LEDGER = frontier_page.LEDGER
 SCHEMA = 1
 
 
@@ -254,6 +263,7 @@ def _compute(
             inputs[name] = _inputs(world)
     found: Figures = {
         "schema": SCHEMA,
+        "format": RUN_FORMAT,
         "command": command,
         "settings": made,
         "seeds": many,
@@ -291,8 +301,11 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
     path = root / LEDGER
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": SCHEMA, "settings": made, "worlds": {}, "points": []})
+        head = {"schema": SCHEMA, "format": RUN_FORMAT, "versions": versions()}
+        write_json(path, {**head, "settings": made, "worlds": {}, "points": []})
     before: Figures = read_json(path, "settings")
+    if not before.get("points"):
+        refuse_format(root, before)
     other = [
         f"{name}: {before['settings'].get(name)} -> {value}"
         for name, value in made.items()

@@ -106,6 +106,7 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
             if not left:
                 say(f"{safe(settings.out)}: all {len(names):,} rows are judged; nothing to do")
                 return 0
+            file.refuse_format(rows)
             try:
                 file.grow(rows, judge.rows(asked, {item.id for item in left}), "judging", len(left))
             finally:
