@@ -19,11 +19,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from countable import LONGEST, distance, distribution, write_world
+from winnow.commands import train
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.models import loading
 from winnow.training import checkpoint
-from winnow.training.ppo import run as ppo
 
 EVERY, BETA = 10, 0.5
 ALIKE = {
@@ -49,7 +49,7 @@ def curve(seed: int, way: dict[str, Any]) -> list[float]:
         root = write_world(Path(name), seed)
         os.chdir(root)  # where the reward's module is looked for
         sys.modules.pop("judge_of_words", None)
-        run = ppo.run(
+        run = train.ppo(
             resolve(
                 PPOSettings,
                 {

@@ -7,45 +7,40 @@ from __future__ import annotations
 from typing import Any
 
 from winnow.commands import eval as evaluation_recipe
+from winnow.commands import train
 from winnow.commands.eval import Evaluation
 from winnow.config.options import DPOSettings, EvalSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.system.run_folder import RunFolder
-from winnow.training import dpo as dpo_recipe
-from winnow.training import reward as reward_recipe
-from winnow.training import sft as sft_recipe
-from winnow.training.ppo import run as ppo_recipe
 
 
 def sft(**settings: Any) -> RunFolder:
     """Supervised fine-tuning; settings as in `winnow sft --help`, e.g. sft(model="M",
     data=["d.jsonl"], out="RUN").
     """
-    return sft_recipe.run(resolve(SFTSettings, settings, origin="argument"), "winnow.sft(...)")
+    return train.sft(resolve(SFTSettings, settings, origin="argument"), "winnow.sft(...)")
 
 
 def dpo(**settings: Any) -> RunFolder:
     """Preference training; settings as in `winnow dpo --help`, e.g. dpo(model="RUN",
     data=["p.jsonl"], out="RUN2", beta=0.1).
     """
-    return dpo_recipe.run(resolve(DPOSettings, settings, origin="argument"), "winnow.dpo(...)")
+    return train.dpo(resolve(DPOSettings, settings, origin="argument"), "winnow.dpo(...)")
 
 
 def reward(**settings: Any) -> RunFolder:
     """A reward model; settings as in `winnow reward --help`, e.g. reward(model="RUN",
     data=["p.jsonl"], out="RUN2").
     """
-    return reward_recipe.run(
-        resolve(RewardSettings, settings, origin="argument"), "winnow.reward(...)"
-    )
+    return train.reward(resolve(RewardSettings, settings, origin="argument"), "winnow.reward(...)")
 
 
 def ppo(**settings: Any) -> RunFolder:
     """Training on rewards; settings as in `winnow ppo --help`, e.g. ppo(model="RUN",
     prompts="p.txt", reward="RUN2", out="RUN3").
     """
-    return ppo_recipe.run(resolve(PPOSettings, settings, origin="argument"), "winnow.ppo(...)")
+    return train.ppo(resolve(PPOSettings, settings, origin="argument"), "winnow.ppo(...)")
 
 
 def evaluate(**settings: Any) -> Evaluation:

@@ -42,27 +42,27 @@ TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
 
 
 def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
-    from winnow.training import sft
+    from winnow.commands import train
 
-    sft.run(resolved, line)
+    train.sft(resolved, line)
 
 
 def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
-    from winnow.training import dpo
+    from winnow.commands import train
 
-    dpo.run(resolved, line)
+    train.dpo(resolved, line)
 
 
 def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
-    from winnow.training import reward
+    from winnow.commands import train
 
-    reward.run(resolved, line)
+    train.reward(resolved, line)
 
 
 def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
-    from winnow.training.ppo import run as ppo
+    from winnow.commands import train
 
-    ppo.run(resolved, line)
+    train.ppo(resolved, line)
 
 
 def _check(resolved: Resolved[CheckSettings], line: str) -> None:

@@ -35,6 +35,7 @@ from countable import (
     rewards,
     write_world,
 )
+from winnow.commands import train as commands
 from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
@@ -83,7 +84,7 @@ def given(world, out, **changes):
 
 
 def train(world, out, **changes) -> RunFolder:
-    return ppo.run(resolve(PPOSettings, given(world, out, **changes), origin="argument"))
+    return commands.ppo(resolve(PPOSettings, given(world, out, **changes), origin="argument"))
 
 
 def line(world, out, **changes):

@@ -181,16 +181,8 @@ def violations(texts: dict[str, str]) -> list[str]:
     return wrong + list(circles(loaded))
 
 
-# Arrows that still point up: training draws its report, and the general report draws the frontier.
-PENDING = [
-    "reports.run_report imports experiments.frontier.report, which lies above it",
-    "training.ppo.run imports reports.run_report, which lies above it",
-    "training.run imports reports.run_report, which lies above it",
-]
-
-
 def test_imports_point_down():
-    assert sorted(violations(sources())) == PENDING
+    assert violations(sources()) == []
 
 
 def test_the_rows_are_those_of_the_docs():

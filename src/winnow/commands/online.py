@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
-from winnow.commands import against, sample
+from winnow.commands import against, sample, train
 from winnow.config.collection import OnlineSettings, SampleSettings
 from winnow.config.options import FREE, DPOSettings
 from winnow.config.resolve import Resolved, handed_on
@@ -243,7 +243,7 @@ def _round(loop: Loop, one: Round) -> dict[str, Any]:
     ):  # what is trained on stays as it is: a judge asked again may answer what it failed to
         _gather(loop, one)
     training = _training(loop.resolved, one)
-    dpo.run(training, loop.command)
+    train.dpo(training, loop.command)
     judged = read_jsonl(one.file("judged"))
     comparisons = [comparison for row in judged for comparison in row["comparisons"]]
     began = str(one.before.folder.relative_to(one.root)) if one.number > 1 else one.first

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
+from winnow.commands.train import dpo, sft
 from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.render import Renderer
@@ -31,7 +32,6 @@ from winnow.models.loading import LoadedModel
 from winnow.system.console import Steps, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.training import dpo, sft
 
 SUMMARY = "summary.json"  # every figure of the demo, written when its stages are done
 STAGES = (
@@ -115,7 +115,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("1 of 4  SFT: learn to write film reviews of both sentiments", align="left")
     write_world(root, seed)
     shared = {"seed": seed}
-    sft.run(
+    sft(
         resolve(
             SFTSettings,
             {
@@ -141,7 +141,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
     say(f"{flipped:.1%} of the labels contradict the true order, as people's would")
     console.rule("3 of 4  DPO: learn what is preferred", align="left")
-    dpo.run(
+    dpo(
         resolve(
             DPOSettings,
             {

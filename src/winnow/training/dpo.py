@@ -7,7 +7,6 @@ from winnow.config.resolve import Resolved
 from winnow.errors import SettingsError
 from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.objectives.table import Value
-from winnow.reports import run_report
 from winnow.system.run_folder import RunFolder
 from winnow.training.plan import with_rate
 from winnow.training.run import train
@@ -21,7 +20,7 @@ def run(resolved: Resolved[DPOSettings], command: str = "") -> RunFolder:
     settings = resolved.settings
     resolved = with_rate(resolved, RATE, ADAPTER_RATE)
     follow = parse_follow(settings.moving_reference)
-    run = train(
+    return train(
         resolved,
         "dpo",
         made,
@@ -30,8 +29,6 @@ def run(resolved: Resolved[DPOSettings], command: str = "") -> RunFolder:
         follow=follow,
         kl_samples=settings.kl_samples,
     )
-    run_report.write_missing(run)
-    return run
 
 
 def chosen(resolved: Resolved[DPOSettings]) -> tuple[Objective, Resolved[DPOSettings]]:

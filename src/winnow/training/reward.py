@@ -7,7 +7,6 @@ from __future__ import annotations
 from winnow.config.options import RewardSettings
 from winnow.config.resolve import Resolved
 from winnow.objectives.objective import Objective, reward
-from winnow.reports import run_report
 from winnow.system.run_folder import RunFolder
 from winnow.training.plan import with_rate
 from winnow.training.run import train
@@ -19,14 +18,12 @@ def run(resolved: Resolved[RewardSettings], command: str = "") -> RunFolder:
     """Train on comparisons: each is won with probability s(r_w - r_l), arXiv 2305.18290 eq. 1, and
     the loss is eq. 2.
     """
-    run = train(
+    return train(
         with_rate(resolved, RATE, ADAPTER_RATE),
         "reward",
         chosen(resolved.settings),
         command=command,
     )
-    run_report.write_missing(run)
-    return run
 
 
 def chosen(settings: RewardSettings) -> Objective:

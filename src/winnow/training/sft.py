@@ -5,7 +5,6 @@ from __future__ import annotations
 from winnow.config.options import SFTSettings
 from winnow.config.resolve import Resolved
 from winnow.objectives.objective import DEMONSTRATION
-from winnow.reports import run_report
 from winnow.system.run_folder import RunFolder
 from winnow.training.plan import with_rate
 from winnow.training.run import train
@@ -15,6 +14,4 @@ RATE, ADAPTER_RATE = 2e-5, 2e-4
 
 def run(resolved: Resolved[SFTSettings], command: str = "") -> RunFolder:
     """Train on the completions' negative log-likelihood, per scored token."""
-    run = train(with_rate(resolved, RATE, ADAPTER_RATE), "sft", DEMONSTRATION, command=command)
-    run_report.write_missing(run)
-    return run
+    return train(with_rate(resolved, RATE, ADAPTER_RATE), "sft", DEMONSTRATION, command=command)

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from winnow.commands import train
 from winnow.config.options import DPOSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.experiments.frontier.worlds import World
 from winnow.system.files import read_jsonl, write_json
-from winnow.training import dpo, reward, sft
-from winnow.training.ppo import run as ppo
 
 CRITIC = 8  # times the policy's rate: a critic that lags behind teaches nothing (docs/ppo.md)
 
@@ -69,7 +68,7 @@ def _dpo(world: World, one: Try, out: Path, **own: Any) -> Mapping[str, Any]:
         "device": "cpu",
         "kl_samples": 0,
     }
-    dpo.run(resolve(DPOSettings, {**world.size.training, **given, **own}, origin="frontier"))
+    train.dpo(resolve(DPOSettings, {**world.size.training, **given, **own}, origin="frontier"))
     return {}
 
 
@@ -94,7 +93,7 @@ def _preferred(world: World, one: Try, out: Path) -> Mapping[str, Any]:
         "seed": one.seed,
         "device": "cpu",
     }
-    sft.run(resolve(SFTSettings, {**world.size.training, **given}, origin="frontier"))
+    train.sft(resolve(SFTSettings, {**world.size.training, **given}, origin="frontier"))
     return {}
 
 
@@ -111,7 +110,7 @@ def _reward_model(world: World, seed: int) -> Path:
         "seed": seed,
         "device": "cpu",
     }
-    reward.run(
+    train.reward(
         resolve(
             RewardSettings, {**world.size.training, **given, **world.size.reward}, origin="frontier"
         )
@@ -144,7 +143,7 @@ def _on(world: World, one: Try, out: Path, judge: str) -> Mapping[str, Any]:
     }
     assert one.lr is not None
     given |= {"target_kl": one.value, "lr": one.lr, "critic_lr": CRITIC * one.lr, "seed": one.seed}
-    ppo.run(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
+    train.ppo(resolve(PPOSettings, {**world.size.ppo, **given}, origin="argument"))
     rows = read_jsonl(out / "metrics.jsonl")
     return {
         "generated": round(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from winnow.commands import sample
+from winnow.commands import sample, train
 from winnow.config.collection import JudgeSettings, SampleSettings
 from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
@@ -29,7 +29,6 @@ from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.judging import judge as judging
 from winnow.system.files import read_json, write_json, write_jsonl
-from winnow.training import sft
 
 K = 4  # answers to a prompt that are compared
 BEST_OF = (1, 2, 4, 8, 16, 64)
@@ -157,7 +156,7 @@ def _sft(root: Path, data: Path, size: Size, seed: int) -> None:
         "seed": seed,
         "device": "cpu",
     }
-    sft.run(resolve(SFTSettings, {**size.sft, **names}, origin="frontier"))
+    train.sft(resolve(SFTSettings, {**size.sft, **names}, origin="frontier"))
 
 
 def counted(table: Table, logp_XA: torch.Tensor) -> Figures:

@@ -25,7 +25,6 @@ from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.ppo import TokenLoss, surrogate, value_error
-from winnow.reports import run_report
 from winnow.system import signals
 from winnow.system.console import Steps, safe, say
 from winnow.system.run_folder import RunFolder
@@ -55,7 +54,6 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
         job = setup.begun(setup.filled(resolved), folder, command)
         if job is not None:
             _train(job)
-    run_report.write_missing(folder)
     return folder
 
 
