@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ.setdefault(
+    "WINNOW_SEED", str(int(time.time()) // 86400)
+)  # here, so that the processes of pytest-xdist have the same
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,6 +37,16 @@ settings.register_profile(
     "winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # no test is timed: machines are shared
 settings.load_profile("winnow")
+
+
+def pytest_report_header() -> str:
+    return f"soak seed: WINNOW_SEED={os.environ['WINNOW_SEED']}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a test's runs: 0, and another each day for the cases that are soak's."""
+    return int(os.environ["WINNOW_SEED"]) if request.node.get_closest_marker("soak") else 0
 
 
 @pytest.fixture(autouse=True)

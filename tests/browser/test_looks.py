@@ -10,6 +10,8 @@ from hands import press, ready
 
 import served
 
+pytestmark = pytest.mark.browser
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hands import press
 from transformers import GPT2TokenizerFast
 
 import runs
 import tiny
+
+pytestmark = pytest.mark.browser
 
 
 def test_twenty_votes_on_real_answers_exported_and_trained_on(

@@ -12,6 +12,8 @@ from hands import press, ready, texts
 import served
 from served import MODELS
 
+pytestmark = pytest.mark.browser
+
 
 def outcomes(watched):
     return [vote.outcome for vote in watched.served.votes()]

@@ -250,6 +250,7 @@ def again(world, run):
     return line("dpo", world, run.root, steps=4, save_every=1, keep=4)
 
 
+@pytest.mark.process
 def test_18_a_full_disk_leaves_the_checkpoint_before_and_says_so(world, unfinished, finished, call):
     before = runs.tree(unfinished.checkpoints)
     target = unfinished.checkpoints / "step_4"
@@ -647,6 +648,7 @@ def test_24_a_model_that_is_not_there_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_24_who_has_all_files_contacts_nobody(world, tmp_path):
     """Online, in a real process, with an adapter: its base model is looked up too."""
     with socket.socket() as counting:

@@ -120,6 +120,7 @@ def test_the_kubernetes_job_is_one_job():
     )
 
 
+@pytest.mark.process
 def test_two_launchers_that_find_each_other(tmp_path):
     """torchrun on two machines, both of them this one: the run of one process, and one folder."""
     world = runs.world(tmp_path)

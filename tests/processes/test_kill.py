@@ -5,13 +5,19 @@ with two. Nothing is ever lost.
 from __future__ import annotations
 
 import hashlib
+import random
 import signal
+from functools import cache
+from itertools import product
 
 import pytest
 
 import runs
 from farm import Farm
+from matrix import cases
 from winnow.system.run_folder import RunFolder
+
+pytestmark = pytest.mark.process
 
 STEPS = 10
 # What a save goes through, in the order in which one process does; found by a run that lists its
@@ -102,17 +108,21 @@ def digest(run):
 
 
 @pytest.fixture(scope="module")
-def whole(farm, world, tmp_path_factory):
-    """By number of processes: what a run that nobody killed comes to, and the points it passed, by
-    rank.
+def undisturbed(farm, world, tmp_path_factory):
+    """By number of processes and seed: what a run that nobody killed comes to, and the points it
+    passed, by rank.
     """
-    found = {}
-    for ranks in (1, 2):
-        out = tmp_path_factory.mktemp(f"whole-{ranks}")
-        answer = farm(*line(world, out / "run"), ranks=ranks, out=out / "said", points=True)
+
+    @cache
+    def run(ranks, seed=0):
+        out = tmp_path_factory.mktemp("undisturbed")
+        answer = farm(
+            *line(world, out / "run", seed=seed), ranks=ranks, out=out / "said", points=True
+        )
         assert answer["codes"] == [0] * ranks, answer["said"]
-        found[ranks] = digest(RunFolder(out / "run")), answer["points"]
-    return found
+        return digest(RunFolder(out / "run")), answer["points"]
+
+    return run
 
 
 def killed_and_resumed(farm, world, folder, fault, ranks=1, **changes):
@@ -139,9 +149,24 @@ def passed(points, rank, name):
     )
 
 
-def test_the_points_are_those_of_a_save(whole):
+def passing(points, rank, name, seed):
+    """Which passing of a point a save is struck at: the third save of five, the first deletion of
+    an old one; with another seed than 0 any.
+    """
+    if seed:
+        return random.Random(f"{seed} {rank} {name}").randint(1, passed(points, rank, name))
+    return (
+        1
+        if name == "renamed to be deleted"
+        else 5
+        if name.endswith("-of-2 synced") and not rank
+        else 3
+    )
+
+
+def test_the_points_are_those_of_a_save(undisturbed):
     """A point that is gone, or a new one, has to be looked at here."""
-    _, points = whole[1]
+    _, points = undisturbed(1)
     own = [point for _, point, _ in points]
     last = len(own) - own[::-1].index("metrics synced") - 1
     seen = list(dict.fromkeys(point for point in own[last:][: own[last:].index("pruned") + 1]))
@@ -150,10 +175,19 @@ def test_the_points_are_those_of_a_save(whole):
     assert all(passed(points, 0, point) for point in (*BEGIN, *END))
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_killed_at_a_step(farm, world, whole, tmp_path, step):
-    run = killed_and_resumed(farm, world, tmp_path, {"point": f"step {step}", "time": 1})
-    assert digest(run) == whole[1][0]
+STEP = [*product(range(1, STEPS + 1), (1, 2), (False, True))]
+
+
+@pytest.mark.parametrize(
+    ("step", "ranks", "aside"),
+    cases(STEP, lambda *case: case == (5, 2, True), smoke=[(5, 1, False), (8, 2, False)]),
+)
+def test_killed_at_a_step(farm, world, undisturbed, tmp_path, seed, step, ranks, aside):
+    fault = {"point": f"step {step}", "time": 1, "rank": step % ranks}
+    run = killed_and_resumed(
+        farm, world, tmp_path, fault, ranks, seed=seed, async_save=aside or None
+    )
+    assert digest(run) == undisturbed(ranks, seed)[0]
 
 
 def test_a_reward_model_killed_at_a_step_and_inside_a_save(farm, world, tmp_path):
@@ -170,38 +204,31 @@ def test_a_reward_model_killed_at_a_step_and_inside_a_save(farm, world, tmp_path
         assert digest(run) == digest(RunFolder(tmp_path / "whole")), point
 
 
-@pytest.mark.parametrize("aside", [False, True], ids=["waiting", "aside"])
-@pytest.mark.parametrize("point", SAVE)
-def test_killed_inside_a_save(farm, world, whole, tmp_path, point, aside):
-    """The third save of five; the deletion of an old checkpoint first happens in it."""
-    first = {"renamed to be deleted": 1, "manifest.json written": 3, "manifest.json synced": 3}
-    run = killed_and_resumed(
-        farm,
-        world,
-        tmp_path,
-        {"point": point, "time": first.get(point, 3)},
-        **({"async_save": True} if aside else {}),
-    )
-    assert digest(run) == whole[1][0]
+# With one process: aside here, and waiting where the power is cut.
+@pytest.mark.parametrize(
+    ("point", "aside"),
+    cases(product(SAVE, (False, True)), lambda point, aside: aside, smoke=[("renamed", False)]),
+)
+def test_killed_inside_a_save(farm, world, undisturbed, tmp_path, seed, point, aside):
+    whole, points = undisturbed(1, seed)
+    fault = {"point": point, "time": passing(points, 0, point, seed)}
+    run = killed_and_resumed(farm, world, tmp_path, fault, seed=seed, async_save=aside or None)
+    assert digest(run) == whole
 
 
 @pytest.mark.parametrize(
-    "point",
-    [*(("begin", point) for point in BEGIN), *(("end", point) for point in END)],
-    ids=": ".join,
+    ("where", "point"),
+    cases(
+        [*product(["begin"], BEGIN), *product(["end"], END)], lambda where, point: where == "begin"
+    ),
 )
-def test_killed_before_the_first_step_and_after_the_last(farm, world, whole, tmp_path, point):
-    time = 1 if point[0] == "begin" else passed(whole[1][1], 0, point[1])
-    run = killed_and_resumed(farm, world, tmp_path, {"point": point[1], "time": time})
-    assert digest(run) == whole[1][0]
-
-
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_one_of_two_killed_at_a_step(farm, world, whole, tmp_path, step):
-    run = killed_and_resumed(
-        farm, world, tmp_path, {"point": f"step {step}", "time": 1, "rank": step % 2}, ranks=2
-    )
-    assert digest(run) == whole[2][0]
+def test_killed_before_the_first_step_and_after_the_last(
+    farm, world, undisturbed, tmp_path, seed, where, point
+):
+    whole, points = undisturbed(1, seed)
+    time = 1 if where == "begin" else passed(points, 0, point)
+    run = killed_and_resumed(farm, world, tmp_path, {"point": point, "time": time}, seed=seed)
+    assert digest(run) == whole
 
 
 PARTS = [
@@ -211,76 +238,74 @@ PARTS = [
     "optimizer.{}-of-2 synced",
 ]
 OTHER = [(1, point.format(1)) for point in PARTS]  # all that the second process does in a save
+OWN = [(0, point.format(0)) for point in PARTS[1::2]]
 TWO = [
     *((0, point) for point in SAVE if not point.endswith(("weights synced", "optimizer synced"))),
-    *((0, point.format(0)) for point in PARTS[1::2]),
+    *OWN,
     *OTHER,
-]
-ASIDE = [
-    *OTHER,
-    *(
-        (0, point)
-        for point in (
-            "weights written",
-            "manifest.json synced",
-            "folder synced",
-            "renamed",
-            "pruned",
-        )
-    ),
 ]
 
 
-def test_the_points_of_the_second_process_are_all_of_them(whole):
+def test_the_points_of_the_second_process_are_all_of_them(undisturbed):
     """But for those of a run's beginning and end, which it shares."""
-    own = {point for rank, point, _ in whole[2][1] if rank == 1 and not point.startswith("step ")}
+    own = {
+        point for rank, point, _ in undisturbed(2)[1] if rank == 1 and not point.startswith("step ")
+    }
     assert own == {point for _, point in OTHER}
 
 
+def of_two(rank, point, aside):
+    return (
+        (rank, point) in (*OWN, *OTHER)
+        if not aside
+        else (rank, point) in {(0, "renamed"), (1, "weights written")}
+    )
+
+
 @pytest.mark.parametrize(
-    ("rank", "point", "aside"), [*((*one, False) for one in TWO), *((*one, True) for one in ASIDE)]
+    ("rank", "point", "aside"),
+    cases([(*one, aside) for one in TWO for aside in (False, True)], of_two),
 )
-def test_one_of_two_killed_inside_a_save(farm, world, whole, tmp_path, rank, point, aside):
-    time = (
-        1
-        if point == "renamed to be deleted"
-        else 5
-        if point.endswith("-of-2 synced") and not rank
-        else 3
-    )
-    changes = {"async_save": True} if aside else {}
+def test_one_of_two_killed_inside_a_save(
+    farm, world, undisturbed, tmp_path, seed, rank, point, aside
+):
+    whole, points = undisturbed(2, seed)
+    fault = {"point": point, "time": passing(points, rank, point, seed), "rank": rank}
     run = killed_and_resumed(
-        farm, world, tmp_path, {"point": point, "time": time, "rank": rank}, ranks=2, **changes
+        farm, world, tmp_path, fault, ranks=2, seed=seed, async_save=aside or None
     )
-    assert digest(run) == whole[2][0]
+    assert digest(run) == whole
 
 
-CUTS = [("save", point) for point in SAVE] + [("end", point) for point in END]
-
-
-@pytest.mark.parametrize("point", CUTS, ids=": ".join)
-def test_the_power_is_cut(farm, world, whole, tmp_path, point):
+@pytest.mark.parametrize(("where", "point"), [*product(["save"], SAVE), *product(["end"], END)])
+def test_the_power_is_cut(farm, world, undisturbed, tmp_path, where, point):
     """What was not synced is gone, what was renamed in a folder that was not synced has its old
     name again.
     """
-    where, name = point
-    time = (
-        passed(whole[1][1], 0, name)
-        if where == "end"
-        else 1
-        if name == "renamed to be deleted"
-        else 3
-    )
+    whole, points = undisturbed(1)
+    time = passed(points, 0, point) if where == "end" else passing(points, 0, point, 0)
     run = killed_and_resumed(
-        farm, world, tmp_path, {"point": name, "time": time, "power": str(tmp_path / "run")}
+        farm, world, tmp_path, {"point": point, "time": time, "power": str(tmp_path / "run")}
     )
-    assert digest(run) == whole[1][0]
+    assert digest(run) == whole
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", list(dict.fromkeys([*SAVE, *END])))
+def test_the_power_is_cut_at_any_passing(farm, world, undisturbed, tmp_path, seed, point):
+    whole, points = undisturbed(1, seed)
+    fault = {
+        "point": point,
+        "time": passing(points, 0, point, seed),
+        "power": str(tmp_path / "run"),
+    }
+    assert digest(killed_and_resumed(farm, world, tmp_path, fault, seed=seed)) == whole
 
 
 @pytest.mark.parametrize(
     "without", [["sync_file"], ["sync_folder"], ["folder_atomic", "write_atomic"]], ids=" and ".join
 )
-def test_the_matrix_can_fail(farm, world, whole, tmp_path, without):
+def test_the_matrix_can_fail(farm, world, undisturbed, tmp_path, without):
     """Without a sync, or without sync and rename, a power cut ends what no command can mend, or
     another run comes out.
     """
@@ -296,4 +321,4 @@ def test_the_matrix_can_fail(farm, world, whole, tmp_path, without):
     assert first["faults"] == 1, first["said"]
     answer = farm(*line(world, run.root), out=tmp_path / "said")
     resumed = "resumed at step 6" in answer["said"][0]  # what was saved last before the cut
-    assert not resumed or answer["codes"] != [0] or digest(run) != whole[1][0], answer["said"]
+    assert not resumed or answer["codes"] != [0] or digest(run) != undisturbed(1)[0], answer["said"]

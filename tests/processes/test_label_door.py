@@ -19,6 +19,8 @@ from winnow.errors import RunError, SettingsError
 from winnow.preferences.labeling.auth import Door, Refused, names
 from winnow.preferences.labeling.server import listen
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):

@@ -14,8 +14,12 @@ import threading
 import time
 from collections import Counter
 
+import pytest
+
 import served
 from served import Visitor
+
+pytestmark = pytest.mark.process
 
 PEOPLE = 50
 SECONDS = float(os.environ.get("WINNOW_LOAD_SECONDS", "10"))

@@ -23,6 +23,8 @@ from paths import HELPERS
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 
+pytestmark = pytest.mark.process
+
 NEAR = 1e-12
 BASE = {
     "batch_size": 8,

@@ -46,6 +46,7 @@ def kill_midway(words, out, after):
     return run
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("command", "more"),
     [

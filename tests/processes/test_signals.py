@@ -18,6 +18,8 @@ from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint
 
+pytestmark = pytest.mark.process
+
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -187,6 +189,7 @@ def test_one_of_two_processes_is_told_and_both_stop(
     assert f"resumed at step {saved}" in goes_on(farm, world, run, None, tmp_path, ranks=2)
 
 
+@pytest.mark.smoke
 def test_a_real_process_under_a_real_signal(world, tmp_path, monkeypatch):
     """Not forked by anybody: what a scheduler does."""
     run, process = (

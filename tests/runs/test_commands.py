@@ -578,11 +578,13 @@ def test_an_unfinished_run_is_no_model(world, trained, tmp_path, call):
     assert (code, "the same command resumes it" in error) == (2, True)
 
 
+@pytest.mark.process
 def test_help_and_errors_do_not_wait_for_torch():
     code = "import sys; from winnow.cli import cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.process
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "winnow", "dpo", "--bta", "1"],

@@ -21,7 +21,8 @@ from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
 from winnow.experiments import counted_world, demo
-from winnow.experiments.frontier import claims, measure, report, worlds
+from winnow.experiments.frontier import claims, measure, worlds
+from winnow.experiments.frontier import report as frontier_page
 from winnow.experiments.frontier import run as recipe
 from winnow.experiments.frontier import words as frontier_words
 from winnow.experiments.frontier.costs import costs
@@ -514,10 +515,10 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
         "settings": {},
         "fixed": {},
     }
-    whole = report.top(ledger, alone=True)
+    whole = frontier_page.top(ledger, alone=True)
     assert any(card.label.startswith("PPO") for card in whole["cards"]) is told
     assert any("PPO" in name for name, _ in whole["frontier"]["runs"]["rows"]) is told
-    page = report.top(ledger, alone=True)["frontier"]["worlds"][0]
+    page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
     assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any(sentence.startswith("PPO may stand here") for sentence in page["sentences"]) is told
@@ -551,13 +552,13 @@ def test_ppo_proves_itself_by_the_mean_of_all_it_tried():
     )
     assert (
         "95.5 % (89.1–100.0) of the limit, the mean over 2 target KLs with 2 seeds"
-        in report._ppo(ppo)
+        in frontier_page._ppo(ppo)
     )
     weak = claims.claims({"small": FACTS}, [*points, made("ppo_true", 3, 0, 1.0, 1.0, share=0.9)])[
         "ppo"
     ]
     assert weak["shown"] is False
-    assert report._ppo(weak).startswith("PPO is missing: with the exact reward")
+    assert frontier_page._ppo(weak).startswith("PPO is missing: with the exact reward")
 
 
 def test_what_each_took(tmp_path):
@@ -607,7 +608,7 @@ def test_what_each_took(tmp_path):
     )
     assert [row["lr"] for row in found["rates"]["ppo"]] == [1e-4, 1e-3]
     ledger = {"costs": [found]}
-    first, second = report.rlhf(ledger)
+    first, second = frontier_page.rlhf(ledger)
     assert dict(first["rows"])["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
     assert dict(first["rows"])["Seconds of the processor, a run"] == [
         "3.50",
@@ -649,7 +650,26 @@ def shrunk(plan, **own):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def short_answers(monkeypatch):
+    """A counted world of 57 answers to a prompt instead of 2,801: of one word, or of two without an
+    end.
+    """
+    counted = (
+        counted_world.answers,
+        counted_world._batches,
+        counted_world.rewards,
+        counted_world.fluent,
+    )
+    monkeypatch.setattr(counted_world, "LENGTH", 2)
+    for function in counted:
+        function.cache_clear()
+    yield
+    for function in counted:
+        function.cache_clear()
+
+
+@pytest.fixture
+def small(monkeypatch, short_answers):
     monkeypatch.setattr(demo, "SFT_STEPS", 6)
     monkeypatch.setattr(demo, "SFT_BATCH", 8)
     monkeypatch.setattr(demo, "PROMPTS", 12)
@@ -761,6 +781,7 @@ def test_fewer_seeds_than_there_are_is_an_error(tmp_path, monkeypatch, capsys):
     ] == [3, 5, 2, 4]
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     """Two steps of each, in the counted world: what a run was asked for, who scored, what was
     sampled, and the best of n by its own reward model.

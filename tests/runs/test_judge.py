@@ -565,6 +565,7 @@ def test_a_budget_is_the_most_that_is_sent(data, call):
     ]
 
 
+@pytest.mark.process
 def test_killed_in_the_midst(data, tmp_path, call):
     """A real process under SIGKILL, once its first rows are there."""
     with endpoints.served(lambda request: Reply(**{**vars(longer(request)), "wait": 0.05})) as stub:
@@ -596,6 +597,7 @@ def test_killed_in_the_midst(data, tmp_path, call):
     assert without_times("judged.jsonl") == without_times("whole.jsonl")
 
 
+@pytest.mark.process
 def test_a_signal_does_not_wait_for_the_server(data):
     with endpoints.served(lambda request: Reply(wait=60)) as stub:
         process = subprocess.Popen(

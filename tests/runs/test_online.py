@@ -209,6 +209,7 @@ def test_prompts_are_asked_again_only_when_all_were():
     assert drawn[:8] != drawn[8:16]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "point",
     [

@@ -765,6 +765,7 @@ def test_it_goes_on_bit_for_bit_from_any_checkpoint(world, undisturbed, tmp_path
     same(train(world, out, **SIX), undisturbed)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_goes_on_bit_for_bit_after_a_real_signal(world, undisturbed, tmp_path, number):
     out = tmp_path / "run"

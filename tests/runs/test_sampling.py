@@ -118,6 +118,7 @@ def test_it_goes_on_where_it_stopped(world, whole, tmp_path, call, cut):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+@pytest.mark.process
 def test_killed_in_the_midst(world, whole, tmp_path):
     """A real process under SIGKILL, once its first rows are there."""
     out = tmp_path / "a.jsonl"

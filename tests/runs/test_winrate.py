@@ -502,6 +502,7 @@ def test_a_page_that_cannot_be_drawn_is_drawn_by_the_same_command(
     assert page == winrate_report.render(read_json(tmp_path / "w" / "report.json"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "point",
     [
@@ -657,6 +658,7 @@ def test_where_nothing_can_be_said_it_is_said(world, tmp_path, call):
     assert '<svg class="plot"' not in (tmp_path / "one" / "report.html").read_text()
 
 
+@pytest.mark.process
 def test_killed_while_it_asks_it_asks_for_the_rest_alone(world, tmp_path, monkeypatch):
     from dataclasses import replace
 

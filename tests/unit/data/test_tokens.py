@@ -193,6 +193,7 @@ def test_errors_and_deaths_of_a_helper_are_told(monkeypatch):
         list(rendered(pairs(3), Renderer(TEXT), 2, quiet))
 
 
+@pytest.mark.process
 def test_an_answer_that_is_cut_off_is_a_death_too():
     """A helper killed while it writes."""
     idle: SimpleQueue = SimpleQueue()
@@ -208,6 +209,7 @@ def test_an_answer_that_is_cut_off_is_a_death_too():
             _ask(idle, 0, [])
 
 
+@pytest.mark.process
 def test_a_script_without_a_main_guard_can_tokenise_in_parallel(tmp_path):
     script = (
         "import tiny\nfrom test_tokens import TEXT, pairs, quiet\nfrom winnow.data.parallel import"
@@ -245,6 +247,7 @@ def test_a_second_start_tokenises_nothing(cache, monkeypatch, capsys):
         tokenised(pairs(31), renderer)
 
 
+@pytest.mark.process
 def test_another_process_finds_the_same_key(cache, tmp_path):
     """No order of chance (sets, hashes of strings) is in the key."""
     code = (

@@ -370,6 +370,7 @@ def voter(path, who, count=40):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("after", [1, 7, 30])
 def test_a_kill_loses_no_acknowledged_vote(tmp_path, after):
     path = tmp_path / "votes.db"
@@ -389,6 +390,7 @@ def test_a_kill_loses_no_acknowledged_vote(tmp_path, after):
     one.close()
 
 
+@pytest.mark.process
 def test_two_processes_make_and_fill_one_file(tmp_path):
     path = tmp_path / "votes.db"
     both = [voter(path, who) for who in ("ann", "bob")]

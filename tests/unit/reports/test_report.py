@@ -91,6 +91,20 @@ def test_plots_are_spoken_and_take_their_colours_from_the_page(tmp_path: Path) -
     )  # at step 0 every pair is a tie
 
 
+@pytest.fixture
+def empty_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves: matplotlib draws them, and is given no text of a user's. What a drawing says of
+    itself stays.
+    """
+    axes = '<svg xmlns="http://www.w3.org/2000/svg"><g id="figure_1"></g></svg>'
+    monkeypatch.setattr(
+        plots,
+        "_svg",
+        lambda panel, lines, level: plots._page_svg(axes, visible(plots._spoken(panel, lines))),
+    )
+
+
+@pytest.mark.usefixtures("empty_axes")
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     name = re.sub(r"[/\0\ud800]", "_", text)[:60]
@@ -689,6 +703,7 @@ def test_thinning_keeps_the_outline() -> None:
     assert plots.smooth([(i, float(i)) for i in range(90)])[45] == (45, 45.0)
 
 
+@pytest.mark.process
 def test_a_browser_finds_nothing_to_fetch_or_complain_about(tmp_path: Path) -> None:
     browser = (
         shutil.which("chromium")

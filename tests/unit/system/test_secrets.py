@@ -204,6 +204,7 @@ def test_errors_are_shown_but_never_obeyed(tmp_path, monkeypatch, capsys):
     assert not set(said) & {"\x1b", "\x07", "\u202e"}
 
 
+@pytest.mark.process
 def test_a_bugs_traceback_names_no_secret():
     """What nobody foresaw: an exception with the request that failed in it."""
     code = (
