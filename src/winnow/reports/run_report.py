@@ -168,7 +168,7 @@ def render(report: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> 
 
 def from_template(name: str, values: Mapping[str, Any]) -> str:
     """A page from a template of this folder: whatever it prints is made visible and escaped."""
-    loader = jinja2.FileSystemLoader(HERE)
+    loader = jinja2.FileSystemLoader([HERE / "templates", HERE])
     world = jinja2.Environment(
         autoescape=True,
         finalize=_shown,
