@@ -43,24 +43,56 @@ from winnow.training.utilization import limit_of
 SHAPES: dict[str, tuple[str, dict[str, Any], str | None]] = {  # family, configuration, adapter
     "0.6B": (
         "qwen3",
-        {"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8,
-         "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True},
+        {
+            "hidden_size": 1024,
+            "num_hidden_layers": 28,
+            "intermediate_size": 3072,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "tie_word_embeddings": True,
+        },
         None,
     ),
     "4B": (
         "qwen3",
-        {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8,
-         "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True},
+        {
+            "hidden_size": 2560,
+            "num_hidden_layers": 36,
+            "intermediate_size": 9728,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "tie_word_embeddings": True,
+        },
         None,
     ),
     "8B": (
         "llama",
-        {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14_336, "num_attention_heads": 32, "num_key_value_heads": 8,
-         "vocab_size": 128_256},
+        {
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "intermediate_size": 14_336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128_256,
+        },
         "r=16,alpha=32",
     ),
-    "tiny": ("llama", {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 512}, None),
-}  # fmt: skip
+    "tiny": (
+        "llama",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "vocab_size": 512,
+        },
+        None,
+    ),
+}
 PAIRS = {"ultrafeedback-like": 64, "K=4, all 6 pairs": 16}  # groups per optimizer step
 
 

@@ -77,9 +77,8 @@ def measure(shape: str, name: str, setting: str, device: str, steps: int) -> dic
         if adapter
         else None
     )
-    live = (
-        copy.deepcopy(policy) if setting == "default" and not adapter else None
-    )  # made here, so there is no folder to load it from
+    # made here, so there is no folder to load it from
+    live = copy.deepcopy(policy) if setting == "default" and not adapter else None
     with tempfile.TemporaryDirectory() as folder:
         made = trainer(
             policy,

@@ -82,9 +82,8 @@ def audited(
         for c in row["comparisons"]
     ]
     known = {(where.rpartition("/")[2], *sides): p for (where, *sides), p in place.items()}
-    kept = [
-        (known[name], *told) for name, told in zip(names, truth) if name in known
-    ]  # identical answers are no comparison
+    # identical answers are no comparison
+    kept = [(known[name], *told) for name, told in zip(names, truth) if name in known]
     suspicion, margin, turned = (np.array(column) for column in zip(*kept))
     estimate = read_json(out / "report.json")["label_noise"]
     return {

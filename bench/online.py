@@ -50,12 +50,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "reference": "previous",
     },
     "offline": {"rounds": 1, "per_round": ROUNDS * PROMPTS, "steps": ROUNDS * STEPS},
+    # as far from the start as online
     "offline, lower beta": {
         "rounds": 1,
         "per_round": ROUNDS * PROMPTS,
         "steps": ROUNDS * STEPS,
         "beta": 0.2,
-    },  # as far from the start as online
+    },
 }
 
 QUICK = {

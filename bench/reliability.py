@@ -51,11 +51,12 @@ SHAPE = {
     "num_key_value_heads": 8,
 }
 TIMES, RUN = 3, 30  # repetitions; steps of a run whose speed is measured
+# steps to a save; saves of each kind; steps before and after it, which tell how long one takes
 STEPS, SAVES, AROUND = (
     100,
     7,
     10,
-)  # steps to a save; saves of each kind; steps before and after it, which tell how long one takes
+)
 
 
 def main() -> None:

@@ -42,10 +42,11 @@ class Side:
             str(model),
             str(self.gradients),
         ]
+        # as winnow's command line sets it, and to everybody's good on a busy machine
         env = {
             **os.environ,
             "OMP_WAIT_POLICY": "PASSIVE",
-        }  # as winnow's command line sets it, and to everybody's good on a busy machine
+        }
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -112,9 +113,8 @@ def run(workload: Workload, model: Path, folder: Path, rounds: int) -> dict[str,
             side.step()
         passes.append(ours.order("reference")["seconds"])
         rates.append(ours.order("rate")["rate"])
-    best = min(
-        theirs[:-1], key=lambda side: min(side.seconds)
-    )  # whoever was quickest once is given that
+    # whoever was quickest once is given that
+    best = min(theirs[:-1], key=lambda side: min(side.seconds))
     peaks = {side.name: side.order("quit") for side in sides}
     seconds = {side.name: median(side.seconds) for side in sides}
     rate = max(rates)
@@ -136,9 +136,8 @@ def run(workload: Workload, model: Path, folder: Path, rounds: int) -> dict[str,
         "peak_ratio": peaks["winnow"]["peak"] / peaks[best.name]["peak"],
         "peak_rss": {name: value["peak_rss"] for name, value in peaks.items()},
         "engine": ours.ready["engine"],
-        "loss_difference": max(
-            abs(a - b) for a, b in zip(ours.losses[1:], best.losses[1:])
-        ),  # before the first update any loss is ln 2
+        # before the first update any loss is ln 2
+        "loss_difference": max(abs(a - b) for a, b in zip(ours.losses[1:], best.losses[1:])),
         "gradient_difference": difference(ours.gradients, best.gradients),
     }
 

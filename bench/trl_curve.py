@@ -61,10 +61,23 @@ def winnow_losses(case: Case, model: Path, data: Path, out: Path) -> list[float]
 
     with quiet():
         run = winnow.dpo(
-            model=str(model), data=[str(data)], out=out, objective=case.objective, beta=case.beta, lr=case.lr, schedule=case.schedule,
-            warmup=float(case.warmup), batch_size=case.batch_size, steps=case.steps, clip=case.clip, weight_decay=0.0,
-            dtype="float32", device="cpu", seed=0, **{"as": "text"},
-        )  # fmt: skip
+            model=str(model),
+            data=[str(data)],
+            out=out,
+            objective=case.objective,
+            beta=case.beta,
+            lr=case.lr,
+            schedule=case.schedule,
+            warmup=float(case.warmup),
+            batch_size=case.batch_size,
+            steps=case.steps,
+            clip=case.clip,
+            weight_decay=0.0,
+            dtype="float32",
+            device="cpu",
+            seed=0,
+            **{"as": "text"},
+        )
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
@@ -106,12 +119,28 @@ def trl_losses(case: Case, model: Path, rows: Sequence[Row], out: Path) -> list[
 
     with quiet():
         config = DPOConfig(
-            output_dir=str(out), loss_type=[case.loss_type], beta=case.beta, learning_rate=case.lr, lr_scheduler_type=case.schedule,
-            per_device_train_batch_size=case.batch_size // case.micro_batches, gradient_accumulation_steps=case.micro_batches,
-            max_steps=case.steps, max_grad_norm=case.clip, weight_decay=0.0, precompute_ref_log_probs=True, max_length=None,
-            train_sampling_strategy="sequential", use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
-            report_to="none", logging_steps=case.steps, disable_tqdm=True, seed=0,
-        )  # fmt: skip
+            output_dir=str(out),
+            loss_type=[case.loss_type],
+            beta=case.beta,
+            learning_rate=case.lr,
+            lr_scheduler_type=case.schedule,
+            per_device_train_batch_size=case.batch_size // case.micro_batches,
+            gradient_accumulation_steps=case.micro_batches,
+            max_steps=case.steps,
+            max_grad_norm=case.clip,
+            weight_decay=0.0,
+            precompute_ref_log_probs=True,
+            max_length=None,
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=case.steps,
+            disable_tqdm=True,
+            seed=0,
+        )
         trainer = Recorder(
             model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             args=config,
@@ -194,9 +223,17 @@ def made_up_model(folder: Path, rows: Sequence[Row]) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, bos_token_id=0, eos_token_id=1, attention_dropout=0.0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        attention_dropout=0.0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

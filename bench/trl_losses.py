@@ -107,9 +107,19 @@ def made_up_model(seed: int) -> Any:
 
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=len(tokenizer()), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.1, bos_token_id=0, eos_token_id=1,
-        pad_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer()),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -186,12 +196,20 @@ def trainer_for(name: str, settings: Settings, kind: str, place: str) -> tuple[A
             model=policy,
             **({"ref_model": reference} if name in ("DPO", "KTO") else {}),
             args=config(
-                output_dir=place, per_device_train_batch_size=2 * len(rows), train_sampling_strategy="sequential", use_cpu=True, bf16=False,
-                gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True, **settings,
+                output_dir=place,
+                per_device_train_batch_size=2 * len(rows),
+                train_sampling_strategy="sequential",
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                **settings,
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=copy.deepcopy(tokenizer()),
-        )  # fmt: skip
+        )
         found.model.train()  # the models have no dropout
         return found, next(iter(found.get_train_dataloader()))
 
@@ -327,9 +345,8 @@ class Case:
     ours: tuple[tuple[float, str], ...]
     trainer: str = "DPO"
     given: Settings = field(default_factory=dict)  # to our objective
-    known: Mapping[str, float] = field(
-        default_factory=dict
-    )  # of the batch, instead of what ours would find
+    # of the batch, instead of what ours would find
+    known: Mapping[str, float] = field(default_factory=dict)
     baseline: bool = False  # TRL's estimate of the KL is given to ours
     rows: str = "pairs"
     # what of TRL's is float32 in any case, so that the float64 models are held to float32's limit
@@ -362,66 +379,181 @@ CASES = (
     one("ipo", _dpo("ipo"), "ipo", said="means on both sides; the paper's sums are `score: sum`"),
     one("exo", _dpo("exo_pair", label_smoothing=0.001), "exo", single="log e and log(1 - e)"),
     one("nca", _dpo("nca_pair"), "nca", given={"beta": 0.1}),
-    one("robust", _dpo("robust", label_smoothing=0.2), "robust", given={"label_smoothing": 0.2}, said="ours has a bound, beyond this batch's margins"),
-    one("bco", _dpo("bco_pair"), "bco", given={"beta": 0.1}, known={"bco/shift": 0.0}, said="TRL has no shift: ours is given 0"),
+    one(
+        "robust",
+        _dpo("robust", label_smoothing=0.2),
+        "robust",
+        given={"label_smoothing": 0.2},
+        said="ours has a bound, beyond this batch's margins",
+    ),
+    one(
+        "bco",
+        _dpo("bco_pair"),
+        "bco",
+        given={"beta": 0.1},
+        known={"bco/shift": 0.0},
+        said="TRL has no shift: ours is given 0",
+    ),
     one("sppo", _dpo("sppo_hard"), "sppo", given={"beta": 0.1}),
     one("aot", _dpo("aot"), "aot"),
-    one("aot, label_smoothing", _dpo("aot", label_smoothing=0.125), "aot", given={"label_smoothing": 0.125}),
+    one(
+        "aot, label_smoothing",
+        _dpo("aot", label_smoothing=0.125),
+        "aot",
+        given={"label_smoothing": 0.125},
+    ),
     one("aot_unpaired", _dpo("aot_unpaired"), "aot_unpaired"),
-    one("aot_unpaired, label_smoothing", _dpo("aot_unpaired", label_smoothing=0.125), "aot_unpaired", given={"label_smoothing": 0.125}),
+    one(
+        "aot_unpaired, label_smoothing",
+        _dpo("aot_unpaired", label_smoothing=0.125),
+        "aot_unpaired",
+        given={"label_smoothing": 0.125},
+    ),
     one("apo_zero", _dpo("apo_zero"), "apo_zero"),
     one("apo_down", _dpo("apo_down"), "apo_down"),
-    one("discopop", _dpo("discopop", discopop_tau=0.25), "discopop:temperature=0.25", given={"beta": 0.1}),
+    one(
+        "discopop",
+        _dpo("discopop", discopop_tau=0.25),
+        "discopop:temperature=0.25",
+        given={"beta": 0.1},
+    ),
     one("sft", _dpo("sft"), "sft", said="both mean over the winners' tokens"),
     one("dpo_norm", {"loss_type": ["sigmoid_norm"], "beta": 5.0}, "dpo_norm"),
-    one("dpo, forward KL", _dpo("sigmoid", f_divergence_type="forward_kl"), "dpo", given={"divergence": "forward_kl"}),
-    one("dpo, Jensen-Shannon", _dpo("sigmoid", f_divergence_type="js_divergence"), "dpo", given={"divergence": "js"}),
     one(
-        "dpo, alpha 0.3", _dpo("sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.7), "dpo", given={"divergence": 0.3},
-        wide=False, said="TRL's coefficient is 1 - alpha; float64 is an error there",
+        "dpo, forward KL",
+        _dpo("sigmoid", f_divergence_type="forward_kl"),
+        "dpo",
+        given={"divergence": "forward_kl"},
     ),
-    one("hinge, Jensen-Shannon", _dpo("hinge", f_divergence_type="js_divergence"), "hinge", given={"divergence": "js"}),
     one(
-        "robust, Jensen-Shannon", _dpo("robust", label_smoothing=0.2, f_divergence_type="js_divergence"), "robust",
+        "dpo, Jensen-Shannon",
+        _dpo("sigmoid", f_divergence_type="js_divergence"),
+        "dpo",
+        given={"divergence": "js"},
+    ),
+    one(
+        "dpo, alpha 0.3",
+        _dpo("sigmoid", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.7),
+        "dpo",
+        given={"divergence": 0.3},
+        wide=False,
+        said="TRL's coefficient is 1 - alpha; float64 is an error there",
+    ),
+    one(
+        "hinge, Jensen-Shannon",
+        _dpo("hinge", f_divergence_type="js_divergence"),
+        "hinge",
+        given={"divergence": "js"},
+    ),
+    one(
+        "robust, Jensen-Shannon",
+        _dpo("robust", label_smoothing=0.2, f_divergence_type="js_divergence"),
+        "robust",
         given={"label_smoothing": 0.2, "divergence": "js"},
     ),
-    one("discopop, forward KL", _dpo("discopop", f_divergence_type="forward_kl"), "discopop", given={"beta": 0.1, "divergence": "forward_kl"}),
+    one(
+        "discopop, forward KL",
+        _dpo("discopop", f_divergence_type="forward_kl"),
+        "discopop",
+        given={"beta": 0.1, "divergence": "forward_kl"},
+    ),
     one("dpo, ld_alpha", _dpo("sigmoid", ld_alpha=0.375), "dpo", given={"tail_weight": 0.375}),
-    one("apo_zero, ld_alpha", _dpo("apo_zero", ld_alpha=0.375), "apo_zero", given={"tail_weight": 0.375}),
-    one("dpo, WPO", _dpo("sigmoid", use_weighting=True), "dpo", given={"wpo": True}, said="all weights of this batch are below 1, where ours stop"),
+    one(
+        "apo_zero, ld_alpha",
+        _dpo("apo_zero", ld_alpha=0.375),
+        "apo_zero",
+        given={"tail_weight": 0.375},
+    ),
+    one(
+        "dpo, WPO",
+        _dpo("sigmoid", use_weighting=True),
+        "dpo",
+        given={"wpo": True},
+        said="all weights of this batch are below 1, where ours stop",
+    ),
     one("ipo, WPO", _dpo("ipo", use_weighting=True), "ipo", given={"wpo": True}, said="as above"),
     one(
-        "mpo", {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.1}, "dpo:0.8,bco:0.2:beta=0.1,sft:1",
-        known={"bco/shift": 0.0}, said="TRL has no shift: ours is given 0",
+        "mpo",
+        {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.1},
+        "dpo:0.8,bco:0.2:beta=0.1,sft:1",
+        known={"bco/shift": 0.0},
+        said="TRL has no shift: ours is given 0",
     ),
     one(
-        "kto", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6}, "kto:desirable=1.3:undesirable=0.6", trainer="KTO", rows="labels",
-        given={"beta": 0.2}, said="TRL's mismatched answers; each side estimates the KL itself",
+        "kto",
+        {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6},
+        "kto:desirable=1.3:undesirable=0.6",
+        trainer="KTO",
+        rows="labels",
+        given={"beta": 0.2},
+        said="TRL's mismatched answers; each side estimates the KL itself",
     ),
-    one("kto, an estimate below 0", {"beta": 0.2}, "kto", trainer="KTO", rows="unlikely", given={"beta": 0.2}, said="as above; both take 0"),
     one(
-        "kto, on pairs", {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6}, "kto:desirable=1.3:undesirable=0.6", trainer="KTO",
-        given={"beta": 0.2}, baseline=True, said="ours is given TRL's estimate of the KL; both mean over all 2B answers",
+        "kto, an estimate below 0",
+        {"beta": 0.2},
+        "kto",
+        trainer="KTO",
+        rows="unlikely",
+        given={"beta": 0.2},
+        said="as above; both take 0",
     ),
-    one("cpo", {"loss_type": "sigmoid", "cpo_alpha": 0.7, "beta": 0.1}, "cpo:alpha=0.7", trainer="CPO", rows="even", said="winners of one length"),
     one(
-        "cpo, any lengths", {"loss_type": "sigmoid", "cpo_alpha": 0.7, "beta": 0.1}, "cpo:alpha=0,sft:0.7", trainer="CPO",
+        "kto, on pairs",
+        {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6},
+        "kto:desirable=1.3:undesirable=0.6",
+        trainer="KTO",
+        given={"beta": 0.2},
+        baseline=True,
+        said="ours is given TRL's estimate of the KL; both mean over all 2B answers",
+    ),
+    one(
+        "cpo",
+        {"loss_type": "sigmoid", "cpo_alpha": 0.7, "beta": 0.1},
+        "cpo:alpha=0.7",
+        trainer="CPO",
+        rows="even",
+        said="winners of one length",
+    ),
+    one(
+        "cpo, any lengths",
+        {"loss_type": "sigmoid", "cpo_alpha": 0.7, "beta": 0.1},
+        "cpo:alpha=0,sft:0.7",
+        trainer="CPO",
         said="TRL's NLL is the mean over the batch's tokens: our sft",
     ),
     one(
-        "cpo, label_smoothing", {"loss_type": "sigmoid", "cpo_alpha": 0.0, "label_smoothing": 0.125, "beta": 0.1}, "cpo:alpha=0", trainer="CPO",
-        given={"label_smoothing": 0.125}, said="without the NLL",
+        "cpo, label_smoothing",
+        {"loss_type": "sigmoid", "cpo_alpha": 0.0, "label_smoothing": 0.125, "beta": 0.1},
+        "cpo:alpha=0",
+        trainer="CPO",
+        given={"label_smoothing": 0.125},
+        said="without the NLL",
     ),
-    one("simpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.2}, "simpo:gamma=1.2", trainer="CPO", given={"beta": 2.0}, said=NO_NLL),
     one(
-        "alphapo", {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 0.25}, "alphapo:alpha=0.25:gamma=0.25", trainer="CPO",
-        given={"beta": 2.5}, said="TRL's alpha is 0 unless it is given",
+        "simpo",
+        {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.2},
+        "simpo:gamma=1.2",
+        trainer="CPO",
+        given={"beta": 2.0},
+        said=NO_NLL,
+    ),
+    one(
+        "alphapo",
+        {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 0.25},
+        "alphapo:alpha=0.25:gamma=0.25",
+        trainer="CPO",
+        given={"beta": 2.5},
+        said="TRL's alpha is 0 unless it is given",
     ),
     Case(
-        "orpo, the odds ratio", ((1.0, {"beta": 2.1}), (-1.0, {"beta": 0.1})), ((1.0, "orpo:weight=2.1"), (-1.0, "orpo:weight=0.1")), trainer="ORPO",
-        single="the odds ratio", said="the loss at lambda 2.1 less that at 0.1: the NLLs are different and cancel",
+        "orpo, the odds ratio",
+        ((1.0, {"beta": 2.1}), (-1.0, {"beta": 0.1})),
+        ((1.0, "orpo:weight=2.1"), (-1.0, "orpo:weight=0.1")),
+        trainer="ORPO",
+        single="the odds ratio",
+        said="the loss at lambda 2.1 less that at 0.1: the NLLs are different and cancel",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -867,9 +999,25 @@ def _softplus(x: float) -> float:
 
 CASES_BY_NAME = {case.name: case for case in CASES}
 DIFFERENCES: tuple[Check, ...] = (
-    smoothing_of_sigmoid, shift_of_bco, means_of_ipo, coefficient_of_alpha, clamp_of_wpo, nll_of_cpo, nll_of_orpo, mean_of_kto, unpaired_apo, nll_of_simpo,
-    alpha_of_alphapo, halves_of_sppo, overflow_of_discopop, overflow_of_forward_kl, half_of_robust, bound_of_robust, smoothing_of_simpo, smoothing_of_cpo,
-)  # fmt: skip
+    smoothing_of_sigmoid,
+    shift_of_bco,
+    means_of_ipo,
+    coefficient_of_alpha,
+    clamp_of_wpo,
+    nll_of_cpo,
+    nll_of_orpo,
+    mean_of_kto,
+    unpaired_apo,
+    nll_of_simpo,
+    alpha_of_alphapo,
+    halves_of_sppo,
+    overflow_of_discopop,
+    overflow_of_forward_kl,
+    half_of_robust,
+    bound_of_robust,
+    smoothing_of_simpo,
+    smoothing_of_cpo,
+)
 
 
 # ---------------------------------------------------------------- tables

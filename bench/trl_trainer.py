@@ -45,10 +45,20 @@ def trainer(
     )
     apart = {name: more.pop(name, None) for name in ("ref_model", "peft_config")}
     settings = DPOConfig(
-        output_dir=str(folder / f"trl-{setting}"), per_device_train_batch_size=size, gradient_accumulation_steps=len(pairs) // size,
-        learning_rate=LR, lr_scheduler_type="constant", beta=BETA, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        train_sampling_strategy="sequential", **ours, **more,
-    )  # fmt: skip
+        output_dir=str(folder / f"trl-{setting}"),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=len(pairs) // size,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        beta=BETA,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        **ours,
+        **more,
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, "<pad>")),
         pad_token="<pad>",

@@ -75,9 +75,8 @@ def benchmarks() -> str:
     )
 
 
-PLOTS = dict(
-    zip(catalogue.FAMILIES, ("margin", "sides", "thumbs", "rankings", "free"))
-)  # docs/curves.py draws them
+# docs/curves.py draws them
+PLOTS = dict(zip(catalogue.FAMILIES, ("margin", "sides", "thumbs", "rankings", "free")))
 
 
 def objectives() -> str:
@@ -144,11 +143,20 @@ def _figures(f: dict[str, Any]) -> str:
     """One workload's row."""
     speed, best = f["pairs_per_second"], f["best"]
     cells = [
-        f["workload"], f"{speed['winnow']:.2f}", f"{speed[best]:.2f} ({best.removeprefix('trl ')})", f"{speed['trl default']:.2f}",
-        f"**{f['times_best']:.1f}**", f"**{f['times_default']:.1f}**", f"{f['share']:.0%}", f"{f['tokens_per_second']:,.0f}",
-        f"{f['reference_times']:.1f}x", f"{f['peak']['winnow'] / 2**20:,.0f}", f"{f['peak_ratio']:.2f}", f"{f['loss_difference']:.0e}",
+        f["workload"],
+        f"{speed['winnow']:.2f}",
+        f"{speed[best]:.2f} ({best.removeprefix('trl ')})",
+        f"{speed['trl default']:.2f}",
+        f"**{f['times_best']:.1f}**",
+        f"**{f['times_default']:.1f}**",
+        f"{f['share']:.0%}",
+        f"{f['tokens_per_second']:,.0f}",
+        f"{f['reference_times']:.1f}x",
+        f"{f['peak']['winnow'] / 2**20:,.0f}",
+        f"{f['peak_ratio']:.2f}",
+        f"{f['loss_difference']:.0e}",
         f"{f['gradient_difference']:.0e}",
-    ]  # fmt: skip
+    ]
     return f"| {' | '.join(cells)} |\n"
 
 

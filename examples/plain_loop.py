@@ -28,9 +28,8 @@ def train(model, tokenizer, rows, *, steps, batch_size=4, lr=1e-6, beta=0.1):
     losses = []
     for step in range(steps):
         picked = [i % len(rows) for i in range(step * batch_size, (step + 1) * batch_size)]
-        policy = completion_logps(model, tokenizer, [rows[i] for i in picked]).view(
-            -1, 2
-        )  # chosen, rejected
+        # chosen, rejected
+        policy = completion_logps(model, tokenizer, [rows[i] for i in picked]).view(-1, 2)
         loss = dpo_loss(
             policy[:, 0], policy[:, 1], reference[picked, 0], reference[picked, 1], beta
         )

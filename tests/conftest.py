@@ -11,9 +11,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ.setdefault(
-    "WINNOW_SEED", str(int(time.time()) // 86400)
-)  # here, so that the processes of pytest-xdist have the same
+# here, so that the processes of pytest-xdist have the same
+os.environ.setdefault("WINNOW_SEED", str(int(time.time()) // 86400))
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,12 +29,10 @@ TENSORS = [
     "training",
     "data",
 ]
-install_import_hook(
-    [f"winnow.{name}" for name in TENSORS], "beartype.beartype"
-)  # every annotated shape is executed
-settings.register_profile(
-    "winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # no test is timed: machines are shared
+# every annotated shape is executed
+install_import_hook([f"winnow.{name}" for name in TENSORS], "beartype.beartype")
+# no test is timed: machines are shared
+settings.register_profile("winnow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("winnow")
 
 

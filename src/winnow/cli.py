@@ -149,10 +149,8 @@ def report(given: tuple[str, ...], out: Path | None) -> None:
     """
     from winnow.experiments.frontier import report as frontier_page
 
-    say(
-        "report:"
-        f" {safe(frontier_page.page(given, out) if out is not None else frontier_page.write_again(given))}"
-    )
+    page = frontier_page.page(given, out) if out is not None else frontier_page.write_again(given)
+    say(f"report: {safe(page)}")
 
 
 @click.command(epilog="Example: winnow verify runs/dpo")
@@ -435,12 +433,12 @@ def main() -> None:
     traceback.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # waiting threads that spin make a busy machine three times slower (docs/log.md)
+    # waiting threads that spin make a busy machine three times slower (docs/log.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a bug gives no token away either
     sys.excepthook = lambda kind, error, trace: complain(
         "".join(traceback.format_exception(error)).rstrip()
-    )  # a bug gives no token away either
+    )
     try:
         _quiet()
         _refuse_bytes(sys.argv[1:])
@@ -502,12 +500,10 @@ def _quiet() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings(
-        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-    )  # peft asks transformers by the old name
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # where it is installed peft loads it, and it speaks of CPU kernels that are not used here
+    # peft asks transformers by the old name
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    # where it is installed peft loads it, and it speaks of CPU kernels that are not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,8 @@ SHORT = (
     "Plants turn light, water and carbon dioxide into sugar and oxygen. This happens in the leaves,"
     " in small bodies named `chloroplasts`."
 )
-OTHER = """They do not eat as animals do. Roots take up **water** and salts, leaves take *carbon dioxide* out of the air, and sunlight makes sugar of both.
+OTHER = """They do not eat as animals do. Roots take up **water** and salts, \
+leaves take *carbon dioxide* out of the air, and sunlight makes sugar of both.
 
 - By day a leaf gives off oxygen.
 - At night it breathes, as we do.

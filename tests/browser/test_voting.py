@@ -37,9 +37,8 @@ def test_every_key(label):
     press(page, "2")
     last = watched.served.votes()[-1]
     assert (last.outcome, last.strength, last.reason) == ("second", 3, "1 2 3 s u ? because")
-    assert (
-        page.locator("input[name=strength]:checked").get_attribute("value") == "0"
-    )  # of that vote alone
+    # of that vote alone
+    assert page.locator("input[name=strength]:checked").get_attribute("value") == "0"
     for key, panel in (("?", "#help"), ("g", "#guide")):
         before = page.locator(panel).get_attribute("open") is not None
         page.keyboard.press(key)
@@ -173,9 +172,8 @@ def test_the_back_button_and_a_sent_form_again(label):
     page.go_back()
     ready(page)
     page.go_back()
-    assert (
-        texts(ready(page)) != first
-    )  # pages are not kept: going back shows what is to be done now
+    # pages are not kept: going back shows what is to be done now
+    assert texts(ready(page)) != first
     press(page, "3")
     page.reload()
     ready(page)

@@ -31,7 +31,8 @@ WORTH = {"ba": 0.6, "de": -0.5, "fi": 0.2}
 
 def worth(prompt, completion):
     words = completion.split()
-    return sum(WORTH[word] for word in words) + 0.4 * (words[:1] == prompt.split()[-1:]) - 0.3 * len(words)
+    echo = 0.4 * (words[:1] == prompt.split()[-1:])
+    return sum(WORTH[word] for word in words) + echo - 0.3 * len(words)
 
 def told(prompt, completion, last):
     words = completion.split()

@@ -92,10 +92,11 @@ def shard(weight: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     kinds = {"full": False, "adapter": True}
     one = {name: loaded(adapter) for name, adapter in kinds.items()}
+    # before there are others
     steps = {
         name: trained(model, alone([collate([group]) for group in GROUPS]))
         for name, model in one.items()
-    }  # before there are others
+    }
     dist.begin(60)
     found = {name: compared(adapter, one[name], *steps[name]) for name, adapter in kinds.items()}
     told = dist.gather(found)

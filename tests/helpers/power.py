@@ -21,9 +21,8 @@ class Power:
         ] = {}  # inode -> (time of its last change, its size) when it was synced
         self.renames: list[tuple[str, str, str | None]] = []  # from, to, what stood there before
         self.before = {path.stat().st_ino: path.stat().st_mtime_ns for path in self._files()}
-        self.names = {
-            folder.stat().st_ino: _entries(folder) for folder in self._folders()
-        }  # of a folder, by its inode, those that will last
+        # of a folder, by its inode, those that will last
+        self.names = {folder.stat().st_ino: _entries(folder) for folder in self._folders()}
         self._fsync, self._rename, self._replace = os.fsync, os.rename, os.replace
         os.fsync, os.rename, os.replace = self.fsync, self.rename, self.replace  # type: ignore[assignment]
 

@@ -60,9 +60,8 @@ class Served:
         self.links = dict(
             re.findall(r"^(\S+)\s+(http://\S+/enter\?token=\S+)$", said, re.MULTILINE)
         )
-        self.rest = threading.Thread(
-            target=self._listen, daemon=True
-        )  # a pipe nobody reads would stop it
+        # a pipe nobody reads would stop it
+        self.rest = threading.Thread(target=self._listen, daemon=True)
         self.rest.start()
         where = urlsplit(next(iter(self.links.values())))
         self.url, self.port = f"http://{where.netloc}", int(where.port or 80)

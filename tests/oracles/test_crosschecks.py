@@ -145,9 +145,8 @@ def test_ten_wins_to_none_are_even_for_evalica_and_without_end_for_choix():
         choix.ilsr_pairwise(2, wins(met), alpha=0.0)
     assert choix.opt_pairwise(2, wins(met), alpha=0.0)[0] > 5  # the likeliest is infinite
     found = fit(2, met)
-    assert found.strengths == pytest.approx(
-        choix.opt_pairwise(2, wins(met), alpha=0.005), abs=1e-6
-    )  # our ridge, by its program
+    # our ridge, by its program
+    assert found.strengths == pytest.approx(choix.opt_pairwise(2, wins(met), alpha=0.005), abs=1e-6)
     assert found.beats(0, 1)[1] < 0.5
     assert settled(2, met) == ((0,), (1,))
 

@@ -31,8 +31,11 @@ PROMPT = (
 GOOD = "\n\n### Response:\nA suitable antonym for 'complicated' would be 'simple'."
 BAD = "\n\n### Response:\nAn antonym of 'complicated' is 'simple'."
 # What the third document prints for the chosen text, its end token included.
-PRINTED = """21106 318 281 12064 326 8477 257 4876 13 198 16594 257 2882 326 20431 32543 262 2581 13 198 198 21017 46486 25 198 2061 318 281 281 1122
-4948 286 705 23855 3474 30960 198 198 21017 18261 25 198 32 11080 281 1122 4948 329 705 23855 3474 6 561 307 705 36439 4458 50256"""
+PRINTED = """
+21106 318 281 12064 326 8477 257 4876 13 198 16594 257 2882 326 20431 32543 262 2581 13 198 198
+21017 46486 25 198 2061 318 281 281 1122 4948 286 705 23855 3474 30960 198 198 21017 18261 25
+198 32 11080 281 1122 4948 329 705 23855 3474 6 561 307 705 36439 4458 50256
+"""
 
 
 def test_the_example_batch_gives_its_golden_loss():
@@ -51,12 +54,12 @@ def test_the_papers_index_form_is_the_same_loss():
     )
     assert losses.shape == (8,)
     assert float(losses.mean()) == pytest.approx(0.689410, abs=5e-7)
-    torch.testing.assert_close(
-        rewards, 0.1 * (policy - reference)
-    )  # scaled by beta, which one document leaves out
+    # scaled by beta, which one document leaves out
+    torch.testing.assert_close(rewards, 0.1 * (policy - reference))
+    # wins once, loses once
     twice, _ = winnow.preference_loss(
         policy, reference, torch.tensor([0, 1]), torch.tensor([1, 0]), 0.1
-    )  # wins once, loses once
+    )
     assert float(torch.exp(-twice[0]) + torch.exp(-twice[1])) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -94,17 +97,15 @@ def test_the_worked_examples_tokens_and_masks(example):
     assert list(chosen.ids) == [int(i) for i in PRINTED.split()]
     assert (len(chosen.ids), len(rejected.ids)) == (57 + 1, 55 + 1)
     assert chosen.start == rejected.start == 36
-    printed_mask = (
-        [0] * 36 + [1] * 21 + [0]
-    )  # the document masks the end token out: then nobody learns to stop
+    # the document masks the end token out: then nobody learns to stop
+    printed_mask = [0] * 36 + [1] * 21 + [0]
     ours = [int(i >= chosen.start) for i in range(58)]
     assert ours == [*printed_mask[:-1], 1]
     batch = collate([example])
     assert batch.length_C.tolist() == [22, 20]
     assert batch.target_N[0] == 198
-    assert (
-        batch.token_T[batch.source_N[0]] == 30960
-    )  # the token at t is predicted by the position before it
+    # the token at t is predicted by the position before it
+    assert batch.token_T[batch.source_N[0]] == 30960
     assert batch.target_N[21] == 50256
 
 
@@ -119,9 +120,8 @@ def test_the_worked_examples_loss_and_its_cross_entropy(example):
     assert float(-logp_C[0] / 22) == pytest.approx(
         float(F.cross_entropy(logits[:-1], labels)), abs=1e-5
     )
-    assert bool(
-        (logp_C < 0).all()
-    )  # one document returns the negative: its loss would teach the rejected answer
+    # one document returns the negative: its loss would teach the rejected answer
+    assert bool((logp_C < 0).all())
     losses, rewards = winnow.preference_loss(
         logp_C, logp_C.clone(), torch.tensor([0]), torch.tensor([1]), 0.1
     )
@@ -166,10 +166,11 @@ def test_only_the_answer_is_scored_and_padding_is_no_token(example):
     assert scored == [(c, t) for c, n in enumerate((58, 56)) for t in range(36, n)]
     ids_CL = rows.padded_rows(batch)
     assert ids_CL.shape == (2, 58)
+    # told apart by place: the end token of the shorter row is none of the padding
     assert ids_CL[:, 55].tolist() == [
         36439,
         50256,
-    ]  # told apart by place: the end token of the shorter row is none of the padding
+    ]
     assert ids_CL[1, 55:].tolist() == [50256, 0, 0]
     assert 55 in [t for c, t in scored if c == 1]
 

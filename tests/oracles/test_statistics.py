@@ -152,9 +152,8 @@ def test_785_prompts_show_five_points():
     assert prompts_needed(0.05, spread=0.25) == 197  # a quarter: prompts that vary half as much
     wins = np.arange(786)
     shown = np.abs(wins / 785 - 0.5) / math.sqrt(0.25 / 785) > norm.ppf(0.975)
-    assert binom.pmf(wins, 785, 0.55)[shown].sum() == pytest.approx(
-        0.8, abs=0.012
-    )  # exactly 0.810, wins being whole numbers
+    # exactly 0.810, wins being whole numbers
+    assert binom.pmf(wins, 785, 0.55)[shown].sum() == pytest.approx(0.8, abs=0.012)
     assert binom.pmf(wins, 785, 0.5)[shown].sum() == pytest.approx(0.05, abs=0.006)
 
 
@@ -197,9 +196,8 @@ def test_the_clustered_interval_covers_what_it_promises_and_the_naive_one_less(m
         won = drawn(rng, mean, 0.3, prompts, each)
         low, high = interval(won.mean(1).tolist())
         clustered += low <= mean <= high
-        one = binomtest(int(won.sum()), won.size).proportion_ci(
-            method="wilson"
-        )  # as if all games were independent
+        # as if all games were independent
+        one = binomtest(int(won.sum()), won.size).proportion_ci(method="wilson")
         naive += one.low <= mean <= one.high
     assert 0.93 <= clustered / cases <= 0.97
     assert naive / cases < 0.90
@@ -381,9 +379,8 @@ def test_length_control_finds_nothing_in_a_judge_that_only_likes_length(each, sh
     assert 0.93 <= held / cases <= 0.97
     if shift:
         assert share(games).low > 0.55
-        assert (
-            0.93 <= weights / cases <= 0.97
-        )  # where prompts differ, phi over all of them is smaller than on each
+        # where prompts differ, phi over all of them is smaller than on each
+        assert 0.93 <= weights / cases <= 0.97
 
 
 def test_length_control_keeps_what_is_not_length():
@@ -718,8 +715,7 @@ def test_whole_answers_are_the_wrong_unit_for_k2_and_k3(world):
     assert k2[0] / truth == pytest.approx(
         {"near": 1.03, "nearish": 1.12, "apart": 2.18, "far": 4.76}[world.name], abs=0.01
     )
-    assert k3[0] == pytest.approx(
-        truth, rel=1e-3
-    )  # the rest is rounding: in the last world r goes up to e^30
+    # the rest is rounding: in the last world r goes up to e^30
+    assert k3[0] == pytest.approx(truth, rel=1e-3)
     assert k3[1] > 3 * per_token[1]
     assert (k3[1] > 1e9 * per_token[1]) == (world.name == "far")

@@ -126,9 +126,8 @@ def test_the_expected_loss_is_what_the_objective_computes(text):
         "ipo": lambda m: losses.square(m, BETA),
     }.get(text.split(":")[0], logistic)
     wanted = comparison_loss(WORLD.tabular(logits_XPV) - REFERENCE_XA, probability_XAA, formula)
-    assert float(total) / count == pytest.approx(
-        float(wanted), rel=1e-7
-    )  # label_smoothing of a float32 probability is float32
+    # label_smoothing of a float32 probability is float32
+    assert float(total) / count == pytest.approx(float(wanted), rel=1e-7)
 
 
 # ---------------------------------------------------------------- the KL-constrained objective and
@@ -196,16 +195,14 @@ def test_exact_gradient_ascent_finds_it_too():
             by_hand_XPV = torch.einsum("xa,axpv->xpv", weight_XA, grad_log_pi(logits_XPV.detach()))
             equal(slope_XPV, by_hand_XPV, 1e-13)
         distances.append(float(kl(logp_XA, BEST_XA)))
-        chance_XPV = (logp_XA.exp() @ WORLD.step_AS).view_as(
-            slope_XPV
-        )  # that an answer takes the step
+        # that an answer takes the step
+        chance_XPV = (logp_XA.exp() @ WORLD.step_AS).view_as(slope_XPV)
         with torch.no_grad():
             logits_XPV += 0.5 / BETA * 3 * slope_XPV / chance_XPV
     assert distances[0] > 1
     assert distances[-1] < 1e-12
-    plain_XPV = (
-        WORLD.reference_XPV.clone().requires_grad_()
-    )  # without the division: what is hardly ever said hardly ever learns
+    # without the division: what is hardly ever said hardly ever learns
+    plain_XPV = WORLD.reference_XPV.clone().requires_grad_()
     minimise([plain_XPV], lambda: -gain(WORLD.tabular(plain_XPV)), steps=200)
     plain = float(kl(WORLD.tabular(plain_XPV).detach(), BEST_XA))
     assert 1e-6 < plain < 0.1
@@ -273,9 +270,8 @@ def test_dpo_is_a_reward_model_in_disguise():
     """The loss at pi* is the entropy of the labels, which no reward model can beat."""
     found_XA = fitted(WORLD, CLEAN_XAA, logistic)
     entropy_XAA = -torch.xlogy(CLEAN_XAA, CLEAN_XAA) - torch.xlogy(1 - CLEAN_XAA, 1 - CLEAN_XAA)
-    floor = float(
-        (entropy_XAA.sum() - math.log(2) * 3 * COUNT) / (3 * COUNT * (COUNT - 1))
-    )  # without the diagonal
+    # without the diagonal
+    floor = float((entropy_XAA.sum() - math.log(2) * 3 * COUNT) / (3 * COUNT * (COUNT - 1)))
     assert float(comparison_loss(BEST_XA - REFERENCE_XA, CLEAN_XAA, logistic)) == pytest.approx(
         floor, abs=1e-14
     )
@@ -304,9 +300,8 @@ def test_rankings_lead_to_the_same_optimum():
     first_XB = torch.stack(
         [probability_XB for ranks, probability_XB in ranked if ranks[2] == 0]
     ).sum(0)
-    equal(
-        first_XB, REWARD_XA[:, subset_BK].softmax(-1)[..., 2]
-    )  # who comes first is a softmax of the rewards
+    # who comes first is a softmax of the rewards
+    equal(first_XB, REWARD_XA[:, subset_BK].softmax(-1)[..., 2])
     logits_XPV = WORLD.reference_XPV.clone().requires_grad_()
     minimise(
         [logits_XPV],
@@ -337,10 +332,11 @@ def test_ipo_has_an_optimum_of_its_own(labels):
             for i, j, k in itertools.permutations(range(5), 3)
         )
     else:
+        # answers as the reference writes them at temperature 2
         probability_XAA, mu_XA = (
             CLEAN_XAA,
             (REFERENCE_XA / 2).softmax(-1),
-        )  # answers as the reference writes them at temperature 2
+        )
     found_XA = fitted(
         WORLD,
         probability_XAA,
@@ -460,9 +456,10 @@ def test_the_weight_shrinks_as_the_winner_is_preferred(beta):
         logp_N[0] += margin
         _, slopes = objective("dpo", beta=beta).slopes({"logp": logp_N}, batch, [1.0], {})
         weight = -float(slopes["logp"][0]) / beta
+        # every token of a side alike
         assert slopes["logp"].tolist() == pytest.approx(
             [-beta * weight] * 3 + [beta * weight] * 2, abs=1e-15
-        )  # every token of a side alike
+        )
         assert weight == pytest.approx(1 / (1 + math.exp(beta * margin)), abs=1e-14)
         weights.append(weight)
     assert all(later < earlier for earlier, later in itertools.pairwise(weights))
@@ -630,9 +627,8 @@ def test_two_answers_closed_forms():
     for probability_XAA, loss, wanted_X in cases.values():
         ratio_XA = fitted(world, probability_XAA, loss) - world.reference_XA
         equal(BETA * (ratio_XA[:, 0] - ratio_XA[:, 1]), wanted_X, 1e-6)
-    equal(
-        p_X.logit(), world.reward_XA[:, 0] - world.reward_XA[:, 1]
-    )  # so robust has the reward back
+    # so robust has the reward back
+    equal(p_X.logit(), world.reward_XA[:, 0] - world.reward_XA[:, 1])
 
 
 def test_the_page_s_example_of_noise():
@@ -710,9 +706,8 @@ def test_robust_has_no_floor_on_finite_data_and_the_bound_is_one():
     assert 10 <= held[-1][0] < 10 + 2 * 100 * BETA * speed
     assert held[-1] == held[499]
     assert held[-1][2] == 0
-    plain = descend(
-        logistic, 1000
-    )  # DPO's margin grows as a logarithm of the steps, and does not end
+    # DPO's margin grows as a logarithm of the steps, and does not end
+    plain = descend(logistic, 1000)
     assert [plain[499][0], plain[-1][0]] == pytest.approx(
         [math.log(n * 2 * 100 * BETA**2) for n in (500, 1000)], abs=0.02
     )
@@ -749,9 +744,8 @@ def test_hard_labels_have_no_optimum_for_dpo_and_one_for_ipo():
     wanted_XA = optimum(REFERENCE_XA, certain_XAA.mean(-1), BETA)
     spread = (wanted_XA - REFERENCE_XA).amax(-1) - (wanted_XA - REFERENCE_XA).amin(-1)
     assert abs(float(kl(found_XA, wanted_XA))) < 1e-8
-    equal(
-        spread, torch.full((3,), (1 - 1 / COUNT) / BETA, dtype=F64), 1e-9
-    )  # no two answers are further apart than 1/beta
+    # no two answers are further apart than 1/beta
+    equal(spread, torch.full((3,), (1 - 1 / COUNT) / BETA, dtype=F64), 1e-9)
     print(
         f"\nhard labels: dpo's KL to pi_ref -> {distance[-1]:.2f}; ipo's"
         f" {float(kl(found_XA, REFERENCE_XA)):.3f}"

@@ -160,9 +160,10 @@ def test_17_answers_of_a_round_name_the_model_without_numbers(
     world, tmp_path, monkeypatch, policy, first, part
 ):
     names = {"model": str(world / "model"), "loud": str(bent(world, tmp_path / "loud", loud))}
+    # a broken model cannot be sampled
     monkeypatch.setattr(
         against, "sample", lambda _, prompts, how, tick: [[Answer((5, 6), True)] for _ in prompts]
-    )  # a broken model cannot be sampled
+    )
     settings = SampleSettings(model=names[policy], prompts="", out=tmp_path, max_new_tokens=2)
     with pytest.raises(
         TrainingError,
@@ -710,9 +711,8 @@ def test_27_a_models_answer_is_text_in_the_terminal_and_in_the_page(
     assert not set(said) & {"\x1b", "\u202e"}
     assert "[red]" in said.replace("\n", "")
     assert len(said) < 10_000
-    assert read_jsonl(tmp_path / "a.jsonl")[0]["answer"] == [
-        NASTY
-    ]  # the file has all of it, as it is
+    # the file has all of it, as it is
+    assert read_jsonl(tmp_path / "a.jsonl")[0]["answer"] == [NASTY]
 
 
 # ---------------------------------------------------------------- 28: settings

@@ -38,9 +38,8 @@ def here(tmp_path_factory):
     )
     yield made
     assert made.end() == 143
-    assert made.complained.count("\n") <= 2, (
-        made.complained
-    )  # how it ended; no traceback, no warning
+    # how it ended; no traceback, no warning
+    assert made.complained.count("\n") <= 2, made.complained
 
 
 @pytest.fixture(scope="module")

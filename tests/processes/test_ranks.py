@@ -101,10 +101,11 @@ def same(one, other, near=NEAR):
         ("dpo", {"objective": "aot"}),
         ("dpo", {"moving_reference": "mix=0.3,every=2"}),
         ("dpo", {"objective": "tdpo", "checkpointing": True}),
+        # three groups for two processes: one has less
         (
             "dpo",
             {"batch_size": 3, "steps": 4, "save_best": True, "async_save": True},
-        ),  # three groups for two processes: one has less
+        ),
         ("dpo", {"stream": 10, "engine": "rows"}),
         ("reward", {}),
         ("reward", {"lora": "r=4,alpha=8", "batch_size": 3, "steps": 4}),
@@ -280,9 +281,8 @@ def test_what_the_leader_finds_wrong_is_said_once(farm, world, tmp_path):
 
 def test_a_job_whose_others_never_come_is_told(farm, world, tmp_path):
     alone = {"WORLD_SIZE": "2", "RANK": "0"}
-    answer = farm(
-        *line(world, tmp_path / "run"), out=tmp_path / "said", env=alone
-    )  # nobody said where to meet
+    # nobody said where to meet
+    answer = farm(*line(world, tmp_path / "run"), out=tmp_path / "said", env=alone)
     assert answer["codes"] == [1]
     assert "the other 1 processes of this job were not found" in answer["said"][0]
     with socket.socket() as free:

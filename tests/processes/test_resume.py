@@ -307,9 +307,8 @@ def test_a_report_that_cannot_be_drawn_leaves_a_finished_run(
         assert call(*again(world, run))[0] == 1
         assert run.finished
         assert not run.report_json.exists()
-        assert (
-            call(*again(world, run))[0] == 1
-        )  # nothing but the report is missing, and it cannot be drawn
+        # nothing but the report is missing, and it cannot be drawn
+        assert call(*again(world, run))[0] == 1
     assert (run.model / "model.safetensors").read_bytes() == (
         finished / "model" / "model.safetensors"
     ).read_bytes()

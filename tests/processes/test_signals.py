@@ -219,9 +219,8 @@ def swallow(number):
     except Exception:
         pytest.fail("swallowed")
     finally:
-        assert (
-            signals.asked() == 0
-        )  # it did not wait: a sampling that goes on would end each answer after a word
+        # it did not wait: a sampling that goes on would end each answer after a word
+        assert signals.asked() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

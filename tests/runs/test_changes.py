@@ -125,9 +125,8 @@ def reward(world, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OTHER if name in REWARD and name != "quantize"]
-)  # a reward model is never in 4 bits
+# a reward model is never in 4 bits
+@pytest.mark.parametrize("name", [name for name in OTHER if name in REWARD and name != "quantize"])
 def test_every_change_of_a_reward_model_is_refused_by_name(
     world, reward, monkeypatch, capsys, name
 ):
@@ -205,9 +204,8 @@ def test_an_allowed_change_is_made_recorded_and_then_the_runs_own(
     )
     shutil.rmtree(unfinished.checkpoints / "step_4")  # the newest is from before the change
     unfinished.unfinish()
-    assert (
-        runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed)) == 0
-    )  # the same command needs no flag
+    # the same command needs no flag
+    assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **changed)) == 0
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 2
 
 
@@ -290,13 +288,14 @@ def test_a_streams_next_window_is_the_one_it_was(world, tmp_path, monkeypatch, c
 def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(
     world, tmp_path, monkeypatch, capsys, what
 ):
+    # the first one is the best: it gets worse
     changed = {
         **KEPT,
         "steps": 6,
         "keep": 1,
         "eval_every": 1,
         "eval_data": [str(world / "against.jsonl")],
-    }  # the first one is the best: it gets worse
+    }
     run = runs.dpo(world, tmp_path / "run", **changed, save_best=what == "damaged")
     run.unfinish()
     more = {"save_best": True}

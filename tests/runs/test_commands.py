@@ -143,9 +143,8 @@ def test_a_wrong_word_is_answered(world, tmp_path, call, words, told):
     assert code == 2
     assert error.startswith("error: ")
     assert told in error
-    assert not (tmp_path / "run" / "config.yaml").exists() or "cuda" in str(
-        words
-    )  # a device is tried when the model is loaded
+    # a device is tried when the model is loaded
+    assert not (tmp_path / "run" / "config.yaml").exists() or "cuda" in str(words)
 
 
 def test_a_missing_setting_and_no_words_at_all(call):
@@ -523,9 +522,8 @@ def test_generate_before_and_after_from_a_file(world, trained, tmp_path, call):
     assert all(set(row) == {"prompt", "before", "after"} and len(row["after"]) == 2 for row in rows)
     tiny.write(tmp_path / "p.jsonl", [{"prompt": "0: old?"}])
     assert call(*words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "b.jsonl")[0] == 0
-    assert (
-        read_jsonl(tmp_path / "b.jsonl") == rows[:1]
-    )  # greedy, and a prompt's company changes nothing
+    # greedy, and a prompt's company changes nothing
+    assert read_jsonl(tmp_path / "b.jsonl") == rows[:1]
     tiny.write(tmp_path / "p.jsonl", [{"prompt": "0: old?"}, {"text": "1"}])
     code, _, error = call(*words, "--prompts", tmp_path / "p.jsonl")
     assert (code, "p.jsonl:2" in error) == (2, True)

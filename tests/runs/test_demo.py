@@ -89,18 +89,16 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     assert known["accuracy"] == finals
     assert "displacement" in (tmp_path / "first" / "report.html").read_text()
 
-    assert (
-        runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
-    )  # finished: the table again, nothing else
+    # finished: the table again, nothing else
+    assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
     again = capsys.readouterr().out
     assert "1 of 4" not in again
     assert again.strip() in first
     page = (tmp_path / "first" / "report.html").read_bytes()
     for name in ("report.html", "report.json"):
         (tmp_path / "first" / name).unlink()
-    assert (
-        runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
-    )  # finished by its summary: the report is drawn again
+    # finished by its summary: the report is drawn again
+    assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
     assert capsys.readouterr().out == again
     assert (tmp_path / "first" / "report.html").read_bytes() == page
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "second") == 0

@@ -58,9 +58,8 @@ def test_the_estimator_has_the_exact_kl_as_its_mean():
     lengths = [len(s.ids) - s.start for s in groups[0].sequences]
     ours, theirs = (scores(model, groups).split(lengths) for model in (policy, reference))
     probability = [math.exp(float(one.sum())) for one in ours]
-    assert math.fsum(probability) == pytest.approx(
-        1, abs=1e-12
-    )  # these are all the answers there are
+    # these are all the answers there are
+    assert math.fsum(probability) == pytest.approx(1, abs=1e-12)
     exact = math.fsum(p * float((a - b).sum()) for p, a, b in zip(probability, ours, theirs))
     mean = math.fsum(p * drift.kl(a, b, 1) for p, a, b in zip(probability, ours, theirs))
     assert exact > 0.3

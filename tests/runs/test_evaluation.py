@@ -196,12 +196,13 @@ def test_kl_is_exact_over_the_vocabulary(world):
     found = evaluated(world, world / "held.jsonl", kl_samples=20, seed=3)
     (one,) = found.report["sets"].values()
     far = one["kl"]
+    # three each: 20 do not divide by 8 prompts
     assert (far["how"], far["kl"]["count"], far["kl"]["prompts"], far["most"]) == (
         "exact",
         24,
         8,
         128,
-    )  # three each: 20 do not divide by 8 prompts
+    )
     policy, start = (loading.load(str(world / name), device=CPU) for name in ("run", "model"))
     prompts = {
         row["where"]: policy.tokenizer(json.loads(line)["prompt"])["input_ids"]
@@ -639,9 +640,8 @@ def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
     for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen"):
         assert found.summary[name] == pytest.approx(last[f"eval_{name}"], rel=1e-4), name
     (one,) = found.report["sets"].values()
-    assert one["calibration"]["log_loss"] == pytest.approx(
-        last["eval_loss"], rel=1e-4
-    )  # arXiv 2305.18290 eq. 2
+    # arXiv 2305.18290 eq. 2
+    assert one["calibration"]["log_loss"] == pytest.approx(last["eval_loss"], rel=1e-4)
 
 
 def test_what_a_figure_was_taken_over_reads_as_a_sentence():

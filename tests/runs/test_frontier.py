@@ -161,9 +161,8 @@ def test_best_of_n_keeps_its_bound_and_one_draw_is_the_reference():
     for n in (2, 4, 64):
         far = float(measure.kl(TABLE, measure.best_of(TABLE, n)).max())
         assert 0.5 * measure.bound(n) < far <= measure.bound(n)
-    near(
-        measure.kl(TIED, measure.best_of(TIED, 64))[1], 0.0
-    )  # where all answers are worth the same, the best of them is any
+    # where all answers are worth the same, the best of them is any
+    near(measure.kl(TIED, measure.best_of(TIED, 64))[1], 0.0)
     assert measure.bound(1) == 0
 
 
@@ -423,9 +422,8 @@ def test_frontiers_are_compared_where_both_have_been():
     assert (other["reach"], other["verdict"]) == ([1.5, 3.0], "no")
     assert other["difference"]["mean"] == pytest.approx(-found["difference"]["mean"])
     near = {**FACTS, "limit": [{"kl": 0.0, "reward": 0.0}, {"kl": 2.9, "reward": 6.0}]}
-    assert (
-        claims.above([*dpo, *ppo], "dpo", "ppo", near)["shares"] is None
-    )  # the limit is not known to 3
+    # the limit is not known to 3
+    assert claims.above([*dpo, *ppo], "dpo", "ppo", near)["shares"] is None
 
 
 def test_no_verdict_without_two_frontiers():
@@ -497,10 +495,11 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
         made("dpo", 1.0, 1, 1.0, 1.0, share=0.9),
         made("ppo", 1.0, 0, 1.0, 1.0, share=0.8),
     ]
+    # too near to say anything
     points += [
         made("ppo_true", 0.5, 0, 1.0, 1.0, share=share),
         made("ppo_true", 9.0, 0, 0.05, 1.0, share=0.99),
-    ]  # too near to say anything
+    ]
     found = claims.claims({"small": FACTS}, points)
     assert found["ppo"]["shown"] is told
     assert next(row for row in found["closest"] if row["method"] == "dpo")["share"][
@@ -523,9 +522,8 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any(sentence.startswith("PPO may stand here") for sentence in page["sentences"]) is told
     assert any("PPO" in claim["claim"] for claim in frontier_words.claims(ledger)) is told
-    assert not any(
-        "less KL" in claim["claim"] for claim in frontier_words.claims(ledger)
-    )  # one beta has no order
+    # one beta has no order
+    assert not any("less KL" in claim["claim"] for claim in frontier_words.claims(ledger))
     more = claims.claims(
         {"small": FACTS}, [*points, made("dpo", 3.0, 0, 0.2, 0.1), made("dpo", 3.0, 1, 0.2, 0.1)]
     )
@@ -798,9 +796,8 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(
         recipe, "FULL", (("small", dataclasses.replace(plan, size=size), recipe.small),)
     )
-    monkeypatch.setattr(
-        claims, "NEEDED", -9.0
-    )  # costs are reckoned where PPO may be shown, and two steps prove nothing
+    # costs are reckoned where PPO may be shown, and two steps prove nothing
+    monkeypatch.setattr(claims, "NEEDED", -9.0)
     monkeypatch.setattr(claims, "FAR", 0.0)
     out = tmp_path / "f"
     recipe.compute(out, "", quick=False, seeds=None, seed=0)
@@ -952,8 +949,7 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     (weights,) = (out / "sft" / "model").glob("*.safetensors")
     tensors = load_file(weights)
     name = next(iter(tensors))
-    save_file(
-        {**tensors, name: tensors[name] + 1}, weights, metadata={"format": "pt"}
-    )  # trained anew, at the same place
+    # trained anew, at the same place
+    save_file({**tensors, name: tensors[name] + 1}, weights, metadata={"format": "pt"})
     with pytest.raises(RunError, match=f"sft: {kept} ->"):
         recipe.compute(out / "frontier", "", quick=True, seeds=None, seed=0, trained=out / "sft")

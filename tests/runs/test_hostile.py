@@ -97,9 +97,8 @@ def test_a_run_refused_by_a_typo_can_be_begun_with_the_typo_mended(world, tmp_pa
         )
     broken = shutil.copytree(world / "model", tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"torn")
-    assert (
-        call(*runs.line("dpo", world, tmp_path / "run", model=str(broken)))[0] == 2
-    )  # known only when the weights are read
+    # known only when the weights are read
+    assert call(*runs.line("dpo", world, tmp_path / "run", model=str(broken)))[0] == 2
     assert call(*runs.line("dpo", world, tmp_path / "run"))[0] == 0
 
 

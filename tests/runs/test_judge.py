@@ -846,9 +846,8 @@ def test_a_function_is_given_the_columns_it_names(tmp_path, call, function):
         "gold": "b",
         "shift": {"by": 0},
     }
-    tiny.write(
-        tmp_path / "sums.jsonl", [*rows, more]
-    )  # rows that are new are judged, the others stay
+    # rows that are new are judged, the others stay
+    tiny.write(tmp_path / "sums.jsonl", [*rows, more])
     assert call(str(tmp_path / "sums.jsonl"), *words)[0] == 0
     assert read_jsonl(tmp_path / "judged.jsonl")[:3] == made
     tiny.write(tmp_path / "sums.jsonl", [rows[0], {**rows[1], "gold": "1"}, rows[2], more])
@@ -868,11 +867,12 @@ def test_a_function_is_given_the_columns_it_names(tmp_path, call, function):
     plain = judged(
         call, "--judge", "mine_to_judge:maybe", file="plain.jsonl", out="plain-judged.jsonl"
     )
+    # its default where there is no such column, null where it is null
     assert [row["judge_scores"] for row in plain] == [
         [-1.0, -1.0],
         [7.0, 7.0],
         [7.0, 7.0],
-    ]  # its default where there is no such column, null where it is null
+    ]
     for name, told in (
         ("lacking", "plain.jsonl:1: nowhere: is missing"),
         ("anything", "does not say which columns it wants"),

@@ -215,9 +215,8 @@ def test_a_moving_reference_moves_as_it_should(follow):
             rel=1e-9,
         )
         losses.append(row["loss"])
-        assert all(
-            torch.equal(p, before[name]) for name, p in ours.named_parameters()
-        )  # asking leaves no trace
+        # asking leaves no trace
+        assert all(torch.equal(p, before[name]) for name, p in ours.named_parameters())
         take_step(
             ours,
             alone([collate(data)]),
@@ -317,9 +316,8 @@ def test_a_run_of_every_objective(world, tmp_path, text):
     settings = read_json(run.environment)["settings"]
     assert objective(settings["objective"]).terms[0].entry is objective(text).terms[0].entry
     again = api.dpo(**{**settings, "out": str(tmp_path / "again")})
-    assert runs.numbers(again) == runs.numbers(
-        run
-    )  # the settings as recorded are those that were run
+    # the settings as recorded are those that were run
+    assert runs.numbers(again) == runs.numbers(run)
     if text in ("kto", "bco", "beta_dpo"):
         assert read_json(run.checkpoints / "step_6" / "progress.json")["known"]
 

@@ -129,9 +129,8 @@ def test_completion_logps_of_any_rows_equal_a_plain_loop(shared_data, monkeypatc
         found = completion_logps(model, tokenizer, rows).tolist()
     batches = pack(rendered, budget(rendered, None))
     assert len(batches) > 1
-    assert [i for items in batches for i in items] != list(
-        range(len(rows))
-    )  # so that the order had to be restored
+    # so that the order had to be restored
+    assert [i for items in batches for i in items] != list(range(len(rows)))
     assert found == pytest.approx(expected, rel=1e-12)
 
 

@@ -253,9 +253,8 @@ def test_the_critics_gradient_by_finite_differences(monkeypatch):
         assert float(
             sum((found[name] * part).sum() for name, part in direction.items() if name in found)
         ) == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    clipped = value_error(
-        PerToken(old_N - 1, start), PerToken(old_N + 9, start), 0.5
-    )  # all have moved towards their return by twice the clip
+    # all have moved towards their return by twice the clip
+    clipped = value_error(PerToken(old_N - 1, start), PerToken(old_N + 9, start), 0.5)
     found, row = gradient(model, groups, clipped, ORACLE, monkeypatch)
     assert (row["value_clip_fraction"], row["grad_norm"]) == (1, 0)
 
@@ -306,9 +305,8 @@ def test_advantages_of_two_answers_by_hand():
     advantage_N, return_N = by_gae(answers, 0.1, 0.9, 0.8, whiten_rewards=False)
     assert advantage_N == pytest.approx(torch.tensor([first, last, -1 + 0.2]))
     assert return_N == pytest.approx(torch.tensor([first + 0.3, last + 0.1, -1.0]))
-    scaled = torch.tensor(reward) / statistics.pstdev(
-        reward
-    )  # nothing is added: a token that earned nothing still earns nothing
+    # nothing is added: a token that earned nothing still earns nothing
+    scaled = torch.tensor(reward) / statistics.pstdev(reward)
     assert by_gae(answers, 0.1, 1.0, 1.0, whiten_rewards=True)[1] == pytest.approx(
         torch.stack([scaled[0] + scaled[1], scaled[1], scaled[2]])
     )
@@ -972,9 +970,8 @@ def test_a_function_that_is_given_a_column_is_the_one_that_knows_it(world, tmp_p
     tiny.write(file, [{"prompt": prompt, "last": "ba"} for prompt in PROMPTS])
     code, _, error = call(*words, "--allow-change", "steps")
     assert code == 2
-    assert (
-        "to go on with the change: --allow-change reward" in error
-    )  # what is right has changed, so the reward has
+    # what is right has changed, so the reward has
+    assert "to go on with the change: --allow-change reward" in error
     tiny.write(file, [{"prompt": prompt} for prompt in PROMPTS])
     code, _, error = call(
         *line(world, tmp_path / "none", prompts=file, reward="judge_of_words:told")

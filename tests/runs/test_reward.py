@@ -427,9 +427,8 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     assert scoring.scores(loaded, said) == pytest.approx(alone, abs=1e-5)
     fresh = [float(before(input_ids=torch.tensor([row])).logits[0, 0].detach()) for row in ids]
     assert alone != pytest.approx(fresh, abs=1e-2)
-    again = trained(
-        world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9
-    )  # what goes on begins where that ended
+    # what goes on begins where that ended
+    again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(
         read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3
     )

@@ -180,10 +180,11 @@ def test_weights_and_soft_labels_in_closed_form():
     ]
     expected = 0.0
     for c in group.comparisons:
+        # labels are kept in float32
         z, p = (
             beta * (score[c.winner] - score[c.loser]),
             float(torch.tensor(c.probability)),
-        )  # labels are kept in float32
+        )
         expected += c.weight * (p * math.log1p(math.exp(-z)) + (1 - p) * math.log1p(math.exp(z)))
     optimizer = Optimizer(model, kind="adamw", weight_decay=0.0, clip=None)
     assert step(model, [group], [[0]], optimizer, reference, preference("dpo", beta=beta))[
@@ -442,9 +443,8 @@ def test_smoothed_labels_reach_the_loss(world, tmp_path):
         for e in (0.0, 0.4)
     )
     assert smooth[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert smooth[0]["grad_norm"] == pytest.approx(
-        plain[0]["grad_norm"] * (1 - 2 * 0.4), rel=1e-4
-    )  # the slope at m = 0 is -beta (1 - 2 e) / 2
+    # the slope at m = 0 is -beta (1 - 2 e) / 2
+    assert smooth[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"] * (1 - 2 * 0.4), rel=1e-4)
     assert smooth[-1]["loss"] > plain[-1]["loss"]
 
 

@@ -115,25 +115,36 @@ def test_probability_is_the_share_of_votes():
     found, counted = rows(sheet(*cast), Rules())
     assert compared(found) == {"x": [comparison(0, 1, 2.5 / 4), comparison(2, 0)]}
     assert counted == {
-        "votes": 5, "votes used": 5, "of them both bad, counted as ties": 0, "comparisons": 2, "groups": 1, "items without a comparison": 1,
-    }  # fmt: skip
+        "votes": 5,
+        "votes used": 5,
+        "of them both bad, counted as ties": 0,
+        "comparisons": 2,
+        "groups": 1,
+        "items without a comparison": 1,
+    }
     assert found[0]["models"] == ["a", "b", "c"]
     assert found[0]["completions"] == [" x0", " x1", " x2"]
 
 
 def test_a_judges_share_counts_as_it_is():
+    # 0.9 and 0.7 for the first answer
     cast = [
         vote(0, 1, "first", share=0.9),
         vote(1, 0, "second", share=0.3),
-    ]  # 0.9 and 0.7 for the first answer
+    ]
     assert compared(rows(sheet(*cast), Rules())[0]) == {"x": [comparison(0, 1, 0.8)]}
 
 
 def test_every_vote_is_used_or_counted():
     cast = [
-        vote(0, 1, "first"), vote(0, 1, "skip", "bob"), vote(0, 1, "error", "judge"), vote(0, 1, "bad", "cat"), vote(1, 0, "second", kind="repeat"),
-        vote(0, 1, "first", item="y", kind="gold"), vote(0, 1, "second", "mallory"),
-    ]  # fmt: skip
+        vote(0, 1, "first"),
+        vote(0, 1, "skip", "bob"),
+        vote(0, 1, "error", "judge"),
+        vote(0, 1, "bad", "cat"),
+        vote(1, 0, "second", kind="repeat"),
+        vote(0, 1, "first", item="y", kind="gold"),
+        vote(0, 1, "second", "mallory"),
+    ]
     found, counted = rows(sheet(*cast), Rules(exclude=("mallory",)))
     assert compared(found) == {"x": [comparison(0, 1, 0.75)]}
     reasons = {
@@ -144,9 +155,15 @@ def test_every_vote_is_used_or_counted():
         "of annotators left out": 1,
     }
     assert counted == reasons | {
-        "votes": 7, "votes used": 2, "of them both bad, counted as ties": 1, "comparisons": 1, "groups": 1, "items without a comparison": 1,
-    }  # fmt: skip
+        "votes": 7,
+        "votes used": 2,
+        "of them both bad, counted as ties": 1,
+        "comparisons": 1,
+        "groups": 1,
+        "items without a comparison": 1,
+    }
     assert counted["votes"] == counted["votes used"] + sum(reasons.values())
+    # what was left out is still told
     assert [one["by"] for one in found[0]["votes"]] == [
         "ann",
         "bob",
@@ -154,7 +171,7 @@ def test_every_vote_is_used_or_counted():
         "cat",
         "ann",
         "mallory",
-    ]  # what was left out is still told
+    ]
 
 
 def test_ties_are_kept_or_dropped():
@@ -194,9 +211,10 @@ def test_margin_is_the_mean_strength_for_the_winner():
         vote(0, 1, "tie", "cat"),
         vote(1, 0, "second", "dan"),
     ]
+    # dan told none
     assert compared(rows(sheet(*cast), Rules())[0]) == {
         "x": [comparison(0, 1, 2.5 / 4, margin=(3 - 1 + 0) / 3)]
-    }  # dan told none
+    }
     told_by_none = [vote(0, 1, "first"), vote(0, 1, "tie", "bob")]
     assert compared(rows(sheet(*told_by_none), Rules())[0]) == {"x": [comparison(0, 1, 0.75)]}
 

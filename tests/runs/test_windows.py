@@ -176,12 +176,10 @@ def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(
     ]
     rows = runs.numbers(run)
     assert [row["window"] for row in rows if "loss" in row] == [0.5, 1, 1.5, 2, 3, 3.5, 4]
-    assert rows[0]["loss"] == pytest.approx(
-        0.693147, abs=1e-5
-    )  # ln 2: policy and reference are one
-    assert (
-        abs(rows[2]["loss"] - 0.693147) > 1e-4
-    )  # the second window's reference is not the policy of now
+    # ln 2: policy and reference are one
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    # the second window's reference is not the policy of now
+    assert abs(rows[2]["loss"] - 0.693147) > 1e-4
     named = runs.dpo(
         world,
         tmp_path / "named",
@@ -191,9 +189,8 @@ def test_each_row_is_trained_on_once_in_a_pass_and_scored_by_the_first_weights(
         lr=1e-2,
         reference=str(world / "model"),
     )
-    same(
-        kept(run), kept(named)
-    )  # a reference loaded anew for each window says the same as the policy's own first weights
+    # a reference loaded anew for each window says the same as the policy's own first weights
+    same(kept(run), kept(named))
 
 
 def test_a_window_without_a_usable_row_is_passed_over(tmp_path, capsys):

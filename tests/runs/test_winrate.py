@@ -364,9 +364,8 @@ def test_the_report_says_where_it_comes_from(world, whole):
     assert report["settings"]["judge"] == report["judge"]["judge"] == TASTE
     assert report["command"].startswith("winnow winrate ")
     assert {"winnow-lm", "numpy", "scipy", "torch", "python"} <= set(report["versions"])
-    assert (
-        len({model["sampled"]["seed"] for model in report["models"][:3]}) == 3
-    )  # random numbers of their own, whatever their place in the command
+    # random numbers of their own, whatever their place in the command
+    assert len({model["sampled"]["seed"] for model in report["models"][:3]}) == 3
     assert "sampled" not in report["models"][3]
 
 

@@ -193,9 +193,10 @@ def _lint(renderer: Renderer, sequence: TokenSequence, *, last: bool = False) ->
         if kind == HIDDEN:
             shown.append(f" ... {len(run):,} tokens ... ", style=HIDDEN)
             continue
+        # together: a letter may take several
         text = renderer.tokenizer.decode(
             ids[run[0] : run[-1] + 1], clean_up_tokenization_spaces=False
-        )  # together: a letter may take several
+        )
         shown.append(visible(text).replace("\n", "\\n"), style=kind)
         shown.append("|" if run[-1] + 1 == sequence.start else "", style="bold red")
     return shown

@@ -29,12 +29,13 @@ from winnow.training.rendering import renderer
 
 SCHEMA = 2
 WRITTEN = ("report.html", "report.json", "rows.jsonl")
+# what a run's data looked like to it, and its frozen weights
 INHERITED = (
     "as",
     "max_length",
     "cut_budget",
     "quantize",
-)  # what a run's data looked like to it, and its frozen weights
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,6 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
 
 
 # --- what is asked for
-# --------------------------------------------------------------------------------------------------
 
 
 def _with_run_defaults(
@@ -203,7 +203,6 @@ def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
 
 
 # --- figures
-# ------------------------------------------------------------------------------------------------------------
 
 
 def _rows(one: HeldOut, made: Objective, said: Said, i: int) -> list[dict[str, Any]]:
@@ -286,7 +285,6 @@ def _trained_on(settings: EvalSettings, one: HeldOut) -> bool:
 
 
 # --- what is written
-# ----------------------------------------------------------------------------------------------------
 
 
 def _head(

@@ -124,7 +124,5 @@ def _say_one(name: str, entry: Entry) -> None:
     if not settings_of(entry):
         say("no settings")
     composes = [key for key in modifiers(entry) if key not in ("label_smoothing", "score")]
-    say(
-        "composes with:"
-        f" {', '.join(['--pairs', *composes] if entry.unit == 'comparison' else composes) or 'nothing'}"
-    )
+    composes = ["--pairs", *composes] if entry.unit == "comparison" else composes
+    say(f"composes with: {', '.join(composes) or 'nothing'}")

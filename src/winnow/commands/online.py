@@ -103,9 +103,8 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     """
     settings = resolved.settings
     root = settings.out
-    _training(
-        resolved, Round(1, root, settings.model)
-    )  # what is wrong with its settings is told now
+    # what is wrong with its settings is told now
+    _training(resolved, Round(1, root, settings.model))
     referee = Referee(resolved)
     referee.refuse()
     asked = distinct(prompts(settings.prompts, settings.limit))
@@ -113,9 +112,8 @@ def run(resolved: Resolved[OnlineSettings], command: str = "") -> Path:
     out = RunFolder(root)
     if not (root / LEDGER).exists():
         referee.try_out(asked[0])
-        out.create(
-            ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl")
-        )  # what a start that ended before the ledger left
+        # what a start that ended before the ledger left
+        out.create(ours=("round-0.prompts.jsonl", "round-0.held-out.jsonl"))
     make_writable(root, "choose another --out")
     with out.lock():
         loop = Loop(
@@ -150,11 +148,12 @@ def _ledger(
     """
     settings = resolved.settings
     free = {*FREE, "rounds", "timeout", "concurrency", "budget", "key_env"}
+    # what an error may ask to be changed; a training that has begun sees to it itself
     free |= {
         "max_length",
         "cut_budget",
         "on_bad_row",
-    }  # what an error may ask to be changed; a training that has begun sees to it itself
+    }
     kept = {
         name: value
         for name, value in settings.model_dump(mode="json", by_alias=True).items()
@@ -284,9 +283,8 @@ def _training(resolved: Resolved[OnlineSettings], one: Round) -> Resolved[DPOSet
         "out": one.folder,
         "limit": None,
     }
-    own |= {
-        "lora": settings.lora if one.number == 1 else None
-    }  # what a later round begins with is that adapter
+    # what a later round begins with is that adapter
+    own |= {"lora": settings.lora if one.number == 1 else None}
     if (
         settings.data
         and settings.as_ is None

@@ -25,6 +25,7 @@ from winnow.system.append_file import Growing
 from winnow.system.console import safe, say
 from winnow.system.files import locked, make_folder, sha256_json
 
+# of a row: what its answers depend on
 SAYS_HOW = (
     "weights",
     "template",
@@ -33,7 +34,7 @@ SAYS_HOW = (
     "temperature",
     "top_p",
     "seed",
-)  # of a row: what its answers depend on
+)
 
 
 def run(resolved: Resolved[SampleSettings]) -> Path:
@@ -46,6 +47,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
     asked_for = prompts(settings.prompts, settings.limit)
     make_folder(settings.out.absolute().parent)
     with locked(settings.out):
+        # vLLM has its own
         loaded = load(
             settings.model,
             (
@@ -53,7 +55,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
                 if settings.sampler == "transformers"
                 else settings.model_copy(update={"device": "cpu"})
             ),
-        )  # vLLM has its own
+        )
         asked = ask(settings.model, loaded, asked_for, settings)
         how = _how(settings, loaded, asked)
         names = _names(asked)

@@ -443,7 +443,8 @@ class CheckSettings(DPOSettings):
 
     out: Path | None = setting(
         None,
-        "not used, a check writes nothing: taken so that a training command can be checked as it stands",
+        "not used, a check writes nothing: taken so that a training command can be checked as it"
+        " stands",
         "run",
     )  # type: ignore[assignment]
     recipe: Literal["dpo", "sft", "reward"] = setting(

@@ -141,9 +141,8 @@ def resolve(
         if "objective" in merged and not _same_objective(
             str(merged["objective"]), str(values.get("objective", "dpo"))
         ):
-            values = {
-                name: value for name, value in values.items() if name != "beta"
-            }  # a beta belongs to its objective
+            # a beta belongs to its objective
+            values = {name: value for name, value in values.items() if name != "beta"}
         layers.insert(0, (f"preset {merged['preset']}", values))
     final: dict[str, Any] = {}
     origins = {field.alias or name: "default" for name, field in kind.model_fields.items()}

@@ -111,7 +111,6 @@ def examine(
 
 
 # --- the text
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _identical(group: PreferenceGroup, c: Comparison) -> bool:
@@ -206,9 +205,8 @@ def _conflicts(groups: Sequence[PreferenceGroup], prompt_of: NDArray[Any]) -> It
         + sum(completion.label is not None for completion in group.completions)
         for group in groups
     ]
-    several = np.flatnonzero(
-        (np.bincount(prompt_of, judgements) > 1)[prompt_of]
-    )  # most prompts have a single pair, which agrees with itself
+    # most prompts have a single pair, which agrees with itself
+    several = np.flatnonzero((np.bincount(prompt_of, judgements) > 1)[prompt_of])
     order = several[np.argsort(prompt_of[several], kind="stable")]
     together = np.split(order, np.flatnonzero(np.diff(prompt_of[order])) + 1) if len(order) else []
     opposed: list[int] = []
@@ -315,7 +313,6 @@ def _soft(groups: Sequence[PreferenceGroup]) -> Iterator[Finding]:
 
 
 # --- lengths and tokens
-# ------------------------------------------------------------------------------------------------
 
 
 def _lengths(
@@ -436,7 +433,6 @@ def _identical_by_cut(group: RenderedGroup, c: Comparison) -> bool:
 
 
 # --- two data sets
-# -----------------------------------------------------------------------------------------------------
 
 
 def _leaks(
@@ -446,9 +442,8 @@ def _leaks(
         {prompt_key(group) for group in eval_groups},
         {pair for group in eval_groups for pair in _pairs(group)},
     )
-    near = [
-        group for group in groups if prompt_key(group) in prompts
-    ]  # the evaluation data is the smaller side: its keys are held, not all
+    # the evaluation data is the smaller side: its keys are held, not all
+    near = [group for group in groups if prompt_key(group) in prompts]
     known = pairs.intersection(pair for group in near for pair in _pairs(group))
     leaks = tuple(group.where for group in eval_groups if not known.isdisjoint(_pairs(group)))
     if leaks:

@@ -203,9 +203,8 @@ def _drop_unjudged(part: _Part, kind: Kind) -> None:
     """
     texts, gone = checks.clean(part.texts)
     identical = set(gone.get(checks.IDENTICAL, ()))
-    lost = gone.get(
-        checks.UNCOMPARED, []
-    )  # groups: a row is dropped for one reason, so that the counts add up
+    # groups: a row is dropped for one reason, so that the counts add up
+    lost = gone.get(checks.UNCOMPARED, [])
     part.dropped["identical completions"] = sum(where in identical for where in lost)
     part.dropped["no comparison"] = len(lost) - part.dropped["identical completions"]
     part.identical = sum(where not in set(lost) for where in gone.get(checks.IDENTICAL, ()))

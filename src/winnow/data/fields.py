@@ -92,11 +92,12 @@ def message(value: Any, name: str) -> Message:
     """One turn; keys beside role and content are kept for the chat template."""
     if not isinstance(value, dict):
         raise BadRow(name, f"is {json_type(value)}, expected a message with role and content")
+    # Arrow fills gaps with null
     extra = {
         key: part
         for key, part in value.items()
         if key not in ("role", "content") and part is not None
-    }  # Arrow fills gaps with null
+    }
     content: Any = value.get("content")
     if content is None and extra.get("tool_calls"):
         content = ""  # a turn that only calls tools says nothing

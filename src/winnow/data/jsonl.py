@@ -225,10 +225,11 @@ class _Cutter:
 
     def feed(self, chunk: bytes) -> Iterator[_Piece | Problem]:
         taken, position = 0, self.skip
+        # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
         self.skip, quote = (
             0,
             -1,
-        )  # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
+        )
         while not self.done and (
             match := (_INSIDE if self.inside else _OUTSIDE).search(chunk, position)
         ):
@@ -318,9 +319,10 @@ class _Cutter:
                 "split or remove the row",
             )
         elif raw := bytes(self.held.strip(_BLANK)):
+            # several rows on one line
             where = (
                 f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"
-            )  # several rows on one line
+            )
             self.last_line = line
             yield _Piece(where, raw, line, column, offset)
         elif (
@@ -362,9 +364,8 @@ def _row(name: str, piece: _Piece) -> Row | Problem:
 
 def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem:
     ended = error.doc.rstrip()
-    at = min(
-        error.pos, len(ended)
-    )  # the line break behind a row is no part of it: what ends too early, ends on its own line
+    # the line break behind a row is no part of it: what ends too early, ends on its own line
+    at = min(error.pos, len(ended))
     begin = error.doc.rfind("\n", 0, at) + 1
     line = piece.line + error.doc.count("\n", 0, at)
     column = at - begin + (1 if begin else piece.column)

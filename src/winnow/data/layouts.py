@@ -39,7 +39,6 @@ def group_of(row: Row, layout: Layout, as_: As) -> PreferenceGroup | list[Proble
 
 
 # --- the layouts
-# -------------------------------------------------------------------------------------------------------
 
 
 def pairs(row: Row, as_: As) -> PreferenceGroup:
@@ -192,7 +191,6 @@ def ranked(row: Row, as_: As) -> PreferenceGroup:
 
 
 # --- the table
-# ---------------------------------------------------------------------------------------------------------
 
 _PAIR = {
     "completions[0]": "chosen",
@@ -211,9 +209,8 @@ class Layout:
     read: Callable[[Row, As], PreferenceGroup]
     needs: tuple[str, ...]
     takes: tuple[str, ...] = ("tools",)
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # our names of fields -> the columns they came from
+    # our names of fields -> the columns they came from
+    names: Mapping[str, str] = field(default_factory=dict)
     strings: str = ""
     all_pairs: bool = False  # pairs that are not compared are ties
 
@@ -290,7 +287,6 @@ def unread(layout: str, columns: Collection[str]) -> str:
 
 
 # --- parts of these layouts
-# ---------------------------------------------------------------------------------------------
 
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")

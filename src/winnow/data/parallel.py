@@ -108,7 +108,6 @@ def _rendered(renderer: Renderer, first: int, chunk: Sequence[PreferenceGroup]) 
 
 
 # --- the helpers
-# -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -173,9 +172,8 @@ def _ended(helper: _Helper) -> RunError:
 
 def serve() -> None:
     """A helper's whole life: a renderer, then chunks, until the pipe closes."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # who started it is asked to stop too, and closes the pipe
+    # who started it is asked to stop too, and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what a library prints must not stand among the answers
         renderer: Renderer = pickle.load(sys.stdin.buffer)
@@ -195,7 +193,6 @@ def serve() -> None:
 
 
 # --- a group as plain tuples, which cross a pipe several times faster
-# ----------------------------------------------------
 
 _Flat = tuple[object, ...]
 

@@ -107,9 +107,8 @@ class Renderer:
         special = {str(t) for t in tokenizer.all_special_tokens} | {
             t.content for t in tokenizer.added_tokens_decoder.values() if t.special
         }
-        self._special = sorted(
-            special, key=lambda token: (-len(token), token)
-        )  # the longest first, and no order of chance: it is hashed
+        # the longest first, and no order of chance: it is hashed
+        self._special = sorted(special, key=lambda token: (-len(token), token))
         self._spelled = re.compile("|".join(map(re.escape, self._special))) if special else None
         self._special_ids = {tokenizer.convert_tokens_to_ids(token) for token in special}
         self._leading = self._leading_ids()
@@ -209,11 +208,12 @@ class Renderer:
         kind = type(self.tokenizer)
         special = [self.tokenizer.eos_token, self._special, self._leading]
         try:
+            # a template may write the date
             probe = (
                 self._apply((Message("user", _PROBE), Message("assistant", _PROBE)), (), False)
                 if self.template
                 else ""
-            )  # a template may write the date
+            )
         except DataError as error:  # it wants other dialogues than this one, which the data may be
             probe = str(error.problems)
         versions = [importlib.metadata.version(name) for name in ("tokenizers", "transformers")]
@@ -298,9 +298,8 @@ class Renderer:
         end = self.end_id(chat)
         if not (self.whole and chat):  # there the template has said all there is to say
             if end in ids[start:]:
-                del ids[
-                    ids.index(end, start) + 1 :
-                ]  # what the template writes after its end token is not the answer
+                # what the template writes after its end token is not the answer
+                del ids[ids.index(end, start) + 1 :]
             else:
                 ids.append(end)
         if len(ids) == start + 1 and not moved:
@@ -427,9 +426,8 @@ class Renderer:
                 split_special_tokens=piece.spelled,
                 return_offsets_mapping=True,
             )
-            marked = (
-                chat and piece.spelled
-            )  # a mark is longer or shorter than its words, and stands on one side of the boundary
+            # a mark is longer or shorter than its words, and stands on one side of the boundary
+            marked = chat and piece.spelled
             ends += [
                 piece.end if marked else piece.begin + end for _, end in made["offset_mapping"]
             ]

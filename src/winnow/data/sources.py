@@ -36,9 +36,10 @@ READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
 _SAMPLE = 100  # rows looked at to tell the layout
 _TABLE = 1_000  # rows of a saved data set at a time
 _MOST = 1_000_000  # times that a mixture may repeat a data set in an epoch
+# notes that `datasets` leaves in folders
 _NOT_ROWS = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-)  # notes that `datasets` leaves in folders
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,6 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
 
 
 # --- which rows are meant
-# ----------------------------------------------------------------------------------------------
 
 
 def _parse(spec: str) -> _Spec:
@@ -338,7 +338,6 @@ def _of_split(file: Path, split: str) -> bool:
 
 
 # --- datasets
-# ----------------------------------------------------------------------------------------------------------
 
 
 def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:

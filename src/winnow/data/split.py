@@ -69,9 +69,8 @@ def _said(text: Text, role: str) -> list[object]:
         if isinstance(text, str)
         else [(turn.role, turn.content, dict(turn.extra)) for turn in text]
     )
-    return [
-        [who, words.strip(), extra] for who, words, extra in turns
-    ]  # blanks around a turn make no other prompt
+    # blanks around a turn make no other prompt
+    return [[who, words.strip(), extra] for who, words, extra in turns]
 
 
 def _key(value: object) -> Key:

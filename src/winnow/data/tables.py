@@ -124,9 +124,8 @@ def rows_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     time is bounded.
     """
     for batch in batches:
-        batch.validate(
-            full=True
-        )  # an offset that points beyond its buffer would not raise, but end the process
+        # an offset that points beyond its buffer would not raise, but end the process
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, _BATCH):
             yield from batch.slice(start, _BATCH).to_pylist()
 

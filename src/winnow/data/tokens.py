@@ -50,9 +50,8 @@ DTYPES = {
     "text": "<i8",  # its number among the texts that were given to the tokenizer
     "where": "|u1",  # UTF-8, one group's after the other's
 }
-SEEN = tuple(
-    name for name in DTYPES if name not in ("letters", "text", "where")
-)  # what training sees of a data set
+# what training sees of a data set
+SEEN = tuple(name for name in DTYPES if name not in ("letters", "text", "where"))
 _LABELS = (False, True, None)  # by label: -1 is the last
 _BLOCK = 256  # groups looked at together while all are walked through
 
@@ -292,9 +291,8 @@ def opened(folder: Path, key: str) -> tuple[Tokens, list[Problem]]:
             )
         if sha256_file(path) != noted["sha256"]:
             raise _damaged(path, "its bytes are not those that were written")
-        columns[name] = (
-            np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
-        )  # an empty file cannot be mapped
+        # an empty file cannot be mapped
+        columns[name] = np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
     return _tokens(columns, {name: manifest["files"][name]["sha256"] for name in DTYPES}), [
         Problem(*told) for told in manifest["problems"]
     ]

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from winnow.engine.batch import Batch
 
 Columns = dict[str, Float[Tensor, " N"]]
-Slope = Callable[
-    [Columns, Batch], Columns
-]  # d loss / d column, for "logp" and, where it was asked for, "kl"
+# d loss / d column, for "logp" and, where it was asked for, "kl"
+Slope = Callable[[Columns, Batch], Columns]
 
 
 def no_slope(columns: Columns, part: Batch) -> Columns:

@@ -64,9 +64,8 @@ class Batch:
     completion_N: Int[Tensor, " N"]
     length_C: Int[Tensor, " C"]  # scored tokens
     label_C: Int[Tensor, " C"]
-    ranks: tuple[
-        int, ...
-    ]  # of the completions: how many of their group beat them; -1: an answer to another prompt, without a rank
+    # rank: how many of their group beat them; -1: an answer to another prompt, without a rank
+    ranks: tuple[int, ...]
     pair_M2: Int[Tensor, "M 2"]  # winner, loser
     probability_M: Float[Tensor, " M"]
     weight_M: Float[Tensor, " M"]

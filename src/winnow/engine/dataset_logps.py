@@ -56,9 +56,8 @@ def dataset_logps(
     for number, part in enumerate(pack_all(groups, tokens, ranks=ranks)):
         if number % ranks != (rank() if share else 0):
             continue
-        items = part or [
-            0
-        ]  # a process without a part of its own computes with the others all the same
+        # a process without a part of its own computes with the others all the same
+        items = part or [0]
         batch = collate([groups[i] for i in items], items)
         with torch.no_grad():
             logp_N = engine.logps(model, batch.to(device))["logp"].cpu()
@@ -75,9 +74,8 @@ def dataset_logps(
         tick(len(part) * ranks)
     if value is None:
         return torch.empty(0)
-    return (
-        distributed.summed(value) if share else value
-    )  # the parts of the other processes are 0 here
+    # the parts of the other processes are 0 here
+    return distributed.summed(value) if share else value
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ ROWS = 256
 TILE = 2**27  # bytes of logits held for the fused way, and formed at a time in the recomputed one
 LARGEST = 2**30  # bytes of logits up to which a single group is still held whole
 
-Other = (
-    Callable[[int, int], Tensor] | None
-)  # log-probs another model gives, U x V, for the states from one number to another
+# log-probs another model gives, U x V, for the states from one number to another
+Other = Callable[[int, int], Tensor] | None
 
 
 @dataclass(frozen=True)

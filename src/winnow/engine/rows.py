@@ -81,9 +81,8 @@ def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:
         model, lambda: bare(model)(input_ids=padded_rows(batch), use_cache=False).logits
     )
     released(model)
-    column_N = batch.position_T[
-        batch.source_N
-    ]  # a token's position in its sequence is its column in the row
+    # a token's position in its sequence is its column in the row
+    column_N = batch.position_T[batch.source_N]
     logits_NV = logits_CLV[batch.completion_N, column_N]
     wide_NV: Tensor = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return wide_NV.log_softmax(-1)

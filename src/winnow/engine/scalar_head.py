@@ -101,9 +101,8 @@ def _padded(model: Any, batch: Batch) -> Tensor:
     state_CLH = output_head.body(model)(
         input_ids=padded_rows(batch), use_cache=False
     ).last_hidden_state
-    at_N = batch.position_T[
-        batch.source_N
-    ]  # a token's position in its sequence is its column in the row
+    # a token's position in its sequence is its column in the row
+    at_N = batch.position_T[batch.source_N]
     first_U = torch.empty_like(batch.state_U)
     first_U[batch.state_N.flip(0)] = torch.arange(len(at_N), device=at_N.device).flip(0)
     state_UH: Tensor = state_CLH[batch.completion_N[first_U], at_N[first_U]]

@@ -187,6 +187,5 @@ def _written_out(
     return share[..., : k.shape[2]] @ v
 
 
-AttentionInterface.register(
-    _ATTENTION, torch.compiler.disable(attend)
-)  # a compiled layer calls it as it is
+# a compiled layer calls it as it is
+AttentionInterface.register(_ATTENTION, torch.compiler.disable(attend))

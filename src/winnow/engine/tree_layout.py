@@ -18,9 +18,9 @@ from torch import Tensor
 
 from winnow.engine.batch import Run
 
-SMALL = (
-    64 * 64
-)  # queries x keys of an item up to which it shares a call: a call costs about as much as this many products
+# Queries x keys of an item up to which it shares a call: a call costs about as much as this
+# many products.
+SMALL = 64 * 64
 STEP = 16  # items of one call differ by less than this in queries and in keys
 
 
@@ -40,9 +40,8 @@ class Shared:
 
     query_BQ: Int[Tensor, "B Q"]
     key_BK: Int[Tensor, "B K"]
-    distance_BQK: Int[
-        Tensor, "B Q K"
-    ]  # positions from the key to the query: negative for padded keys; 0 for padded queries
+    # positions from the key to the query: negative for padded keys; 0 for padded queries
+    distance_BQK: Int[Tensor, "B Q K"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ class Layout:
     spans: tuple[int, ...]  # queries of the items
     alone: tuple[int, ...]  # items with a call of their own
     shared: tuple[Shared, ...]
-    place_T: (
-        Int[Tensor, " T"] | None
-    )  # of each packed token in the results of all calls laid end to end; None: in order
+    # of each packed token in the results of all calls laid end to end; None: in order
+    place_T: Int[Tensor, " T"] | None
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
@@ -106,9 +104,8 @@ def arrange(runs: Sequence[Run], items: Sequence[Item], device: torch.device) ->
         for mine in alike.values()
         if len(mine) > 1
     ]
-    owners = [
-        t for number in alone for t in _tokens(runs, items[number].own)
-    ]  # the packed token each result belongs to
+    # the packed token each result belongs to
+    owners = [t for number in alone for t in _tokens(runs, items[number].own)]
     owners += [t for _, mine in padded for t in mine]
     order = [n for _, n in sorted((t, n) for n, t in enumerate(owners) if t >= 0)]
     place_T = torch.tensor(order).to(device, non_blocking=True) if padded else None
@@ -130,9 +127,8 @@ def _padded(runs: Sequence[Run], items: Sequence[Item]) -> tuple[Shared, list[in
         torch.tensor([len(x) for x in found])[:, None, None] for found in (queries, keys)
     )
     query_Q1, key_K = torch.arange(most_Q)[:, None], torch.arange(most_K)
-    distance_BQK = (seen_B11 - count_B11 + query_Q1 - key_K).masked_fill(
-        query_Q1 >= count_B11, 0
-    )  # padded keys come after all real queries
+    # padded keys come after all real queries
+    distance_BQK = (seen_B11 - count_B11 + query_Q1 - key_K).masked_fill(query_Q1 >= count_B11, 0)
     query_BQ, key_BK = (
         torch.tensor([[*x, *[x[0]] * (most - len(x))] for x in found])
         for found, most in ((queries, most_Q), (keys, most_K))

@@ -171,6 +171,5 @@ def _best_kernel() -> Kernel:
     return flash_kernel if find_spec("flash_attn") else torch_kernel
 
 
-AttentionInterface.register(
-    _ATTENTION, torch.compiler.disable(attend)
-)  # a compiled layer calls it as it is
+# a compiled layer calls it as it is
+AttentionInterface.register(_ATTENTION, torch.compiler.disable(attend))

@@ -89,10 +89,8 @@ def _made(
             )
         )
         if one.account["dropped"]:
-            say(
-                f"{safe(source['name'])}: left out:"
-                f" {safe(', '.join(f'{n:,} {reason}' for reason, n in one.account['dropped'].items()))}"
-            )
+            dropped = ", ".join(f"{n:,} {why}" for why, n in one.account["dropped"].items())
+            say(f"{safe(source['name'])}: left out: {safe(dropped)}")
     return found
 
 

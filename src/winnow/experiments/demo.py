@@ -261,13 +261,17 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     return [NOTE.format(**summary), CONTRAST]
 
 
-NOTE = """After DPO the model's answer beats the SFT model's in {win_rate:.0%} of the games, and {grammatical_after:.0%} of its texts are still \
-sentences of the grammar (before: {grammatical_before:.0%}). Read the two figures together. DPO's loss sees only the margin between two answers, so \
-it falls just as well when both become less likely, the rejected one more so. That is displacement: probability leaves the answers people compared \
-and goes to texts nobody looked at, and a win rate alone does not show it."""
-CONTRAST = """What it looks like was measured on preferences drawn in the same way, at the default seed, with five times the rate (2.5e-3): the win rate \
-rises to 97 %, and less than half of the texts are sentences of the grammar; the KL is 7.6, and answers are 1.3 times as long. Whoever looks at the win rate \
-alone would take that model. So watch the log-probs of chosen answers, the KL and a measure of fluency beside the win rate; a higher beta, a lower rate or \
+NOTE = """After DPO the model's answer beats the SFT model's in {win_rate:.0%} of the games, and \
+{grammatical_after:.0%} of its texts are still sentences of the grammar (before: \
+{grammatical_before:.0%}). Read the two figures together. DPO's loss sees only the margin between \
+two answers, so it falls just as well when both become less likely, the rejected one more so. \
+That is displacement: probability leaves the answers people compared and goes to texts nobody \
+looked at, and a win rate alone does not show it."""
+CONTRAST = """What it looks like was measured on preferences drawn in the same way, at the \
+default seed, with five times the rate (2.5e-3): the win rate rises to 97 %, and less than half \
+of the texts are sentences of the grammar; the KL is 7.6, and answers are 1.3 times as long. \
+Whoever looks at the win rate alone would take that model. So watch the log-probs of chosen \
+answers, the KL and a measure of fluency beside the win rate; a higher beta, a lower rate or \
 fewer steps keep the model close to where it was."""
 
 

@@ -30,11 +30,12 @@ TITLES = {
     "finished": "Answers that end by themselves, share",
     "repeated": "Answers with a sentiment word three times or more, share",
 }
+# of what figures are over, where it is not answers
 NOUNS = {
     "win_rate": "game",
     "true_ties": "game",
     "accuracy": "comparison",
-}  # of what figures are over, where it is not answers
+}
 COUNTS = ("words_in_use", "flipped_labels", "seconds")
 
 

@@ -60,11 +60,12 @@ _DEGREES = {
     0.5: "somewhat mildly",
     0.25: "slightly",
 }
+# of a noun: "a complete triumph", "a minor letdown"
 _SIZES = {
     1.5: "complete",
     1.25: "real",
     0.5: "minor",
-}  # of a noun: "a complete triumph", "a minor letdown"
+}
 
 
 def _by_word(*tables: dict[float, str]) -> dict[str, float]:
@@ -100,9 +101,8 @@ class Taste:
     blame: Node
 
 
-Node = (
-    str | tuple["Node", ...] | AnyOf | Taste
-)  # a string is words in order, a tuple is parts in order
+# a string is words in order, a tuple is parts in order
+Node = str | tuple["Node", ...] | AnyOf | Taste
 
 
 def _any(*options: Node) -> AnyOf:

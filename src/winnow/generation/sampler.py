@@ -16,10 +16,11 @@ from winnow.models.layers import as_written
 from winnow.models.loading import LoadedModel, is_adapter
 from winnow.system import signals
 
+# most sequences that are generated together, and most tokens of their caches
 ROWS, TOKENS = (
     256,
     2**17,
-)  # most sequences that are generated together, and most tokens of their caches
+)
 # prompts of a batch are at most so many times as long as its shortest: the rest would be padding
 SLACK = 1.25
 
@@ -202,10 +203,11 @@ def _asked(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
     return torch.full((len(ids),), bool(signals.asked()), device=ids.device)
 
 
+# other processes do not generate beside this one
 ALONE = {
     "stopping_criteria": [_asked],
     "synced_gpus": False,
-}  # other processes do not generate beside this one
+}
 
 
 @contextmanager
@@ -234,9 +236,10 @@ def words(tokenizer: Any, prompt: Sequence[int], answer: Answer) -> str:
         tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for ids in (prompt, [*prompt, *answer.ids])
     )
+    # less, where an answer ends a letter of its prompt
     alike = next(
         (i for i, (one, other) in enumerate(zip(before, both)) if one != other), len(before)
-    )  # less, where an answer ends a letter of its prompt
+    )
     return str(both[alike:])
 
 

@@ -15,10 +15,11 @@ from winnow.errors import ModelError
 from winnow.system import launch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+# bytes of a block that is kept: as a rule, and where memory is short (docs/log.md)
 MUCH, LITTLE = (
     2**25,
     2**20,
-)  # bytes of a block that is kept: as a rule, and where memory is short (docs/log.md)
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -34,9 +35,8 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used: {error}", remedy="--device cpu, or auto"
         ) from error
     if device.type == "cpu":
-        torch.set_flush_denormal(
-            True
-        )  # saturated margins fill the backward pass with subnormal floats: 8x slower
+        # saturated margins fill the backward pass with subnormal floats: 8x slower
+        torch.set_flush_denormal(True)
     return device
 
 

@@ -126,9 +126,8 @@ def gathered(model: nn.Module) -> dict[str, Tensor] | None:
             **dict(model.model.named_parameters(remove_duplicate=False)),
             **dict(model.model.named_buffers(remove_duplicate=False)),
         }
-        copies = (
-            {id(t): t.detach().cpu().clone() for t in tensors.values()} if leads() else {}
-        )  # tied weights stay tied
+        # tied weights stay tied
+        copies = {id(t): t.detach().cpu().clone() for t in tensors.values()} if leads() else {}
         return {
             name: copies[id(t)] for name, t in tensors.items() if name in kept and id(t) in copies
         }

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from winnow.models import quantization
 from winnow.system.files import sha256_json
 
+# in a configuration, about log-probs
 SAYS_NOTHING = (
     "_name_or_path",
     "transformers_version",
     "dtype",
     "architectures",
     "use_cache",
-)  # in a configuration, about log-probs
+)
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -49,9 +50,8 @@ def weights_hash(model: nn.Module, *, base: bool = False) -> str:
         ]
     for name, parameter in sorted(named):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
-        own = (
-            parameter.detach().cpu().contiguous().clone()
-        )  # memory that numpy has looked at cannot be given back, as that of shards must be
+        # memory that numpy has looked at cannot be given back, as that of shards must be
+        own = parameter.detach().cpu().contiguous().clone()
         digest.update(own.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

@@ -27,9 +27,8 @@ def enable_checkpointing(model: Any) -> None:
     same flag: so it is set when the layer is called and unset inside. Models of the older kind ask
     the flag of the whole stack.
     """
-    renamed = getattr(
-        model, "activation_checkpointing_enable", None
-    )  # the name since transformers 5.20 or so
+    # the name since transformers 5.20 or so
+    renamed = getattr(model, "activation_checkpointing_enable", None)
     if renamed is not None:
         renamed()
     else:

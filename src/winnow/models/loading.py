@@ -424,12 +424,10 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from transformers.pytorch_utils import Conv1D
 
     targets = None if lora.targets == ("auto",) else list(lora.targets)
-    kinds = {
-        getattr(module, "source_cls", type(module)) for module in model.modules()
-    }  # of a layer in 4 bits, what it was before
-    turned = any(
-        issubclass(kind, Conv1D) for kind in kinds
-    )  # GPT-2 keeps its matrices the other way round
+    # of a layer in 4 bits, what it was before
+    kinds = {getattr(module, "source_cls", type(module)) for module in model.modules()}
+    # GPT-2 keeps its matrices the other way round
+    turned = any(issubclass(kind, Conv1D) for kind in kinds)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

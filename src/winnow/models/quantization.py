@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from winnow.errors import ModelError
 
 BLOCK, SCALES = 64, 256  # so many weights share a scale of 8 bits, so many of those one of 32
-TABLES = 4 * (
-    16 + 256 + 1
-)  # bytes beside each matrix: the values that 4 and 8 bits stand for, and the scales' mean
+# bytes beside each matrix: the values that 4 and 8 bits stand for, and the scales' mean
+TABLES = 4 * (16 + 256 + 1)
 
 
 def refuse(device: torch.device) -> None:

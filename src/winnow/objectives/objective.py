@@ -24,9 +24,8 @@ from winnow.objectives.scores import Sums
 from winnow.objectives.table import ENTRIES, Entry, Value
 
 Columns = dict[str, Float[Tensor, " N"]]  # of an engine
-Known = Mapping[
-    str, float
-]  # what a step knows of its whole batch, and what the step before it knew
+# what a step knows of its whole batch, and what the step before it knew
+Known = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -465,6 +464,7 @@ class Objective:
         }
 
 
+# settings that have an option of their own
 FLAGS = (
     "beta",
     "label_smoothing",
@@ -473,7 +473,7 @@ FLAGS = (
     "tail_weight",
     "wpo",
     "divergence",
-)  # settings that have an option of their own
+)
 
 
 def _own(term: Term, known: Known) -> dict[str, float]:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from winnow.engine.batch import BAD, GOOD, SHOWN, Batch
 
-Sums = dict[
-    str, tuple[float, float]
-]  # name -> (sum, count): divided once, after everything was added up
+# name -> (sum, count): divided once, after everything was added up
+Sums = dict[str, tuple[float, float]]
 
 
 def per_completion(value_N: Float[Tensor, " N"], batch: Batch) -> Float[Tensor, " C"]:

@@ -20,9 +20,8 @@ from scipy.stats import binomtest
 from winnow.preferences.items import Item
 from winnow.preferences.votes import Pair, Vote, by_pair, pair_of, score, whole
 
-Label = Literal[
-    "low", "high", "tie"
-]  # which answer of a pair is better, by index; "both bad" is a tie
+# which answer of a pair is better, by index; "both bad" is a tie
+Label = Literal["low", "high", "tie"]
 LABELS: tuple[Label, ...] = ("low", "high", "tie")
 Labels = Mapping[Pair, Mapping[str, Label]]  # of each pair, what each annotator said
 Z = 1.959963984540054
@@ -220,9 +219,19 @@ def _annotator(
         if vote.kind == "gold" and score(vote) is not None and (right := _known(vote, items))
     ]
     return Annotator(
-        name, len(votes), said["tie"], said["bad"], said["skip"], said["error"], median(seconds) if seconds else None, left, p_left,
-        share(again, "no pair was asked again"), share(known, "no gold item was asked"), _swapped(votes),
-    )  # fmt: skip
+        name,
+        len(votes),
+        said["tie"],
+        said["bad"],
+        said["skip"],
+        said["error"],
+        median(seconds) if seconds else None,
+        left,
+        p_left,
+        share(again, "no pair was asked again"),
+        share(known, "no gold item was asked"),
+        _swapped(votes),
+    )
 
 
 def _sides(votes: Sequence[Vote]) -> tuple[list[tuple[str, bool]], str]:

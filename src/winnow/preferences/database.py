@@ -22,27 +22,35 @@ WAIT = 20.0  # seconds for another process that writes
 TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE items (
-    id TEXT PRIMARY KEY, place REAL NOT NULL, body TEXT NOT NULL, gold INTEGER NOT NULL, wanted INTEGER NOT NULL, asked INTEGER NOT NULL DEFAULT 0
+    id TEXT PRIMARY KEY, place REAL NOT NULL, body TEXT NOT NULL, gold INTEGER NOT NULL,
+    wanted INTEGER NOT NULL, asked INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX items_waiting ON items (asked, place, wanted) WHERE asked < wanted;
 CREATE TABLE pairs (
-    number INTEGER PRIMARY KEY, item TEXT NOT NULL REFERENCES items, low INTEGER NOT NULL, high INTEGER NOT NULL, opinions INTEGER NOT NULL DEFAULT 0,
+    number INTEGER PRIMARY KEY, item TEXT NOT NULL REFERENCES items, low INTEGER NOT NULL,
+    high INTEGER NOT NULL, opinions INTEGER NOT NULL DEFAULT 0,
     UNIQUE (item, low, high), CHECK (low < high)
 ) STRICT;
 CREATE INDEX pairs_lacking ON pairs (opinions, number);
 CREATE TABLE tasks (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, pair INTEGER NOT NULL REFERENCES pairs, annotator TEXT NOT NULL, first INTEGER NOT NULL,
-    second INTEGER NOT NULL, kind TEXT NOT NULL, served INTEGER NOT NULL, state TEXT NOT NULL, revision INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL,
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, pair INTEGER NOT NULL REFERENCES pairs,
+    annotator TEXT NOT NULL, first INTEGER NOT NULL,
+    second INTEGER NOT NULL, kind TEXT NOT NULL, served INTEGER NOT NULL, state TEXT NOT NULL,
+    revision INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL,
     UNIQUE (pair, annotator, kind)
 ) STRICT;
 CREATE INDEX tasks_of ON tasks (annotator, state);
 CREATE TABLE log (
-    number INTEGER PRIMARY KEY, act INTEGER NOT NULL, task INTEGER NOT NULL REFERENCES tasks, annotator TEXT NOT NULL, revision INTEGER NOT NULL,
-    outcome TEXT, strength INTEGER NOT NULL, reason TEXT NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL, UNIQUE (task, annotator, revision)
+    number INTEGER PRIMARY KEY, act INTEGER NOT NULL, task INTEGER NOT NULL REFERENCES tasks,
+    annotator TEXT NOT NULL, revision INTEGER NOT NULL,
+    outcome TEXT, strength INTEGER NOT NULL, reason TEXT NOT NULL, seconds REAL NOT NULL,
+    at REAL NOT NULL, UNIQUE (task, annotator, revision)
 ) STRICT;
 CREATE INDEX log_of ON log (annotator, number);
-CREATE TRIGGER log_stays BEFORE UPDATE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
-CREATE TRIGGER log_is_kept BEFORE DELETE ON log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+CREATE TRIGGER log_stays BEFORE UPDATE ON log
+BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+CREATE TRIGGER log_is_kept BEFORE DELETE ON log
+BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
 """
 
 

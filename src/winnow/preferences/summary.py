@@ -29,11 +29,12 @@ from winnow.system.format import median, wilson
 LATEST = 4_102_444_800.0  # 2100: what is later is no time
 HANDFUL = 6  # votes shown with their texts: drawn, not picked
 SEED = 0
+# name, seconds, the longest collection it is taken for
 UNITS = (
     ("minute", 60.0, 3 * 3600.0),
     ("hour", 3600.0, 5 * 86400.0),
     ("day", 86400.0, math.inf),
-)  # name, seconds, the longest collection it is taken for
+)
 
 
 def build(files: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
@@ -42,9 +43,8 @@ def build(files: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
     """
     sheets = {name: votes_of(path) for name, path in zip(names, files, strict=True)}
     judges = {name: _judges(path, sheets[name]) for name, path in zip(names, files, strict=True)}
-    robots = set().union(
-        *judges.values()
-    )  # their votes may stand in an exported file too, which does not say what they are
+    # their votes may stand in an exported file too, which does not say what they are
+    robots = set().union(*judges.values())
     people = [vote for sheet in sheets.values() for vote in sheet.votes if vote.by not in robots]
     beside = [
         _beside(by, name, people, [vote for vote in sheets[name].votes if vote.by == by])

@@ -25,9 +25,8 @@ from winnow.system.format import Points, number, points, visible
 WIDTH, HEIGHT = 400, 226  # CSS pixels at scale 1; three of them stand side by side on a laptop
 MOST = 600  # points drawn per line: more are finer than the screen's pixels
 SMOOTH_FROM = 40  # logged steps from which a running mean is drawn over the single steps
-STYLE: Any = {
-    key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
-}  # whatever matplotlibrc the machine has
+# whatever matplotlibrc the machine has
+STYLE: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
 STYLE |= {
     "svg.fonttype": "none",
     "svg.hashsalt": "winnow",
@@ -38,12 +37,13 @@ STYLE |= {
 
 Curve = Sequence[tuple[int | float, float]]
 
+# stand-ins
 INK = {
     name: f"#a1b2{i:02x}"
     for i, name in enumerate(
         ("ink", "muted", "rule", "c1", "c2", "r1", "r2", "r3", "r4", "r5", "r6"), 1
     )
-}  # stand-ins
+}
 RUN_INKS = ("r1", "r2", "r3", "r4", "r5", "r6")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: dict[str, tuple[int, tuple[float, ...]]] = {
@@ -435,9 +435,8 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], level: float | None)
     """Limits; and the level to compare with, drawn only where it lies near the curves."""
     steps = [step for line in lines for step, _ in line.points]
     if min(steps) < max(steps):
-        beside = (
-            0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))
-        )  # few points: their markers are seen whole
+        # few points: their markers are seen whole
+        beside = 0 if panel.axis == "step" else 0.04 * (max(steps) - min(steps))
         axes.set_xlim(min(steps) - beside, max(steps) + beside)
     if not all(float(step).is_integer() for step in steps):
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -21,10 +21,11 @@ HELD_OUT = {
     "logratio/chosen": "Chosen, held out, nats per token since the start",
     "logratio/rejected": "Rejected, held out, nats per token since the start",
 }
+# of a training on rewards
 LOOKED = {
     "score": "Held-out score",
     "kl": "Held-out KL to the reference, nats per answer, over the vocabulary",
-}  # of a training on rewards
+}
 OWN = {  # of answers that are sampled while it is trained; the score, of a training on rewards
     "score": "Score of answers in training",
     "kl": "KL to the reference, nats per answer",

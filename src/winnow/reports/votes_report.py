@@ -30,11 +30,12 @@ TRUST = {
     "gold": "Right where it is known",
     "swapped": "Same in both orders",
 }
+# of two, by their order in the file
 LABELS = {
     "low": "Earlier answer",
     "high": "Later answer",
     "tie": "Tie",
-}  # of two, by their order in the file
+}
 SAID = {
     "first": "preferred the left answer",
     "second": "preferred the right answer",

@@ -160,9 +160,8 @@ class Steps:
             return
         token = _part.set(None)
         if console.is_terminal:
-            self.bar.update(
-                self.task, completed=self.done + min(share, 0.99), figures=text
-            )  # a part may be one of several
+            # a part may be one of several
+            self.bar.update(self.task, completed=self.done + min(share, 0.99), figures=text)
         elif time.monotonic() - self.spoken > QUIET:
             self._line(text)
         _part.reset(token)

@@ -29,6 +29,7 @@ from winnow.system.launch import count, leads, rank
 MAIN, SAVES, LONG = "main", "saves", "long"
 FOREVER = datetime.timedelta(days=30)
 MOMENT = 2.0  # seconds
+# what an error says that comes from another process
 LOST = (
     "gloo",
     "NCCL",
@@ -36,7 +37,7 @@ LOST = (
     "TCPStore",
     "Broken pipe",
     "Connection reset",
-)  # what an error says that comes from another process
+)
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     folder.
     """
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
-    data = (
-        content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    )  # of a file's name that is no UTF-8, JSON keeps the escapes
+    # of a file's name that is no UTF-8, JSON keeps the escapes
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with writing(path), temporary.open("wb") as file:
             file.write(data)
@@ -196,9 +195,8 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(
-            missing_ok=True
-        )  # removing it while it is held is safe: FileLock looks again
+        # removing it while it is held is safe: FileLock looks again
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -10,9 +10,8 @@ import re
 BLANK = "***"
 LEAST = 12  # characters: a shorter value is a word that stands elsewhere for its own sake
 _NAME = re.compile(r"SECRET|PASSW(OR)?D|(TOKEN|KEY)S?$", re.IGNORECASE)
-_FORM = re.compile(
-    r"\bhf_[A-Za-z0-9]{30,}|(?<=://)[^/\s]+(?=@)"
-)  # a token of the Hugging Face hub; what stands before the host in an address
+# a token of the Hugging Face hub; what stands before the host in an address
+_FORM = re.compile(r"\bhf_[A-Za-z0-9]{30,}|(?<=://)[^/\s]+(?=@)")
 
 
 def blanked(text: str) -> str:

@@ -56,9 +56,8 @@ class Progress:
     moved: bool = False  # whether a step has changed a weight yet, as every first one should
     best_step: int | None = None
     best_loss: float | None = None
-    known: dict[str, float] = field(
-        default_factory=dict
-    )  # what the objective has learnt of its batches so far
+    # what the objective has learnt of its batches so far
+    known: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from winnow.training.saver import Saver
 from winnow.training.step import held_out, take_step
 from winnow.training.utilization import Limit
 
-State = tuple[
-    dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]
-]  # weights, moments, a moving reference's weights
+# weights, moments, a moving reference's weights
+State = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)

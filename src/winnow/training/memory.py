@@ -90,9 +90,8 @@ def estimate(
     """
     model = _outline(config, dtype, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
-    wide = sum(
-        p.numel() * max(4, p.itemsize) for p in trained
-    )  # of the gradients, and of each moment
+    # of the gradients, and of each moment
+    wide = sum(p.numel() * max(4, p.itemsize) for p in trained)
     holes = (
         HOLES_CHECKPOINTING
         if settings.checkpointing
@@ -114,15 +113,13 @@ def estimate(
         0,
     )
     step = _shared(step, model, masters, processes) if processes > 1 else step
-    kind = (
-        torch.bfloat16 if loading.has_experts(config) else dtype
-    )  # the outline of experts runs in bfloat16 only: what is alive is in proportion
+    # the outline of experts runs in bfloat16 only: what is alive is in proportion
+    kind = torch.bfloat16 if loading.has_experts(config) else dtype
     alive, logits = _alive(
         model if kind == dtype else _outline(config, kind, settings), batch, settings, engine
     )
-    unpacked = max(
-        (p.nbytes for p in packed), default=0
-    )  # a layer in 4 bits makes its matrix while it computes, one at a time
+    # a layer in 4 bits makes its matrix while it computes, one at a time
+    unpacked = max((p.nbytes for p in packed), default=0)
     inside = (alive - logits) * dtype.itemsize // kind.itemsize + unpacked
     # of several processes: weights that come and go leave holes among activations, which on a CPU
     # stay (given back they cost a third of the speed)
@@ -146,9 +143,8 @@ def _shared(alone: Memory, model: Any, masters: int, processes: int) -> Memory:
     outside = [p for p in model.parameters() if id(p) not in inside]
     at_once = [*outside, *(p for layer in sorted(layers, key=_bytes)[-2:] for p in layer)]
     summed = max(sum(4 * p.numel() for p in part if p.requires_grad) for part in (outside, *layers))
-    kept = sum(
-        p.numel() * (4 if masters else p.itemsize) for p in model.parameters()
-    )  # the masters are the weights, of which layers make halves
+    # the masters are the weights, of which layers make halves
+    kept = sum(p.numel() * (4 if masters else p.itemsize) for p in model.parameters())
     each = lambda size: -(-size // processes)  # noqa: E731
     return Memory(
         weights=each(kept) + _bytes(at_once),

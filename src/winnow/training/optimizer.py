@@ -52,9 +52,8 @@ class Optimizer:
         self.masters: list[tuple[str, nn.Parameter, nn.Parameter]] = []
         for name, p in named:
             if isinstance(p, DTensor):
-                master = nn.Parameter(
-                    local(p.detach())
-                )  # the same memory: what is done to it is done to the shard
+                # the same memory: what is done to it is done to the shard
+                master = nn.Parameter(local(p.detach()))
             elif p.dtype in (torch.float32, torch.float64):
                 master = p
             else:

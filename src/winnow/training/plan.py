@@ -184,9 +184,8 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
         whole=whole,
     )
     config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    engine = (
-        SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)
-    )  # auto: as a rule
+    # auto: as a rule
+    engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)
     device = pick_device(settings.device)
     engine = SEGMENTS if engine is VARLEN else engine
     engine = SCALARS.named(engine.NAME) if whole else engine

@@ -288,9 +288,8 @@ def _run(job: Job) -> None:
         else asking.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
     )
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
-    again = (
-        job.settings.stream is not None and job.stored
-    )  # the next window's reference is asked later
+    # the next window's reference is asked later
+    again = job.settings.stream is not None and job.stored
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)
     scored = _scored(job, loaded, engine, source_model)
     scorer = scored.scorer

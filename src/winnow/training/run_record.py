@@ -75,15 +75,17 @@ def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
     Raises RunError where the run is to go on and is of another format.
     """
     head = read_json(run.environment, "asked", "settings")
+    # a default may be spelled out now: a run's own config.yaml does
     begun, now, filled = (
         head["asked"],
         asked(resolved),
         head["settings"],
-    )  # a default may be spelled out now: a run's own config.yaml does
+    )
+    # of a setting the run did not know yet
     blank = {
         field.alias or name: field.default
         for name, field in type(resolved.settings).model_fields.items()
-    }  # of a setting the run did not know yet
+    }
     names = sorted(
         name
         for name in {*begun, *now}
@@ -370,9 +372,8 @@ def _add_window(run: RunFolder, number: int, row: dict[str, Any]) -> None:
     if not leads():
         return
     data = read_json(run.root / "data.json")
-    others = [
-        one for one in data.get("windows", []) if one["window"] != number + 1
-    ]  # a run that was resumed comes by again
+    # a run that was resumed comes by again
+    others = [one for one in data.get("windows", []) if one["window"] != number + 1]
     rows = sorted([*others, {"window": number + 1, **row}], key=lambda one: int(one["window"]))
     write_json(run.root / "data.json", {**data, "windows": rows})
 

@@ -25,9 +25,8 @@ from winnow.training.optimizer import Optimizer
 
 CPU = torch.device("cpu")
 Kept = tuple[dict[str, Tensor], Batch]  # columns of a batch, kept until all are there
-Part = tuple[
-    Tensor, Tensor, Batch
-]  # each term's sum over a part of a batch, whether all of it is finite, the part
+# each term's sum over a part of a batch, whether all of it is finite, the part
+Part = tuple[Tensor, Tensor, Batch]
 
 
 @runtime_checkable

@@ -55,7 +55,6 @@ def rows(code: str, *args: object) -> tuple[str, ...] | None:
 
 
 # --- clean
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_clean_drops_identical_pairs_and_counts_them() -> None:
@@ -86,7 +85,6 @@ def test_clean_on_the_polite_pairs(shared_data: Path) -> None:
 
 
 # --- examine
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_repeated_prompts_with_other_answers_are_normal() -> None:
@@ -256,14 +254,12 @@ def test_real_rankings(shared_data: Path) -> None:
         == "160 groups of 160 prompts; by number of completions: 160 with 6; 800 comparisons"
     )
     assert findings["length_characters"].level == "warning"
-    assert (
-        len(findings["ties"].rows) == len(findings["identical"].rows) == 1
-    )  # one answer, given twice, judged equal
+    # one answer, given twice, judged equal
+    assert len(findings["ties"].rows) == len(findings["identical"].rows) == 1
     assert "contradictions" not in findings
 
 
 # --- split
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_keys() -> None:

@@ -240,11 +240,12 @@ def test_rows_of_a_list_are_named_by_line(tmp_path: Path) -> None:
     [
         ('[\n{"a": 1},\n{"a" 2},\n{"a": 3}]', "a.json:3:6", "not JSON"),
         ('[\n {"a": 1},\n {"a":\n  x}, {"a": 3}]', "a.json:4:3", "not JSON"),
+        # the missing quote spoils one row
         (
             '[\n{"a": 1},\n{"a": "2},\n{"a": 3}]',
             "a.json:3:7",
             "not JSON",
-        ),  # the missing quote spoils one row
+        ),
         ('[\n{"a": 1},\n{"a": 3},\n]', "a.json:4:1", "extra comma"),
         ('[\n{"a": 1},,\n{"a": 3}]', "a.json:2:10", "extra comma"),
         ('[\n{"a": 1},{"a": 3}', "a.json:2", "cut off"),
@@ -288,10 +289,17 @@ def test_empty_file_has_no_rows(tmp_path: Path) -> None:
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab[]{}\",\\ü\n", max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text('ab[]{}",\\ü\n', max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 objects = st.lists(
     st.dictionaries(st.text("ab,]", max_size=2), json_values, max_size=3), max_size=5
 )

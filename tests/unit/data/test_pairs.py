@@ -55,10 +55,11 @@ def test_which_pairs():
     assert names(chosen(group, "adjacent")) == {(1, 3), (3, 0), (0, 2)}
     assert names(chosen(group, "best")) == {(1, 0), (1, 2), (1, 3)}
     assert names(chosen(group, "listwise")) == names(group)
+    # probability, weight and margin stay
     assert {c.margin for c in chosen(group, "adjacent").comparisons} == {
         4,
         2,
-    }  # probability, weight and margin stay
+    }
 
 
 def test_ties_stand_on_the_same_rank():
@@ -127,9 +128,8 @@ def test_random_scores_give_their_order_back():
             continue
         expected = tuple(sum(other > score for other in scores) for score in scores)
         assert ranks(chosen(group, "listwise").comparisons, len(scores)) == expected
-        kept = rng.sample(
-            group.comparisons, len(group.comparisons)
-        )  # the order of the comparisons says nothing
+        # the order of the comparisons says nothing
+        kept = rng.sample(group.comparisons, len(group.comparisons))
         assert (
             ranks(chosen(made(*kept, count=len(scores)), "listwise").comparisons, len(scores))
             == expected
@@ -191,9 +191,8 @@ def test_mismatched_answers_change_no_account(tmp_path):
     assert other.account["mismatched"] == 12
     for name in ("used", "comparisons", "completions", "dropped", "findings"):
         assert other.account[name] == plain.account[name]
-    assert (
-        other.account["fingerprint"] == plain.account["fingerprint"]
-    )  # the rows are the same rows
+    # the rows are the same rows
+    assert other.account["fingerprint"] == plain.account["fingerprint"]
     assert other.account["tokens"]["scored"] == plain.account["tokens"]["scored"]
 
 
@@ -441,8 +440,16 @@ def test_an_evaluation_knows_the_pairs_and_the_objective(world, tmp_path, capsys
     found = api.evaluate(model=str(run.root), data=[str(world / "scored.jsonl")])
     assert "pairs=listwise" in capsys.readouterr().out
     assert len(found.rows) == 144
-    kto = runs.dpo(world, tmp_path / "kto", data=[str(world / "thumbs.jsonl")], objective="kto:desirable=1.5", batch_size=16, steps=2, kl_samples=0,
-                   eval_data=[str(world / "held_thumbs.jsonl")])  # fmt: skip
+    kto = runs.dpo(
+        world,
+        tmp_path / "kto",
+        data=[str(world / "thumbs.jsonl")],
+        objective="kto:desirable=1.5",
+        batch_size=16,
+        steps=2,
+        kl_samples=0,
+        eval_data=[str(world / "held_thumbs.jsonl")],
+    )
     again = api.evaluate(model=str(kto.root), data=[str(world / "held_thumbs.jsonl")])
     logged = [row for row in read_jsonl(kto.metrics) if "eval_loss" in row][-1]
     assert again.summary["loss"] == pytest.approx(logged["eval_loss"], rel=1e-5)

@@ -80,9 +80,8 @@ def test_messages_go_through_the_template_and_end_where_it_says():
         decoded(CHAT, sequence.ids)
         == "<s><|system|>be kind<|end|>\n<|user|>hi<|end|>\n<|assistant|>yes<|end|>"
     )
-    assert (
-        decoded(CHAT, sequence.ids[sequence.start :]) == "yes<|end|>"
-    )  # not the template's newline behind it
+    # not the template's newline behind it
+    assert decoded(CHAT, sequence.ids[sequence.start :]) == "yes<|end|>"
     assert sequence.ids.count(BOS) == 1
 
 
@@ -105,9 +104,8 @@ def test_tools_and_their_answers_go_through_the_template():
         " look<|end|>\n<|tool|>noon<|end|>\n<|assistant|>"
     )
     assert decoded(knows, sequence.ids) == f"{head}at noon<|end|>"
-    assert (
-        decoded(knows, sequence.ids[sequence.start :]) == "at noon<|end|>"
-    )  # not the turn the assistant had before
+    # not the turn the assistant had before
+    assert decoded(knows, sequence.ids[sequence.start :]) == "at noon<|end|>"
     assert tuple(Renderer(knows).prompt_ids(prompt, tools)) == sequence.ids[: sequence.start]
 
 
@@ -184,10 +182,11 @@ def test_a_special_token_spelled_in_tools_and_beside_a_message_stays_text():
     rendered = Renderer(knows).render(pair(prompt, (calls,), (Message("assistant", "no"),), tools))
     assert rendered.special == 5
     ids = rendered.sequences[0].ids
+    # the user's turn and the answer's: the template wrote these
     assert (ids.count(END), ids.count(EOS)) == (
         2,
         0,
-    )  # the user's turn and the answer's: the template wrote these
+    )
     assert (
         decoded(knows, ids[rendered.sequences[0].start :])
         == '[{"function": {"name": "clock", "arguments": {"at": "<|end|>"}}}]look<|end|>'
@@ -354,9 +353,8 @@ def test_with_merges_the_scored_tokens_are_the_answer_or_begin_inside_the_prompt
             merging.decode(sequence.ids[sequence.start : -1]),
             merging.decode(sequence.ids[sequence.start + 1 : -1]),
         )
-        assert (
-            len(first) < len(answer) < len(scored)
-        )  # the first scored token, and no other, spans the boundary
+        # the first scored token, and no other, spans the boundary
+        assert len(first) < len(answer) < len(scored)
         assert scored.endswith(answer)
     else:
         assert merging.decode(sequence.ids[1 : sequence.start]) == prompt

@@ -74,7 +74,6 @@ def assistant(text: str) -> dict[str, str]:
 
 
 # --- the shared examples
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", PAIRED)
@@ -174,7 +173,6 @@ def test_real_files(shared_data: Path) -> None:
 
 
 # --- layouts
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_scored_and_ranked_compare_all_strict_pairs(tmp_path: Path) -> None:
@@ -185,8 +183,12 @@ def test_scored_and_ranked_compare_all_strict_pairs(tmp_path: Path) -> None:
         )
     )
     assert set(scored.groups[0].comparisons) == {
-        Comparison(1, 0, margin=2.0), Comparison(2, 0, margin=2.0), Comparison(0, 3, margin=0.5), Comparison(1, 3, margin=2.5), Comparison(2, 3, margin=2.5)
-    }  # fmt: skip
+        Comparison(1, 0, margin=2.0),
+        Comparison(2, 0, margin=2.0),
+        Comparison(0, 3, margin=0.5),
+        Comparison(1, 3, margin=2.5),
+        Comparison(2, 3, margin=2.5),
+    }
     assert scored.counts["ties"] == 1
     ranked = load(
         save(
@@ -206,9 +208,8 @@ def test_optional_columns_of_a_pair() -> None:
     assert group({**pair, "probability": 0.7, "weight": 2, "margin": 1.5}).comparisons == (
         Comparison(0, 1, 0.7, 2.0, 1.5),
     )
-    assert group({**pair, "probability": None}).comparisons == (
-        Comparison(0, 1),
-    )  # Arrow fills gaps with null
+    # Arrow fills gaps with null
+    assert group({**pair, "probability": None}).comparisons == (Comparison(0, 1),)
     assert group({**pair, "score_chosen": 3, "score_rejected": 5}).comparisons[0].margin == -2
     assert "f.jsonl:1: probability: is 1.5, expected 0 to 1" in problem(
         {**pair, "probability": 1.5}
@@ -353,39 +354,77 @@ def test_messages_keep_what_a_template_may_want() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "chosen": None, "rejected": "b"}, "chosen: is null, expected text or a list of messages"),
+        (
+            {"prompt": "p", "chosen": None, "rejected": "b"},
+            "chosen: is null, expected text or a list of messages",
+        ),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt: is a number"),
         ({"prompt": "p", "chosen": "a", "rejected": {"x": 1}}, "rejected: is an object"),
-        ({"prompt": "p", "chosen": "a", "rejected": ["b"]}, "rejected[0]: is text, expected a message"),
+        (
+            {"prompt": "p", "chosen": "a", "rejected": ["b"]},
+            "rejected[0]: is text, expected a message",
+        ),
         ({"prompt": "p", "chosen": "a", "rejected": ""}, "rejected: is empty or blank"),
         ({"prompt": "p", "chosen": " \n", "rejected": "b"}, "chosen: is empty or blank"),
-        ({"prompt": "p", "chosen": [{"role": "assistant", "content": ["parts"]}], "rejected": "b"}, "chosen[0].content: is a list, expected text"),
-        ({"prompt": "p", "chosen": [{"from": "gpt", "value": "a"}], "rejected": "b"}, "has from and value, expected role and content"),
-        ({"prompt": "p", "chosen": [{"Role": "x", "content": "a"}], "rejected": "b"}, "keys found: 'Role', 'content' -> did you mean 'Role'?"),
+        (
+            {
+                "prompt": "p",
+                "chosen": [{"role": "assistant", "content": ["parts"]}],
+                "rejected": "b",
+            },
+            "chosen[0].content: is a list, expected text",
+        ),
+        (
+            {"prompt": "p", "chosen": [{"from": "gpt", "value": "a"}], "rejected": "b"},
+            "has from and value, expected role and content",
+        ),
+        (
+            {"prompt": "p", "chosen": [{"Role": "x", "content": "a"}], "rejected": "b"},
+            "keys found: 'Role', 'content' -> did you mean 'Role'?",
+        ),
         ({"instruction": ["i"], "output": "o"}, "instruction: is a list, expected text"),
         ({"instruction": "i", "input": 5, "output": "o"}, "input: is a number, expected text"),
-        ({"prompt": "p", "completion": "c", "label": None}, "label: is null, expected true or false"),
+        (
+            {"prompt": "p", "completion": "c", "label": None},
+            "label: is null, expected true or false",
+        ),
         ({"prompt": "p", "completion": "c", "label": "yes"}, "label: is text ('yes')"),
         ({"prompt": "p", "completion": "c", "label": 2}, "label: is a number ('2')"),
-        ({"prompt": "p", "completions": ["a", "b"], "scores": [1]}, "scores: has 1 values for 2 completions"),
-        ({"prompt": "p", "completions": ["a", "b"], "scores": [1, None]}, "scores[1]: is null, expected a number"),
-        ({"prompt": "p", "completions": ["a", "b"], "scores": [1, math.inf]}, "scores[1]: is no finite number"),
-        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, 10**400]}, "ranks[1]: is no finite number"),
-        ({"prompt": "p", "completions": "a", "ranks": [1]}, "completions: is text, expected a list"),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "scores": [1]},
+            "scores: has 1 values for 2 completions",
+        ),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "scores": [1, None]},
+            "scores[1]: is null, expected a number",
+        ),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "scores": [1, math.inf]},
+            "scores[1]: is no finite number",
+        ),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 10**400]},
+            "ranks[1]: is no finite number",
+        ),
+        (
+            {"prompt": "p", "completions": "a", "ranks": [1]},
+            "completions: is text, expected a list",
+        ),
         ({"prompt": "p", "completions": [], "ranks": []}, "completions: there are none"),
     ],
-)  # fmt: skip
+)
 def test_bad_cells_name_the_field_and_the_json_type(row: dict[str, Any], message: str) -> None:
     assert message in problem(row)
 
 
+# as parquet may hold
 cells = (
     json_values
     | st.binary(max_size=3)
     | st.dates()
     | st.decimals()
     | st.tuples(st.text(max_size=2), st.none())
-)  # as parquet may hold
+)
 
 
 @settings(deadline=None)
@@ -420,7 +459,6 @@ def test_any_row_is_a_group_or_a_problem(
 
 
 # --- whole data sets
-# ---------------------------------------------------------------------------------------------------
 
 
 def check(loaded: Loaded, start: int = 0) -> None:
@@ -447,9 +485,10 @@ def test_every_kind_of_file(tmp_path: Path, name: str) -> None:
 def test_where_of_tables(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         WRITERS[name](tmp_path / name)
+    # two lines a row
     assert [g.where.rpartition("/")[2] for g in load(f"{tmp_path}/a.csv").groups] == [
         f"a.csv:{line}" for line in (2, 4, 6, 8, 10)
-    ]  # two lines a row
+    ]
     assert load(f"{tmp_path}/a.parquet").groups[4].where == f"{tmp_path}/a.parquet:row 5"
 
 
@@ -554,9 +593,8 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not there either"):
         load(str(tmp_path / "none" / "aa.jsonl"))
     (tmp_path / "a.jsonl").write_text("x\n" * 500 + json.dumps(ROWS[0]) + "\n")
-    late = load(
-        str(tmp_path / "a.jsonl")
-    )  # the layout is known by the first rows that can be read, however late
+    # the layout is known by the first rows that can be read, however late
+    late = load(str(tmp_path / "a.jsonl"))
     assert (late.layout, late.counts["bad"], late.counts["groups"]) == ("pairs", 500, 1)
     (tmp_path / "a.txt").touch()
     with pytest.raises(DataError, match=r"not a known kind of file\n  -> known endings: .jsonl"):

@@ -396,9 +396,8 @@ def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkey
         with pytest.raises(KeyboardInterrupt):
             tokenised(pairs(30), Renderer(TEXT))
     assert stored(cache) == []
-    left = next(cache.glob("*.lock")).with_suffix(
-        ".tmp-12345678"
-    )  # what a process that was killed leaves
+    # what a process that was killed leaves
+    left = next(cache.glob("*.lock")).with_suffix(".tmp-12345678")
     left.mkdir()
     assert len(tokenised(pairs(30), Renderer(TEXT))[0]) == 30
     assert not left.exists()
@@ -471,9 +470,8 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     )
     assert made.account["tokens"]["longest"] == max(len(s.ids) for s in sequences)
     assert made.account["completions"] == len(sequences)
-    assert (
-        json.loads(json.dumps(made.account)) == made.account
-    )  # numbers of Python: it is written as JSON
+    # numbers of Python: it is written as JSON
+    assert json.loads(json.dumps(made.account)) == made.account
     assert [share.size for share in made.shares] == [
         source["used"] for source in made.account["sources"]
     ]

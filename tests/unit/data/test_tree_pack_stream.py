@@ -39,9 +39,8 @@ def test_a_tree_holds_each_sequence_and_what_they_share_once(row):
     for sequence, leaf in zip(made, tree.leaves):
         assert tuple(t for s in tree.chain(leaf) for t in tree.segments[s].tokens) == sequence.ids
     prefixes = {sequence.ids[: i + 1] for sequence in made for i in range(len(sequence.ids))}
-    assert (
-        sum(len(s.tokens) for s in tree.segments) == len(prefixes) == size([made])
-    )  # a trie has a node for each
+    # a trie has a node for each
+    assert sum(len(s.tokens) for s in tree.segments) == len(prefixes) == size([made])
     for i, segment in enumerate(
         tree.segments
     ):  # a parent stands before its children, its first child directly after it

@@ -291,7 +291,6 @@ def test_a_gpu_engine_asked_for_on_a_cpu_says_so():
 
 
 # --- the head
-# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "phi"])
@@ -333,9 +332,8 @@ def both_slopes(columns, part):
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.NAME)
-@pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "gemma2", "cohere", "phi"]
-)  # plain, tied, soft-capped, scaled, with a bias
+# plain, tied, soft-capped, scaled, with a bias
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere", "phi"])
 @pytest.mark.parametrize(
     "limits",
     [(2**27, 2**30), (97 * 8 * 12, 2**30), (97 * 8 * 12, 97 * 8 * 8)],
@@ -408,9 +406,8 @@ def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
         lora=Lora(4, 8, ("lm_head", "q_proj")),
         train=True,
     )
-    torch.nn.init.normal_(
-        loaded.model.get_output_embeddings().lora_B["default"].weight
-    )  # zeros would hide it
+    # zeros would hide it
+    torch.nn.init.normal_(loaded.model.get_output_embeddings().lora_B["default"].weight)
     groups = [tiny.trie(i, 2) for i in range(3)]
     with Exact():
         found, expected = looked(SEGMENTS, loaded.model, groups), looked(rows, loaded.model, groups)
@@ -445,7 +442,6 @@ def test_a_dora_adapter_on_the_output_layer_is_refused():
 
 
 # --- which engine
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.MORE])
@@ -522,10 +518,11 @@ def test_the_probe_rejects_planted_bugs(family, bug, train):
     choice = selection.choose(ours, 97, 60, [bug, SINGLE], train=train)
     assert choice.engine is SINGLE
     assert "planted: differs from rows" in choice.passed_over[0]
+    # it is the bug that is seen
     assert (
         selection.choose(ours, 97, 60, [planted(lambda item: item)], train=train).engine.NAME
         == "planted"
-    )  # it is the bug that is seen
+    )
     assert all(p.grad is None for p in ours.parameters())
 
 

@@ -14,9 +14,8 @@ from winnow.engine.batch import collate
 from winnow.engine.selection import SCALARS, choose, kind_of
 from winnow.errors import ModelError
 
-FAMILIES = [
-    name for name in tiny.FAMILIES if name != "gemma3_text"
-]  # whose classifier transformers keeps apart from its text model
+# whose classifier transformers keeps apart from its text model
+FAMILIES = [name for name in tiny.FAMILIES if name != "gemma3_text"]
 # float64, but transformers turns positions into angles in float32: the last digits are those of
 # 1e-7
 ENGINES = [*SCALARS.ladder[1:], scalar_head.ORACLE]
@@ -76,9 +75,8 @@ def test_whole_answers_have_one_number_per_completion():
     lasts = [sequence.ids[-1] for group in groups for sequence in group.sequences]
     assert batch.target_N.tolist() == lasts
     assert batch.length_C.tolist() == [1] * len(lasts)
-    assert (
-        batch.token_T[batch.source_N].tolist() == lasts
-    )  # the last token's own state, not the one before it
+    # the last token's own state, not the one before it
+    assert batch.token_T[batch.source_N].tolist() == lasts
     tokens = collate(groups)
     assert batch.runs == tokens.runs
     assert torch.equal(batch.pair_M2, tokens.pair_M2)

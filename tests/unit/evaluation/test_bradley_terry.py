@@ -73,9 +73,8 @@ def test_scipy_finds_the_same_top(ridge, seed):
     found = fit(5, told, ridge=ridge)
     assert found.strengths == pytest.approx(expected - expected.mean(), abs=1e-4)
     assert found.strengths.sum() == pytest.approx(0, abs=1e-9)
-    assert found.covariance.sum(0) == pytest.approx(
-        np.zeros(5), abs=1e-9
-    )  # adding to all of them changes nothing
+    # adding to all of them changes nothing
+    assert found.covariance.sum(0) == pytest.approx(np.zeros(5), abs=1e-9)
 
 
 def test_the_covariance_is_the_inverse_curvature():

@@ -151,9 +151,8 @@ def test_displacement_by_hand():
     found = displacement.displacement(rows)
     assert found.chosen.value == pytest.approx(-3.5 / 3)
     assert found.rejected.value == pytest.approx(-5 / 3)
-    assert found.chosen_token.value == pytest.approx(
-        -3.5 / 8
-    )  # all tokens alike, as training logs it
+    # all tokens alike, as training logs it
+    assert found.chosen_token.value == pytest.approx(-3.5 / 8)
     assert found.rejected_token.value == pytest.approx(-5 / 16)
     assert (found.less_likely.value, found.both.value, found.less_likely.count) == (
         pytest.approx(2 / 3),

@@ -56,9 +56,8 @@ def test_the_reports_interval_is_the_same(wins, count):
 
 def test_sums_by_completion_are_those_of_its_own_tokens():
     groups = [made(lengths=(2, 1, 3)), made(lengths=(1, 4))]
-    value = torch.tensor(
-        [2.0**i for i in range(11)]
-    )  # powers of two: a sum tells which tokens are in it
+    # powers of two: a sum tells which tokens are in it
+    value = torch.tensor([2.0**i for i in range(11)])
     assert heldout.by_completion(value, groups) == [
         [1 + 2, 4, 8 + 16 + 32],
         [64, 128 + 256 + 512 + 1024],
@@ -213,10 +212,11 @@ def test_sums_are_added_by_name_and_divided_once():
     add(sums, {"loss": (9.0, 4.0), "tokens": (3.0, 1.0)})
     add(sums, {"ties": (0.0, 0.0)})
     assert sums == {"loss": (10.0, 5.0), "tokens": (3.0, 1.0), "ties": (0.0, 0.0)}
+    # not the mean of 1 and 2.25; what counted nothing has no mean
     assert divide(sums) == {
         "loss": 2.0,
         "tokens": 3.0,
-    }  # not the mean of 1 and 2.25; what counted nothing has no mean
+    }
 
 
 def test_a_win_rate_by_hand():
@@ -258,9 +258,8 @@ def test_labelled_answers_have_rows_and_an_area():
     assert found["labels"] == 4
     assert found["rewards/chosen"] == pytest.approx(0.75)
     assert found["rewards/rejected"] == pytest.approx(0.25)
-    assert found["rewards/auc"] == pytest.approx(
-        (1 + 0 + 1 + 0.5) / 4
-    )  # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
+    # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
+    assert found["rewards/auc"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
     assert found["raw/auc"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
     assert heldout.thumbs_summary([]) == {}
     assert "rewards/auc" not in heldout.thumbs_summary(rows[:1])

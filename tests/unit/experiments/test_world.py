@@ -26,9 +26,8 @@ def test_size_of_the_world() -> None:
     assert len(reviews_world.vocabulary()) == 184
     assert len(reviews_world.VALENCE) == 64
     assert set(reviews_world.VALENCE) | set(reviews_world.SCALE) <= set(reviews_world.vocabulary())
-    assert (
-        len({review.text for review in reviews_world.reviews(20_000, seed=0)}) > 19_900
-    )  # a collision in 2e8 pairs would be rare
+    # a collision in 2e8 pairs would be rare
+    assert len({review.text for review in reviews_world.reviews(20_000, seed=0)}) > 19_900
 
 
 def test_one_wrong_word_is_mostly_rejected() -> None:
@@ -78,9 +77,8 @@ def test_a_word_missing_doubled_or_swapped(change: str) -> None:
         }
         accepted += reviews_world.grammatical(" ".join(edits[change]))
         total += 1
-    assert (
-        accepted / total < {"drop": 0.2, "double": 0.001, "swap": 0.001}[change]
-    )  # a scaling adverb may be dropped
+    # a scaling adverb may be dropped
+    assert accepted / total < {"drop": 0.2, "double": 0.001, "swap": 0.001}[change]
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,8 @@ def test_neither_order_nor_neighbours_have_a_part(loaded, monkeypatch):
         [made for _, made in sorted(drawn(loaded, asked, how, k=3, done=set(range(15))))],
         whole[15:],
     )
-    same(
-        [many[:2] for many in whole], sample(loaded, asked, how, k=2)
-    )  # the third answer has no part in the first two
+    # the third answer has no part in the first two
+    same([many[:2] for many in whole], sample(loaded, asked, how, k=2))
 
 
 def same(some, others):
@@ -137,9 +136,8 @@ def test_the_most_likely_answer_is_the_same_k_times(loaded):
 def test_batches_hold_little_padding_and_no_more_than_fits():
     assert _together([10] * 1000, 1, 10) == ROWS
     assert _together([10] * 1000, 4, 10) == ROWS // 4
-    assert (
-        _together([1, 5, 20, 21, 200], 1, 10) == 3
-    )  # up to a quarter longer, of short ones up to twenty tokens
+    # up to a quarter longer, of short ones up to twenty tokens
+    assert _together([1, 5, 20, 21, 200], 1, 10) == 3
     assert _together([4000] * 100, 1, 96) == TOKENS // 4096
     assert _together([TOKENS * 2], 8, 96) == 1
 

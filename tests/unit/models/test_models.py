@@ -76,9 +76,8 @@ def test_dropout_never_reaches_a_log_prob_and_recomputing_changes_nothing(family
         if checkpointing:
             enable_checkpointing(model)
         calls: list[str] = []
-        part = next(
-            m for name, m in model.named_modules() if name.endswith(("mlp", "fc1"))
-        )  # of the first layer
+        # of the first layer
+        part = next(m for name, m in model.named_modules() if name.endswith(("mlp", "fc1")))
         part.register_forward_pre_hook(lambda module, args, calls=calls: calls.append("forward"))
         columns = engine.backward(
             model, batch, lambda columns, part: {"logp": torch.ones_like(columns["logp"])}

@@ -192,9 +192,8 @@ def test_a_weight_takes_4_127_bits():
         large // 64 // 256
     ) + 4 * (16 + 256 + 1)
     assert 8 * quantization.packed_bytes(large) / large == pytest.approx(4.127, abs=5e-4)
-    assert (
-        quantization.packed_bytes(65) == 33 + 2 + 4 + 4 * 273
-    )  # what does not divide is rounded up
+    # what does not divide is rounded up
+    assert quantization.packed_bytes(65) == 33 + 2 + 4 + 4 * 273
 
 
 def outlined(family, lora=None):
@@ -259,9 +258,10 @@ def test_the_estimate_holds_matrices_packed_and_the_rest_as_it_was():
     assert plain.weights - packed.weights == sum(
         2 * n - quantization.packed_bytes(n) for n in layers
     )
+    # the largest matrix, unpacked
     assert packed.activations - plain.activations == pytest.approx(
         memory.HOLES_ADAPTER * 2 * 128 * 64, abs=1
-    )  # the largest matrix, unpacked
+    )
     assert (packed.gradients, packed.optimizer, packed.head) == (
         plain.gradients,
         plain.optimizer,
@@ -343,12 +343,13 @@ def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     assert {key: quantization.count(p) for key, p in found.items()} == {
         key: p.numel() for key, p in packable_in(outline).items()
     }
+    # that one is text about the others
     parts = [
         t
         for p in found.values()
         for part, t in quantization.scales(p).items()
         if "bitsandbytes__" not in part
-    ]  # that one is text about the others
+    ]
     mean_scales = 4 * len(found)
     assert sum(p.nbytes for p in four.parameters()) + sum(
         t.nbytes for t in parts
@@ -373,9 +374,23 @@ def test_weights_in_4_bits_are_counted_as_weights(on_cpu, tmp_path):
 
 
 NF4 = [  # QLoRA, appendix E
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-]  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+]
 
 
 def rounded_to_4_bits(weight, scale):
@@ -613,9 +628,8 @@ def test_it_is_evaluated_as_it_was_trained(trained, world, capsys):
     adapter = api.evaluate(
         model=str(trained.model), data=[str(world / "held.jsonl")], reference=str(world / "model")
     )
-    assert (
-        abs(adapter.summary["loss"] - last["eval_loss"]) > 1e-5
-    )  # a folder does not know how it was trained
+    # a folder does not know how it was trained
+    assert abs(adapter.summary["loss"] - last["eval_loss"]) > 1e-5
     told = api.evaluate(
         model=str(trained.model),
         data=[str(world / "held.jsonl")],

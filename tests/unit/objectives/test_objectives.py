@@ -122,15 +122,11 @@ D = {
     "discopop": lambda w, v, gap, o, k: float(naive_discopop(w - v, o["beta"], o["temperature"])),
     "odpo": lambda w, v, gap, o, k: softplus(-o["beta"] * (w - v) + o["alpha"] * math.log(gap)),
     "beta_dpo": lambda w, v, gap, o, k: softplus(-k["beta_dpo/beta"] * (w - v)),
-    "nca": (
-        lambda w, v, gap, o, k: (
-            softplus(-o["beta"] * w) + softplus(o["beta"] * w) / 2 + softplus(o["beta"] * v) / 2
-        )
+    "nca": lambda w, v, gap, o, k: (
+        softplus(-o["beta"] * w) + softplus(o["beta"] * w) / 2 + softplus(o["beta"] * v) / 2
     ),
-    "bco": (
-        lambda w, v, gap, o, k: (
-            softplus(-o["beta"] * w + k["bco/shift"]) + softplus(o["beta"] * v - k["bco/shift"])
-        )
+    "bco": lambda w, v, gap, o, k: (
+        softplus(-o["beta"] * w + k["bco/shift"]) + softplus(o["beta"] * v - k["bco/shift"])
     ),
     "sppo": lambda w, v, gap, o, k: (w - 1 / (2 * o["beta"])) ** 2 + (v + 1 / (2 * o["beta"])) ** 2,
     "apo_zero": lambda w, v, gap, o, k: 1 - s(o["beta"] * w) + s(o["beta"] * v),
@@ -378,9 +374,8 @@ def test_the_running_shift_is_the_mean_over_steps():
         columns, reference_N = columns_of(batch, seed=step)
         batch = replace(batch, reference_N=reference_N)
         rows = rows_of([group(i, certain=True) for i in range(2)], columns, reference_N)
-        rewards = [
-            0.01 * sum(sides[k].ratio) for sides in rows for k in (0, 1, 2, 0, 2, 1)
-        ]  # winners and losers of three comparisons
+        # winners and losers of three comparisons
+        rewards = [0.01 * sum(sides[k].ratio) for sides in rows for k in (0, 1, 2, 0, 2, 1)]
         means.append(sum(rewards) / len(rewards))
         before = objective("bco").known(columns, batch, before, train=True)
         assert before["bco/shift"] == pytest.approx(sum(means) / len(means), rel=1e-9)
@@ -452,9 +447,8 @@ def test_aot_compares_sorted_values():
         pytest.approx(sum(softplus(-0.3 * (one - b)) for b in others), rel=1e-9),
         3,
     )
-    alone = collate(
-        [group(1, labels=(True, None, None))]
-    )  # one side alone compares with nothing: it counts nothing, and has no loss
+    # one side alone compares with nothing: it counts nothing, and has no loss
+    alone = collate([group(1, labels=(True, None, None))])
     columns, reference_N = columns_of(alone)
     made = objective("aot_unpaired")
     assert asked(made, columns, replace(alone, reference_N=reference_N))[:2] == (0.0, 0.0)
@@ -569,10 +563,28 @@ def test_micro_batches_laid_end_to_end_are_one_batch():
 # ---------------------------------------------------------------- golden values at the start
 
 STARTS = {  # at beta 0.1 where it has one; discopop at its own
-    "dpo": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "ipo": 25.0, "hinge": 1.0, "dpo_norm": math.log(2), "exo": 2.761231,
-    "nca": 1.386294, "bco": 1.386294, "bco_unpaired": math.log(2), "sppo": 50.0, "aot": math.log(2), "aot_unpaired": math.log(2), "apo_zero": 1.0,
-    "apo_down": 1.0, "discopop": 0.846574, "kto": 0.5, "plackett_luce": math.log(6), "beta_dpo": math.log(2), "tdpo": math.log(2), "dpop": math.log(2),
-}  # fmt: skip
+    "dpo": math.log(2),
+    "cdpo": math.log(2),
+    "robust": math.log(2),
+    "ipo": 25.0,
+    "hinge": 1.0,
+    "dpo_norm": math.log(2),
+    "exo": 2.761231,
+    "nca": 1.386294,
+    "bco": 1.386294,
+    "bco_unpaired": math.log(2),
+    "sppo": 50.0,
+    "aot": math.log(2),
+    "aot_unpaired": math.log(2),
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "discopop": 0.846574,
+    "kto": 0.5,
+    "plackett_luce": math.log(6),
+    "beta_dpo": math.log(2),
+    "tdpo": math.log(2),
+    "dpop": math.log(2),
+}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -634,9 +646,23 @@ def test_the_table_and_the_tests_name_the_same_objectives():
 # ---------------------------------------------------------------- no setting without an effect
 
 OTHER = {
-    "beta": 0.37, "label_smoothing": 0.23, "score": "sum", "gamma": 0.61, "alpha": 0.77, "temperature": 0.5, "penalty": 3.0, "weight": 0.7, "bound": 0.05,
-    "momentum": 0.3, "desirable": 1.9, "undesirable": 0.4, "offset": 0.9, "tail_weight": 0.2, "wpo": True, "divergence": "js",
-}  # fmt: skip
+    "beta": 0.37,
+    "label_smoothing": 0.23,
+    "score": "sum",
+    "gamma": 0.61,
+    "alpha": 0.77,
+    "temperature": 0.5,
+    "penalty": 3.0,
+    "weight": 0.7,
+    "bound": 0.05,
+    "momentum": 0.3,
+    "desirable": 1.9,
+    "undesirable": 0.4,
+    "offset": 0.9,
+    "tail_weight": 0.2,
+    "wpo": True,
+    "divergence": "js",
+}
 EVERY_SETTING = [(name, key) for name, entry in TABLE.items() for key in settings_of(entry)]
 
 
@@ -645,9 +671,8 @@ def test_every_setting_of_every_objective_changes_the_loss(name, key):
     """Or the choice is refused, with the reason."""
     batch = collate([group(i, certain=True) for i in range(4)])
     columns, reference_N = columns_of(batch)
-    columns["logp"] = columns["logp"] + 0.8 * (
-        batch.label_C[batch.completion_N] == -2
-    )  # a baseline above 0 and a margin beyond the bound
+    # a baseline above 0 and a margin beyond the bound
+    columns["logp"] = columns["logp"] + 0.8 * (batch.label_C[batch.completion_N] == -2)
     batch = replace(batch, reference_N=reference_N)
     before = {"beta_dpo/mean": 0.4}
     usual = asked(objective(name), columns, batch, before)[0]
@@ -784,8 +809,17 @@ def test_ties_pull_the_margin_to_zero():
 def test_far_out_batches_are_finite_in_float32():
     """|beta D| = 1e3 through scores, modifiers and counts: no member of the table gives a NaN."""
     n = 4
-    one = RenderedGroup((TokenSequence((0, *([1] * n)), 1), TokenSequence((0, *([2] * n)), 1), TokenSequence((0, 3), 1)), (Comparison(0, 1, margin=2.0),),
-                        (None,) * 3, "far", mismatched=1)  # fmt: skip
+    one = RenderedGroup(
+        (
+            TokenSequence((0, *([1] * n)), 1),
+            TokenSequence((0, *([2] * n)), 1),
+            TokenSequence((0, 3), 1),
+        ),
+        (Comparison(0, 1, margin=2.0),),
+        (None,) * 3,
+        "far",
+        mismatched=1,
+    )
     for name, sign in itertools.product(TABLE, (-1, 1)):
         made = objective(name)
         mean = made.terms[0].mean

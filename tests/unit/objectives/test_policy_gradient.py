@@ -123,9 +123,8 @@ def test_answers_laid_end_to_end_are_each_answer_alone():
         for r, v in zip(reward_N.split(LENGTHS), value_N.split(LENGTHS))
     ]
     assert torch.equal(together, torch.cat(alone, 1))
-    late = torch.stack(
-        pg.gae(reward_N[4:], value_N[4:], owners()[4:], gamma=0.9, lam=0.8)
-    )  # numbers of answers that do not begin at 0
+    # numbers of answers that do not begin at 0
+    late = torch.stack(pg.gae(reward_N[4:], value_N[4:], owners()[4:], gamma=0.9, lam=0.8))
     assert torch.equal(late, together[:, 4:])
 
 
@@ -180,9 +179,10 @@ def test_group_baselines_of_equal_scores_and_of_one():
     torch.testing.assert_close(
         pg.rloo(score_C + 100, group_C), pg.rloo(score_C, group_C), rtol=0, atol=1e-12
     )
+    # 1e-4 beside the deviation
     torch.testing.assert_close(
         pg.grpo(1000 * score_C - 5, group_C), pg.grpo(score_C, group_C), rtol=1e-3, atol=0
-    )  # 1e-4 beside the deviation
+    )
 
 
 def expected_gradient(baseline, logits_XA: Tensor, reward_XA: Tensor, k: int) -> Tensor:
@@ -195,18 +195,18 @@ def expected_gradient(baseline, logits_XA: Tensor, reward_XA: Tensor, k: int) ->
         for drawn in product(range(len(logits_A)), repeat=k):
             drawn = torch.tensor(drawn)
             advantage_C = baseline(reward_A[drawn], torch.zeros(k, dtype=torch.long))
-            score_CA = (
-                torch.eye(len(logits_A), dtype=F64)[drawn] - logp_A.exp()
-            )  # the slope of log pi(drawn) in the logits
+            # the slope of log pi(drawn) in the logits
+            score_CA = torch.eye(len(logits_A), dtype=F64)[drawn] - logp_A.exp()
             total_XA[x] += logp_A[drawn].sum().exp() * (advantage_C[:, None] * score_CA).mean(0)
     return total_XA
 
 
 def test_rloo_is_unbiased_and_grpos_deviation_is_not():
+    # the second prompt's answers differ a tenth as much
     logits_XA, reward_XA = (
         normal(2, 3),
         t([0.0, 1.0, 0.3], [0.0, 0.1, 0.02]),
-    )  # the second prompt's answers differ a tenth as much
+    )
     probability_XA = logits_XA.softmax(-1)
     exact_XA = probability_XA * (reward_XA - (probability_XA * reward_XA).sum(-1, keepdim=True))
     for k in (2, 3, 4):
@@ -214,9 +214,8 @@ def test_rloo_is_unbiased_and_grpos_deviation_is_not():
             expected_gradient(pg.rloo, logits_XA, reward_XA, k), exact_XA, rtol=0, atol=1e-14
         )
         alone = expected_gradient(lambda r, g: r - r.mean(), logits_XA, reward_XA, k)
-        torch.testing.assert_close(
-            alone, (k - 1) / k * exact_XA, rtol=0, atol=1e-14
-        )  # the mean alone: the same direction
+        # the mean alone: the same direction
+        torch.testing.assert_close(alone, (k - 1) / k * exact_XA, rtol=0, atol=1e-14)
         found_XA = expected_gradient(pg.grpo, logits_XA, reward_XA, k)
         strength_X = found_XA.norm(dim=-1) / exact_XA.norm(dim=-1)
         assert strength_X[1] / strength_X[0] > 5  # the prompt with less to gain pulls as much
@@ -240,12 +239,11 @@ def test_grpo_with_many_answers_climbs_the_arcsine_of_the_success_rate():
             chance * float(advantage_C[:j].sum() / rate - advantage_C[j:].sum() / (1 - rate)) / k
         )
     deviation = math.sqrt(rate * (1 - rate))
-    few = (
-        (1 + (1 / deviation**2 - 4) / 8) / k
-    )  # of the mean, which is 1 / k too near, and of the deviation: E s = deviation (1 - (kurtosis - 1) / 8 k)
-    assert gradient == pytest.approx(
-        (1 - few - 1e-4 / deviation) / deviation, rel=1e-4
-    )  # 1 / deviation: the slope of 2 arcsin sqrt p
+    # The bias of the mean, which is 1 / k too near, and of the deviation:
+    # E s = deviation (1 - (kurtosis - 1) / 8 k).
+    few = (1 + (1 / deviation**2 - 4) / 8) / k
+    # 1 / deviation: the slope of 2 arcsin sqrt p
+    assert gradient == pytest.approx((1 - few - 1e-4 / deviation) / deviation, rel=1e-4)
     assert gradient > 3  # where the success rate's own slope is 1
 
 
@@ -419,9 +417,8 @@ def test_the_entropy_bonus_flattens():
     logp_NV = logits_NV.log_softmax(-1)
     entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
     (found_NV,) = torch.autograd.grad(pg.entropy_bonus(entropy_N, 0.01).sum(), logits_NV)
-    by_hand_NV = (
-        0.01 * logp_NV.exp() * (logp_NV + entropy_N[:, None])
-    )  # -weight dH/dz_v = weight p_v (log p_v + H)
+    # -weight dH/dz_v = weight p_v (log p_v + H)
+    by_hand_NV = 0.01 * logp_NV.exp() * (logp_NV + entropy_N[:, None])
     torch.testing.assert_close(found_NV, by_hand_NV.detach(), rtol=0, atol=1e-16)
 
 
@@ -455,9 +452,10 @@ def test_as_a_loss_its_expected_slope_is_the_other_kls():
     [(6.0, 0.0), (6.6, 0.1), (5.4, -0.1), (600.0, 0.2), (0.0, -0.2), (7.2, 0.2), (-1.0, -0.2)],
 )
 def test_the_controller_is_proportional_and_clipped(kl, error):
+    # the paper's gain
     assert pg.kl_controller(0.15, kl, 6.0, 10_000.0, 1000) == pytest.approx(
         0.15 * (1 + error * 0.1), rel=1e-14
-    )  # the paper's gain
+    )
     assert pg.kl_controller(0.15, kl, 6.0, math.inf, 1000) == 0.15
     assert math.isnan(pg.kl_controller(0.15, math.nan, 6.0, 10_000.0, 1000)), (
         "what is not a number is not hidden"
@@ -467,9 +465,8 @@ def test_the_controller_is_proportional_and_clipped(kl, error):
 def test_the_controller_finds_the_coefficient_that_gives_the_target():
     coefficient = 0.01
     for _ in range(400):
-        coefficient = pg.kl_controller(
-            coefficient, 1 / coefficient, 5.0, 100.0, 50
-        )  # a policy whose KL is 1 / beta
+        # a policy whose KL is 1 / beta
+        coefficient = pg.kl_controller(coefficient, 1 / coefficient, 5.0, 100.0, 50)
     assert coefficient == pytest.approx(0.2, rel=1e-6)
 
 
@@ -543,9 +540,8 @@ def test_explained_variance():
     assert explained(value_N) == pytest.approx(expected, rel=1e-12)
     assert explained(value_N) < 0
     assert explained(return_N) == 1
-    assert explained(return_N + 3) == pytest.approx(
-        1, abs=1e-12
-    )  # a constant error is no variance: look at the loss, too
+    # a constant error is no variance: look at the loss, too
+    assert explained(return_N + 3) == pytest.approx(1, abs=1e-12)
     assert explained(torch.full_like(return_N, 0.7)) == pytest.approx(0, abs=1e-12)
     assert explained(return_N / 2) == pytest.approx(0.75, rel=1e-12)
     for count in range(2, 60):  # equal returns, whose variance rounds to something else than 0

@@ -197,9 +197,8 @@ def test_a_judge_asked_in_both_orders_tells_of_sides_only_where_they_matter():
     assert (judge.left.value, judge.left.count) == (1.0, 10)
     assert judge.p_left == pytest.approx(2 / 2**10)
     assert (judge.swapped.value, judge.swapped.count) == (pytest.approx(100 / 110), 110)
-    assert {said["judge"] for pair, said in labels(leftish).items()} == {
-        "tie"
-    }  # both orders are one look
+    # both orders are one look
+    assert {said["judge"] for pair, said in labels(leftish).items()} == {"tie"}
     assert of("judge", steady).p_left is None
 
 
@@ -225,9 +224,8 @@ def test_a_judge_against_people():
 def test_an_interval_of_separate_votes_is_wilsons(hits, count):
     found = share([(n, n < hits) for n in range(count)], "")
     expected = binomtest(hits, count).proportion_ci(0.95, "wilson")
-    size = (
-        1 if 0 < hits < count else 0
-    )  # the design effect's own n / (n - 1) makes it a trifle wider
+    # the design effect's own n / (n - 1) makes it a trifle wider
+    size = 1 if 0 < hits < count else 0
     assert (found.low, found.high) == pytest.approx(
         (expected.low, expected.high), abs=0.02 * size + 1e-9
     )

@@ -106,12 +106,10 @@ def test_equal_texts_are_one_answer():
 def test_draws_are_even_and_fixed():
     numbers = [draw(7, n, "x") for n in range(4000)]
     assert all(0 <= number < 1 for number in numbers)
-    assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx(
-        [400] * 10, abs=80
-    )  # four standard deviations
-    assert (
-        draw(0, "a", 1) == 0.5803438944269814
-    )  # no machine, no version of Python changes a seed's choices
+    # four standard deviations
+    assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx([400] * 10, abs=80)
+    # no machine, no version of Python changes a seed's choices
+    assert draw(0, "a", 1) == 0.5803438944269814
 
 
 def ordered(seed, random_share, answers=8, votes=14, items=40):

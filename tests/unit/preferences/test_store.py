@@ -354,7 +354,11 @@ from pathlib import Path
 from winnow.preferences.items import Item
 from winnow.preferences.votes_db import Store
 from winnow.preferences.tasks import Cast, How
-items = [Item(f"i{n}", f"i{n}?", tuple(f" {n}, {k}" for k in range(3)), ("a", "b", "c"), f"file:{n}") for n in range(int(sys.argv[3]))]
+texts = [tuple(f" {n}, {k}" for k in range(3)) for n in range(int(sys.argv[3]))]
+items = [
+    Item(f"i{n}", f"i{n}?", answers, ("a", "b", "c"), f"file:{n}")
+    for n, answers in enumerate(texts)
+]
 store = Store.open(Path(sys.argv[1]), items, How(overlap=2))
 while (task := store.next(sys.argv[2])) is not None:
     print(store.cast(Cast(task.id, sys.argv[2], "first", task.revision)), flush=True)
@@ -377,9 +381,8 @@ def test_a_kill_loses_no_acknowledged_vote(tmp_path, after):
     process = voter(path, "ann", 200)
     told = [int(process.stdout.readline()) for _ in range(after)]
     os.kill(process.pid, signal.SIGKILL)
-    told += [
-        int(line) for line in process.stdout.read().split()
-    ]  # communicate would pass over what readline has read ahead
+    # communicate would pass over what readline has read ahead
+    told += [int(line) for line in process.stdout.read().split()]
     process.communicate()
     one = Store.existing(path)
     written = [entry.number for entry in one.log()]

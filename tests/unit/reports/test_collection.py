@@ -127,17 +127,17 @@ def test_agreement(tmp_path: Path) -> None:
         )
     )["agreement"]
     assert (found["raw"]["value"], found["raw"]["count"]) == (0.75, 4)
-    assert (found["raw"]["low"], found["raw"]["high"]) == pytest.approx(
-        wilson(0.75, 4 - 1)
-    )  # prompts are clusters, whose spread costs one
+    # prompts are clusters, whose spread costs one
+    assert (found["raw"]["low"], found["raw"]["high"]) == pytest.approx(wilson(0.75, 4 - 1))
     chance = (2 * 1 + 1 * 2 + 1 * 1) / 4**2  # ann: A 2, B 1, T 1; bob: A 1, B 2, T 1
     (kappa,) = found["kappa"]
     assert (kappa["one"], kappa["other"], kappa["count"]) == ("ann", "bob", 4)
     assert kappa["value"] == pytest.approx((0.75 - chance) / (1 - chance))
+    # one pair of votes differs; of 8 votes A 3, B 3, T 2
     apart, expected = (
         2 / 8,
         (8**2 - 3**2 - 3**2 - 2**2) / (8 * 7),
-    )  # one pair of votes differs; of 8 votes A 3, B 3, T 2
+    )
     assert found["alpha"]["value"] == pytest.approx(1 - apart / expected)
     text = text_of(tmp_path / "votes.jsonl")
     assert f"All voters: the same verdict {told(0.75, 4)}" in text
@@ -146,12 +146,10 @@ def test_agreement(tmp_path: Path) -> None:
 
 def test_sides_repeats_and_known_answers(tmp_path: Path) -> None:
     rows = [row(n, [vote("A" if n < 9 else "B")]) for n in range(10)]
-    rows[0]["votes"].append(
-        vote("B", first=1, second=0, kind="repeat")
-    )  # the same answer again, now on the right
-    rows[1]["votes"].append(
-        vote("A", first=1, second=0, kind="repeat")
-    )  # the other answer: left again
+    # the same answer again, now on the right
+    rows[0]["votes"].append(vote("B", first=1, second=0, kind="repeat"))
+    # the other answer: left again
+    rows[1]["votes"].append(vote("A", first=1, second=0, kind="repeat"))
     rows += [row("gold", [vote("A", kind="gold")]) | {"comparisons": [{"winner": 1, "loser": 0}]}]
     (ann,) = of(voted(tmp_path / "votes.jsonl", rows))["voters"]
     assert (ann["repeats"]["value"], ann["repeats"]["count"]) == (0.5, 2)
@@ -194,9 +192,8 @@ def test_two_models_in_closed_form(tmp_path: Path) -> None:
         10,
         10,
     )
-    assert best["strength"] == pytest.approx(
-        gap / 2, abs=0.01
-    )  # the ridge holds them together a little
+    # the ridge holds them together a little
+    assert best["strength"] == pytest.approx(gap / 2, abs=0.01)
     assert best["strength"] == pytest.approx(-other["strength"])
     assert (best["high"] - best["low"]) / 2 == pytest.approx(half / 2, rel=0.02)
     cell = group["wins"][0][1]
@@ -208,9 +205,8 @@ def test_two_models_in_closed_form(tmp_path: Path) -> None:
     assert cell["share"] + group["wins"][1][0]["share"] == pytest.approx(1)
     assert models["best"] == {"model": "new", "against": "old", **cell}
     text = text_of(tmp_path / "votes.jsonl")
-    assert (
-        "new wins 80 % of comparisons with old: too close to tell them apart." in text
-    )  # the interval begins at 46 %
+    # the interval begins at 46 %
+    assert "new wins 80 % of comparisons with old: too close to tell them apart." in text
     assert "Bradley-Terry over 10 votes on 10 prompts; ties and both bad are half a win." in text
     assert "old 20 %" in text
 
@@ -226,9 +222,10 @@ def test_models_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
         ["c", "d"],
     ]
     assert models["unseen"] == ["e"]
+    # as if the others were not there
     assert models["groups"][0]["strengths"][0]["strength"] == pytest.approx(
         math.log(2) / 2, abs=0.01
-    )  # as if the others were not there
+    )
     text = text_of(tmp_path / "votes.jsonl")
     assert (
         "No chain of votes leads from one of these groups to another, so their models cannot be"
@@ -288,6 +285,7 @@ JUDGED = {"judge": "http://localhost/v1", "model": "robot"}
 def beside(root: Path) -> tuple[Path, Path]:
     """People on ten pairs, and a judge in both orders on the first nine of them."""
     people = "AAAAA" + "BBB" + "T" + "A"
+    # what it says of (0, 1) and of (1, 0): AA is a tie of sides, not of answers
     judge = [
         "AB",
         "AB",
@@ -298,7 +296,7 @@ def beside(root: Path) -> tuple[Path, Path]:
         "BA",
         "AB",
         "TT",
-    ]  # what it says of (0, 1) and of (1, 0): AA is a tie of sides, not of answers
+    ]
     votes = [
         row(n, [vote(letter), vote(letter, "bob"), *([vote("A", "cat")] if n == 9 else [])])
         for n, letter in enumerate(people)
@@ -347,9 +345,8 @@ def test_a_judge_and_people_in_one_file(tmp_path: Path) -> None:
     assert one == apart[0] | {"file": "both.jsonl"}
     assert run_report.build([tmp_path / "judged.jsonl"])["judges"] == []  # nobody to be beside
     rows[1] = [{key: value for key, value in one.items() if key != "judged"} for one in rows[1]]
-    exported = voted(
-        tmp_path / "exported.jsonl", rows[1]
-    )  # the judge's votes once more, not said to be a judge's
+    # the judge's votes once more, not said to be a judge's
+    exported = voted(tmp_path / "exported.jsonl", rows[1])
     assert (
         run_report.build([tmp_path / "people.jsonl", tmp_path / "judged.jsonl", exported])["judges"]
         == apart
@@ -393,9 +390,8 @@ def test_a_store_of_winnow_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         runs.winnow(monkeypatch, "report", tmp_path / "nothing.db", "--out", tmp_path / "page.html")
         == 2
     )
-    assert (
-        runs.winnow(monkeypatch, "report", answers, "--out", tmp_path / "page.html") == 2
-    )  # nobody voted
+    # nobody voted
+    assert runs.winnow(monkeypatch, "report", answers, "--out", tmp_path / "page.html") == 2
     assert (tmp_path / "votes.db").read_bytes() == before
     assert not (tmp_path / "page.html").exists()
 

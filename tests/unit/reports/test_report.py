@@ -86,9 +86,8 @@ def test_plots_are_spoken_and_take_their_colours_from_the_page(tmp_path: Path) -
         assert set(re.findall(r"#[0-9a-f]{6}\b", drawing.svg)) <= {"#000000"}
     assert "training from 0.686 at step 1 to 0.393 at step 40" in drawings[0].svg
     assert [line.label for line in drawings[0].lines] == ["training", "held out", "hard"]
-    assert (
-        min(step for step, _ in drawings[1].lines[1].points) == 10
-    )  # at step 0 every pair is a tie
+    # at step 0 every pair is a tie
+    assert min(step for step, _ in drawings[1].lines[1].points) == 10
 
 
 @pytest.fixture
@@ -143,9 +142,8 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     html = (root / "report.html").read_bytes().decode()
     page = Page(html)
     assert page.danger == []
-    assert (
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html
-    )  # what a browser refuses, should anything get through
+    # what a browser refuses, should anything get through
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
     assert visible(text.replace("\ud800", "?"))[: run_report.PREVIEW // 2] in page.text.replace(
@@ -578,9 +576,8 @@ def test_symptoms_at_their_edges() -> None:
     assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.3))[0][1].endswith(
         "below chance."
     )
-    assert (
-        codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []
-    )  # no count, no interval
+    # no count, no interval
+    assert codes(metrics=last(healthy(), "eval_rewards/accuracies", 0.55), data={"train": {}}) == []
     assert codes(metrics=last(healthy(), "length/sampled", 25.2, 1)) == [
         ("longer", "Answers after training are 1.40 times as long as before.")
     ]
@@ -617,10 +614,11 @@ def test_symptoms_at_their_edges() -> None:
         assert [code for code, _ in found] == ["off-target"] * fires
     missed = [{"step": step, "kl": 0.5, "beta": 0.1} for step in range(1, 61)]
     assert "of the last 6 iterations" in codes(metrics=missed, settings={"target_kl": 6.0})[0][1]
+    # it is on its way
     assert (
         codes(metrics=missed[: training_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0})
         == []
-    )  # it is on its way
+    )
     assert codes(metrics=missed, settings={"target_kl": None}) == codes(metrics=missed) == []
     assert (
         codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []
@@ -649,9 +647,8 @@ def test_symptoms_at_their_edges() -> None:
         "rows": ["f:1", "f:2", "f:3", "f:4"],
         "remedy": "Balance.",
     }
-    assert (
-        codes(data=data(findings=[found | {"level": "note"}])) == []
-    )  # stands beside the data, not in the box
+    # stands beside the data, not in the box
+    assert codes(data=data(findings=[found | {"level": "note"}])) == []
     told = codes(metrics=last(healthy(), "length/chosen", 30.0, 40), data=data(findings=[found]))
     assert told == [("length_tokens", "Winners are longer. (f:1, f:2, f:3 and 1 more)")]
 

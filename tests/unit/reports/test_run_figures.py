@@ -226,9 +226,8 @@ def test_prompts_are_drawn_at_random_and_not_the_first_ones(tmp_path):
     ]
     assert {len(some) for some in chosen} == {asking.SHOWN}
     mean = sum(i for some in chosen for i in some) / (40 * asking.SHOWN)
-    assert abs(mean - 99.5) < 4 * math.sqrt(
-        (200**2 - 1) / 12 / 240
-    )  # of the first ones it would be 2.5
+    # of the first ones it would be 2.5
+    assert abs(mean - 99.5) < 4 * math.sqrt((200**2 - 1) / 12 / 240)
 
 
 def test_before_and_after_say_how_they_were_drawn(tmp_path):

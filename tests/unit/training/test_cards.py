@@ -30,10 +30,25 @@ GIB = 2**30
 # Llama-3-8B: width, feed-forward width, keys' and values' width, layers, vocabulary
 H, F, K, L, V = 4096, 14336, 1024, 32, 128256
 SHAPE = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": H, "intermediate_size": F, "num_hidden_layers": L, "vocab_size": V,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": False, "hidden_act": "silu",
-    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "bos_token_id": 0, "eos_token_id": 1, "attention_bias": False, "mlp_bias": False,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": H,
+    "intermediate_size": F,
+    "num_hidden_layers": L,
+    "vocab_size": V,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+# of a layer: query, key, value, output, gate, up, down
 MATRICES = [
     (H, H),
     (H, K),
@@ -42,7 +57,7 @@ MATRICES = [
     (H, F),
     (H, F),
     (F, H),
-]  # of a layer: query, key, value, output, gate, up, down
+]
 PARAMETERS = 2 * V * H + L * (sum(a * b for a, b in MATRICES) + 2 * H) + H
 ADAPTER = 16 * L * sum(a + b for a, b in MATRICES)  # r=16 beside each of them
 PROMPT, ANSWER = 512, 768  # tokens of a pair: 2,048 distinct ones
@@ -135,9 +150,8 @@ def test_in_4_bits_matrices_take_a_quarter_and_the_others_2_bytes(without_activa
     )
     plain = needs(lora="r=16")
     assert (found.gradients, found.optimizer) == (plain.gradients, plain.optimizer)
-    assert found.activations - plain.activations == pytest.approx(
-        HOLES_GPU * 2 * H * F, abs=1
-    )  # one matrix at a time is unpacked
+    # one matrix at a time is unpacked
+    assert found.activations - plain.activations == pytest.approx(HOLES_GPU * 2 * H * F, abs=1)
 
 
 # What autograd keeps of a token in each layer, in bytes. In any case: the inputs of two norms, in
@@ -145,12 +159,11 @@ def test_in_4_bits_matrices_take_a_quarter_and_the_others_2_bytes(without_activa
 # turned; gate, its silu, up.
 BOTH = 2 * 4 * H + 2 * (H + K + K + H) + 2 * 3 * F
 KEPT = {
-    "all": (
-        BOTH + 2 * 2 * H + 2 * (3 * H + F)
-    ),  # what the two norms' weights were multiplied with; the inputs of the matrices, three of width H
-    "adapter": (
-        BOTH + 4 * (6 * H + F)
-    ),  # the input of each of the seven matrices, in the adapter's float32
+    # The last: what the two norms' weights were multiplied with; the inputs of the matrices, three
+    # of width H.
+    "all": (BOTH + 2 * 2 * H + 2 * (3 * H + F)),
+    # the input of each of the seven matrices, in the adapter's float32
+    "adapter": (BOTH + 4 * (6 * H + F)),
 }
 
 
@@ -165,9 +178,8 @@ def test_activations_are_what_autograd_keeps_of_each_token(kind, changes):
     )
     tokens = 4 * (64 + 2 * 96)
     assert deeper - one == pytest.approx(HOLES_GPU * 2 * tokens * KEPT[kind], rel=0.03)
-    assert longer - one == pytest.approx(
-        HOLES_GPU * 2 * tokens * KEPT[kind], rel=0.25
-    )  # and what stands beside the layers
+    # and what stands beside the layers
+    assert longer - one == pytest.approx(HOLES_GPU * 2 * tokens * KEPT[kind], rel=0.25)
 
 
 def test_recomputing_keeps_the_inputs_of_layers():
@@ -188,6 +200,7 @@ def world(tmp_path, monkeypatch):
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(json.dumps(SHAPE))
     text = "abcdefghij" * 100
+    # BOS, end tokens
     rows = [
         {
             "prompt": f"{i}" + text[: PROMPT - 2],
@@ -195,7 +208,7 @@ def world(tmp_path, monkeypatch):
             "rejected": "n" + text[: ANSWER - 2],
         }
         for i in range(4)
-    ]  # BOS, end tokens
+    ]
     tiny.write(tmp_path / "pairs.jsonl", rows)
     known = {}
 
@@ -282,9 +295,8 @@ def test_what_is_said_on_each_card_and_the_table_in_the_docs(world, monkeypatch,
         "r=16",
         "--checkpointing",
     ]
-    assert (
-        runs.winnow(monkeypatch, "check", *words) == 0
-    )  # and the command itself, from a folder without a weight in it
+    # and the command itself, from a folder without a weight in it
+    assert runs.winnow(monkeypatch, "check", *words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"memory: about {few} GiB of 16.0 free" in said
     assert (

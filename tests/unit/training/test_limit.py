@@ -49,9 +49,8 @@ def test_the_arithmetic_is_what_torch_counts(family):
         n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)
     )
     vectors = sum(p.numel() for name, p in model.named_parameters() if p.ndim < 2 or "wpe" in name)
-    ours = (
-        limit.per_token * 64 + limit.per_scored * 64 - 6 * vectors * 64
-    )  # the oracle's head reads every position, norms are no products
+    # the oracle's head reads every position, norms are no products
+    ours = limit.per_token * 64 + limit.per_scored * 64 - 6 * vectors * 64
     assert ours == pytest.approx(products, rel=0.02)
 
 

@@ -204,9 +204,8 @@ def test_of_several_processes_each_holds_its_part():
     )
     assert four.activations == alone.activations + four.whole
     half = of(config, 4, torch.bfloat16, "cuda")
-    assert half.weights == every + 2 * (
-        outside + 2 * layer
-    )  # a part in float32, what is whole in half
+    # a part in float32, what is whole in half
+    assert half.weights == every + 2 * (outside + 2 * layer)
     assert half.gradients == every + 2 * (outside + 2 * layer) + 4 * max(outside, layer)
     assert (half.optimizer, half.whole) == (2 * every, 2 * every)
     assert half.activations == of(config, 1, torch.bfloat16, "cuda").activations

@@ -65,9 +65,8 @@ def test_the_identity_is_of_weights_tokens_dtype_and_engine():
         weights_hash(tiny.model("llama")), tiny.groups(3), torch.float32, engine
     )
     with torch.no_grad():
-        model.lm_head.weight[0, 0] = torch.nextafter(
-            model.lm_head.weight[0, 0], torch.tensor(1.0)
-        )  # one bit of one weight
+        # one bit of one weight
+        model.lm_head.weight[0, 0] = torch.nextafter(model.lm_head.weight[0, 0], torch.tensor(1.0))
     others = [
         identity(weights_hash(model), groups, torch.float32, engine),
         identity(weights_hash(tiny.model("llama")), groups[::-1], torch.float32, engine),

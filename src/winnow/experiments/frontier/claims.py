@@ -120,9 +120,8 @@ def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:
             "files": [p["file"] for p in same],
         }
         row |= {name: _together([p[name] for p in same]) for name in ("reward", "fluency", "win")}
-        row["kl"] = _together(
-            [p["kl"] for p in same], least=0.0
-        )  # Student's t over two seeds does not know that no KL is below 0
+        # Student's t over two seeds does not know that no KL is below 0
+        row["kl"] = _together([p["kl"] for p in same], least=0.0)
         shares = [p["share"] for p in same if p["share"] is not None]
         row["share"] = over_seeds(shares) if len(shares) == len(same) else None
         found.append(row)

@@ -100,9 +100,8 @@ def best_of(table: Table, n: int) -> Answers:
     # log(F^n - F-^n) = n log F + log(1 - (F- / F)^n); a level without mass says -inf, and nobody
     # takes it
     log_XL = n * upto_XL.log() + torch.log1p(-((below_XL / upto_XL) ** n)) - mass_XL.log()
-    return (table.reference_XA + log_XL.gather(1, table.levels_XA)).log_softmax(
-        -1
-    )  # softmax: float32 log-probs do not sum to 1 to the last digit
+    # softmax: float32 log-probs do not sum to 1 to the last digit
+    return (table.reference_XA + log_XL.gather(1, table.levels_XA)).log_softmax(-1)
 
 
 def bound(n: int) -> float:

@@ -256,11 +256,14 @@ def _about(ledger: Figures, name: str) -> list[str]:
     return [*found, _ppo(ledger["ppo"])]
 
 
-COUNTED = """Everything here is computed, nothing is sampled: all answers to all {prompts} prompts, their probability under every policy, and their true \
-reward. The line is the most reward there can be at each KL: π* = π_ref exp(r/β)/Z for every β."""
-DRAWN = """Figures of {prompts} held-out prompts; the KL is exact at each token of what the policy itself says. The dotted line is made of {samples} samples \
-of the SFT model, weighted by exp(r/β), all prompts together. Since that may also choose among prompts, it is an upper bound of what a policy can do. It ends \
-at {far} nats, beyond which fewer than 100 samples carry it. The KL of the best of n is its bound, log n − (n − 1)/n."""
+COUNTED = """Everything here is computed, nothing is sampled: all answers to all {prompts} \
+prompts, their probability under every policy, and their true reward. The line is the most reward \
+there can be at each KL: π* = π_ref exp(r/β)/Z for every β."""
+DRAWN = """Figures of {prompts} held-out prompts; the KL is exact at each token of what the \
+policy itself says. The dotted line is made of {samples} samples of the SFT model, weighted by \
+exp(r/β), all prompts together. Since that may also choose among prompts, it is an upper bound of \
+what a policy can do. It ends at {far} nats, beyond which fewer than 100 samples carry it. The KL \
+of the best of n is its bound, log n − (n − 1)/n."""
 
 
 def _ppo(ppo: Figures) -> str:
@@ -323,9 +326,8 @@ def _line(rows: Sequence[Figures], method: str, figure: str) -> Line:
     mine = sorted(
         (row for row in rows if row["method"] == method), key=lambda row: row["kl"]["mean"]
     )
-    few = any(
-        1 < row["seeds"] < ENOUGH for row in mine
-    )  # two seeds have an interval that says nothing and hides everything
+    # two seeds have an interval that says nothing and hides everything
+    few = any(1 < row["seeds"] < ENOUGH for row in mine)
     spans = () if few else tuple((row[figure]["low"], row[figure]["high"]) for row in mine)
     return Line(
         [(row["kl"]["mean"], row[figure]["mean"]) for row in mine],

@@ -433,10 +433,11 @@ def _path(world: World, loaded: loading.LoadedModel, folder: Path) -> list[Figur
     """
     found = []
     for saved in checkpoint.saved(RunFolder(folder).checkpoints):
+        # ppo saves its critic beside it
         weights = {
             name.removeprefix("policy:"): tensor
             for name, tensor in checkpoint.load(saved).weights.items()
-        }  # ppo saves its critic beside it
+        }
         with torch.no_grad():
             for name, parameter in loaded.model.named_parameters():
                 parameter.copy_(weights[name])

@@ -91,9 +91,9 @@ class Referee:
             else set()
         )
         given = {name: getattr(settings, name) for name in names if origins[name] != "default"}
+        # who may ask for code was seen to by `resolve`
         made = resolve(
             JudgeSettings, {**given, "answers": str(answers), "out": out, **own}, origin="argument"
-        )  # who may ask for code was seen to by `resolve`
-        return Resolved(
-            made.settings, {**made.origins, "judge": origins["judge"]}
-        )  # a file may not name code
+        )
+        # a file may not name code
+        return Resolved(made.settings, {**made.origins, "judge": origins["judge"]})

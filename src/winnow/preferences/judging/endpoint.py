@@ -50,16 +50,19 @@ Kind = Literal[
 
 UNREACHED: tuple[Kind, ...] = ("busy", "server", "timeout", "connection")
 TRIES = 5  # of one question, where the next may do better
+# Seconds before the second try, doubled from then on; a server that asks for more than the
+# longest is not waited for.
 FIRST_WAIT, LONGEST_WAIT = (
     1.0,
     60.0,
-)  # seconds before the second try, doubled from then on; a server that asks for more than the longest is not waited for
+)
 MOST = 2**23  # bytes of a reply
+# no question will do better
 NEVER = {
     401: "the key is not accepted",
     403: "the key may not do this",
     404: "there is no such address or model",
-}  # no question will do better
+}
 
 
 class Failed(Exception):
@@ -196,12 +199,12 @@ class Asking:
         if status != 200:
             raise Failed("rejected", f"HTTP {status}: {self._shown(text)}")
         try:
-            said = json.loads(
-                text, parse_constant=lambda name: None
-            )  # NaN, in figures that nobody reads
+            # NaN, in figures that nobody reads
+            said = json.loads(text, parse_constant=lambda name: None)
+            # a key may be escaped in it
             return json.loads(
                 self._without_key(json.dumps(said, ensure_ascii=False, allow_nan=False))
-            )  # a key may be escaped in it
+            )
         except (ValueError, RecursionError):
             raise Failed("garbage", f"is not JSON: {self._shown(text)}") from None
 

@@ -176,7 +176,6 @@ def _the_rule(resolved: Resolved[JudgeSettings], *, columns: bool) -> rules.Rule
 
 
 # --- rules and reward models: scores
-# -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -221,9 +220,8 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
     def rows(asked: list[Item], left: set[str]) -> Iterator[Row]:
         for at in range(0, len(asked), TOGETHER):
-            part = asked[
-                at : at + TOGETHER
-            ]  # whole, also where some of it is there: what is scored together decides the last digits
+            # Whole, also where some of it is there: what is scored together decides the last digits.
+            part = asked[at : at + TOGETHER]
             if left.isdisjoint(item.id for item in part):
                 continue
             said = [
@@ -256,7 +254,6 @@ def _scored(
 
 
 # --- language models: verdicts
-# -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -393,7 +390,6 @@ def _kind(vote: Vote) -> str:
 
 
 # --- what came of it
-# -----------------------------------------------------------------------------------------------------
 
 
 def _told(settings: JudgeSettings, rows: list[Row], judge: Judge) -> None:
@@ -427,11 +423,12 @@ def _told_position(found: verdicts.Position) -> None:
     """What the order of the answers did, as far as it can be told."""
     if found.both:
         low, high = found.interval
+        steady = found.alike / found.both >= verdicts.STEADY
         say(
             f"position consistency: the same verdict in both orders of {found.alike:,} of"
             f" {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
             f"({percent(low, 1)} to {percent(high, 1)})"
-            f"{'' if found.alike / found.both >= verdicts.STEADY else ': it mostly looks at the place, so take a stronger judge'}"
+            + ("" if steady else ": it mostly looks at the place, so take a stronger judge")
         )
     if found.decided:
         likely = (

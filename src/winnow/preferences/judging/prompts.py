@@ -188,9 +188,8 @@ def _json(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    text = visible(
-        " ".join(text.split())
-    )  # a NUL or half a character would make the row one that nobody can read
+    # a NUL or half a character would make the row one that nobody can read
+    text = visible(" ".join(text.split()))
     return text if len(text) <= REASON else text[: REASON - 3] + "..."
 
 

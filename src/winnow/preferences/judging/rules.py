@@ -28,9 +28,9 @@ KNOWN = (
     " module:function or FILE.py:function"
 )
 SIGNATURE = "score(prompt: str, completion: str) -> number"
-# Rules of the package by the name that people type: where the function is, and its version. A version
-# is what files of judged rows record; whoever changes the scores of a rule gives it another one.
-# (The first versions are hashes of files, as functions of other people have them.)
+# Rules of the package by the name that people type: where the function is, and its version, which
+# files of judged rows record. A change of a rule's scores gives it another version. (The first
+# versions are hashes of files, as functions of other people have them.)
 BUILT_IN = {
     "winnow.recipes.world": (
         "winnow.experiments.reviews_world",
@@ -128,7 +128,6 @@ def _finite(rule: Rule, item: Item, answer: str, where: str) -> float:
 
 
 # --- the rules by name
-# ---------------------------------------------------------------------------------------------------
 
 
 def _length(item: Item, answer: str) -> float:
@@ -201,7 +200,6 @@ GIVEN: Mapping[str, Callable[[str, str], Score]] = {
 
 
 # --- functions by path
-# ---------------------------------------------------------------------------------------------------
 
 
 def _function(name: str, module: str, attribute: str, answers: str, setting: str) -> Rule:

@@ -152,7 +152,6 @@ def complete(row: Mapping[str, Any]) -> bool:
 
 
 # --- how steady a judge is
-# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +190,11 @@ def position(votes: Sequence[Vote]) -> Position:
     twice = [many for many in cast if len(many) == 2]
     alike = sum(score(one) == score(other) for one, other in twice)
     said = [{vote.outcome for vote in many} for many in cast]
+    # judged once, or the same place won twice
     first, second = (
         said.count({"first"}),
         said.count({"second"}),
-    )  # judged once, or the same place won twice
+    )
     decided = [
         vote.outcome for many in cast for vote in many if vote.outcome in ("first", "second")
     ]

@@ -361,9 +361,8 @@ def _message(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    links = (
-        (("/", "Open the page"),) if error.status == 403 and request.method == "GET" else ()
-    )  # a Strict cookie is not sent where a link elsewhere led here
+    # a Strict cookie is not sent where a link elsewhere led here
+    links = (("/", "Open the page"),) if error.status == 403 and request.method == "GET" else ()
     return _message(request, error.status, "Not answered", error.why, links=links)
 
 

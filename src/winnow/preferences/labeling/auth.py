@@ -28,9 +28,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from winnow.errors import RunError
 
-BODY = (
-    64 * 1024
-)  # bytes of a form: a vote with a reason is a few hundred, and every browser keeps to `maxlength`
+# bytes of a form: a vote with a reason is a few hundred, and every browser keeps to `maxlength`
+BODY = 64 * 1024
 FORM = "application/x-www-form-urlencoded"
 
 

@@ -122,9 +122,8 @@ def _marked(tag: str, pieces: Sequence[str]) -> Markup:
     return Markup(f"<{tag}>{words}</{tag}>") if tag and words else words
 
 
-Rule = Callable[
-    [Any, Sequence[Token], int, Any, Any], str
-]  # the renderer comes first: rules are bound to it
+# the renderer comes first: rules are bound to it
+Rule = Callable[[Any, Sequence[Token], int, Any, Any], str]
 
 
 def _parser() -> MarkdownIt:

@@ -66,9 +66,8 @@ def _train(job: Job) -> None:
     players = _players(job, reward)
     policy = players.policy
     identity = _identity(job, players)
-    reference = references.described(
-        settings.model, policy.loaded, None, len(job.tokenizer)
-    )  # the policy is still as it began
+    # the policy is still as it began
+    reference = references.described(settings.model, policy.loaded, None, len(job.tokenizer))
     kept = run_record.newest(
         job.run, identity, settings.allow_change, ("weights", "critic", "reward")
     )
