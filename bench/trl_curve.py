@@ -159,9 +159,9 @@ def in_order(case: Case, rows: Sequence[Row]) -> list[Row]:
     """The rows in the order in which Winnow takes them: TRL shuffles otherwise, so it is given them
     one after the other.
     """
-    from winnow.data.order import Cursor, Share, batches
+    from winnow.data.order import Cursor, MixShare, batches
 
-    stream = batches([Share(len(rows))], case.batch_size, 0, Cursor())
+    stream = batches([MixShare(len(rows))], case.batch_size, 0, Cursor())
     return [rows[i] for _ in range(case.steps) for i in next(stream)[0]]
 
 

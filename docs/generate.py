@@ -14,7 +14,7 @@ from winnow.commands import objectives as catalogue
 from winnow.config.resolve import PRESETS
 from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
 from winnow.objectives.parsing import SETTINGS, shown
-from winnow.objectives.table import TABLE, Entry
+from winnow.objectives.table import TABLE, ObjectiveEntry
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n"
@@ -97,7 +97,7 @@ def objectives() -> str:
     )
 
 
-def _row(name: str, entry: Entry) -> str:
+def _row(name: str, entry: ObjectiveEntry) -> str:
     cells = (
         f"[`{name}`](#{name})",
         f"`{_cell(entry.equation)}`",
@@ -115,7 +115,7 @@ def _family(title: str) -> str:
     return head + "".join(_paragraph(name, entry) for name, entry in members)
 
 
-def _paragraph(name: str, entry: Entry) -> str:
+def _paragraph(name: str, entry: ObjectiveEntry) -> str:
     first = next(other for other, one in TABLE.items() if one.loss is entry.loss)
     said = f"Function: `losses.{entry.loss.__name__}`" + (
         f", as [{first}](#{first})."

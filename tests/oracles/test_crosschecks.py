@@ -21,11 +21,11 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import SpecificationWarning
 
-from winnow.evaluation.statistics.bradley_terry import Game as Met
+from winnow.evaluation.statistics.bradley_terry import JudgedGame as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
 from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
-    Game,
+    JudgedGame,
     detectable,
     interval,
     prompts_needed,
@@ -167,7 +167,7 @@ def test_models_that_never_met_are_ranked_by_evalica_all_the_same():
 
 @pytest.mark.parametrize(("won", "count"), [(3, 7), (0, 12), (60, 100), (100, 100)])
 def test_wilsons_interval_is_statsmodels(won, count):
-    games = [Game(i, (float(i < won),)) for i in range(count)]
+    games = [JudgedGame(i, (float(i < won),)) for i in range(count)]
     found = share(games)
     assert (found.low, found.high) == pytest.approx(
         proportion_confint(won, count, method="wilson"), abs=1e-12
@@ -177,7 +177,7 @@ def test_wilsons_interval_is_statsmodels(won, count):
 def test_the_spread_over_prompts_is_statsmodels_clustered_error():
     rng = np.random.default_rng(3)
     won = (rng.random((60, 4)) < rng.beta(3, 2, 60)[:, None]).astype(float)
-    found = share([Game(i, (one,)) for i, row in enumerate(won.tolist()) for one in row])
+    found = share([JudgedGame(i, (one,)) for i, row in enumerate(won.tolist()) for one in row])
     told = sm.OLS(won.ravel(), np.ones(won.size)).fit(
         cov_type="cluster",
         cov_kwds={"groups": np.repeat(np.arange(60), 4), "use_correction": False},
@@ -203,7 +203,7 @@ def test_a_mixed_model_agrees_about_the_mean_and_its_error():
     rng = np.random.default_rng(5)
     won = (rng.random((80, 5)) < rng.beta(2, 2, 80)[:, None]).astype(float)
     told = MixedLM(won.ravel(), np.ones((won.size, 1)), np.repeat(np.arange(80), 5)).fit(reml=True)
-    found = share([Game(i, (one,)) for i, row in enumerate(won.tolist()) for one in row])
+    found = share([JudgedGame(i, (one,)) for i, row in enumerate(won.tolist()) for one in row])
     assert (found.rate, found.spread / math.sqrt(80)) == pytest.approx(
         (told.fe_params[0], told.bse_fe[0]), rel=1e-3
     )
@@ -212,7 +212,7 @@ def test_a_mixed_model_agrees_about_the_mean_and_its_error():
 @pytest.mark.parametrize(("better", "worse"), [(9, 2), (30, 41), (5, 5)])
 def test_the_sign_test_is_statsmodels(better, worse):
     scores = [1.0] * better + [0.0] * worse + [0.5] * 4
-    found = sign_test([Game(i, (score,)) for i, score in enumerate(scores)])
+    found = sign_test([JudgedGame(i, (score,)) for i, score in enumerate(scores)])
     assert found.p == pytest.approx(their_sign_test(np.array(scores), mu0=0.5)[1])
 
 
@@ -240,7 +240,7 @@ def test_length_control_is_statsmodels_glm_over_clusters(seed):
         < expit(0.3 + 0.8 * np.tanh(longer / 80) + rng.standard_normal(50)[prompts])
     ).astype(float)
     found = controlled(
-        [Game(int(p), (w,), d) for p, w, d in zip(prompts, won.tolist(), longer.tolist())]
+        [JudgedGame(int(p), (w,), d) for p, w, d in zip(prompts, won.tolist(), longer.tolist())]
     )
     rows = pandas.DataFrame(
         {"won": won, "column": np.tanh(longer / longer.std()), "prompt": prompts}

@@ -23,12 +23,12 @@ from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics import label_noise
-from winnow.evaluation.statistics.bradley_terry import Game as Met
+from winnow.evaluation.statistics.bradley_terry import JudgedGame as Met
 from winnow.evaluation.statistics.bradley_terry import fit
 from winnow.evaluation.statistics.calibration import brier, calibration, chance
 from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
-    Game,
+    JudgedGame,
     Share,
     detectable,
     interval,
@@ -45,20 +45,20 @@ END, VOCABULARY, LONGEST = 1, 5, 3
 
 def one_each(*scores):
     """One game per prompt, asked once."""
-    return [Game(i, (score,)) for i, score in enumerate(scores)]
+    return [JudgedGame(i, (score,)) for i, score in enumerate(scores)]
 
 
 # ---------------------------------------------------------------- win rates
 
 
 def test_a_game_is_the_mean_of_its_orders():
-    assert Game(0, (1.0, 0.0)).score == 0.5  # the judge took one side twice
-    assert Game(0, (0.9, 0.4)).score == pytest.approx(0.65)
-    assert Game(0, (1.0, None)).score is None  # the other order alone would favour a side
-    assert Game(0, ()).score is None
+    assert JudgedGame(0, (1.0, 0.0)).score == 0.5  # the judge took one side twice
+    assert JudgedGame(0, (0.9, 0.4)).score == pytest.approx(0.65)
+    assert JudgedGame(0, (1.0, None)).score is None  # the other order alone would favour a side
+    assert JudgedGame(0, ()).score is None
     for wrong in (1.1, -0.1, math.nan):
         with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
-            Game("p", (wrong,))
+            JudgedGame("p", (wrong,))
 
 
 def test_a_share_by_hand():
@@ -66,13 +66,13 @@ def test_a_share_by_hand():
     (7/144) = 5 games, and t of 2 degrees is 4.302653.
     """
     games = [
-        Game("a", (1.0, 1.0)),
-        Game("a", (1.0,)),
-        Game("b", (1.0, 0.0)),
-        Game("c", (0.0,)),
-        Game("c", (0.5,)),
-        Game("c", (None, 1.0)),
-        Game("d", (None,)),
+        JudgedGame("a", (1.0, 1.0)),
+        JudgedGame("a", (1.0,)),
+        JudgedGame("b", (1.0, 0.0)),
+        JudgedGame("c", (0.0,)),
+        JudgedGame("c", (0.5,)),
+        JudgedGame("c", (None, 1.0)),
+        JudgedGame("d", (None,)),
     ]
     found = share(games)
     assert (found.prompts, found.games, found.why) == (3, 7, "")
@@ -103,7 +103,7 @@ def test_prompts_that_all_say_the_same_do_not_make_certain():
     known = binomtest(5, 10).proportion_ci(0.95, method="wilson")
     assert (ties.rate, ties.ties, ties.spread) == (0.5, 1.0, 0.0)
     assert (ties.low, ties.high) == pytest.approx((known.low, known.high))
-    assert share([Game(i // 4, (1.0,)) for i in range(40)]).low == pytest.approx(
+    assert share([JudgedGame(i // 4, (1.0,)) for i in range(40)]).low == pytest.approx(
         binomtest(10, 10).proportion_ci(method="wilson").low
     )
 
@@ -118,10 +118,10 @@ def test_many_prompts_have_the_interval_of_the_normal_distribution():
 
 def test_what_is_not_defined_is_said():
     assert share([]) == Share(None, None, None, 0, 0, None, None, None, "there are no games")
-    assert share([Game(0, (None,))]) == Share(
+    assert share([JudgedGame(0, (None,))]) == Share(
         None, None, None, 0, 1, None, None, 1.0, "no game has a verdict"
     )
-    alone = share([Game(0, (1.0,)), Game(0, (0.0,)), Game(1, (None,))])
+    alone = share([JudgedGame(0, (1.0,)), JudgedGame(0, (0.0,)), JudgedGame(1, (None,))])
     assert (alone.rate, alone.low, alone.high, alone.prompts) == (0.5, None, None, 1)
     assert "one prompt has no spread" in alone.why
 
@@ -132,10 +132,10 @@ def test_what_is_not_defined_is_said():
 def test_the_sign_test_counts_prompts():
     games = [
         *one_each(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.5),
-        Game("many", (1.0,)),
-        Game("many", (1.0,)),
-        Game("many", (0.0,)),
-        Game("none", (None,)),
+        JudgedGame("many", (1.0,)),
+        JudgedGame("many", (1.0,)),
+        JudgedGame("many", (0.0,)),
+        JudgedGame("none", (None,)),
     ]
     found = sign_test(games)
     assert (found.better, found.worse, found.even) == (6, 1, 1)
@@ -226,12 +226,14 @@ def test_identical_models_are_even_though_the_judge_likes_a_side():
     rng, cases, held, rates = np.random.default_rng(3), 600, 0, []
     for _ in range(cases):
         left = rng.random((100, 2)) < 0.8
-        found = share([Game(i, (float(a), 1 - float(b))) for i, (a, b) in enumerate(left.tolist())])
+        found = share(
+            [JudgedGame(i, (float(a), 1 - float(b))) for i, (a, b) in enumerate(left.tolist())]
+        )
         held += found.low <= 0.5 <= found.high
         rates.append(found.rate)
     assert 0.93 <= held / cases <= 0.97
     assert np.mean(rates) == pytest.approx(0.5, abs=0.005)
-    assert share([Game(i, (float(a),)) for i, (a, _) in enumerate(left.tolist())]).low > 0.6
+    assert share([JudgedGame(i, (float(a),)) for i, (a, _) in enumerate(left.tolist())]).low > 0.6
 
 
 @pytest.mark.parametrize(("rate", "prompts"), [(0.5, 60), (0.7, 100), (0.9, 150)])
@@ -255,7 +257,9 @@ def test_ties_and_uneven_numbers_of_games_are_covered_too():
         games = []
         for i, p in enumerate(own):
             for _ in range(1 + i % 5):
-                games.append(Game(i, (0.5 if rng.random() < 0.25 else float(rng.random() < p),)))
+                games.append(
+                    JudgedGame(i, (0.5 if rng.random() < 0.25 else float(rng.random() < p),))
+                )
         found = share(games)
         held += found.low <= 0.125 + 0.75 * 0.6 <= found.high
     assert 0.93 <= held / cases <= 0.97
@@ -358,7 +362,7 @@ def judged(rng, theta, phi, prompts, each=3, shift=60.0, alike=0.0):
     longer = rng.normal(shift, 80.0, (prompts, each))
     z = theta + alike * rng.standard_normal((prompts, 1)) + phi * np.tanh(longer / longer.std())
     won = (rng.random(z.shape) < expit(z)).astype(float)
-    return [Game(i, (won[i, k],), longer[i, k]) for i in range(prompts) for k in range(each)]
+    return [JudgedGame(i, (won[i, k],), longer[i, k]) for i in range(prompts) for k in range(each)]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +393,9 @@ def test_length_control_keeps_what_is_not_length():
     assert found.rate == pytest.approx(expit(0.8), abs=0.03)
     assert found.weight_low < 0 < found.weight_high
     assert found.sd == pytest.approx(80, rel=0.05)
-    theirs = controlled([Game(game.prompt, (1 - game.looks[0],), -game.longer) for game in games])
+    theirs = controlled(
+        [JudgedGame(game.prompt, (1 - game.looks[0],), -game.longer) for game in games]
+    )
     assert (theirs.rate, theirs.low, theirs.high) == pytest.approx(
         (1 - found.rate, 1 - found.high, 1 - found.low)
     )
@@ -402,7 +408,7 @@ def test_two_lengths_have_a_closed_form():
     """
     wins, counts = (45, 20), (60, 40)
     games = [
-        Game((d, i), (float(i < w),), d)
+        JudgedGame((d, i), (float(i < w),), d)
         for d, w, n in ((10.0, wins[0], counts[0]), (-10.0, wins[1], counts[1]))
         for i in range(n)
     ]
@@ -423,7 +429,7 @@ def test_two_lengths_have_a_closed_form():
 def planted(prompts=24, each=3):
     """Games without a random number, so that another program can be asked about the same ones."""
     return [
-        Game(
+        JudgedGame(
             i,
             ((7 * i + 3 * k + i * k) % 5 / 4, (11 * i + 5 * k * k) % 3 / 2),
             (37 * i + 53 * k * k + 11 * k) % 101 - 40.0,
@@ -467,7 +473,7 @@ def test_the_spread_over_prompts_is_the_clustered_standard_error():
 def test_scipy_finds_the_same_top_and_prompts_weigh_the_same():
     rng = np.random.default_rng(2)
     games = [
-        Game(i, (float(rng.random()), float(rng.random() < 0.5)), rng.normal(5, 30))
+        JudgedGame(i, (float(rng.random()), float(rng.random() < 0.5)), rng.normal(5, 30))
         for i in range(40)
         for _ in range(1 + i % 4)
     ]
@@ -494,7 +500,9 @@ def test_scipy_finds_the_same_top_and_prompts_weigh_the_same():
 
 def test_where_lengths_tell_nothing_it_is_said():
     def why(*rows):
-        found = controlled([Game(i, (score,), longer) for i, (score, longer) in enumerate(rows)])
+        found = controlled(
+            [JudgedGame(i, (score,), longer) for i, (score, longer) in enumerate(rows)]
+        )
         assert (found.rate, found.low, found.weight) == (None, None, None)
         return found.why
 
@@ -507,7 +515,7 @@ def test_where_lengths_tell_nothing_it_is_said():
     assert (
         controlled(
             [
-                Game(i, (score,), longer)
+                JudgedGame(i, (score,), longer)
                 for i, (score, longer) in enumerate(
                     [(1.0, 3.0), (0.0, -3.0), (1.0, 2.0), (0.5, 1.0), (0.5, 2.5)]
                 )

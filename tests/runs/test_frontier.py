@@ -26,7 +26,7 @@ from winnow.experiments.frontier import report as frontier_page
 from winnow.experiments.frontier import run as recipe
 from winnow.experiments.frontier import words as frontier_words
 from winnow.experiments.frontier.costs import costs
-from winnow.experiments.frontier.measure import Table
+from winnow.experiments.frontier.measure import RewardTable
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
@@ -36,7 +36,7 @@ from winnow.system import console
 from winnow.system.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
 WORLD = World()
-TABLE = Table(WORLD.reference_XA, 3 * WORLD.reward_XA)
+TABLE = RewardTable(WORLD.reference_XA, 3 * WORLD.reward_XA)
 BETAS = (0.05, 0.3, 1.0, 5.0)
 
 
@@ -124,15 +124,15 @@ def test_the_ends_of_the_limit():
 
 def test_a_table_must_hold_all_answers():
     with pytest.raises(ValueError, match="sum to 1"):
-        Table(TABLE.reference_XA[:, :-1], TABLE.reward_XA[:, :-1])
+        RewardTable(TABLE.reference_XA[:, :-1], TABLE.reward_XA[:, :-1])
     with pytest.raises(ValueError, match="float64"):
-        Table(TABLE.reference_XA.float(), TABLE.reward_XA.float())
+        RewardTable(TABLE.reference_XA.float(), TABLE.reward_XA.float())
 
 
 # ---------------------------------------------------------------- best of N, wins
 
 
-TIED = Table(
+TIED = RewardTable(
     torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], dtype=F64).log(),
     torch.tensor([[1.0, 0.0, 1.0, -1.0], [2.0, 2.0, 2.0, 2.0]], dtype=F64),
 )
@@ -209,7 +209,9 @@ def test_the_limit_from_samples():
     )
     reward_XA = TABLE.reward_XA.gather(1, drawn_XA)
     together, apart = measure.drawn(reward_XA.reshape(1, -1)), measure.drawn(reward_XA)
-    any_ = Table((TABLE.reference_XA - math.log(3)).reshape(1, -1), TABLE.reward_XA.reshape(1, -1))
+    any_ = RewardTable(
+        (TABLE.reference_XA - math.log(3)).reshape(1, -1), TABLE.reward_XA.reshape(1, -1)
+    )
     for distance in (0.1, 0.3, 0.6):
         truth, above = (measure.limit(table, distance).reward for table in (TABLE, any_))
         assert truth < above
@@ -622,11 +624,11 @@ def test_what_each_took(tmp_path):
 def test_a_part_stands_on_the_line_of_the_whole(monkeypatch, capsys):
     """Inside, nobody speaks but the whole: which part it is, and how far that has come."""
     monkeypatch.setattr(console, "QUIET", -1.0)
-    with console.Steps("frontier", 3) as whole:
+    with console.ProgressBar("frontier", 3) as whole:
         whole.name("reviews: a model")
         with console.as_part(whole):
             console.say("only for itself")
-            with console.Steps("training", 8) as part:
+            with console.ProgressBar("training", 8) as part:
                 part.show({"loss": 0.5})
                 part.advance(1)
         whole.advance(1)
@@ -860,7 +862,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
         assert counted_world.scores(scorer)[3, 1:].tolist() == pytest.approx(
             scores(scorer, said), abs=1e-6
         )
-        best = measure.best_of(Table(table.reference_XA, counted_world.scores(scorer)), 4)
+        best = measure.best_of(RewardTable(table.reference_XA, counted_world.scores(scorer)), 4)
         picked = points["best_of_learned", seed]
         assert picked["reward"]["mean"] == pytest.approx(
             float((best.exp() * counted_world.rewards()).sum(-1).mean()), abs=1e-9

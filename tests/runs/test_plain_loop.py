@@ -17,7 +17,7 @@ from paths import ROOT
 from winnow import api, completion_logps
 from winnow.data.jsonl import Row
 from winnow.data.layouts import LAYOUTS, detect, group_of
-from winnow.data.order import Share, order
+from winnow.data.order import MixShare, order
 from winnow.data.packing import budget, pack
 from winnow.data.render import Renderer
 from winnow.errors import DataError
@@ -54,7 +54,7 @@ def test_the_plain_loop_equals_winnow_dpo(tmp_path, dtype, near):
     ours = [row["loss"] for row in read_jsonl(run.metrics)]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    in_order = [rows[i] for i in order([Share(12)], 7, 0)]
+    in_order = [rows[i] for i in order([MixShare(12)], 7, 0)]
     with Exact():
         assert plain_loop.train(
             model, tokenizer, in_order, steps=3, batch_size=4, lr=1e-3

@@ -55,7 +55,7 @@ from winnow.system.run_folder import RunFolder
 from winnow.training.optimizer import Optimizer
 from winnow.training.ppo import run as ppo
 from winnow.training.ppo import setup
-from winnow.training.step import Steps, take_step
+from winnow.training.step import StepObjective, take_step
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def gradient(model, groups, objective, engine, monkeypatch):
         ),
     )
     micro = alone([collate([group], [i]) for i, group in enumerate(groups)])
-    assert isinstance(objective, Steps)
+    assert isinstance(objective, StepObjective)
     model.zero_grad()
     row, _ = take_step(
         model,

@@ -18,11 +18,11 @@ from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.selection import engine_for
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.winrate import Mean, interval, over_prompts
-from winnow.generation.prompts import Asked, ask, load
+from winnow.generation.prompts import PromptBatch, ask, load
 from winnow.generation.sampler import sample, words
 from winnow.models import hashes
 from winnow.models.loading import LoadedModel
-from winnow.system.console import Steps
+from winnow.system.console import ProgressBar
 from winnow.system.files import read_jsonl, write_jsonl
 
 Rows = list[dict[str, Any]]
@@ -38,7 +38,7 @@ def answers(
     """
     loaded = load(policy, settings)
     asked = ask(policy, loaded, prompts(str(asked_for)), settings)
-    with Steps("held-out answers", len(asked.ids)) as steps:
+    with ProgressBar("held-out answers", len(asked.ids)) as steps:
         said = [made[0] for made in sample(loaded, asked.ids, asked.how, tick=steps.advance)]
     texts = [words(loaded.tokenizer, ids, one) for ids, one in zip(asked.ids, said)]
     rows = [
@@ -61,7 +61,7 @@ def answers(
     return found, hashes.weights_hash(start.model)[:16]
 
 
-def _whole(asked: Asked) -> bool:
+def _whole(asked: PromptBatch) -> bool:
     return asked.how.temperature == 1 and asked.how.top_p == 1
 
 

@@ -14,7 +14,7 @@ from winnow.data.packing import budget
 from winnow.errors import RunError, SettingsError
 from winnow.evaluation import datasets, figures, flips, scoring, slices
 from winnow.evaluation.datasets import HeldOut
-from winnow.evaluation.scoring import Said
+from winnow.evaluation.scoring import ModelScores
 from winnow.evaluation.statistics import rewardbench
 from winnow.evaluation.statistics.intervals import told
 from winnow.models import loading
@@ -205,7 +205,7 @@ def _prepare(settings: EvalSettings, made: Objective, scorer: bool) -> None:
 # --- figures
 
 
-def _rows(one: HeldOut, made: Objective, said: Said, i: int) -> list[dict[str, Any]]:
+def _rows(one: HeldOut, made: Objective, said: ModelScores, i: int) -> list[dict[str, Any]]:
     """A row per comparison, then per labelled answer, of the set numbered i; with its values of the
     columns it is split by.
     """
@@ -225,7 +225,7 @@ def _figures(
     made: Objective,
     one: HeldOut,
     found: list[dict[str, Any]],
-    said: Said,
+    said: ModelScores,
     i: int,
     before: dict[str, Any],
 ) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _trained_on(settings: EvalSettings, one: HeldOut) -> bool:
 
 
 def _head(
-    settings: EvalSettings, made: Objective, scorer: bool, said: Said, command: str
+    settings: EvalSettings, made: Objective, scorer: bool, said: ModelScores, command: str
 ) -> dict[str, Any]:
     """What every figure depends on."""
     return {

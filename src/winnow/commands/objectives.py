@@ -10,7 +10,7 @@ from rich.table import Table
 
 from winnow.errors import SettingsError
 from winnow.objectives.parsing import SETTINGS, modifiers, settings_of, shown
-from winnow.objectives.table import TABLE, Entry, Value
+from winnow.objectives.table import TABLE, ObjectiveEntry, Value
 from winnow.system.console import console, safe, say
 
 FAMILIES = (
@@ -35,7 +35,7 @@ def run(names: Sequence[str]) -> None:
         _say_one(name, TABLE[name])
 
 
-def family(entry: Entry) -> str:
+def family(entry: ObjectiveEntry) -> str:
     """Which of FAMILIES it belongs to."""
     if entry.unit == "completion":
         return FAMILIES[2]
@@ -46,7 +46,7 @@ def family(entry: Entry) -> str:
     return FAMILIES[0] if entry.takes[0] == "margin" else FAMILIES[1]
 
 
-def defaults(entry: Entry) -> str:
+def defaults(entry: ObjectiveEntry) -> str:
     """Its own settings and its unusual modifiers, as they are given on the command line."""
     return ", ".join(
         f"{key}={shown(value)}"
@@ -59,16 +59,16 @@ def defaults(entry: Entry) -> str:
     )
 
 
-def _score(entry: Entry) -> dict[str, Value]:
+def _score(entry: ObjectiveEntry) -> dict[str, Value]:
     return {"score": entry.scores[0]} if len(entry.scores) > 1 else {}
 
 
-def unit(entry: Entry) -> str:
+def unit(entry: ObjectiveEntry) -> str:
     """What is counted, and whether the whole optimizer batch must be seen first."""
     return f"{entry.unit}, whole batch" if entry.batch else entry.unit
 
 
-def about(entry: Entry) -> str:
+def about(entry: ObjectiveEntry) -> str:
     """What its function says of itself, after the title and the equation: where it starts, its
     limits, what noise does.
     """
@@ -108,7 +108,7 @@ def _say_all() -> None:
     )
 
 
-def _say_one(name: str, entry: Entry) -> None:
+def _say_one(name: str, entry: ObjectiveEntry) -> None:
     title = (inspect.getdoc(entry.loss) or "").split(":", 1)[0]
     say(
         f"\n[bold]{name}[/]  {safe(entry.equation)}\n{safe(entry.paper)}; unit: {unit(entry)};"

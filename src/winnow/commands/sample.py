@@ -16,12 +16,12 @@ from winnow.data.records import Completion, Message, PreferenceGroup, Text
 from winnow.data.render import RenderedGroup, Renderer
 from winnow.errors import ModelError
 from winnow.generation import vllm
-from winnow.generation.prompts import Asked, ask, load
+from winnow.generation.prompts import PromptBatch, ask, load
 from winnow.generation.sampler import Answer, drawn, seeds, words
 from winnow.models import hashes, loading
 from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
-from winnow.system.append_file import Growing
+from winnow.system.append_file import AppendFile
 from winnow.system.console import safe, say
 from winnow.system.files import locked, make_folder, sha256_json
 
@@ -59,7 +59,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
         asked = ask(settings.model, loaded, asked_for, settings)
         how = _how(settings, loaded, asked)
         names = _names(asked)
-        file = Growing(settings.out, "sampled", "prompts", "answered")
+        file = AppendFile(settings.out, "sampled", "prompts", "answered")
         rows = file.there(names, {key: how[key] for key in SAYS_HOW})
         if len(rows) == len(names):
             say(f"{safe(settings.out)}: all {len(names):,} prompts are answered; nothing to do")
@@ -77,7 +77,7 @@ def run(resolved: Resolved[SampleSettings]) -> Path:
     return settings.out
 
 
-def _how(settings: SampleSettings, loaded: LoadedModel, asked: Asked) -> dict[str, Any]:
+def _how(settings: SampleSettings, loaded: LoadedModel, asked: PromptBatch) -> dict[str, Any]:
     """Where answers come from, for every row."""
     template = (
         None
@@ -100,7 +100,7 @@ def _how(settings: SampleSettings, loaded: LoadedModel, asked: Asked) -> dict[st
     }
 
 
-def _names(asked: Asked) -> list[str]:
+def _names(asked: PromptBatch) -> list[str]:
     """Of each prompt: its tokens, and how many times it stood before."""
     found, before = [], dict[str, int]()
     for ids in asked.ids:
@@ -113,7 +113,7 @@ def _names(asked: Asked) -> list[str]:
 def _rows(
     settings: SampleSettings,
     loaded: LoadedModel,
-    asked: Asked,
+    asked: PromptBatch,
     how: dict[str, Any],
     names: list[str],
     places: list[str],
@@ -131,7 +131,7 @@ def _rows(
 
 
 def _drawn(
-    settings: SampleSettings, loaded: LoadedModel, asked: Asked, done: set[int]
+    settings: SampleSettings, loaded: LoadedModel, asked: PromptBatch, done: set[int]
 ) -> Iterator[tuple[int, list[Answer]]]:
     if settings.sampler == "transformers":
         return drawn(loaded, asked.ids, asked.how, k=settings.k, done=done)

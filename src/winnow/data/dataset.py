@@ -15,7 +15,7 @@ from winnow.data import checks, sources
 from winnow.data import pairs as ranking
 from winnow.data.checks import Finding
 from winnow.data.mismatched import with_mismatched
-from winnow.data.order import Share
+from winnow.data.order import MixShare
 from winnow.data.pairs import Pairs
 from winnow.data.records import PreferenceGroup, demonstration
 from winnow.data.render import Renderer
@@ -54,7 +54,7 @@ class Dataset:
     """
 
     groups: Tokens
-    shares: list[Share]
+    shares: list[MixShare]
     account: dict[str, Any]
     findings: list[Finding]
     chat: bool  # whether prompts are messages
@@ -332,7 +332,7 @@ def _finish(
         }
         for f in findings
     ]
-    shares = [Share(len(part.texts), part.loaded.weight) for part in parts]
+    shares = [MixShare(len(part.texts), part.loaded.weight) for part in parts]
     if wanted.mismatched:
         groups = with_mismatched(groups, seed, renderer.limit)
         account["mismatched"] = len(groups)

@@ -53,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _TextPiece:
     """The bytes of one row; line and column count from 1, offset from 0."""
 
     where: str
@@ -175,7 +175,7 @@ def _refuse_foreign(path: str | Path, head: bytes) -> None:
         raise DataError(f"{path}: {what}", remedy=f"iconv -f UTF-16{order} -t UTF-8")
 
 
-def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | Problem]:
+def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextPiece | Problem]:
     line, offset = 0, stream.tell()
     while raw := stream.readline(cap + 1):
         line, begin, offset = line + 1, offset, offset + len(raw)
@@ -190,14 +190,14 @@ def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | 
                 "split or remove the row",
             )
         elif raw.strip(_BLANK):
-            yield _Piece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
+            yield _TextPiece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
 
 
 _OUTSIDE = re.compile(rb'["{}\[\],\n]')
 _INSIDE = re.compile(rb'\\[^\n]|["\\\n]')
 
 
-def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_Piece | Problem]:
+def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextPiece | Problem]:
     """The elements of a JSON list, cut at the commas of depth 1 without parsing, so one bad element
     spoils no other.
     """
@@ -223,7 +223,7 @@ class _Cutter:
         self.last_line = 0  # on which an element began
         self.done = False
 
-    def feed(self, chunk: bytes) -> Iterator[_Piece | Problem]:
+    def feed(self, chunk: bytes) -> Iterator[_TextPiece | Problem]:
         taken, position = 0, self.skip
         # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
         self.skip, quote = (
@@ -308,7 +308,7 @@ class _Cutter:
             line, line_start = line + self.held.count(b"\n", 0, blank), offset + newline + 1
         return line, offset + blank - line_start + 1, offset + blank
 
-    def _cut(self) -> Iterator[_Piece | Problem]:
+    def _cut(self) -> Iterator[_TextPiece | Problem]:
         line, column, offset = self._start()
         self.count += 1
         if self.size > self.cap:
@@ -324,7 +324,7 @@ class _Cutter:
                 f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"
             )
             self.last_line = line
-            yield _Piece(where, raw, line, column, offset)
+            yield _TextPiece(where, raw, line, column, offset)
         elif (
             not self.done or self.count > 1
         ):  # `[]` is an empty list, anything else is a comma too many
@@ -336,7 +336,7 @@ class _Cutter:
             )
 
 
-def _row(name: str, piece: _Piece) -> Row | Problem:
+def _row(name: str, piece: _TextPiece) -> Row | Problem:
     """One piece parsed, or what is wrong with it and where."""
     where = piece.where
     try:
@@ -362,7 +362,7 @@ def _row(name: str, piece: _Piece) -> Row | Problem:
     return Row(where, value)
 
 
-def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem:
+def _malformed(name: str, piece: _TextPiece, error: json.JSONDecodeError) -> Problem:
     ended = error.doc.rstrip()
     # the line break behind a row is no part of it: what ends too early, ends on its own line
     at = min(error.pos, len(ended))
@@ -388,7 +388,7 @@ def _malformed(name: str, piece: _Piece, error: json.JSONDecodeError) -> Problem
     return Problem(f"{name}:{line}:{column}", "", f"not JSON: {error.msg}")
 
 
-def _undecodable(name: str, piece: _Piece, error: UnicodeDecodeError) -> Problem:
+def _undecodable(name: str, piece: _TextPiece, error: UnicodeDecodeError) -> Problem:
     before = piece.raw[: error.start]
     column = len(before[before.rfind(b"\n") + 1 :].decode()) + (
         piece.column if b"\n" not in before else 1

@@ -21,7 +21,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class MixShare:
     """`size` items in a row that belong to one data set, of which an epoch takes `weight` x
     size.
     """
@@ -30,12 +30,12 @@ class Share:
     weight: float = 1.0
 
 
-def epoch_size(shares: Sequence[Share]) -> int:
+def epoch_size(shares: Sequence[MixShare]) -> int:
     """Items in one epoch of the mixture."""
     return sum(round(share.size * share.weight) for share in shares)
 
 
-def order(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+def order(shares: Sequence[MixShare], seed: int, epoch: int) -> NDArray[np.int64]:
     """Item indices of one epoch, shuffled. Weight 2 is every item twice; 0.5 a half, another one
     each epoch.
     """
@@ -53,7 +53,7 @@ def order(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def batches(
-    shares: Sequence[Share], batch_size: int, seed: int, cursor: Cursor
+    shares: Sequence[MixShare], batch_size: int, seed: int, cursor: Cursor
 ) -> Iterator[tuple[list[int], Cursor]]:
     """Global batches of item indices from `cursor` on, each with the cursor after it. An epoch's
     last one may be smaller.

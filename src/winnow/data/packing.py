@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from winnow.data.prefix_tree import Growing, root, size
+from winnow.data.prefix_tree import PrefixTreeBuilder, root, size
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
 from winnow.errors import DataError, Problem
@@ -150,14 +150,14 @@ class _Unit:
 def _units(groups: Sequence[RenderedGroup], tokens: int, work: Work) -> list[_Unit]:
     """Groups that begin alike as one unit, as far as the budget allows."""
     units: list[_Unit] = []
-    alike: dict[tuple[int, ...], tuple[_Unit, Growing]] = {}
+    alike: dict[tuple[int, ...], tuple[_Unit, PrefixTreeBuilder]] = {}
     for i, group in enumerate(groups):
         begin = root(group.sequences)
-        unit, growing = alike.get(begin) or (_Unit([]), Growing())
+        unit, growing = alike.get(begin) or (_Unit([]), PrefixTreeBuilder())
         if (
             unit.items and unit.tokens + _most(group) > tokens
         ):  # a new trunk for those that might not fit
-            unit, growing = _Unit([]), Growing()
+            unit, growing = _Unit([]), PrefixTreeBuilder()
         if not unit.items:
             units.append(unit)
             alike[begin] = unit, growing

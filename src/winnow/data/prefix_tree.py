@@ -58,7 +58,7 @@ class _Node:
     children: dict[int, _Node] = field(default_factory=dict)
 
 
-class Growing:
+class PrefixTreeBuilder:
     """A forest that sequences are added to. `tokens` counts what stands in it."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Growing:
 
 def grow(groups: Sequence[Sequence[TokenSequence]]) -> TokenTree:
     """The forest of several groups' sequences; its leaves stand in their order."""
-    growing = Growing()
+    growing = PrefixTreeBuilder()
     for sequences in groups:
         growing.add(sequences)
     return growing.tree()
@@ -126,7 +126,7 @@ def grow(groups: Sequence[Sequence[TokenSequence]]) -> TokenTree:
 
 def size(groups: Sequence[Sequence[TokenSequence]]) -> int:
     """Distinct tokens of these groups together."""
-    growing = Growing()
+    growing = PrefixTreeBuilder()
     for sequences in groups:
         growing.add(sequences)
     return growing.tokens

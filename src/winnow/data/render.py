@@ -53,7 +53,7 @@ class RenderedGroup:
     )
 
 
-class _Piece(NamedTuple):
+class _TemplatePiece(NamedTuple):
     """A part of a text: where it begins and ends in it, the words meant, and whether special tokens
     in them are only spelled.
     """
@@ -433,21 +433,21 @@ class Renderer:
             ]
         return ends
 
-    def _pieces(self, text: str, chat: bool) -> Iterator[_Piece]:
+    def _pieces(self, text: str, chat: bool) -> Iterator[_TemplatePiece]:
         """A template's text: what it wrote, and between it the special tokens that the data only
         spells. Plain text: one piece.
         """
         if not chat:
-            yield _Piece(0, len(text), text, True)
+            yield _TemplatePiece(0, len(text), text, True)
             return
         at = 0
         for mark in _MARK.finditer(text):
             if mark.start() > at:
-                yield _Piece(at, mark.start(), text[at : mark.start()], False)
-            yield _Piece(mark.start(), mark.end(), self._special[int(mark[1])], True)
+                yield _TemplatePiece(at, mark.start(), text[at : mark.start()], False)
+            yield _TemplatePiece(mark.start(), mark.end(), self._special[int(mark[1])], True)
             at = mark.end()
         if at < len(text):
-            yield _Piece(at, len(text), text[at:], False)
+            yield _TemplatePiece(at, len(text), text[at:], False)
 
     def _guard(self, value: Any) -> Any:
         """Marks for special-token spellings in text, and in every text inside lists and objects

@@ -23,7 +23,7 @@ from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.tokens import Tokens
 from winnow.errors import Problem, RunError
-from winnow.system.console import Steps, safe, say
+from winnow.system.console import ProgressBar, safe, say
 from winnow.system.files import cache_folder, folder_atomic, remove_folder, sha256_json
 
 LARGE = (
@@ -47,7 +47,7 @@ def tokenised(
             "tokens: the tokenizer is written in Python and has no identity to store tokens by:"
             " made at each start, in one process, kept in memory"
         )
-        with Steps("tokens", len(texts)) as steps:
+        with ProgressBar("tokens", len(texts)) as steps:
             return _in_memory(rendered(texts, renderer, 1, steps.advance))
     key = sha256_json([who, name])
     folder = cache_folder("tokens") / key[:16]
@@ -67,7 +67,7 @@ def tokenised(
                     f"{folder.name}.tmp-*"
                 ):  # by a process that was killed: nobody else writes here now
                     shutil.rmtree(left)
-                with folder_atomic(folder) as new, Steps("tokens", len(texts)) as steps:
+                with folder_atomic(folder) as new, ProgressBar("tokens", len(texts)) as steps:
                     tokens.write(new, key, rendered(texts, renderer, workers(), steps.advance))
             made, problems = tokens.opened(folder, key)
     except OSError as error:

@@ -30,7 +30,7 @@ def no_slope(columns: Columns, part: Batch) -> Columns:
 
 
 @runtime_checkable
-class Said(Protocol):
+class NextTokenDistribution(Protocol):
     """What another model says of a batch: log-probs of the whole vocabulary at each hidden state
     that predicts something.
     """
@@ -54,7 +54,11 @@ class Engine(Protocol):
         ...
 
     def logps(
-        self, model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        want: Sequence[str] = (),
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """log p(target | everything before it) of every scored token, differentiable, and what
         `want` names, which is not.
@@ -67,7 +71,7 @@ class Engine(Protocol):
         batch: Batch,
         slope: Slope,
         want: Sequence[str] = (),
-        other: Said | None = None,
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """Add d loss / d parameter to the gradients, where `slope(columns, part)` is d loss / d
         column of a part of the batch: whole groups, each asked for once, in order. Columns are of
@@ -75,7 +79,7 @@ class Engine(Protocol):
         """
         ...
 
-    def said(self, model: nn.Module, batch: Batch) -> Said:
+    def said(self, model: nn.Module, batch: Batch) -> NextTokenDistribution:
         """What a model says of the batch, without gradients, whatever becomes of its weights
         afterwards.
         """

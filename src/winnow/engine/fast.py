@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from winnow.engine import masks, output_head, segments, unpadded, varlen
-from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.models import fsdp
 from winnow.models.fsdp import Shards, released, through
@@ -31,7 +31,11 @@ class Tiled:
     inside: Callable[[Any, Batch], AbstractContextManager[None]]
 
     def logps(
-        self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+        self,
+        model: Any,
+        batch: Batch,
+        want: Sequence[str] = (),
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """log p of every scored token (nats, float32 or better), differentiable; what `want` names
         is not.
@@ -49,7 +53,7 @@ class Tiled:
         batch: Batch,
         slope: Slope,
         want: Sequence[str] = (),
-        other: Said | None = None,
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """One forward pass; the slopes of the loss, group by group; one backward pass."""
         inner = bare(model)
@@ -59,7 +63,7 @@ class Tiled:
                 output_head.head_of(inner), state_UH, batch, slope, want, other
             )
 
-    def said(self, model: Any, batch: Batch) -> Said:
+    def said(self, model: Any, batch: Batch) -> NextTokenDistribution:
         """What the model says of the batch: its hidden states and the head they were made for."""
         inner = bare(model)
         with torch.no_grad(), self.inside(inner, batch):

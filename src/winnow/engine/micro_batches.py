@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from winnow.data.order import Share
+from winnow.data.order import MixShare
 from winnow.data.packing import Work, pack, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.engine.batch import Batch, collate
@@ -42,7 +42,7 @@ class Data:
     """
 
     groups: Sequence[RenderedGroup]
-    shares: Sequence[Share]
+    shares: Sequence[MixShare]
     reference: Reference | None
     whole: bool = False  # a number per answer, and not per scored token (`collate`)
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.errors import ModelError
 
@@ -146,7 +146,7 @@ def logps(
     state_UH: Float[Tensor, "U H"],
     batch: Batch,
     want: Sequence[str],
-    other: Said | None,
+    other: NextTokenDistribution | None,
 ) -> Columns:
     """Columns of a batch from its hidden states; "logp" is differentiable, by recomputing the
     logits.
@@ -170,7 +170,7 @@ def backward(
     batch: Batch,
     slope: Slope,
     want: Sequence[str],
-    other: Said | None,
+    other: NextTokenDistribution | None,
 ) -> Columns:
     """Columns of a batch, detached; the gradients of hidden states and head are added where they
     belong.
@@ -218,7 +218,7 @@ def backward(
     return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
 
 
-def _from(other: Said | None, first: int) -> Other:
+def _from(other: NextTokenDistribution | None, first: int) -> Other:
     """What another model says, its states counted from `first` on."""
     return None if other is None else lambda a, b: other.logp(first + a, first + b)
 

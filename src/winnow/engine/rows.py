@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.models.fsdp import bare, released, through
 
@@ -19,7 +19,7 @@ NAME = "rows"
 
 
 @dataclass(frozen=True)
-class Table:
+class DistributionTable:
     """All log-probs of a model, a row for each hidden state that predicts something."""
 
     logp_UV: Float[Tensor, "U V"]
@@ -34,7 +34,10 @@ class Table:
 
 
 def logps(
-    model: nn.Module, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+    model: nn.Module,
+    batch: Batch,
+    want: Sequence[str] = (),
+    other: NextTokenDistribution | None = None,
 ) -> Columns:
     """log p of every scored token (nats, float32 or better), differentiable, and what `want` names
     (of which "kl" is, here).
@@ -57,7 +60,7 @@ def backward(
     batch: Batch,
     slope: Slope,
     want: Sequence[str] = (),
-    other: Said | None = None,
+    other: NextTokenDistribution | None = None,
 ) -> Columns:
     """One forward pass, the slopes of the loss at its columns, one backward pass."""
     columns = logps(model, batch, want, other)
@@ -67,13 +70,13 @@ def backward(
     return found
 
 
-def said(model: nn.Module, batch: Batch) -> Table:
+def said(model: nn.Module, batch: Batch) -> DistributionTable:
     """What the model says of the batch."""
     with torch.no_grad():
         logp_NV = _log_softmax(model, batch)
         logp_UV = logp_NV.new_empty(len(batch.state_U), logp_NV.shape[1])
         logp_UV[batch.state_N] = logp_NV  # tokens that share a state have the same row
-        return Table(logp_UV)
+        return DistributionTable(logp_UV)
 
 
 def _log_softmax(model: nn.Module, batch: Batch) -> Float[Tensor, "N V"]:

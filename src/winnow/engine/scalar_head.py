@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow.engine import output_head, unpadded
-from winnow.engine.base import Columns, Said, Slope
+from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.engine.fast import Tiled, bare
 from winnow.engine.rows import padded_rows
@@ -37,7 +37,11 @@ class Scalar:
         return self.way.NAME
 
     def logps(
-        self, model: Any, batch: Batch, want: Sequence[str] = (), other: Said | None = None
+        self,
+        model: Any,
+        batch: Batch,
+        want: Sequence[str] = (),
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """The head's number at the state of every scored token (float32 or better),
         differentiable.
@@ -54,7 +58,7 @@ class Scalar:
         batch: Batch,
         slope: Slope,
         want: Sequence[str] = (),
-        other: Said | None = None,
+        other: NextTokenDistribution | None = None,
     ) -> Columns:
         """One forward pass, the slopes of the loss, one backward pass."""
         inner = bare(model)
@@ -66,7 +70,7 @@ class Scalar:
             value_N.backward(slope(dict(found), batch)["logp"])
         return found
 
-    def said(self, model: Any, batch: Batch) -> Said:
+    def said(self, model: Any, batch: Batch) -> NextTokenDistribution:
         """Nothing: there is no vocabulary. Raises ModelError."""
         raise ModelError("a model with a scalar head says nothing of a vocabulary")
 

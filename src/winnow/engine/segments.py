@@ -21,13 +21,13 @@ from transformers import AttentionInterface
 
 from winnow.engine import output_head
 from winnow.engine.batch import Batch
-from winnow.engine.tree_layout import Layout, arrange, items_of
+from winnow.engine.tree_layout import AttentionPlan, arrange, items_of
 from winnow.errors import ModelError
 
 NAME = "segments"
 _ATTENTION = "winnow_segments"
 
-_layout: ContextVar[Layout | None] = ContextVar("winnow_layout", default=None)
+_layout: ContextVar[AttentionPlan | None] = ContextVar("winnow_layout", default=None)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ class _Kind:
 
 
 def _alone(
-    places: Layout, kind: _Kind, query: Tensor, key: Tensor, value: Tensor
+    places: AttentionPlan, kind: _Kind, query: Tensor, key: Tensor, value: Tensor
 ) -> Iterator[Tensor]:
     """Results of the items that have a call of their own."""
     if not places.alone:
@@ -145,7 +145,7 @@ def _alone(
 
 
 def _shared(
-    places: Layout, kind: _Kind, query: Tensor, key: Tensor, value: Tensor
+    places: AttentionPlan, kind: _Kind, query: Tensor, key: Tensor, value: Tensor
 ) -> Iterator[Tensor]:
     """Results of the calls that small items share."""
     flat = [x[0].transpose(0, 1).flatten(1) for x in (query, key, value)] if places.shared else []

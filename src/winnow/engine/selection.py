@@ -38,7 +38,7 @@ ROUTED = 0.75
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The engine to use, and a line per engine that was passed over."""
 
     engine: Engine
@@ -85,7 +85,7 @@ def choose(
     ladder: Sequence[Engine] | None = None,
     *,
     train: bool = True,
-) -> Choice:
+) -> EngineChoice:
     """The first engine of the ladder that equals the oracle on this model; the oracle itself where
     none does.
 
@@ -115,9 +115,9 @@ def choose(
         ) as error:  # whatever a model's own code raises when it is asked for something new
             wrong = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
         if wrong is None:
-            return Choice(engine, tuple(passed))
+            return EngineChoice(engine, tuple(passed))
         passed.append(f"{engine.NAME}: {wrong}")
-    return Choice(kind.oracle, tuple(passed))
+    return EngineChoice(kind.oracle, tuple(passed))
 
 
 def _wrong(

@@ -25,7 +25,7 @@ STEP = 16  # items of one call differ by less than this in queries and in keys
 
 
 @dataclass(frozen=True)
-class Item:
+class AttentionItem:
     """Queries that lie side by side: `own` are their segments, `before` the ancestors' segments,
     first the root's.
     """
@@ -45,11 +45,11 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionPlan:
     """A batch's attention. Its masks are made once and used by every layer."""
 
     lengths: tuple[int, ...]  # of the segments
-    items: tuple[Item, ...]
+    items: tuple[AttentionItem, ...]
     spans: tuple[int, ...]  # queries of the items
     alone: tuple[int, ...]  # items with a call of their own
     shared: tuple[Shared, ...]
@@ -77,7 +77,7 @@ class Layout:
         return self.masks[key]
 
 
-def items_of(runs: Sequence[Run]) -> tuple[Item, ...]:
+def items_of(runs: Sequence[Run]) -> tuple[AttentionItem, ...]:
     """The items of a batch's segments."""
     found: list[list[int]] = []
     for s, run in enumerate(runs):
@@ -85,10 +85,12 @@ def items_of(runs: Sequence[Run]) -> tuple[Item, ...]:
             found[-1].append(s)
         else:
             found.append([s])
-    return tuple(Item(tuple(own), _ancestors(runs, own[0])) for own in found)
+    return tuple(AttentionItem(tuple(own), _ancestors(runs, own[0])) for own in found)
 
 
-def arrange(runs: Sequence[Run], items: Sequence[Item], device: torch.device) -> Layout:
+def arrange(
+    runs: Sequence[Run], items: Sequence[AttentionItem], device: torch.device
+) -> AttentionPlan:
     """The calls that compute these items: the larger ones each its own, then the small ones
     together, alike with alike.
     """
@@ -115,10 +117,12 @@ def arrange(runs: Sequence[Run], items: Sequence[Item], device: torch.device) ->
         )
         for one, _ in padded
     )
-    return Layout(tuple(run.length for run in runs), tuple(items), spans, alone, shared, place_T)
+    return AttentionPlan(
+        tuple(run.length for run in runs), tuple(items), spans, alone, shared, place_T
+    )
 
 
-def _padded(runs: Sequence[Run], items: Sequence[Item]) -> tuple[Shared, list[int]]:
+def _padded(runs: Sequence[Run], items: Sequence[AttentionItem]) -> tuple[Shared, list[int]]:
     """A shared call, and which packed token each of its results belongs to (-1: none)."""
     queries = [_tokens(runs, item.own) for item in items]
     keys = [_tokens(runs, item.before + item.own) for item in items]

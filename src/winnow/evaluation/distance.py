@@ -20,7 +20,7 @@ from winnow.generation import prompts as asking
 from winnow.generation.sampler import Sampling, sample
 from winnow.models.device import available
 from winnow.models.loading import LoadedModel
-from winnow.system.console import Steps
+from winnow.system.console import ProgressBar
 
 # a second model is loaded beside the first where so many times its bytes are free: weights, and
 # what a pass needs
@@ -62,7 +62,7 @@ def draw(
     asked = asking.probe({"eval_": one.data}, one.data, rendered, seed)
     prompts = asked.prompts[:count]
     each = -(-count // len(prompts)) if prompts else 0
-    with Steps("answers", len(prompts)) as steps:
+    with ProgressBar("answers", len(prompts)) as steps:
         answers = (
             sample(
                 loaded,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from winnow.data.order import Share
+from winnow.data.order import MixShare
 from winnow.data.render import RenderedGroup
 from winnow.evaluation import heldout
 from winnow.evaluation.heldout_loss import loss
@@ -53,7 +53,7 @@ def rows(made: Objective, groups: Sequence[RenderedGroup], said: Spoken) -> Rows
 def described(
     made: Objective,
     groups: Sequence[RenderedGroup],
-    shares: Sequence[Share],
+    shares: Sequence[MixShare],
     found: Rows,
     said: Spoken,
     tokens: int,

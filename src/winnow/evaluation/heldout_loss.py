@@ -12,7 +12,7 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from winnow.data.order import Share
+from winnow.data.order import MixShare
 from winnow.data.render import RenderedGroup
 from winnow.engine.base import Columns
 from winnow.engine.batch import Batch, joined
@@ -29,7 +29,7 @@ WHOLE = "this objective sorts all comparisons together, so none has a share of i
 def loss(
     made: Objective,
     groups: Sequence[RenderedGroup],
-    shares: Sequence[Share],
+    shares: Sequence[MixShare],
     policy: Tensor,
     reference: Tensor | None,
     tokens: int,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from winnow.data.packing import pack_all
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine.base import Engine, Said
+from winnow.engine.base import Engine, NextTokenDistribution
 from winnow.engine.batch import Batch, collate
 from winnow.generation.sampler import Answer
 from winnow.objectives.scores import per_completion
@@ -85,7 +85,7 @@ def exact(
 
 
 def of_batch(
-    policy: Said, engine: Engine, reference: nn.Module, batch: Batch
+    policy: NextTokenDistribution, engine: Engine, reference: nn.Module, batch: Batch
 ) -> Float[Tensor, " C"]:
     """The same for a batch, where the policy has said what it says of it (and the reference may be
     the same module with other weights inside).

@@ -28,11 +28,11 @@ from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.device import DTYPES
 from winnow.models.loading import LoadedModel
 from winnow.models.scoring import Dialogue
-from winnow.system.console import Steps
+from winnow.system.console import ProgressBar
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelScores:
     """For each set, in their order. policy, reference: log-probs of all its scored tokens; scores:
     a reward model's, by group and completion.
 
@@ -52,7 +52,9 @@ class Said:
         return Spoken(self.policy[i], None if self.reference is None else self.reference[i])
 
 
-def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]) -> Said:
+def by_reward_model(
+    settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]
+) -> ModelScores:
     """A score for every completion of every set."""
     loaded = reward_models.load(
         settings.model,
@@ -70,7 +72,7 @@ def by_reward_model(settings: EvalSettings, rendered: Renderer, sets: Sequence[H
         ]
         scores = iter(scoring.scores(loaded, asked))
         found.append([[next(scores) for _ in text.completions] for text in one.texts])
-    return Said(scores=found, weights={"model": hashes.weights_hash(loaded.model)})
+    return ModelScores(scores=found, weights={"model": hashes.weights_hash(loaded.model)})
 
 
 def by_policy(
@@ -78,7 +80,7 @@ def by_policy(
     rendered: Renderer,
     sets: Sequence[HeldOut],
     trained: dict[str, Any] | None,
-) -> Said:
+) -> ModelScores:
     """Log-probs of policy and reference, each loaded once, and the policy's distance from the
     reference where answers are to be sampled.
 
@@ -99,7 +101,7 @@ def by_policy(
     said = [_logps(policy, ours, one, settings, "policy", settings.model) for one in sets]
     weights = {"model": hashes.weights_hash(policy.model)}
     if settings.reference is None:
-        return Said(said, weights=weights)
+        return ModelScores(said, weights=weights)
     drawn = (
         [
             distance.draw(one, policy, ours, rendered, settings.kl_samples, settings.seed)
@@ -120,7 +122,7 @@ def by_policy(
     ]
     weights["reference"] = hashes.weights_hash(reference.model)
     far = [distance.measure(one, kept, reference, ours, theirs, why) for one in drawn]
-    return Said(said, other, None, far, weights)
+    return ModelScores(said, other, None, far, weights)
 
 
 def _load(name: str, settings: EvalSettings) -> LoadedModel:
@@ -154,7 +156,7 @@ def _logps(
     it.
     """
     groups = one.data.groups
-    with Steps(f"{label}, {one.name}" if one.name else label, len(groups)) as steps:
+    with ProgressBar(f"{label}, {one.name}" if one.name else label, len(groups)) as steps:
         tokens = budget(groups, settings.max_tokens)
         return dataset_logps(
             engine,

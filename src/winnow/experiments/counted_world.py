@@ -24,7 +24,7 @@ from torch import nn
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import Batch, collate
 from winnow.engine.fast import SEGMENTS
-from winnow.experiments.frontier.measure import Table, closed
+from winnow.experiments.frontier.measure import RewardTable, closed
 from winnow.models.loading import LoadedModel
 from winnow.models.scoring import Dialogue
 from winnow.models.scoring import scores as rewards_of
@@ -190,9 +190,9 @@ def fluent() -> torch.Tensor:
     )
 
 
-def table(model: nn.Module) -> Table:
+def table(model: nn.Module) -> RewardTable:
     """The world with this model as its reference."""
-    return Table(logps(model), rewards())
+    return RewardTable(logps(model), rewards())
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -29,7 +29,7 @@ from winnow.experiments.frontier import report
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.system.console import Steps, console, safe, say
+from winnow.system.console import ProgressBar, console, safe, say
 from winnow.system.files import read_json, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
 
@@ -200,7 +200,7 @@ def sampled(loaded: LoadedModel, prompts: Sequence[str], seed: int, k: int = K) 
     """`k` answers to each prompt."""
     renderer = Renderer(loaded.tokenizer)
     how = Sampling(renderer.end_id(chat=False), max_new_tokens=LONGEST, seed=seed)
-    with Steps("sampling", len(prompts)) as steps:
+    with ProgressBar("sampling", len(prompts)) as steps:
         asked = [renderer.prompt_ids(prompt) for prompt in prompts]
         answers = sample(loaded, asked, how, k=k, tick=steps.advance)
     texts = [

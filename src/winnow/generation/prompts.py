@@ -23,7 +23,7 @@ from winnow.system.files import sha256_json
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptBatch:
     """Prompts as they were understood, their tokens, and how to sample."""
 
     texts: list[Text]
@@ -61,7 +61,9 @@ def load(name: str, settings: SamplingSettings) -> LoadedModel:
     return loaded
 
 
-def ask(name: str, loaded: LoadedModel, prompts: list[Prompt], settings: SamplingSettings) -> Asked:
+def ask(
+    name: str, loaded: LoadedModel, prompts: list[Prompt], settings: SamplingSettings
+) -> PromptBatch:
     """The prompts for this model. Raises DataError, prompt by prompt, where it cannot answer
     them.
     """
@@ -76,7 +78,7 @@ def ask(name: str, loaded: LoadedModel, prompts: list[Prompt], settings: Samplin
         )
     ids = [renderer.prompt_ids(text) for text in told]
     room = _room(name, [where for where, _ in prompts], ids, settings)
-    return Asked(
+    return PromptBatch(
         told,
         ids,
         Sampling(

@@ -21,7 +21,7 @@ from winnow.engine.batch import MISMATCHED, Batch
 from winnow.objectives import batchwise, losses, scores
 from winnow.objectives.parsing import Choice, choices
 from winnow.objectives.scores import Sums
-from winnow.objectives.table import ENTRIES, Entry, Value
+from winnow.objectives.table import ENTRIES, ObjectiveEntry, Value
 
 Columns = dict[str, Float[Tensor, " N"]]  # of an engine
 # what a step knows of its whole batch, and what the step before it knew
@@ -35,7 +35,7 @@ class Term:
     choice: Choice
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> ObjectiveEntry:
         """Its row of the table."""
         return ENTRIES[self.choice.name]
 

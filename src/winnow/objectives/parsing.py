@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import SettingsError
-from winnow.objectives.table import ENTRIES, TABLE, Entry, Value
+from winnow.objectives.table import ENTRIES, TABLE, ObjectiveEntry, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ MODIFIERS: dict[str, Value] = {
 }
 
 
-def modifiers(entry: Entry) -> dict[str, Value]:
+def modifiers(entry: ObjectiveEntry) -> dict[str, Value]:
     """The modifiers an objective can take, with its defaults, and `score` where it has a choice."""
     on_margin = entry.unit == "comparison" and entry.takes[0] == "margin" and not entry.batch
     pairs = entry.unit == "comparison" and not entry.certain_labels
@@ -108,7 +108,7 @@ def modifiers(entry: Entry) -> dict[str, Value]:
     return found | ({"score": entry.scores[0]} if len(entry.scores) > 1 else {})
 
 
-def settings_of(entry: Entry) -> dict[str, Value]:
+def settings_of(entry: ObjectiveEntry) -> dict[str, Value]:
     """Every setting of an objective with its default."""
     return {**entry.settings, **entry.tuning, **modifiers(entry)}
 

@@ -18,7 +18,7 @@ Value = float | bool | str
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ObjectiveEntry:
     """One row of the table.
 
     takes: the columns `loss` is given first (`terms.columns`); settings: what it is given by name,
@@ -51,8 +51,8 @@ class Entry:
         return self.batch in ("quantile_margins", "quantile_sides")
 
 
-TABLE: dict[str, Entry] = {
-    "dpo": Entry(
+TABLE: dict[str, ObjectiveEntry] = {
+    "dpo": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 0.1},
@@ -61,7 +61,7 @@ TABLE: dict[str, Entry] = {
         "The default, and the baseline to beat. Higher beta keeps the policy closer to the"
         " reference; 0.1 is usual, 0.01 bold, 0.5 the paper's for summaries.",
     ),
-    "cdpo": Entry(
+    "cdpo": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 0.1},
@@ -71,7 +71,7 @@ TABLE: dict[str, Entry] = {
         " shrinks further than the noise alone would.",
         defaults={"label_smoothing": 0.1},
     ),
-    "robust": Entry(
+    "robust": ObjectiveEntry(
         losses.robust,
         ("margin",),
         {"beta": 0.1, "label_smoothing": 0.1, "bound": 10.0},
@@ -80,7 +80,7 @@ TABLE: dict[str, Entry] = {
         "Flips at a known rate e, and the wish to undo them instead of shrinking. With few data its"
         " variance is larger, and only the bound stops a margin.",
     ),
-    "ipo": Entry(
+    "ipo": ObjectiveEntry(
         losses.square,
         ("margin",),
         {"beta": 0.1},
@@ -91,7 +91,7 @@ TABLE: dict[str, Entry] = {
         " Tune beta anew: with means it has other units.",
         scores=("mean", "sum"),
     ),
-    "hinge": Entry(
+    "hinge": ObjectiveEntry(
         losses.hinge,
         ("margin",),
         {"beta": 0.1},
@@ -100,7 +100,7 @@ TABLE: dict[str, Entry] = {
         "Clean labels, and a wish to stop exactly at a margin of 1/beta: comparisons beyond it have"
         " no gradient at all.",
     ),
-    "dpo_norm": Entry(
+    "dpo_norm": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 5.0},
@@ -110,7 +110,7 @@ TABLE: dict[str, Entry] = {
         " answer wins) and answers grow. Beta multiplies a mean, so it is larger.",
         scores=("mean",),
     ),
-    "exo": Entry(
+    "exo": ObjectiveEntry(
         losses.exo,
         ("margin",),
         {"beta": 0.1, "label_smoothing": 1e-3},
@@ -119,7 +119,7 @@ TABLE: dict[str, Entry] = {
         "Reverse instead of forward KL to the labels: decided early, and hopeless comparisons are"
         " given up. Labels must be reliable.",
     ),
-    "discopop": Entry(
+    "discopop": ObjectiveEntry(
         losses.discopop,
         ("margin",),
         {"beta": 0.05, "temperature": 0.05},
@@ -128,7 +128,7 @@ TABLE: dict[str, Entry] = {
         "For comparison with the loss a search over programs found. It is not convex; watch that"
         " margins leave its local minimum just below 0.",
     ),
-    "rdpo": Entry(
+    "rdpo": ObjectiveEntry(
         losses.rdpo,
         ("margin", "longer"),
         {"beta": 0.1, "alpha": 0.01},
@@ -137,7 +137,7 @@ TABLE: dict[str, Entry] = {
         "Answers grow while training, and an explicit price per token is wanted: each costs alpha"
         " of implicit reward.",
     ),
-    "odpo": Entry(
+    "odpo": ObjectiveEntry(
         losses.odpo,
         ("margin", "gap"),
         {"beta": 0.5, "alpha": 1.0},
@@ -147,7 +147,7 @@ TABLE: dict[str, Entry] = {
         " winner's margin must be above 0.",
         positive_margins=True,
     ),
-    "beta_dpo": Entry(
+    "beta_dpo": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 0.1},
@@ -158,7 +158,7 @@ TABLE: dict[str, Entry] = {
         batch="scaled_beta",
         tuning={"alpha": 0.6, "momentum": 0.9},
     ),
-    "tdpo": Entry(
+    "tdpo": ObjectiveEntry(
         losses.tdpo,
         ("margin", "kl_win", "kl_lose"),
         {"beta": 0.1, "alpha": 0.5},
@@ -167,7 +167,7 @@ TABLE: dict[str, Entry] = {
         "Control of the KL at each token, and not only of the answers' log-ratios. The reference is"
         " asked at every step: a third more work, and its trainable weights beside the policy's.",
     ),
-    "aot": Entry(
+    "aot": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 0.1},
@@ -177,7 +177,7 @@ TABLE: dict[str, Entry] = {
         " Single comparisons have no probability or weight.",
         batch="quantile_margins",
     ),
-    "nca": Entry(
+    "nca": ObjectiveEntry(
         losses.nca,
         ("win", "lose"),
         {"beta": 0.01},
@@ -185,7 +185,7 @@ TABLE: dict[str, Entry] = {
         "arXiv 2402.05369",
         "The winners' likelihood falls under dpo and must not: each side has a target of its own.",
     ),
-    "bco": Entry(
+    "bco": ObjectiveEntry(
         losses.bco,
         ("win", "lose"),
         {"beta": 0.01},
@@ -194,7 +194,7 @@ TABLE: dict[str, Entry] = {
         "A classifier of good and bad answers, on pairs; part of the mpo preset.",
         batch="running_shift",
     ),
-    "sppo": Entry(
+    "sppo": ObjectiveEntry(
         losses.sppo,
         ("win", "lose"),
         {"beta": 1e-3},
@@ -203,7 +203,7 @@ TABLE: dict[str, Entry] = {
         "Self-play in rounds, each from its own samples: the reference is the round before. Its"
         " beta is the paper's 1/eta.",
     ),
-    "apo_zero": Entry(
+    "apo_zero": ObjectiveEntry(
         losses.apo_zero,
         ("win", "lose"),
         {"beta": 0.1},
@@ -212,7 +212,7 @@ TABLE: dict[str, Entry] = {
         "Winners that are better than what the policy writes: they rise, losers fall, each by"
         " itself.",
     ),
-    "apo_down": Entry(
+    "apo_down": ObjectiveEntry(
         losses.apo_down,
         ("win", "lose"),
         {"beta": 0.1},
@@ -220,7 +220,7 @@ TABLE: dict[str, Entry] = {
         "arXiv 2408.06266 eq. 8",
         "Winners that are worse than what the policy writes: both sides fall, losers more.",
     ),
-    "dpop": Entry(
+    "dpop": ObjectiveEntry(
         losses.dpop,
         ("win", "lose"),
         {"beta": 0.3, "penalty": 50.0},
@@ -229,7 +229,7 @@ TABLE: dict[str, Entry] = {
         "Pairs that differ in a few tokens only, where dpo lowers both sides: a winner below its"
         " reference costs penalty times as much.",
     ),
-    "kto": Entry(
+    "kto": ObjectiveEntry(
         losses.kto,
         ("score",),
         {"beta": 0.1},
@@ -241,7 +241,7 @@ TABLE: dict[str, Entry] = {
         batch="mismatched_baseline",
         tuning={"desirable": 1.0, "undesirable": 1.0},
     ),
-    "bco_unpaired": Entry(
+    "bco_unpaired": ObjectiveEntry(
         losses.bco_unpaired,
         ("score",),
         {"beta": 0.01},
@@ -252,7 +252,7 @@ TABLE: dict[str, Entry] = {
         unit="completion",
         batch="running_shift",
     ),
-    "aot_unpaired": Entry(
+    "aot_unpaired": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 0.1},
@@ -263,7 +263,7 @@ TABLE: dict[str, Entry] = {
         unit="completion",
         batch="quantile_sides",
     ),
-    "plackett_luce": Entry(
+    "plackett_luce": ObjectiveEntry(
         losses.plackett_luce,
         ("score",),
         {"beta": 0.1},
@@ -273,7 +273,7 @@ TABLE: dict[str, Entry] = {
         " pairs, which count a ranking several times.",
         unit="group",
     ),
-    "simpo": Entry(
+    "simpo": ObjectiveEntry(
         losses.simpo,
         ("margin",),
         {"beta": 2.5, "gamma": 1.4},
@@ -284,7 +284,7 @@ TABLE: dict[str, Entry] = {
         reference=False,
         scores=("mean",),
     ),
-    "alphapo": Entry(
+    "alphapo": ObjectiveEntry(
         losses.alphapo,
         ("win", "lose"),
         {"beta": 2.5, "gamma": 0.25, "alpha": 0.25},
@@ -295,7 +295,7 @@ TABLE: dict[str, Entry] = {
         reference=False,
         scores=("mean",),
     ),
-    "cpo": Entry(
+    "cpo": ObjectiveEntry(
         losses.cpo,
         ("win", "lose", "nll"),
         {"beta": 0.1, "alpha": 1.0},
@@ -305,7 +305,7 @@ TABLE: dict[str, Entry] = {
         " reference.",
         reference=False,
     ),
-    "orpo": Entry(
+    "orpo": ObjectiveEntry(
         losses.orpo,
         ("win", "lose"),
         {"weight": 0.1},
@@ -316,7 +316,7 @@ TABLE: dict[str, Entry] = {
         reference=False,
         scores=("mean",),
     ),
-    "unlikelihood": Entry(
+    "unlikelihood": ObjectiveEntry(
         losses.unlikelihood,
         ("win", "lose"),
         {"alpha": 0.1},
@@ -326,7 +326,7 @@ TABLE: dict[str, Entry] = {
         " use.",
         reference=False,
     ),
-    "sft": Entry(
+    "sft": ObjectiveEntry(
         losses.nll,
         ("logp",),
         {},
@@ -341,8 +341,8 @@ TABLE: dict[str, Entry] = {
 
 # What `winnow reward` trains. r_w, r_l: the head's numbers for winner and loser. Policies cannot be
 # trained with these, so `objective` knows no such names.
-REWARDS: dict[str, Entry] = {
-    "bradley_terry": Entry(
+REWARDS: dict[str, ObjectiveEntry] = {
+    "bradley_terry": ObjectiveEntry(
         losses.logistic,
         ("margin",),
         {"beta": 1.0},
@@ -352,7 +352,7 @@ REWARDS: dict[str, Entry] = {
         reference=False,
         rewards=True,
     ),
-    "bradley_terry_listwise": Entry(
+    "bradley_terry_listwise": ObjectiveEntry(
         losses.plackett_luce,
         ("score",),
         {"beta": 1.0},
@@ -364,4 +364,4 @@ REWARDS: dict[str, Entry] = {
         rewards=True,
     ),
 }
-ENTRIES: dict[str, Entry] = {**TABLE, **REWARDS}
+ENTRIES: dict[str, ObjectiveEntry] = {**TABLE, **REWARDS}

@@ -57,7 +57,7 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogRow:
     """A row of the log. outcome None: taken back. act: the number of the first row of what was done
     at once (a ranking is several rows).
     """
@@ -75,7 +75,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LabelProgress:
     """Of one annotator: votes that count, how many of them are skips, tasks that may still come,
     median seconds of the latest votes (None without any).
     """

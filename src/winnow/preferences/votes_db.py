@@ -26,7 +26,7 @@ from winnow.preferences import queue
 from winnow.preferences.database import WAIT, body_of, connect, create, item_of, said
 from winnow.preferences.items import Item
 from winnow.preferences.pairing import different, draw
-from winnow.preferences.tasks import Cast, Entry, How, NoTask, Outdated, Progress, Task
+from winnow.preferences.tasks import Cast, How, LabelProgress, LogRow, NoTask, Outdated, Task
 from winnow.preferences.votes import OUTCOMES, Vote
 from winnow.system.files import make_folder, sync_folder
 
@@ -250,24 +250,27 @@ class Store:
 
     # --- reading
 
-    def history(self, annotator: str, limit: int = -1, offset: int = 0) -> list[tuple[Task, Entry]]:
+    def history(
+        self, annotator: str, limit: int = -1, offset: int = 0
+    ) -> list[tuple[Task, LogRow]]:
         """The annotator's votes that count, the latest first; limit -1: all of them."""
         query = (
             f"SELECT {queue.TASK}, {ENTRY} FROM {LOG} WHERE {COUNTS} AND l.annotator = ? ORDER BY"
             " l.number DESC LIMIT ? OFFSET ?"
         )
         return [
-            (Task(*row[:6]), Entry(*row[6:])) for row in self._rows(query, annotator, limit, offset)
+            (Task(*row[:6]), LogRow(*row[6:]))
+            for row in self._rows(query, annotator, limit, offset)
         ]
 
-    def current(self, name: str, annotator: str) -> Entry | None:
+    def current(self, name: str, annotator: str) -> LogRow | None:
         """The vote on a task that counts; None where it was not voted on, or that was taken back.
         Raises NoTask as `task`.
         """
         found = self._rows(
             f"SELECT {ENTRY} FROM {LOG} WHERE {COUNTS} AND t.id = ?", self.task(name, annotator).id
         )
-        return Entry(*found[0]) if found else None
+        return LogRow(*found[0]) if found else None
 
     def votes(self) -> list[Vote]:
         """Every vote that counts, in the order in which they were cast."""
@@ -279,11 +282,11 @@ class Store:
             for row in self._rows(f"SELECT {columns} FROM {LOG} WHERE {COUNTS} ORDER BY l.number")
         ]
 
-    def log(self) -> list[Entry]:
+    def log(self) -> list[LogRow]:
         """Everything that was ever written."""
-        return [Entry(*row) for row in self._rows(f"SELECT {ENTRY} FROM {LOG} ORDER BY l.number")]
+        return [LogRow(*row) for row in self._rows(f"SELECT {ENTRY} FROM {LOG} ORDER BY l.number")]
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> LabelProgress:
         """How far the annotator is."""
         done, skipped = self._rows(
             "SELECT count(*), coalesce(sum(state = 'passed'), 0) FROM tasks WHERE annotator = ? AND"
@@ -292,7 +295,7 @@ class Store:
         )[0]
         took = [entry.seconds for _, entry in self.history(annotator, RECENT)]
         with self._reading() as db:
-            return Progress(
+            return LabelProgress(
                 done, skipped, queue.left(db, self.how, annotator), median(took) if took else None
             )
 

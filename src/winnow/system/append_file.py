@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.system.console import Steps, safe, say
+from winnow.system.console import ProgressBar, safe, say
 from winnow.system.files import RUN_FORMAT, read_jsonl, refuse_format, sync_folder, write_jsonl
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Growing:
+class AppendFile:
     """A file whose rows have an `id` and say in `column` how they were made. things, done: words
     for what it tells ("prompts", "answered").
     """
@@ -86,7 +86,7 @@ class Growing:
         """Put each new row into `rows`, and on the disk's way as soon as it is there. `label` and
         `total` are for the progress line.
         """
-        with self.out.open("ab") as file, Steps(label, total) as steps:
+        with self.out.open("ab") as file, ProgressBar(label, total) as steps:
             sync_folder(self.out.absolute().parent)
             for new in made:
                 row = {**new, self.column: {**new[self.column], "format": RUN_FORMAT}}

@@ -29,11 +29,11 @@ from winnow.system.redact import blanked
 
 console = Console(highlight=False)
 
-_part: ContextVar[Steps | None] = ContextVar("winnow_part", default=None)
+_part: ContextVar[ProgressBar | None] = ContextVar("winnow_part", default=None)
 
 
 @contextmanager
-def as_part(whole: Steps) -> Iterator[None]:
+def as_part(whole: ProgressBar) -> Iterator[None]:
     """What is done inside is a part of something with a progress line of its own: it says nothing
     itself, and stands on that line.
     """
@@ -83,7 +83,7 @@ def complain(text: str) -> None:
     click.echo(visible(blanked(text)), err=True)
 
 
-class Steps:
+class ProgressBar:
     """Progress with time left and a few figures on one line; where there is no terminal, a plain
     line now and then.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from winnow.config.options import Follow
-from winnow.engine.base import Engine, Said
+from winnow.engine.base import Engine, NextTokenDistribution
 from winnow.engine.batch import Batch
 from winnow.models.fsdp import local
 from winnow.training.reference import Frozen
@@ -36,7 +36,7 @@ class Live:
             else {}
         )
 
-    def ask(self, model: nn.Module, batch: Batch) -> tuple[Batch, Said | None]:
+    def ask(self, model: nn.Module, batch: Batch) -> tuple[Batch, NextTokenDistribution | None]:
         """The batch with the reference's log-probs of its scored tokens, and its distributions
         where they are wanted.
         """

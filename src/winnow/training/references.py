@@ -19,7 +19,7 @@ from winnow.errors import TrainingError
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
 from winnow.system import distributed
-from winnow.system.console import Steps, safe, say
+from winnow.system.console import ProgressBar, safe, say
 from winnow.system.files import cache_folder
 from winnow.system.launch import leads
 from winnow.training import reference
@@ -90,7 +90,7 @@ class Scorer:
                 f" again, all within {noise:.1e} nats"
             )
             return kept
-        with Steps("reference", len(one.groups)) as steps:
+        with ProgressBar("reference", len(one.groups)) as steps:
             whose = f"the reference ({source.source})"
             value = dataset_logps(
                 self.engine,

@@ -30,7 +30,7 @@ from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
 from winnow.system import distributed, signals
-from winnow.system.console import Steps, safe, say
+from winnow.system.console import ProgressBar, safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
@@ -309,7 +309,7 @@ def _run(job: Job) -> None:
         _check_start(job, loaded, scored.sets[0], engine, live)
         if probe.prompts:
             monitoring.write(job.run, loaded, job.renderer.tokenizer, probe, 0)
-    with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
+    with ProgressBar("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = fit(
             Training(loaded.net, optimizer, job.plan, job.objective, engine, limit, live),
             progress,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from winnow.engine.base import Columns, Engine, Said, no_slope
+from winnow.engine.base import Columns, Engine, NextTokenDistribution, no_slope
 from winnow.engine.batch import Batch
 from winnow.errors import TrainingError
 from winnow.models.fsdp import dtype_of
@@ -58,7 +58,12 @@ def rehearse(
 
 
 def check_identity(
-    model: Any, batch: Batch, *, objective: Objective, engine: Engine, other: Said | None = None
+    model: Any,
+    batch: Batch,
+    *,
+    objective: Objective,
+    engine: Engine,
+    other: NextTokenDistribution | None = None,
 ) -> dict[str, float]:
     """Policy = reference at step 0: every log-ratio is 0 and the loss is what the objective gives
     for such log-probs.

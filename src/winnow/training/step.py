@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from winnow.engine.base import Columns, Engine, Said, Slope, no_slope
+from winnow.engine.base import Columns, Engine, NextTokenDistribution, Slope, no_slope
 from winnow.engine.batch import Batch, joined
 from winnow.engine.micro_batches import Micro
 from winnow.errors import TrainingError
@@ -30,7 +30,7 @@ Part = tuple[Tensor, Tensor, Batch]
 
 
 @runtime_checkable
-class Steps(Protocol):
+class StepObjective(Protocol):
     """What a step asks of an objective. Of preferences it is `objectives.terms.Objective`, of
     sampled answers `objectives.rollout.TokenLoss`.
     """
@@ -76,7 +76,7 @@ def take_step(
     model: nn.Module,
     micro: Micro,
     *,
-    objective: Steps,
+    objective: StepObjective,
     engine: Engine,
     optimizer: Optimizer,
     lr: float,
@@ -215,13 +215,15 @@ def _finite_totals(parts: Sequence[Part], terms: int, optimizer: Optimizer) -> t
     return added(totals)
 
 
-def _asked(model: nn.Module, batch: Batch, live: Live | None) -> tuple[Batch, Said | None]:
+def _asked(
+    model: nn.Module, batch: Batch, live: Live | None
+) -> tuple[Batch, NextTokenDistribution | None]:
     """The batch on the model's device, and what a live reference says of it."""
     ready = batch.to(next(model.parameters()).device)
     return live.ask(model, ready) if live else (ready, None)
 
 
-def _taken(objective: Steps, counts: Sequence[float], parts: list[Part]) -> Slope:
+def _taken(objective: StepObjective, counts: Sequence[float], parts: list[Part]) -> Slope:
     """The slopes of each part of a batch, found as they are asked for."""
 
     def slope(columns: Columns, part: Batch) -> Columns:
@@ -257,7 +259,7 @@ def _given(totals: Float[Tensor, " terms"], slopes: Columns, parts: list[Part]) 
 def _whole(
     model: nn.Module,
     micro: Micro,
-    objective: Steps,
+    objective: StepObjective,
     counts: Sequence[float],
     engine: Engine,
     before: Known,
@@ -312,7 +314,7 @@ def _together(kept: Sequence[Kept], everyones: Iterable[Batch]) -> Kept:
     return {name: value_N.to(device) for name, value_N in found.items()}, batch
 
 
-def _measure(sums: Sums, columns: Columns, batch: Batch, objective: Steps) -> None:
+def _measure(sums: Sums, columns: Columns, batch: Batch, objective: StepObjective) -> None:
     """What dashboards show of a batch, added up on the CPU."""
     if "entropy" in columns:  # a scalar head has none
         entropy_N = columns["entropy"].cpu()

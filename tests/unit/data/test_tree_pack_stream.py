@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from winnow.data.order import Cursor, Share, batches, epoch_size, order
+from winnow.data.order import Cursor, MixShare, batches, epoch_size, order
 from winnow.data.packing import Work, budget, cost, largest, most_expensive, pack
 from winnow.data.prefix_tree import SHARED, grow, size
 from winnow.data.render import RenderedGroup, TokenSequence
@@ -232,7 +232,7 @@ def test_prompts_share_a_trunk_only_where_it_pays():
     st.integers(0, 3),
 )
 def test_an_epoch_takes_its_share_of_every_set(parts, seed, epoch):
-    shares = [Share(size, weight) for size, weight in parts]
+    shares = [MixShare(size, weight) for size, weight in parts]
     items = order(shares, seed, epoch)
     assert items.tolist() == order(shares, seed, epoch).tolist()
     assert len(items) == epoch_size(shares)
@@ -247,10 +247,10 @@ def test_an_epoch_takes_its_share_of_every_set(parts, seed, epoch):
 
 @given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 5))
 def test_any_cursor_continues_the_same_stream(size, batch, skip):
-    stream = batches([Share(size)], batch, 3, Cursor())
+    stream = batches([MixShare(size)], batch, 3, Cursor())
     seen = [next(stream) for _ in range(skip + 4)]
     cursor = seen[skip - 1][1] if skip else Cursor()
-    again = batches([Share(size)], batch, 3, cursor)
+    again = batches([MixShare(size)], batch, 3, cursor)
     assert [next(again) for _ in range(4)] == seen[skip : skip + 4]
     per_epoch = -(-size // batch)
     for first in range(0, len(seen) - per_epoch + 1, per_epoch):
@@ -260,13 +260,13 @@ def test_any_cursor_continues_the_same_stream(size, batch, skip):
 
 
 def test_a_half_is_another_half_each_epoch():
-    halves = [frozenset(order([Share(40, 0.5)], 0, epoch)) for epoch in range(4)]
+    halves = [frozenset(order([MixShare(40, 0.5)], 0, epoch)) for epoch in range(4)]
     assert all(len(half) == 20 for half in halves)
     assert len(set(halves)) == 4
 
 
 def test_seed_and_epoch_change_the_order():
     assert (
-        len({tuple(order([Share(20)], seed, epoch)) for seed in range(3) for epoch in range(3)})
+        len({tuple(order([MixShare(20)], seed, epoch)) for seed in range(3) for epoch in range(3)})
         == 9
     )

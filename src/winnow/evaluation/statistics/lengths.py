@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import t
 
-from winnow.evaluation.statistics.winrate import Game
+from winnow.evaluation.statistics.winrate import JudgedGame
 
 Vector = NDArray[np.float64]
 LEAST = 3  # prompts, for two numbers and a spread
@@ -43,7 +43,7 @@ class Controlled:
     why: str = ""
 
 
-def controlled(games: Sequence[Game]) -> Controlled:
+def controlled(games: Sequence[JudgedGame]) -> Controlled:
     """The most likely theta and phi, every prompt weighing the same, as in `winrate.share`; games
     without a score are left out.
 

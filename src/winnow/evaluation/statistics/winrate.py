@@ -18,7 +18,7 @@ from winnow.system.format import wilson
 
 
 @dataclass(frozen=True, slots=True)
-class Game:
+class JudgedGame:
     """An answer of ours against one of theirs to a prompt. looks: what a judge gave ours, one per
     order it was asked in: 1 a win, 0.5 a tie, 0 a loss, or its probability; None where it gave no
     verdict. longer: our length minus theirs, in one unit for all games.
@@ -65,7 +65,7 @@ class Share:
     why: str = ""
 
 
-def share(games: Sequence[Game]) -> Share:
+def share(games: Sequence[JudgedGame]) -> Share:
     """The share of games we won, with Wilson's interval.
 
     One binary game per prompt: Wilson's own, n the prompts. Otherwise n is how many independent
@@ -137,7 +137,7 @@ class Signs:
     why: str = ""
 
 
-def sign_test(games: Sequence[Game]) -> Signs:
+def sign_test(games: Sequence[JudgedGame]) -> Signs:
     """Exact two-sided sign test over prompts, even ones left out (Dixon and Mood, "The statistical
     sign test", 1946). p None where all are even.
     """
@@ -192,7 +192,7 @@ def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]])
         raise ValueError(f"need the same prompts on both sides, got {len(ours)} and {len(theirs)}")
     return share(
         [
-            Game(i, ((a > b) + 0.5 * (a == b),))
+            JudgedGame(i, ((a > b) + 0.5 * (a == b),))
             for i, (left, right) in enumerate(zip(ours, theirs))
             for a in left
             for b in right

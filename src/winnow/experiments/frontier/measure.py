@@ -22,7 +22,7 @@ TIGHT, LOOSE = 1e-4, 1e4  # betas between which the limit is looked for
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class RewardTable:
     """The reference's log-probs of all answers and their rewards. Raises ValueError where a
     prompt's probabilities do not sum to 1.
     """
@@ -64,33 +64,33 @@ def closed(logp_XA: Answers) -> None:
         )
 
 
-def kl(table: Table, logp_XA: Answers) -> Float[Tensor, " X"]:
+def kl(table: RewardTable, logp_XA: Answers) -> Float[Tensor, " X"]:
     """KL(policy || reference) of each prompt; an answer of probability 0 adds nothing."""
     return torch.where(
         logp_XA > -torch.inf, logp_XA.exp() * (logp_XA - table.reference_XA), 0.0
     ).sum(-1)
 
 
-def reward(table: Table, logp_XA: Answers) -> Float[Tensor, " X"]:
+def reward(table: RewardTable, logp_XA: Answers) -> Float[Tensor, " X"]:
     """E[r] of each prompt."""
     return (logp_XA.exp() * table.reward_XA).sum(-1)
 
 
-def wins(table: Table, logp_XA: Answers) -> Float[Tensor, " X"]:
+def wins(table: RewardTable, logp_XA: Answers) -> Float[Tensor, " X"]:
     """How often the policy's answer has the higher reward than the reference's; ties count half."""
     theirs_XL, _, below_XL = _by_level(table, table.reference_XA)
     ours_XL = _summed(logp_XA.exp(), table.levels_XA, theirs_XL.shape[1])
     return (ours_XL * (below_XL + theirs_XL / 2)).sum(-1)
 
 
-def optimum(table: Table, beta: float) -> Answers:
+def optimum(table: RewardTable, beta: float) -> Answers:
     """log pi* = log pi_ref + r / beta - log Z: the best policy by E[r] - beta KL (arXiv 2305.18290
     eq. 4).
     """
     return (table.reference_XA + table.reward_XA / beta).log_softmax(-1)
 
 
-def best_of(table: Table, n: int) -> Answers:
+def best_of(table: RewardTable, n: int) -> Answers:
     """The best of n draws of the reference, ties to any of them:  P(y) = pi_ref(y) (F(r)^n -
     F(r-)^n) / P(reward = r), F over the reference's rewards.
 
@@ -109,7 +109,7 @@ def bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _by_level(table: Table, logp_XA: Answers) -> tuple[Tensor, Tensor, Tensor]:
+def _by_level(table: RewardTable, logp_XA: Answers) -> tuple[Tensor, Tensor, Tensor]:
     """P(reward = l), P(reward <= l) and P(reward < l) of each level l."""
     mass_XL = _summed(logp_XA.exp(), table.levels_XA, int(table.levels_XA.max()) + 1)
     mass_XL = mass_XL / mass_XL.sum(-1, keepdim=True)
@@ -134,17 +134,17 @@ class Point:
     beta: float | None = None
 
 
-def place(table: Table, logp_XA: Answers, beta: float | None = None) -> Point:
+def place(table: RewardTable, logp_XA: Answers, beta: float | None = None) -> Point:
     """Where a policy stands."""
     return Point(float(kl(table, logp_XA).mean()), float(reward(table, logp_XA).mean()), beta)
 
 
-def curve(table: Table, most: float, count: int = 60) -> list[Point]:
+def curve(table: RewardTable, most: float, count: int = 60) -> list[Point]:
     """The limit from KL 0 to `most`, in steps that are equal in KL."""
     return [limit(table, most * i / (count - 1)) for i in range(count)]
 
 
-def limit(table: Table, distance: float) -> Point:
+def limit(table: RewardTable, distance: float) -> Point:
     """The most mean reward at a mean KL of at most `distance`: pi* of the one beta whose KL that
     is, found by bisection.
 
@@ -162,17 +162,17 @@ def limit(table: Table, distance: float) -> Point:
     return place(table, optimum(table, math.exp(high)), math.exp(high))
 
 
-def share(table: Table, distance: float, gained: float) -> float | None:
+def share(table: RewardTable, distance: float, gained: float) -> float | None:
     """A reward gain as a share of the most there is at this KL; None at a KL of nothing."""
     most = limit(table, distance).reward - float(table.start_X.mean())
     return gained / most if most > 1e-9 else None
 
 
-def drawn(reward_XA: Answers) -> Table:
+def drawn(reward_XA: Answers) -> RewardTable:
     """A table made of samples of the reference, each as likely as another: what is computed of it
     is estimated.
     """
-    return Table(torch.full_like(reward_XA, -math.log(reward_XA.shape[1])), reward_XA)
+    return RewardTable(torch.full_like(reward_XA, -math.log(reward_XA.shape[1])), reward_XA)
 
 
 def effective(logp_XA: Answers) -> float:

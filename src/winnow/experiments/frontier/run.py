@@ -29,7 +29,7 @@ from winnow.experiments.frontier.methods import CRITIC, METHODS, Try
 from winnow.experiments.frontier.worlds import Figures, Size, World, reviews, small
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
-from winnow.system.console import Steps, as_part, safe, say
+from winnow.system.console import ProgressBar, as_part, safe, say
 from winnow.system.files import (
     RUN_FORMAT,
     read_json,
@@ -47,7 +47,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class FrontierPlan:
     """What is tried in a world. values: of each method's knob; rates: the first is each method's
     own, the others show how much depends on it; seeds: of each setting, where the command does not
     say.
@@ -61,7 +61,7 @@ class Plan:
 
 PPO = {"batch_size": 64, "minibatches": 4, "max_tokens": 4096, "schedule": "linear", "warmup": 0.1}
 BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
-SMALL = Plan(
+SMALL = FrontierPlan(
     Size(
         sft={
             "steps": 400,
@@ -97,7 +97,7 @@ SMALL = Plan(
     },
     seeds=3,
 )
-REVIEWS = Plan(
+REVIEWS = FrontierPlan(
     Size(
         sft=demo.SFT,
         rows=demo.PROMPTS,
@@ -168,7 +168,7 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
         compute(
             settings.out, command, quick=settings.quick, seeds=settings.seeds, seed=settings.seed
         )
-        report.write(settings.out)
+        frontier_page.write(settings.out)
     _told(settings.out, out.report_html)
     return settings.out
 
@@ -187,7 +187,7 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
             seed=settings.seed,
             trained=out.root / "sft",
         )
-        report.write(out.root)
+        frontier_page.write(out.root)
     _told(out.root / "frontier", out.report_html)
 
 
@@ -240,7 +240,7 @@ def _compute(
         for name, plan, _ in plans
     }
     work = [(name, plan, make, tries(name, plan, many[name], seed)) for name, plan, make in plans]
-    with Steps("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
+    with ProgressBar("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
         worlds: dict[str, Figures] = {}
         inputs: dict[str, Figures] = {}
         points: list[Figures] = []
@@ -290,7 +290,7 @@ def _compute(
     )
 
 
-FULL: tuple[tuple[str, Plan, Callable[[Path, Size, int], World]], ...] = (
+FULL: tuple[tuple[str, FrontierPlan, Callable[[Path, Size, int], World]], ...] = (
     ("small", SMALL, small),
     ("reviews", REVIEWS, reviews),
 )
@@ -331,7 +331,7 @@ def _enough(where: str, asked: int | None, there: int, usual: int) -> int:
     return asked or max(there, usual)
 
 
-def tries(world: str, plan: Plan, seeds: int, seed: int) -> list[Try]:
+def tries(world: str, plan: FrontierPlan, seeds: int, seed: int) -> list[Try]:
     """Every value of every knob at the method's own rate, with all seeds; one in the middle at the
     other rates, with the first seed.
     """

@@ -24,7 +24,7 @@ from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.winrate import over_prompts, win_rate
 from winnow.experiments import counted_world, demo, reviews_world
 from winnow.experiments.frontier import measure as frontier
-from winnow.experiments.frontier.measure import Table
+from winnow.experiments.frontier.measure import RewardTable
 from winnow.models import loading, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.judging import judge as judging
@@ -141,7 +141,8 @@ def small(root: Path, size: Size, seed: int) -> World:
         root / "prompts.jsonl",
         measure=lambda loaded: counted(table, counted_world.logps(loaded.model)),
         picked=lambda scorer, n: counted(
-            table, frontier.best_of(Table(table.reference_XA, counted_world.scores(scorer)), n)
+            table,
+            frontier.best_of(RewardTable(table.reference_XA, counted_world.scores(scorer)), n),
         ),
         facts=lambda: _small_facts(table),
         share=lambda kl, gain: frontier.share(table, kl, gain) if kl > 0.01 else None,
@@ -159,7 +160,7 @@ def _sft(root: Path, data: Path, size: Size, seed: int) -> None:
     train.sft(resolve(SFTSettings, {**size.sft, **names}, origin="frontier"))
 
 
-def counted(table: Table, logp_XA: torch.Tensor) -> Figures:
+def counted(table: RewardTable, logp_XA: torch.Tensor) -> Figures:
     """A policy's exact figures, each with an interval over prompts."""
     fluent_X = (logp_XA.exp() * counted_world.fluent()).sum(-1)
     found = {
@@ -175,7 +176,7 @@ def counted(table: Table, logp_XA: torch.Tensor) -> Figures:
     return {**figures, "prompts": len(logp_XA), "answers": None}
 
 
-def _small_facts(table: Table) -> Figures:
+def _small_facts(table: RewardTable) -> Figures:
     best = [{"n": n, "exact": True, **counted(table, frontier.best_of(table, n))} for n in BEST_OF]
     limit = [{"kl": point.kl, "reward": point.reward} for point in frontier.curve(table, FURTHEST)]
     return {"exact": True, "start": best[0], "limit": limit, "best_of": best[1:]}
@@ -262,7 +263,7 @@ def _sampled(
     }
 
 
-def _trusted(pooled: Table) -> float:
+def _trusted(pooled: RewardTable) -> float:
     """The KL up to which a limit made of samples can be trusted: where TRUSTED of them are left."""
     low, high = math.log(0.05), math.log(100.0)
     for _ in range(40):
@@ -272,7 +273,7 @@ def _trusted(pooled: Table) -> float:
     return frontier.place(pooled, frontier.optimum(pooled, math.exp(high))).kl
 
 
-def _review_facts(drawn: Mapping[str, list[list[Any]]], pooled: Table, far: float) -> Figures:
+def _review_facts(drawn: Mapping[str, list[list[Any]]], pooled: RewardTable, far: float) -> Figures:
     """The reference's own figures; the limit of all samples together; the best of n without bias,
     its KL as the bound there is.
     """

@@ -15,7 +15,7 @@ from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
 from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
-    Game,
+    JudgedGame,
     by_prompt,
     detectable,
     interval,
@@ -33,7 +33,7 @@ POWER = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An answer of one model beside an answer of another to a prompt. looks: as in `winrate.Game`,
+    """An answer of one model beside an answer of another to a prompt. looks: as in `JudgedGame`,
     empty where one of them said nothing.
 
     lengths: characters of both (None: said nothing); gain: by how much more a judge that scores
@@ -48,12 +48,12 @@ class Match:
     votes: tuple[Vote, ...] = ()
 
     @property
-    def game(self) -> Game:
+    def game(self) -> JudgedGame:
         """What is counted. Where an answer is missing there is no look, so no length of it
         counts.
         """
         ours, theirs = self.lengths
-        return Game(
+        return JudgedGame(
             self.prompt,
             self.looks,
             float(ours - theirs) if ours is not None and theirs is not None else 0.0,

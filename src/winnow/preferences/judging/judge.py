@@ -28,7 +28,7 @@ from winnow.preferences.judging.endpoint import (
 )
 from winnow.preferences.judging.prompts import NoVerdict
 from winnow.preferences.votes import Vote
-from winnow.system.append_file import Growing, Row
+from winnow.system.append_file import AppendFile, Row
 from winnow.system.console import safe, say
 from winnow.system.files import cache_folder, locked, make_folder, sha256_json
 from winnow.system.format import number, percent
@@ -85,7 +85,7 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
     with make(resolved) as judge:
         make_folder(settings.out.absolute().parent)
         with locked(settings.out):
-            file = Growing(settings.out, "judged", "rows", "judged")
+            file = AppendFile(settings.out, "judged", "rows", "judged")
             rows = file.there(names, judge.how)
             other = [
                 item.where
@@ -220,7 +220,8 @@ def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
     def rows(asked: list[Item], left: set[str]) -> Iterator[Row]:
         for at in range(0, len(asked), TOGETHER):
-            # Whole, also where some of it is there: what is scored together decides the last digits.
+            # Whole, also where some of it is there: what is scored together decides the last
+            # digits.
             part = asked[at : at + TOGETHER]
             if left.isdisjoint(item.id for item in part):
                 continue

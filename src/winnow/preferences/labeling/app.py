@@ -49,7 +49,7 @@ LOOKS = {"view": ("markdown", "raw"), "theme": ("auto", "light", "dark"), "keys"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageRequest:
     """A request of somebody who came in."""
 
     who: str
@@ -80,7 +80,7 @@ class Page:
     guidelines: Markup | None = None
 
 
-Handler = Callable[[Page, Asked], Response]
+Handler = Callable[[Page, PageRequest], Response]
 
 
 def app(page: Page) -> ASGIApp:
@@ -106,7 +106,7 @@ def app(page: Page) -> ASGIApp:
 # --- what addresses answer
 
 
-def ask(page: Page, asked: Asked) -> Response:
+def ask(page: Page, asked: PageRequest) -> Response:
     """The next pair, or that all is done."""
     last = page.store.history(asked.who, limit=1)
     values = {
@@ -142,7 +142,7 @@ def ask(page: Page, asked: Asked) -> Response:
     )
 
 
-def cast(page: Page, asked: Asked) -> Response:
+def cast(page: Page, asked: PageRequest) -> Response:
     """A vote. What was sent twice counts once."""
     outcome, strength = asked.form.get("outcome", ""), int(asked.number("strength"))
     if outcome not in views.OUTCOMES or strength not in range(len(views.STRENGTHS)):
@@ -166,13 +166,13 @@ def cast(page: Page, asked: Asked) -> Response:
     return _go(f"/votes/{asked.form['task']}" if "editing" in asked.form else "/")
 
 
-def undo(page: Page, asked: Asked) -> Response:
+def undo(page: Page, asked: PageRequest) -> Response:
     """Take the last vote (or ranking) back, once."""
     page.store.undo(asked.who, int(asked.number("act")))
     return _go("/")
 
 
-def votes(page: Page, asked: Asked) -> Response:
+def votes(page: Page, asked: PageRequest) -> Response:
     """What one has voted so far."""
     word = asked.query.get("page", "1")
     number = int(word) if re.fullmatch(r"[1-9][0-9]{0,5}", word) else 1
@@ -190,7 +190,7 @@ def votes(page: Page, asked: Asked) -> Response:
     )
 
 
-def vote(page: Page, asked: Asked) -> Response:
+def vote(page: Page, asked: PageRequest) -> Response:
     """One vote again, with what was hidden before: lengths and differences."""
     task, entry = page.store.task(asked.task, asked.who), page.store.current(asked.task, asked.who)
     if entry is None:
@@ -205,7 +205,7 @@ def vote(page: Page, asked: Asked) -> Response:
     return _page(asked, "vote", task=task, entry=entry, shown=shown, last=None, **values)
 
 
-def ranking(page: Page, asked: Asked) -> Response:
+def ranking(page: Page, asked: PageRequest) -> Response:
     """All answers to a prompt, to be put in order."""
     task, order = page.store.task(asked.task, asked.who), page.store.order(asked.task, asked.who)
     shown = views.shown(page.store.items[task.item], order)
@@ -218,7 +218,7 @@ def ranking(page: Page, asked: Asked) -> Response:
     return _page(asked, "rank", task=task, shown=shown, answers=shown.answers, **values)
 
 
-def rank(page: Page, asked: Asked) -> Response:
+def rank(page: Page, asked: PageRequest) -> Response:
     """A ranking: a place for every answer, 1 the best, equals allowed."""
     order = page.store.order(asked.task, asked.who)
     places = [asked.number(f"place-{i + 1}") for i in range(len(order))]
@@ -237,7 +237,7 @@ def rank(page: Page, asked: Asked) -> Response:
     return _go("/")
 
 
-def look(page: Page, asked: Asked) -> Response:
+def look(page: Page, asked: PageRequest) -> Response:
     """Markdown or raw text, light or dark, keys or none."""
     back = asked.form.get("back", "/")
     response = _go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")
@@ -254,7 +254,7 @@ def look(page: Page, asked: Asked) -> Response:
 
 def _endpoint(page: Page, handler: Handler) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
-        asked = Asked(
+        asked = PageRequest(
             page.door.who(request.cookies.get(page.door.cookie, "")),
             request.path_params.get("task", ""),
             request.query_params,
@@ -312,11 +312,11 @@ def _look(request: Request) -> Look:
     return Look(**{name: value for name, value in kept.items() if value in LOOKS[name]})
 
 
-def _reason(asked: Asked) -> str:
+def _reason(asked: PageRequest) -> str:
     return asked.form.get("reason", "").replace("\r\n", "\n").strip()[:REASON]
 
 
-def _seconds(asked: Asked) -> float:
+def _seconds(asked: PageRequest) -> float:
     """How long the pair was looked at: since the page was made, without the time in which it was
     out of sight.
     """
@@ -327,7 +327,7 @@ def _go(address: str) -> Response:
     return RedirectResponse(address, status_code=303)
 
 
-def _page(asked: Asked, template: str, **values: Any) -> Response:
+def _page(asked: PageRequest, template: str, **values: Any) -> Response:
     return HTMLResponse(
         views.html(
             template,

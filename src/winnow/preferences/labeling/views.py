@@ -17,7 +17,7 @@ from winnow.data.records import plain
 from winnow.preferences.items import Item
 from winnow.preferences.labeling import sanitize
 from winnow.preferences.labeling.sanitize import Turn
-from winnow.preferences.tasks import Entry, Task
+from winnow.preferences.tasks import LogRow, Task
 from winnow.preferences.votes import Outcome
 from winnow.system.format import visible
 
@@ -73,14 +73,14 @@ def looked_at(item: Item, task: Task) -> Shown:
     )
 
 
-def sentence(entry: Entry) -> str:
+def sentence(entry: LogRow) -> str:
     """A vote in words: "Answer 1 is better, clearly"."""
     assert entry.outcome is not None
     said = "Skipped" if entry.outcome == "skip" else OUTCOMES[entry.outcome]
     return f"{said}, {STRENGTHS[entry.strength]}" if entry.strength else said
 
 
-def row(item: Item, task: Task, entry: Entry) -> dict[str, str]:
+def row(item: Item, task: Task, entry: LogRow) -> dict[str, str]:
     """A vote as a line of a list."""
     words = " ".join(visible(plain(item.prompt)).split())
     beginning = words if len(words) <= BEGINNING else f"{words[:BEGINNING]} …"

@@ -12,7 +12,7 @@ from winnow.data.render import RenderedGroup
 from winnow.engine.batch import collate
 from winnow.evaluation.kl import of_batch
 from winnow.evaluation.statistics.winrate import over_prompts
-from winnow.generation.prompts import Asked
+from winnow.generation.prompts import PromptBatch
 from winnow.training.metrics import Row
 from winnow.training.ppo.rollouts import Players, as_groups, drawn, scored
 
@@ -20,7 +20,7 @@ from winnow.training.ppo.rollouts import Players, as_groups, drawn, scored
 def held_out(
     players: Players,
     settings: PPOSettings,
-    asked: Asked,
+    asked: PromptBatch,
     places: Sequence[str],
     items: Sequence[int],
     seed: int,

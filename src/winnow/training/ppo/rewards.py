@@ -21,7 +21,7 @@ from winnow.training import checkpoint
 
 
 @dataclass(frozen=True)
-class Said:
+class PromptAnswers:
     """A prompt, where it stands, and the words of answers to it."""
 
     prompt: Text
@@ -37,7 +37,7 @@ class Reward:
 
     name: str
     identity: str | None
-    scores: Callable[[Sequence[Said]], list[list[float]]]
+    scores: Callable[[Sequence[PromptAnswers]], list[list[float]]]
     model: LoadedModel | None = None
 
 
@@ -79,7 +79,7 @@ def reward(settings: PPOSettings) -> Reward:
         trust_remote_code=settings.trust_remote_code,
     )
 
-    def scores(said: Sequence[Said]) -> list[list[float]]:
+    def scores(said: Sequence[PromptAnswers]) -> list[list[float]]:
         dialogues = [
             scoring.Dialogue(one.prompt, answer, (), f"{one.where}: answer {k}")
             for one in said
@@ -98,7 +98,7 @@ def _function(settings: PPOSettings) -> Reward:
     except JudgeError as error:
         raise SettingsError(error.what, remedy=error.remedy) from error
 
-    def scores(said: Sequence[Said]) -> list[list[float]]:
+    def scores(said: Sequence[PromptAnswers]) -> list[list[float]]:
         try:
             return [
                 rules.scores(made, Item("", one.prompt, tuple(one.answers), (), one.where))

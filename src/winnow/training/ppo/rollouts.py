@@ -22,7 +22,7 @@ from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import PerToken, dataset_logps, offsets
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics.intervals import flat, mean
-from winnow.generation.prompts import Asked
+from winnow.generation.prompts import PromptBatch
 from winnow.generation.sampler import Answer, sample, words
 from winnow.models.loading import LoadedModel
 from winnow.objectives import policy_gradient as pg
@@ -30,7 +30,7 @@ from winnow.objectives.ppo import Answers, by_gae, by_group
 from winnow.system import distributed
 from winnow.training.metrics import Row
 from winnow.training.optimizer import Optimizer
-from winnow.training.ppo.rewards import Reward, Said
+from winnow.training.ppo.rewards import PromptAnswers, Reward
 from winnow.training.reference import Frozen
 
 
@@ -75,7 +75,7 @@ class Rollout:
 
 
 def drawn(
-    policy: LoadedModel, asked: Asked, items: Sequence[int], k: int, seed: int
+    policy: LoadedModel, asked: PromptBatch, items: Sequence[int], k: int, seed: int
 ) -> list[list[Answer]]:
     """`k` answers to each of the prompts numbered `items`. Raises Halt where a signal cut them
     short.
@@ -87,7 +87,7 @@ def drawn(
 
 def scored(
     policy: LoadedModel,
-    asked: Asked,
+    asked: PromptBatch,
     places: Sequence[str],
     items: Sequence[int],
     answers: Sequence[Sequence[Answer]],
@@ -98,7 +98,7 @@ def scored(
     JudgeError, DataError with the prompt's place.
     """
     said = [
-        Said(
+        PromptAnswers(
             asked.texts[i],
             places[i],
             [
@@ -119,7 +119,7 @@ def scored(
 def roll(
     players: Players,
     settings: PPOSettings,
-    asked: Asked,
+    asked: PromptBatch,
     places: Sequence[str],
     items: Sequence[int],
     seed: int,
@@ -176,7 +176,10 @@ def roll(
 
 
 def as_groups(
-    asked: Asked, places: Sequence[str], items: Sequence[int], answers: Sequence[Sequence[Answer]]
+    asked: PromptBatch,
+    places: Sequence[str],
+    items: Sequence[int],
+    answers: Sequence[Sequence[Answer]],
 ) -> list[RenderedGroup]:
     """Answers as groups, each with the place of its prompt."""
     groups = drift.as_groups([asked.ids[i] for i in items], answers, asked.how.end)

@@ -14,7 +14,7 @@ import torch
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
-from winnow.data.order import Cursor, Share, batches
+from winnow.data.order import Cursor, MixShare, batches
 from winnow.engine.micro_batches import Data
 from winnow.engine.scalar_head import scalar_head
 from winnow.engine.selection import engine_for
@@ -26,7 +26,7 @@ from winnow.models.loading import LoadedModel
 from winnow.objectives.policy_gradient import kl_controller
 from winnow.objectives.ppo import TokenLoss, surrogate, value_error
 from winnow.system import signals
-from winnow.system.console import Steps, safe, say
+from winnow.system.console import ProgressBar, safe, say
 from winnow.system.run_folder import RunFolder
 from winnow.training import monitoring, references, run_record
 from winnow.training.checkpoint import Checkpoint, Progress
@@ -93,7 +93,7 @@ def _train(job: Job) -> None:
     )
     if progress.step == 0:
         monitoring.write(job.run, policy.loaded, job.tokenizer, shown, 0)
-    with Steps("training", job.plan.steps, progress.step) as steps, signals.patient():
+    with ProgressBar("training", job.plan.steps, progress.step) as steps, signals.patient():
         progress = to_the_end(
             progress,
             job.plan,
@@ -265,7 +265,7 @@ def _prompts(count: int, size: int, seed: int, cursor: Cursor) -> tuple[list[int
     """
     found: list[int] = []
     while len(found) < size:
-        more, cursor = next(batches([Share(count)], size - len(found), seed, cursor))
+        more, cursor = next(batches([MixShare(count)], size - len(found), seed, cursor))
         found += more
     return found, cursor
 

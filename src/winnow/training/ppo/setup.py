@@ -19,7 +19,7 @@ from winnow.data.records import PreferenceGroup
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.errors import DataError, ModelError
-from winnow.generation.prompts import Asked, ask
+from winnow.generation.prompts import PromptBatch, ask
 from winnow.models import loading, meta
 from winnow.models.device import pick_device
 from winnow.models.loading import LoadedModel
@@ -46,7 +46,7 @@ class Job:
     settings: PPOSettings
     plan: Plan
     tokenizer: Any
-    asked: Asked
+    asked: PromptBatch
     places: list[str]
     train: list[int]
     held_out: list[int]
@@ -189,7 +189,7 @@ def _sampling(settings: PPOSettings) -> SamplingSettings:
 
 
 def _split(
-    said: Sequence[Prompt], asked: Asked, settings: PPOSettings
+    said: Sequence[Prompt], asked: PromptBatch, settings: PPOSettings
 ) -> tuple[list[int], list[int]]:
     """Numbers of the prompts to train on, and of those held out. Raises DataError for fewer than an
     iteration asks.
@@ -217,7 +217,7 @@ def _split(
     return train, held
 
 
-def _plan(settings: PPOSettings, asked: Asked, train: Sequence[int]) -> Plan:
+def _plan(settings: PPOSettings, asked: PromptBatch, train: Sequence[int]) -> Plan:
     """Raises DataError where a prompt with its answers may not fit a micro-batch."""
     most = max(len(asked.ids[i]) for i in train) + settings.k * asked.how.max_new_tokens
     if settings.max_tokens is not None and settings.max_tokens < most:
@@ -246,7 +246,7 @@ def _plan(settings: PPOSettings, asked: Asked, train: Sequence[int]) -> Plan:
     )
 
 
-def _account(settings: PPOSettings, asked: Asked, items: Sequence[int]) -> dict[str, Any]:
+def _account(settings: PPOSettings, asked: PromptBatch, items: Sequence[int]) -> dict[str, Any]:
     """What became of the prompts, as data.json tells it of any data."""
     ids = [asked.ids[i] for i in items]
     source = {
