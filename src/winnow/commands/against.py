@@ -5,7 +5,6 @@ and how it does against what others said.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +16,8 @@ from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.selection import engine_for
 from winnow.evaluation import kl as drift
-from winnow.evaluation.statistics.winrate import Mean, interval, over_prompts
+from winnow.evaluation.statistics.intervals import Figure
+from winnow.evaluation.statistics.winrate import interval, over_prompts
 from winnow.generation.prompts import PromptBatch, ask, load
 from winnow.generation.sampler import sample, words
 from winnow.models import hashes
@@ -99,20 +99,20 @@ def compared(
     asked = len(read_jsonl(ours))
     if len(shares) < 2:
         return {"prompts": asked, "invalid": asked - len(shares)}
-    mean = Mean(fmean(shares), *interval(shares))
+    won = Figure(fmean(shares), *interval(shares), len(shares), len(shares))
     found: dict[str, Any] = {
         "prompts": asked,
         "invalid": asked - len(shares),
-        **asdict(mean),
+        **won.as_mean(),
         "ties": shares.count(0.5) / len(shares),
     }
     scored = [row["judge_scores"] for row in judged if "judge_scores" in row]
     if len(scored) > 1:
         found |= {
-            "score": asdict(over_prompts([b for _, b in scored])),
-            "score_theirs": asdict(over_prompts([a for a, _ in scored])),
+            "score": over_prompts([b for _, b in scored]).as_mean(),
+            "score_theirs": over_prompts([a for a, _ in scored]).as_mean(),
         }
-        found |= {"score_gain": asdict(over_prompts([b - a for a, b in scored]))}
+        found |= {"score_gain": over_prompts([b - a for a, b in scored]).as_mean()}
     return found
 
 

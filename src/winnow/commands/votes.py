@@ -14,11 +14,11 @@ from winnow.config.collection import VotesExportSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import NothingLeft, SettingsError
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
+from winnow.evaluation.statistics.intervals import Figure
 from winnow.preferences import summary
 from winnow.preferences.agreement import (
     LABELS,
     Annotator,
-    Figure,
     against,
     alpha,
     annotators,

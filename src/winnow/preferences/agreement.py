@@ -17,27 +17,15 @@ from typing import Literal
 
 from scipy.stats import binomtest
 
+from winnow.evaluation.statistics.intervals import Figure
 from winnow.preferences.items import Item
 from winnow.preferences.votes import Pair, Vote, by_pair, pair_of, score, whole
+from winnow.system.format import wilson
 
 # which answer of a pair is better, by index; "both bad" is a tie
 Label = Literal["low", "high", "tie"]
 LABELS: tuple[Label, ...] = ("low", "high", "tie")
 Labels = Mapping[Pair, Mapping[str, Label]]  # of each pair, what each annotator said
-Z = 1.959963984540054
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A number with what it is made of; value None: not defined, and `why`. low, high: its
-    interval, where there is one.
-    """
-
-    value: float | None
-    count: int
-    low: float | None = None
-    high: float | None = None
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +95,17 @@ def kappa(said: Labels, one: str, other: str) -> Figure:
     """Cohen's kappa of two annotators: (p_o - p_e) / (1 - p_e), p_e what two with their shares of
     low, high and tie would agree on by chance.
     """
-    both = [(of[one], of[other]) for of in said.values() if one in of and other in of]
+    both = [(pair[0], of[one], of[other]) for pair, of in said.items() if one in of and other in of]
     if not both:
-        return Figure(None, 0, why="they share no pair")
-    first, second = (Counter(side) for side in zip(*both))
+        return undefined("they share no pair")
+    first, second = Counter(a for _, a, _ in both), Counter(b for *_, b in both)
     chance = sum(first[label] * second[label] for label in LABELS) / len(both) ** 2
     if chance == 1:
-        return Figure(
-            None,
-            len(both),
-            why="both said the same of every pair, so agreement by chance is certain",
+        return undefined(
+            "both said the same of every pair, so agreement by chance is certain", len(both)
         )
-    return Figure((fmean(a == b for a, b in both) - chance) / (1 - chance), len(both))
+    value = (fmean(a == b for _, a, b in both) - chance) / (1 - chance)
+    return Figure(value, None, None, len(both), len({item for item, *_ in both}))
 
 
 def alpha(said: Labels) -> Figure:
@@ -128,17 +115,16 @@ def alpha(said: Labels) -> Figure:
     With n votes in all, n_c of label c, and m_u votes on pair u: D_o = sum_u (votes that differ, in
     ordered pairs) / (m_u - 1) / n, and D_e = (n^2 - sum_c n_c^2) / (n (n - 1)).
     """
-    units = [Counter(of.values()) for of in said.values() if len(of) > 1]
+    shared = {pair: Counter(of.values()) for pair, of in said.items() if len(of) > 1}
+    units = list(shared.values())
     if not units:
-        return Figure(None, 0, why="no pair has votes of two annotators")
+        return undefined("no pair has votes of two annotators")
     totals = sum(units, Counter())
     count = totals.total()
     expected = (count**2 - sum(n**2 for n in totals.values())) / (count * (count - 1))
     if not expected:
-        return Figure(
-            None,
-            len(units),
-            why="all said the same of every pair, so there is nothing to disagree about",
+        return undefined(
+            "all said the same of every pair, so there is nothing to disagree about", len(units)
         )
     apart = (
         sum(
@@ -147,7 +133,7 @@ def alpha(said: Labels) -> Figure:
         )
         / count
     )
-    return Figure(1 - apart / expected, len(units))
+    return Figure(1 - apart / expected, None, None, len(units), len({pair[0] for pair in shared}))
 
 
 def annotators(
@@ -188,16 +174,24 @@ def share(hits: Sequence[tuple[Hashable, bool]], why: str) -> Figure:
     design effect).
     """
     if not hits:
-        return Figure(None, 0, why=why)
+        return undefined(why)
     n, p = len(hits), fmean(hit for _, hit in hits)
     rest: dict[Hashable, float] = defaultdict(float)
     for cluster, hit in hits:
         rest[cluster] += hit - p
     spread = sum(one**2 for one in rest.values()) * len(rest) / max(1, len(rest) - 1)
     size = n / max(1.0, spread / (n * p * (1 - p))) if 0 < p < 1 else float(len(rest))
-    middle = (p + Z**2 / (2 * size)) / (1 + Z**2 / size)
-    half = Z * math.sqrt(p * (1 - p) / size + Z**2 / (4 * size**2)) / (1 + Z**2 / size)
-    return Figure(p, n, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)))
+    return Figure(p, *wilson(p, size), n, len(rest))
+
+
+def undefined(why: str, count: int = 0) -> Figure:
+    """A figure that these votes do not define; count: the pairs looked at."""
+    return Figure(None, None, None, count, 0, why)
+
+
+def to_json(figure: Figure) -> dict[str, float | int | str | None]:
+    """A figure as reports on votes hold it."""
+    return {name: getattr(figure, name) for name in ("value", "count", "low", "high", "why")}
 
 
 def _annotator(

@@ -8,7 +8,6 @@ import datetime
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,17 @@ from scipy.stats import binomtest
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.records import plain
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
-from winnow.preferences.agreement import Figure, against, alpha, annotators, kappa, labels, observed
+from winnow.evaluation.statistics.intervals import Figure
+from winnow.preferences.agreement import (
+    against,
+    alpha,
+    annotators,
+    kappa,
+    labels,
+    observed,
+    to_json,
+    undefined,
+)
 from winnow.preferences.export import Sheet, votes_of
 from winnow.preferences.items import Item
 from winnow.preferences.pairing import different, draw
@@ -99,8 +108,8 @@ def _beside(judge: str, name: str, people: Sequence[Vote], its: Sequence[Vote]) 
     found = against(people, its)
     told = {
         "table": {label: dict(row) for label, row in found.table.items()},
-        "all_pairs": asdict(found.all_pairs),
-        "decided": asdict(found.decided),
+        "all_pairs": to_json(found.all_pairs),
+        "decided": to_json(found.decided),
     }
     (itself,) = annotators(its, {}, {})
     its_pairs = by_pair(its)
@@ -112,7 +121,7 @@ def _beside(judge: str, name: str, people: Sequence[Vote], its: Sequence[Vote]) 
         "file": name,
         "people": len(shared),
         **told,
-        "swapped": asdict(itself.swapped),
+        "swapped": to_json(itself.swapped),
     }
 
 
@@ -161,7 +170,7 @@ def voters(sheet: Sheet) -> list[dict[str, Any]]:
         }
         trust = {"left": one.left, "repeats": one.repeats, "gold": one.gold, "swapped": one.swapped}
         rows.append(
-            row | {name: asdict(figure) for name, figure in trust.items()} | {"p_left": one.p_left}
+            row | {name: to_json(figure) for name, figure in trust.items()} | {"p_left": one.p_left}
         )
     return sorted(rows, key=lambda row: (-row["votes"], row["name"]))
 
@@ -176,10 +185,9 @@ def left(voters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sum(round(side["value"] * side["count"]) for side in sides),
     )
     if not count:
-        return asdict(Figure(None, 0, why=voters[0]["left"]["why"])) | {"p": None}
-    return asdict(Figure(hits / count, count, *wilson(hits / count, count))) | {
-        "p": float(binomtest(hits, count).pvalue)
-    }
+        return to_json(undefined(voters[0]["left"]["why"])) | {"p": None}
+    figure = Figure(hits / count, *wilson(hits / count, count), count, count)
+    return to_json(figure) | {"p": float(binomtest(hits, count).pvalue)}
 
 
 def agreement(sheet: Sheet) -> dict[str, Any]:
@@ -189,11 +197,11 @@ def agreement(sheet: Sheet) -> dict[str, Any]:
     said = labels(sheet.votes)
     names = sorted({name for of in said.values() for name in of})
     twos = [
-        {"one": one, "other": other, **asdict(kappa(said, one, other))}
+        {"one": one, "other": other, **to_json(kappa(said, one, other))}
         for one, other in combinations(names, 2)
     ]
     shared = sorted((two for two in twos if two["count"]), key=lambda two: -two["count"])
-    return {"raw": asdict(observed(said)), "alpha": asdict(alpha(said)), "kappa": shared}
+    return {"raw": to_json(observed(said)), "alpha": to_json(alpha(said)), "kappa": shared}
 
 
 def models(sheet: Sheet) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
+from winnow.system.format import Z95
+
 RIDGE = 0.01  # as much as a few hundredths of a game: it decides nothing but what no game decides
-Z = 1.959963984540054  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Fit:
 
     def interval(self, i: int) -> tuple[float, float]:
         """95 % interval of a strength."""
-        half = Z * float(np.sqrt(self.covariance[i, i]))
+        half = Z95 * float(np.sqrt(self.covariance[i, i]))
         return float(self.strengths[i]) - half, float(self.strengths[i]) + half
 
     def beats(self, i: int, j: int) -> tuple[float, float, float] | None:
@@ -52,7 +53,7 @@ class Fit:
         if not any(i in part and j in part for part in self.components):
             return None
         gap = float(self.strengths[i] - self.strengths[j])
-        half = Z * float(
+        half = Z95 * float(
             np.sqrt(
                 max(0.0, self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j])
             )

@@ -21,15 +21,19 @@ Vector = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A number with its 95 % interval, the rows it was taken over and how many prompts they have.
-    low, high None: not defined, and `why` says why.
+    value, or low and high, None: not defined, and `why` says why.
     """
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     count: int
     prompts: int
     why: str = ""
+
+    def as_mean(self) -> dict[str, float | None]:
+        """A mean as files of win rates and frontiers hold it."""
+        return {"mean": self.value, "low": self.low, "high": self.high}
 
 
 def mean(
@@ -102,15 +106,14 @@ def stratified(figures: Sequence[Figure], weights: Sequence[float]) -> Figure:
     2008).
     """
     share_S = np.asarray(weights, dtype=float) / math.fsum(weights)
-    value = math.fsum(w * one.value for w, one in zip(share_S, figures, strict=True))
+    value_S = np.asarray([one.value for one in figures], dtype=float)
+    value = math.fsum(w * one for w, one in zip(share_S, value_S, strict=True))
     count, prompts = sum(one.count for one in figures), sum(one.prompts for one in figures)
     if why := next((one.why for one in figures if one.low is None or one.high is None), ""):
         return Figure(value, None, None, count, prompts, why)
     down, up = (
         math.sqrt(
-            sum(
-                (w * (one.value - (end or 0.0))) ** 2 for w, one, end in zip(share_S, figures, ends)
-            )
+            sum((w * (one - (end or 0.0))) ** 2 for w, one, end in zip(share_S, value_S, ends))
         )
         for ends in _ends(figures)
     )
@@ -124,12 +127,8 @@ def flat(figures: Mapping[str, Figure | int]) -> dict[str, float | int]:
         if not isinstance(one, Figure):
             found[name] = one
             continue
-        found[name] = one.value
-        found |= {
-            f"{name}_{end}": value
-            for end, value in (("low", one.low), ("high", one.high))
-            if value is not None
-        }
+        ends = ((name, one.value), (f"{name}_low", one.low), (f"{name}_high", one.high))
+        found |= {key: value for key, value in ends if value is not None}
     return found
 
 

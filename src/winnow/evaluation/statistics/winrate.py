@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import binomtest, norm, t
 
+from winnow.evaluation.statistics.intervals import Figure
 from winnow.system.format import wilson
 
 
@@ -200,16 +201,7 @@ def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]])
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean over prompts and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def over_prompts(values: Sequence[float], least: float = -math.inf) -> Mean:
+def over_prompts(values: Sequence[float], least: float = -math.inf) -> Figure:
     """The mean of one value per prompt, with Student's t interval, cut off at the `least` that
     there can be. Raises ValueError with fewer than two.
     """
@@ -220,4 +212,5 @@ def over_prompts(values: Sequence[float], least: float = -math.inf) -> Mean:
         math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
     )
     half = float(t.ppf(0.975, len(values) - 1)) * spread
-    return Mean(mean, max(least, mean - half), mean + half)
+    many = len(values)
+    return Figure(mean, max(least, mean - half), mean + half, many, many)

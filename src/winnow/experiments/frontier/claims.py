@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -93,7 +92,7 @@ def over_seeds(values: Sequence[float], least: float = -math.inf) -> dict[str, A
     """Mean, and Student's t interval over seeds, cut off at `least`; one seed has none."""
     if len(values) < 2:
         return {"mean": values[0], "low": None, "high": None, "seeds": 1}
-    return {**asdict(over_prompts(values, least)), "seeds": len(values)}
+    return {**over_prompts(values, least).as_mean(), "seeds": len(values)}
 
 
 def settings(points: Sequence[Figures]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -170,7 +170,7 @@ def counted(table: RewardTable, logp_XA: torch.Tensor) -> Figures:
         "win": frontier.wins(table, logp_XA),
     }
     figures = {
-        name: asdict(over_prompts(value_X.tolist(), LEAST.get(name, -math.inf)))
+        name: over_prompts(value_X.tolist(), LEAST.get(name, -math.inf)).as_mean()
         for name, value_X in found.items()
     }
     return {**figures, "prompts": len(logp_XA), "answers": None}
@@ -253,7 +253,7 @@ def _sampled(
     won = win_rate(said.rewards, theirs)
     found = {"kl": far, "reward": said.rewards, "fluency": fluent}
     means: Figures = {
-        name: asdict(over_prompts([fmean(row) for row in rows], LEAST.get(name, -math.inf)))
+        name: over_prompts([fmean(row) for row in rows], LEAST.get(name, -math.inf)).as_mean()
         for name, rows in found.items()
     }
     return means | {
@@ -303,16 +303,14 @@ def _best(
     }
     found |= {"kl": dict.fromkeys(("mean", "low", "high"), frontier.bound(n))}
     for name, rows in (("reward", drawn["rewards"]), ("fluency", drawn["fluent"])):
-        found[name] = asdict(
-            over_prompts(
-                [math.fsum(w * float(v) for w, v in zip(*pair)) for pair in zip(weights, rows)]
-            )
-        )
+        found[name] = over_prompts(
+            [math.fsum(w * float(v) for w, v in zip(*pair)) for pair in zip(weights, rows)]
+        ).as_mean()
     wins = [
         math.fsum(w * _below(row, r) for w, r in zip(own, row))
         for own, row in zip(weights, drawn["rewards"])
     ]
-    return found | {"win": asdict(over_prompts(wins))}
+    return found | {"win": over_prompts(wins).as_mean()}
 
 
 def _scores(

@@ -140,7 +140,7 @@ def mean(matches: Sequence[Match], value: Callable[[Match], float | None]) -> di
     if not found:
         return None
     return (
-        asdict(over_prompts(found))
+        over_prompts(found).as_mean()
         if len(found) > 1
         else {"mean": found[0], "low": None, "high": None}
     ) | {"prompts": len(found)}

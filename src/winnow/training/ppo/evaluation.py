@@ -11,6 +11,7 @@ from winnow.data.packing import budget, pack_all
 from winnow.data.render import RenderedGroup
 from winnow.engine.batch import collate
 from winnow.evaluation.kl import of_batch
+from winnow.evaluation.statistics.intervals import flat
 from winnow.evaluation.statistics.winrate import over_prompts
 from winnow.generation.prompts import PromptBatch
 from winnow.training.metrics import Row
@@ -40,12 +41,7 @@ def held_out(
     groups = as_groups(asked, places, items, answers)
     row: Row = {"eval_answers": len(items)}
     for name, values in (("score", scores), ("kl", _kl(players, groups, settings.max_tokens))):
-        found = over_prompts(values)
-        row |= {
-            f"eval_{name}": found.mean,
-            f"eval_{name}_low": found.low,
-            f"eval_{name}_high": found.high,
-        }
+        row |= flat({f"eval_{name}": over_prompts(values)})
     lengths = [len(group.sequences[0].ids) - group.sequences[0].start for group in groups]
     return row | {
         "eval_length/sampled": sum(lengths) / len(lengths),
