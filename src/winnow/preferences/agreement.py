@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, median
-from typing import Literal
+from typing import Any, Literal
 
 from scipy.stats import binomtest
 
@@ -189,7 +189,7 @@ def undefined(why: str, count: int = 0) -> Figure:
     return Figure(None, None, None, count, 0, why)
 
 
-def to_json(figure: Figure) -> dict[str, float | int | str | None]:
+def to_json(figure: Figure) -> dict[str, Any]:
     """A figure as reports on votes hold it."""
     return {name: getattr(figure, name) for name in ("value", "count", "low", "high", "why")}
 

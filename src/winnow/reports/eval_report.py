@@ -13,7 +13,7 @@ from markupsafe import Markup
 from winnow.reports.evaluation_signs import beside, counted, reasons, shown, span
 from winnow.reports.headline import Card
 from winnow.reports.run_report import from_template, plain
-from winnow.system.format import number, percent
+from winnow.system.format import interval, number, percent
 
 Report = Mapping[str, Any]
 Figure = Mapping[str, Any]
@@ -110,11 +110,7 @@ def verdict(report: Report) -> str:
 
 def _brief(figure: Figure) -> str:
     """A share's interval for the headline."""
-    return (
-        ""
-        if figure["low"] is None
-        else f" (95 % interval {100 * figure['low']:.1f}–{100 * figure['high']:.1f} %)"
-    )
+    return "" if figure["low"] is None else f" (95 % interval {interval(figure, 1)})"
 
 
 def subline(report: Report) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from winnow.reports.headline import Card
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
-from winnow.system.format import number, percent
+from winnow.system.format import interval, number, percent, plural
 
 Figures = Mapping[str, Any]
 
@@ -83,17 +83,14 @@ def verdict(ones: Sequence[Figures]) -> str:
         len({row["name"] for one in ones for row in one["voters"]}),
     )
     return (
-        f"{several(votes, 'vote')} by {several(many, 'voter')}."
-        if votes
-        else "Nobody has voted yet."
+        f"{plural(votes, 'vote')} by {plural(many, 'voter')}." if votes else "Nobody has voted yet."
     )
 
 
 def subline(ones: Sequence[Figures]) -> str:
     """How much was collected, file by file."""
     return " · ".join(
-        f"{one['name']}: {several(one['votes'], 'vote')} on"
-        f" {several(one['pairs']['asked'], 'pair')}"
+        f"{one['name']}: {plural(one['votes'], 'vote')} on {plural(one['pairs']['asked'], 'pair')}"
         for one in ones
     )
 
@@ -131,7 +128,7 @@ def cards(one: Figures) -> list[Card]:
             "Pairs asked",
             percent(asked),
             f"{number(pairs['asked'])} of {number(pairs['of'])}, of"
-            f" {several(one['items'], 'prompt')}",
+            f" {plural(one['items'], 'prompt')}",
         )
     )
     found.append(_share_card("Two voters agree", one["agreement"]["raw"], "times two saw a pair"))
@@ -149,7 +146,7 @@ def cards(one: Figures) -> list[Card]:
             Card(
                 "Time per vote",
                 f"{number(one['seconds'])} s",
-                f"median of {several(one['votes'], 'vote')}",
+                f"median of {plural(one['votes'], 'vote')}",
             )
         )
     return found
@@ -158,7 +155,7 @@ def cards(one: Figures) -> list[Card]:
 def _share_card(label: str, figure: Figures, of: str) -> Card:
     if figure["value"] is None:
         return Card(label, "–", f"undefined: {figure['why']}")
-    detail = f"95 % interval {_from_to(figure)}, n = {number(figure['count'])} {of}"
+    detail = f"95 % interval {interval(figure)}, n = {number(figure['count'])} {of}"
     return Card(
         label, percent(figure["value"]), detail, figure["value"], (figure["low"], figure["high"])
     )
@@ -297,7 +294,7 @@ def _judge(one: Figures) -> dict[str, Any]:
     return {
         "judge": one["judge"],
         "file": one["file"],
-        "people": several(one["people"], "person", "people"),
+        "people": plural(one["people"], "person", "people"),
         "heads": [*LABELS.values()],
         "rows": rows,
         "said": said,
@@ -312,8 +309,8 @@ def _models(models: Figures) -> dict[str, Any]:
         said = [f"Undefined: {models['undefined']}."]
     else:
         said = [
-            f"Bradley-Terry over {several(models['votes'], 'vote')} on"
-            f" {several(models['prompts'], 'prompt')}; ties and both bad are half a win."
+            f"Bradley-Terry over {plural(models['votes'], 'vote')} on"
+            f" {plural(models['prompts'], 'prompt')}; ties and both bad are half a win."
         ]
     groups = models.get("groups", ())
     if len(groups) > 1:
@@ -345,7 +342,7 @@ def _strength(row: Figures) -> dict[str, Any]:
     cells = [
         number(row["votes"]),
         f"{nats(values[0])} ({nats(values[1])} to {nats(values[2])})",
-        f"{percent(at)} ({_from_to({'low': low, 'high': high})})",
+        f"{percent(at)} ({interval({'low': low, 'high': high})})",
     ]
     return {"name": row["model"], "cells": cells, "at": at, "interval": (low, high)}
 
@@ -365,22 +362,17 @@ def _cell(cell: Figures | None) -> dict[str, Any]:
     tint, kind = round(80 * abs(cell["share"] - 0.5)), "wins" if cell["share"] > 0.5 else "loses"
     return {
         "value": percent(cell["share"]),
-        "detail": f"{_from_to(cell)}, n = {number(cell['count'])}",
+        "detail": f"{interval(cell)}, n = {number(cell['count'])}",
         "kind": kind,
         "tint": tint,
     }
-
-
-def _from_to(row: Figures) -> str:
-    """An interval of a share."""
-    return f"{100 * row['low']:.0f}–{100 * row['high']:.0f} %"
 
 
 def share(figure: Figures) -> str:
     """A share with its interval and what it was taken over, or in words why there is none."""
     if figure["value"] is None:
         return f"undefined: {figure['why']}"
-    return f"{percent(figure['value'])} ({_from_to(figure)}, n = {number(figure['count'])})"
+    return f"{percent(figure['value'])} ({interval(figure)}, n = {number(figure['count'])})"
 
 
 def _plain(figure: Figures, of: str) -> str:
@@ -417,7 +409,3 @@ def _vote(vote: Figures) -> dict[str, Any]:
         "sentence": f"{said}.",
         "reason": vote["reason"],
     }
-
-
-def several(count: int, noun: str, many: str = "") -> str:
-    return f"{number(count)} {noun if count == 1 else many or noun + 's'}"

@@ -13,9 +13,9 @@ from winnow.reports import run_report as pages
 from winnow.reports.doubts import same
 from winnow.reports.headline import Card
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
-from winnow.reports.votes_report import chance, nats, several
+from winnow.reports.votes_report import chance, nats
 from winnow.system.files import write_atomic
-from winnow.system.format import number, percent, signed
+from winnow.system.format import interval, number, percent, plural, signed
 from winnow.system.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
@@ -70,7 +70,7 @@ def headline(report: Figures) -> str:
     if won["rate"] is None or won["low"] is None:
         return f"Nothing can be said of {one['model']} against {one['against']}: {won['why']}."
     close = ": too close to tell them apart" if won["low"] <= 0.5 <= won["high"] else ""
-    sure = f"95 % interval {_from_to(won)}, {several(won['prompts'], 'prompt')}"
+    sure = f"95 % interval {interval(won, 1)}, {plural(won['prompts'], 'prompt')}"
     return (
         f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']}"
         f" ({sure}){close}."
@@ -159,12 +159,8 @@ def _share(one: Figures) -> str:
     """A share with its interval and prompts. Why there is none stands among the notes."""
     if one["rate"] is None:
         return "undefined" if one.get("why") else ""
-    inner = "no interval" if one["low"] is None else _from_to(one)
+    inner = "no interval" if one["low"] is None else interval(one, 1)
     return f"{percent(one['rate'], 1)} ({inner}, n = {number(one['prompts'])})"
-
-
-def _from_to(one: Figures) -> str:
-    return f"{100 * one['low']:.1f}–{100 * one['high']:.1f} %"
 
 
 def _weight(one: Figures) -> str:
@@ -199,7 +195,7 @@ def _steady(one: Figures | None) -> str:
     if not one or not one["both"]:
         return ""
     return (
-        f"{percent(one['alike'] / one['both'], 1)} ({_from_to(one)}, n = {number(one['both'])}"
+        f"{percent(one['alike'] / one['both'], 1)} ({interval(one, 1)}, n = {number(one['both'])}"
         " pairs)"
     )
 
@@ -234,13 +230,13 @@ def _ranked(ranking: Figures) -> list[dict[str, Any]]:
             strength = f"{nats(one['strength'])} ({nats(one['low'])} to {nats(one['high'])})"
             cells = [
                 strength,
-                f"{percent(at, 1)} ({_from_to({'low': low, 'high': high})})",
+                f"{percent(at, 1)} ({interval({'low': low, 'high': high}, 1)})",
                 number(one["games"]),
             ]
             rows.append({"name": one["model"], "cells": cells, "at": at, "interval": (low, high)})
         found.append(
             {
-                "title": f"Bradley-Terry over {several(ranking['prompts'], 'prompt')}",
+                "title": f"Bradley-Terry over {plural(ranking['prompts'], 'prompt')}",
                 "heads": heads,
                 "rows": rows,
             }
@@ -341,7 +337,7 @@ def cards(report: Figures) -> list[Card]:
         Card(
             "Would have been seen",
             _seen(seen).partition(" (")[0],
-            f"from 50 %, by {several(seen['prompts'], 'prompt')}, four times out of five",
+            f"from 50 %, by {plural(seen['prompts'], 'prompt')}, four times out of five",
         )
     )
     return found
@@ -352,7 +348,7 @@ def _card(label: str, one: Figures, *, bar: bool = True, of: str = "prompts") ->
         return Card(label, "–", f"undefined: {one['why']}" if one.get("why") else "")
     span = None if one["low"] is None else (one["low"], one["high"])
     detail = (
-        f"{'no interval' if span is None else f'95 % interval {_from_to(one)}'}, n ="
+        f"{'no interval' if span is None else f'95 % interval {interval(one, 1)}'}, n ="
         f" {number(one['prompts'])} {of}"
     )
     return Card(
@@ -364,8 +360,8 @@ def subline(report: Figures) -> str:
     """On what, by whom, when."""
     who = report["judge"].get("model") or report["judge"]["judge"]
     parts = [
-        several(report["prompts"], "prompt"),
-        several(report["settings"]["k"], "answer") + " each",
+        plural(report["prompts"], "prompt"),
+        plural(report["settings"]["k"], "answer") + " each",
         f"judged by {who}",
         report["started"],
     ]

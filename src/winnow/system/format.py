@@ -118,6 +118,16 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
+def interval(share: Mapping[str, Any], digits: int = 0) -> str:
+    """The interval of a share, `low` to `high`, in percent."""
+    return f"{100 * share['low']:.{digits}f}–{100 * share['high']:.{digits}f} %"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """A count with its noun; many: the plural where it is not the noun with an s."""
+    return f"{number(count)} {noun if count == 1 else many or noun + 's'}"
+
+
 TURNING = (
     *range(0x80, 0xA0),
     0x200E,
