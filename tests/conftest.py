@@ -46,6 +46,18 @@ def seed(request: pytest.FixtureRequest) -> int:
     return int(os.environ["WINNOW_SEED"]) if request.node.get_closest_marker("soak") else 0
 
 
+@pytest.fixture(scope="module")
+def brief():
+    """For modules of which none of it is the subject: runs sample answers of 8 tokens, estimate no
+    memory, and their reports have empty axes, which together take longer than all else.
+    """
+    from farm import shorten
+
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch.setattr)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _gradual_underflow():
     """Loading a model on the CPU switches subnormal floats off for the whole process; hypothesis
@@ -54,6 +66,14 @@ def _gradual_underflow():
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_users_cache(tmp_path_factory):
+    """What fixtures of modules keep is not the user's, nor another session's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINNOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

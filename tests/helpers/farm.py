@@ -81,9 +81,11 @@ def serve() -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig  # noqa: F401
 
     import winnow.cli
+    import winnow.system.distributed
     import winnow.training.dpo
     import winnow.training.sft  # noqa: F401
 
+    shorten(setattr)  # as in the tests' own process
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     with open(os.devnull, "w") as nowhere:
@@ -241,6 +243,26 @@ def watch(reached: Callable[[str], None]) -> None:
         obey()
 
     step.dist.obey = held_out
+
+
+def shorten(patch: Callable[[Any, str, Any], None]) -> None:
+    """What takes longest in short runs of tiny models is made short: sampled answers, the estimate
+    of memory, the curves of reports.
+    """
+    from winnow.reports import plots
+    from winnow.training import monitoring
+    from winnow.training import run as training
+
+    axes = '<svg xmlns="http://www.w3.org/2000/svg"><g></g></svg>'
+    patch(monitoring, "LONGEST", 8)
+    patch(training, "memory_line", lambda *_: "")
+    patch(
+        plots,
+        "_svg",
+        lambda panel, lines, level: plots._page_svg(
+            axes, plots.visible(plots._spoken(panel, lines))
+        ),
+    )
 
 
 def disable(name: str) -> None:

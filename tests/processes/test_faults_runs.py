@@ -35,17 +35,12 @@ from winnow.models import loading
 from winnow.system import hub
 from winnow.system.files import cache_folder, read_json, read_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.training import checkpoint, monitoring, references
-from winnow.training import run as training
+from winnow.training import checkpoint, references
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Runs are as short as they can be: no fault here is about samples or memory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitoring, "LONGEST", 4)
-        patch.setattr(training, "memory_line", lambda *_: "")
-        yield runs.world(tmp_path_factory.mktemp("world"))
+def world(brief, tmp_path_factory):
+    return runs.world(tmp_path_factory.mktemp("world"))
 
 
 def line(command, world, out, **changes):

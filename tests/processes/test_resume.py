@@ -12,57 +12,63 @@ import pytest
 
 import runs
 import tiny
+from farm import Farm
+from matrix import cases
 from winnow.errors import RunError
 from winnow.reports import run_report
 from winnow.system.files import cache_folder, read_json, read_jsonl, write_json
 from winnow.system.run_folder import RunFolder
 from winnow.training import plan, run_record
 
-STEPS, EVERY = 70, 7
+STEPS, EVERY = 20, 7
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 
-def kill_midway(words, out, after):
-    """Start a run, kill it with SIGKILL once it is past step `after`."""
-    run, process = RunFolder(out), runs.started(*words)
-    deadline = time.monotonic() + 120
-    while not (
-        (run.checkpoints / f"step_{after // EVERY * EVERY}").exists()
-        and run.metrics.read_text().count("\n") > after
-    ):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def farm(world, tmp_path_factory):
+    made = Farm(
+        tmp_path_factory.mktemp("cache"),
+        *runs.line("dpo", world, tmp_path_factory.mktemp("warm") / "run"),
+    )
+    yield made
+    made.close()
+
+
+def killed(farm, words, out, after):
+    """A run that was killed by SIGKILL at its step `after`."""
+    run = RunFolder(out)
+    answer = farm(*words, out=out.with_name("said"), fault={"point": f"step {after}", "time": 1})
+    assert (answer["faults"], answer["codes"]) == (1, [-signal.SIGKILL]), answer["said"]
     assert not run.finished
     assert not run.model.exists()
-    assert len(read_jsonl(run.metrics)) < STEPS
+    assert after - 1 <= len([row for row in read_jsonl(run.metrics) if "loss" in row]) <= after
     return run
+
+
+KINDS = [
+    ("sft", {}),
+    ("dpo", {"eval_every": 8}),
+    ("dpo", {"lora": "r=4,alpha=8", "optimizer": "rmsprop"}),
+    ("dpo", {"stream": 10}),
+    ("dpo", {"objective": "dpo:0.8,bco:0.2:beta=0.1,kto:0.5,sft:1", "eval_every": 8}),
+    ("dpo", {"moving_reference": "mix=0.3,every=3", "eval_every": 8}),
+    ("dpo", {"objective": "tdpo"}),
+    ("reward", {"eval_every": 8}),
+    ("reward", {"lora": "r=4,alpha=8"}),
+]
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("command", "more"),
-    [
-        ("sft", {}),
-        ("dpo", {"eval_every": 11}),
-        ("dpo", {"lora": "r=4,alpha=8", "optimizer": "rmsprop"}),
-        ("dpo", {"stream": 10}),
-        ("dpo", {"objective": "dpo:0.8,bco:0.2:beta=0.1,kto:0.5,sft:1", "eval_every": 11}),
-        ("dpo", {"moving_reference": "mix=0.3,every=3", "eval_every": 11}),
-        ("dpo", {"objective": "tdpo"}),
-        ("reward", {"eval_every": 11}),
-        ("reward", {"lora": "r=4,alpha=8"}),
-    ],
+    cases(KINDS, lambda command, more: (command, more) in (*KINDS[:4], *KINDS[7:8])),
 )
 def test_killed_and_resumed_equals_never_killed(
-    world, tmp_path, monkeypatch, capsys, command, more
+    farm, world, tmp_path, monkeypatch, capsys, seed, command, more
 ):
     more = {
         "batch_size": 5,
@@ -71,6 +77,7 @@ def test_killed_and_resumed_equals_never_killed(
         "max_tokens": 200,
         "schedule": "cosine",
         "weight_decay": 0.1,
+        "seed": seed,
         **more,
     }
     if "eval_every" in more:
@@ -78,29 +85,47 @@ def test_killed_and_resumed_equals_never_killed(
     words = {
         name: runs.line(command, world, tmp_path / name, **more) for name in ("killed", "whole")
     }
-    killed = kill_midway(words["killed"], tmp_path / "killed", 17)
+    resumed = killed(farm, words["killed"], tmp_path / "killed", 17)
     assert runs.winnow(monkeypatch, *words["killed"]) == 0
-    said = capsys.readouterr().out
-    assert "resumed at step" in said
-    assert int(said.partition("resumed at step ")[2].split()[0]) % EVERY == 0
+    assert "resumed at step 14" in capsys.readouterr().out
     assert runs.winnow(monkeypatch, *words["whole"]) == 0
     whole = RunFolder(tmp_path / "whole")
     assert (
-        runs.numbers(killed),
+        runs.numbers(resumed),
         [row["step"] for row in runs.numbers(whole) if "loss" in row],
     ) == (runs.numbers(whole), [*range(1, STEPS + 1)])
     name = "adapter_model.safetensors" if "lora" in more else "model.safetensors"
-    assert (killed.model / name).read_bytes() == (whole.model / name).read_bytes()
+    assert (resumed.model / name).read_bytes() == (whole.model / name).read_bytes()
     for file in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
-        ours, theirs = (run.checkpoints / f"step_{STEPS}" / file for run in (killed, whole))
+        ours, theirs = (run.checkpoints / f"step_{STEPS}" / file for run in (resumed, whole))
         assert ours.read_bytes() == theirs.read_bytes(), file
-    assert read_json(killed.environment)["held_out"] == read_json(whole.environment)["held_out"]
+    assert read_json(resumed.environment)["held_out"] == read_json(whole.environment)["held_out"]
     if command != "reward":
-        assert killed.samples.read_bytes() == whole.samples.read_bytes()
+        assert resumed.samples.read_bytes() == whole.samples.read_bytes()
     assert read_json(whole.checkpoints / f"step_{STEPS}" / "progress.json")["cursor"] == {
-        "epoch": 42 if "stream" in more else 14,
+        "epoch": 12 if "stream" in more else 4,
         "position": 0,
     }
+
+
+@pytest.mark.process
+def test_a_real_process_killed_midway(world, tmp_path, monkeypatch):
+    """Not forked by anybody, and killed at no point that is known."""
+    words = runs.line("sft", world, tmp_path / "killed", steps=40, save_every=5)
+    run, process = RunFolder(tmp_path / "killed"), runs.started(*words)
+    deadline = time.monotonic() + 120
+    while not (run.checkpoints / "step_5").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not run.finished
+    assert runs.winnow(monkeypatch, *words) == 0
+    assert runs.numbers(run) == runs.numbers(
+        runs.sft(world, tmp_path / "whole", steps=40, save_every=5)
+    )
 
 
 @pytest.fixture(scope="module")

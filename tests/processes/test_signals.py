@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import cache
+from itertools import product
 
 import pytest
 
 import runs
 from farm import Farm
+from matrix import cases
 from winnow.errors import Stopped
 from winnow.system import signals
 from winnow.system.files import read_json
@@ -50,81 +53,93 @@ def farm(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(whole_and_points):
-    """A run nobody disturbed."""
-    return whole_and_points[0]
+def undisturbed(farm, world, tmp_path_factory):
+    """By seed: a run that no signal reached, and the points it passed."""
+
+    @cache
+    def run(seed=0):
+        out = tmp_path_factory.mktemp("undisturbed")
+        answer = farm(*line(world, out / "run", seed=seed), out=out / "said", points=True)
+        assert answer["codes"] == [0], answer["said"]
+        return RunFolder(out / "run"), [point for _, point, _ in answer["points"]]
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def whole_and_points(farm, world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
-    answer = farm(*line(world, out / "run"), out=out / "said", points=True)
-    assert answer["codes"] == [0], answer["said"]
-    return RunFolder(out / "run"), [point for _, point, _ in answer["points"]]
-
-
-@pytest.fixture(scope="module")
-def passings(whole_and_points):
-    """Which passing of a point is in the evaluation after step 3."""
-    before = whole_and_points[1][: whole_and_points[1].index("step 3")]
-    return {
-        "held-out": before.count("held-out") + 1,
-        "sampled token": before.count("sampled token") + 20,
-    }
+def passing(points, point):
+    """Which passing of a point is in the evaluation after step 3; of a point outside of
+    evaluations, the first.
+    """
+    within = {"held-out": 1, "sampled token": 5}
+    return points[: points.index("step 3")].count(point) + within[point] if point in within else 1
 
 
 def steps(run):
     return [int(path.name.removeprefix("step_")) for path in checkpoint.saved(run.checkpoints)]
 
 
-def goes_on(farm, world, run, whole, folder, ranks=1):
-    """The same command again comes to what an undisturbed run comes to."""
-    answer = farm(*line(world, run.root), out=folder / "said", ranks=ranks)
+def goes_on(farm, world, run, folder, ranks=1, seed=0, equals=None):
+    """The same command again comes to the end, and where one is given to what an undisturbed run
+    comes to.
+    """
+    answer = farm(*line(world, run.root, seed=seed), out=folder / "said", ranks=ranks)
     assert answer["codes"] == [0] * ranks, answer["said"]
-    if ranks == 1:
-        assert runs.numbers(run) == runs.numbers(whole)
+    if equals is not None:
+        assert runs.numbers(run) == runs.numbers(equals)
         assert (run.model / "model.safetensors").read_bytes() == (
-            whole.model / "model.safetensors"
+            equals.model / "model.safetensors"
         ).read_bytes()
     return answer["said"][0]
 
 
-@pytest.mark.parametrize("number", CODES)
+TERM, INT = signal.SIGTERM, signal.SIGINT
+SAVED = {
+    "step 2": 2,
+    "held-out": 3,
+    "sampled token": 3,
+    "weights written": 4,
+    "renamed": 4,
+}  # at which step
+OUTSIDE = ["lock.json written", "data.json synced", "report.html synced", "model synced"]
+
+
 @pytest.mark.parametrize(
-    ("point", "saved"),
-    [("step 2", 2), ("held-out", 3), ("sampled token", 3), ("weights written", 4), ("renamed", 4)],
-    ids=["stepping", "evaluating", "sampling", "saving", "renaming"],
+    ("point", "number"),
+    cases(product(SAVED, CODES), lambda point, number: number == TERM or point == "step 2"),
 )
-def test_saved_at_the_steps_end(farm, world, whole, passings, tmp_path, number, point, saved):
-    run = RunFolder(tmp_path / "run")
+def test_saved_at_the_steps_end(farm, world, undisturbed, tmp_path, seed, point, number):
+    """While stepping, evaluating, sampling, saving and renaming."""
+    run, (whole, points), saved = RunFolder(tmp_path / "run"), undisturbed(seed), SAVED[point]
     answer = farm(
-        *line(world, run.root),
+        *line(world, run.root, seed=seed),
         out=tmp_path / "said",
-        fault={"point": point, "time": passings.get(point, 1), "signal": number},
+        fault={"point": point, "time": passing(points, point), "signal": number},
     )
     assert (answer["faults"], answer["codes"]) == (1, [CODES[number]]), answer["said"]
     said = answer["said"][0]
     assert f"stopped by {number.name} at step {saved}, which is saved" in said
     assert "Traceback" not in said
     assert steps(run) == [saved]
-    assert f"resumed at step {saved}" in goes_on(farm, world, run, whole, tmp_path)
+    assert f"resumed at step {saved}" in goes_on(
+        farm, world, run, tmp_path, seed=seed, equals=whole
+    )
 
 
 def test_an_evaluation_that_was_cut_short_is_in_the_metrics_once(
-    farm, world, whole, passings, tmp_path
+    farm, world, undisturbed, tmp_path
 ):
     """Made again by a run that is killed before its next save, and again."""
-    run = RunFolder(tmp_path / "run")
+    run, (whole, points) = RunFolder(tmp_path / "run"), undisturbed()
     farm(
         *line(world, run.root),
         out=tmp_path / "said",
-        fault={"point": "held-out", "time": passings["held-out"], "signal": signal.SIGTERM},
+        fault={"point": "held-out", "time": passing(points, "held-out"), "signal": TERM},
     )
     answer = farm(
         *line(world, run.root), out=tmp_path / "said", fault={"point": "step 4", "time": 1}
     )
     assert answer["codes"] == [-signal.SIGKILL]
-    assert "resumed at step 3" in goes_on(farm, world, run, whole, tmp_path)
+    assert "resumed at step 3" in goes_on(farm, world, run, tmp_path, equals=whole)
 
 
 @pytest.mark.parametrize("then", ["the end", "a signal"])
@@ -142,25 +157,29 @@ def test_a_save_on_the_side_that_failed_is_told(farm, world, tmp_path, then):
     assert steps(run) == [2]
 
 
-@pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize(
-    "point", ["lock.json written", "data.json synced", "report.html synced", "model synced"]
+    ("point", "number"),
+    cases(
+        product(OUTSIDE, CODES), lambda point, number: number == TERM or point == "data.json synced"
+    ),
 )
-def test_outside_of_training_it_ends_at_once(farm, world, whole, tmp_path, number, point):
+def test_outside_of_training_it_ends_at_once(
+    farm, world, undisturbed, tmp_path, seed, point, number
+):
     run = RunFolder(tmp_path / "run")
     answer = farm(
-        *line(world, run.root),
+        *line(world, run.root, seed=seed),
         out=tmp_path / "said",
         fault={"point": point, "time": 1, "signal": number},
     )
     assert (answer["faults"], answer["codes"]) == (1, [CODES[number]]), answer["said"]
     assert "Traceback" not in answer["said"][0]
     assert f"stopped by {number.name}" in answer["said"][0]
-    goes_on(farm, world, run, whole, tmp_path)
+    goes_on(farm, world, run, tmp_path, seed=seed, equals=undisturbed(seed)[0])
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_the_second_one_does_not_wait(farm, world, whole, tmp_path, number):
+def test_the_second_one_does_not_wait(farm, world, undisturbed, tmp_path, number):
     run = RunFolder(tmp_path / "run")
     answer = farm(
         *line(world, run.root),
@@ -169,24 +188,29 @@ def test_the_second_one_does_not_wait(farm, world, whole, tmp_path, number):
     )
     assert answer["codes"] == [-number]
     assert steps(run) == []
-    goes_on(farm, world, run, whole, tmp_path)
+    goes_on(farm, world, run, tmp_path, equals=undisturbed()[0])
 
 
-@pytest.mark.parametrize("number", CODES)
+BOTH_STOP = {("step 2", TERM), ("held-out", INT), ("sampled token", TERM), ("weights written", INT)}
+
+
 @pytest.mark.parametrize(
-    ("point", "saved"),
-    [("step 2", 2), ("held-out", 3), ("sampled token", 3), ("weights written", 4)],
+    ("point", "number"), cases(product([*SAVED][:4], CODES), lambda *case: case in BOTH_STOP)
 )
 def test_one_of_two_processes_is_told_and_both_stop(
-    farm, world, passings, tmp_path, number, point, saved
+    farm, world, undisturbed, tmp_path, seed, point, number
 ):
-    run = RunFolder(tmp_path / "run")
-    rank = 0 if point == "sampled token" else 1
-    fault = {"point": point, "time": passings.get(point, 1), "signal": number, "rank": rank}
-    answer = farm(*line(world, run.root), out=tmp_path / "said", fault=fault, ranks=2)
+    run, saved = RunFolder(tmp_path / "run"), SAVED[point]
+    fault = {
+        "point": point,
+        "time": passing(undisturbed(seed)[1], point),
+        "signal": number,
+        "rank": 0 if point == "sampled token" else 1,
+    }
+    answer = farm(*line(world, run.root, seed=seed), out=tmp_path / "said", fault=fault, ranks=2)
     assert (answer["faults"], answer["codes"]) == (1, [CODES[number]] * 2), answer["said"]
     assert steps(run) == [saved]
-    assert f"resumed at step {saved}" in goes_on(farm, world, run, None, tmp_path, ranks=2)
+    assert f"resumed at step {saved}" in goes_on(farm, world, run, tmp_path, ranks=2, seed=seed)
 
 
 @pytest.mark.smoke

@@ -83,7 +83,7 @@ WITH = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 

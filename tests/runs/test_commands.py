@@ -25,7 +25,7 @@ from winnow.system.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 

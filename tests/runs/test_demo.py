@@ -22,11 +22,14 @@ PROMISED = ("true_reward", "grammatical", "win_rate", "kl", "accuracy", "length_
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(brief, monkeypatch):
     monkeypatch.setattr(demo, "PROMPTS", 24)
     monkeypatch.setattr(demo, "HELD_OUT", 8)
-    monkeypatch.setattr(demo, "SFT_STEPS", 40)
-    monkeypatch.setattr(demo, "SFT", {**demo.SFT, "steps": 40, "warmup": 4, "eval_every": 20})
+    monkeypatch.setattr(demo, "SFT_STEPS", 20)
+    monkeypatch.setattr(demo, "SFT_BATCH", 16)
+    monkeypatch.setattr(
+        demo, "SFT", {**demo.SFT, "steps": 20, "batch_size": 16, "warmup": 4, "eval_every": 10}
+    )
     monkeypatch.setattr(
         demo, "DPO", {**demo.DPO, "steps": 4, "batch_size": 8, "warmup": 1, "eval_every": 2}
     )
@@ -41,6 +44,8 @@ def without_clock(summary):
     return values | {"titled": rows, "cards": cards}
 
 
+@pytest.mark.smoke
+@pytest.mark.slow
 def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, monkeypatch, capsys):
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0
     first = capsys.readouterr().out

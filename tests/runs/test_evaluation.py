@@ -35,7 +35,7 @@ CPU = "cpu"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     """A model that answers with few tokens, a policy trained from it, and sets with columns."""
     root = runs.world(tmp_path_factory.mktemp("world"))
     kinds = ["fact", "chat", None]

@@ -251,6 +251,7 @@ def model(tmp_path_factory):
     return loading.load(str(root / "world"), device="cpu")
 
 
+@pytest.mark.slow
 def test_all_that_can_be_said_is_counted(model):
     """1 + 7 + 49 + 343 answers with an end, 2,401 without; a model's probabilities of them sum to
     1, and are what the plain engine says.
@@ -650,7 +651,7 @@ def shrunk(plan, **own):
 
 
 @pytest.fixture
-def short_answers(monkeypatch):
+def short_answers(brief, monkeypatch):
     """A counted world of 57 answers to a prompt instead of 2,801: of one word, or of two without an
     end.
     """
@@ -706,6 +707,8 @@ def figures(root):
     }
 
 
+@pytest.mark.smoke
+@pytest.mark.slow
 def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkeypatch, capsys):
     out = tmp_path / "f"
     assert runs.winnow(monkeypatch, "frontier", "--out", out, "--quick", "--seeds", 1) == 0
@@ -781,6 +784,7 @@ def test_fewer_seeds_than_there_are_is_an_error(tmp_path, monkeypatch, capsys):
     ] == [3, 5, 2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
 def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     """Two steps of each, in the counted world: what a run was asked for, who scored, what was
@@ -913,6 +917,7 @@ def test_best_of_n_by_a_learned_reward_from_samples():
     assert worlds._best(twice, 2)["reward"]["mean"] > found["reward"]["mean"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_trainings_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "QUICK_SMALL", dataclasses.replace(recipe.QUICK_SMALL, values={}))
     assert (
@@ -925,6 +930,7 @@ def test_a_folder_of_other_trainings_is_refused(small, tmp_path, monkeypatch):
         recipe.compute(tmp_path / "f", "", quick=True, seeds=None, seed=0)
 
 
+@pytest.mark.slow
 def test_behind_the_demo(small, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     monkeypatch.setattr(

@@ -25,7 +25,7 @@ ANSWER = "rewards/accuracies"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     root = runs.world(tmp_path_factory.mktemp("world"))
     tiny.folder(root / "chat", hidden_size=16, intermediate_size=32, template=tiny.TEMPLATE)
     return root

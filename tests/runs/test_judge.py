@@ -997,6 +997,8 @@ def test_some_pairs_of_many(tmp_path, call):
     assert len(judged(call, "--judge", "length", "--pairs", "99", out="c.jsonl")[0]["votes"]) == 10
 
 
+@pytest.mark.usefixtures("brief")
+@pytest.mark.slow
 def test_what_is_judged_is_trained_on_as_it_is(tmp_path, call, monkeypatch):
     """Ties, soft labels and rows with errors included."""
     tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)

@@ -271,7 +271,7 @@ def test_held_out_data_is_one_batch_where_a_batch_counts():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     root = runs.world(tmp_path_factory.mktemp("world"))
     pairs, sides = tiny.pairs(24), ("chosen", "rejected")
     tiny.write(

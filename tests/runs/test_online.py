@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 
 import runs
 import tiny
+from matrix import cases
 from winnow.commands import online
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
@@ -29,7 +31,7 @@ JUDGE = "regex:[A-Za-z]"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     tiny.folder(root / "model", hidden_size=16, intermediate_size=32)
     tiny.write(
@@ -70,12 +72,22 @@ def line(world, out, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(world, tmp_path_factory):
-    """Two rounds, undisturbed."""
-    out = tmp_path_factory.mktemp("whole") / "online"
-    with pytest.MonkeyPatch.context() as patch:
-        assert runs.winnow(patch, *line(world, out)) == 0
-    return out
+def undisturbed(world, tmp_path_factory):
+    """By seed: two rounds that nobody killed."""
+
+    @cache
+    def run(seed=0):
+        out = tmp_path_factory.mktemp("undisturbed") / "online"
+        with pytest.MonkeyPatch.context() as patch:
+            assert runs.winnow(patch, *line(world, out, seed=seed)) == 0
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    return undisturbed()
 
 
 def weights(folder):
@@ -209,22 +221,28 @@ def test_prompts_are_asked_again_only_when_all_were():
     assert drawn[:8] != drawn[8:16]
 
 
+WRITTEN = [
+    "round-0.prompts.jsonl",
+    "round-1.answers.jsonl",
+    "round-1/metrics.jsonl",
+    "round-2.judged.jsonl",
+    "round-2/model",
+]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "point",
-    [
-        "round-0.prompts.jsonl",
-        "round-1.answers.jsonl",
-        "round-1/metrics.jsonl",
-        "round-2.judged.jsonl",
-        "round-2/model",
-    ],
+    "point", cases([(point,) for point in WRITTEN], lambda point: point in WRITTEN[2:4])
 )
-def test_killed_anywhere_it_goes_on_to_the_same(world, whole, tmp_path, point):
+def test_killed_anywhere_it_goes_on_to_the_same(world, undisturbed, tmp_path, seed, point):
     """A real process under SIGKILL as soon as a file is there."""
-    out = tmp_path / "online"
+    out, whole, words = (
+        tmp_path / "online",
+        undisturbed(seed),
+        line(world, tmp_path / "online", seed=seed),
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "winnow", *line(world, out)],
+        [sys.executable, "-m", "winnow", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -235,7 +253,7 @@ def test_killed_anywhere_it_goes_on_to_the_same(world, whole, tmp_path, point):
     process.wait()
     assert not (out / "online.json").exists() or len(timeless(out)) <= 2
     with pytest.MonkeyPatch.context() as patch:
-        assert runs.winnow(patch, *line(world, out)) == 0
+        assert runs.winnow(patch, *words) == 0
     assert timeless(out) == [same_place(row, whole, out) for row in timeless(whole)]
     assert [weights(out / name) for name in ("round-1", "round-2")] == [
         weights(whole / name) for name in ("round-1", "round-2")

@@ -30,7 +30,7 @@ F64 = torch.float64
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 

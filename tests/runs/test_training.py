@@ -331,7 +331,7 @@ def test_half_precision_weights_have_float32_masters():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 

@@ -21,6 +21,8 @@ from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 from winnow.training import loop
 
+pytestmark = pytest.mark.usefixtures("brief")
+
 
 def wheres(loaded):
     return [int(group.where.rpartition(":")[2]) for group in loaded.groups]

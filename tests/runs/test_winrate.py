@@ -26,6 +26,7 @@ import endpoints
 import runs
 import tiny
 from endpoints import line as verdict
+from matrix import cases
 from paths import HELPERS
 from winnow.commands import sample
 from winnow.models import reward_models
@@ -501,20 +502,22 @@ def test_a_page_that_cannot_be_drawn_is_drawn_by_the_same_command(
     assert page == winrate_report.render(read_json(tmp_path / "w" / "report.json"))
 
 
+WRITTEN = [
+    "winrate.json",
+    "model-1.answers.jsonl",
+    "model-2.answers.jsonl",
+    "games.judged.jsonl",
+    "model-1.at-0.games.jsonl",
+]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "point",
-    [
-        "winrate.json",
-        "model-1.answers.jsonl",
-        "model-2.answers.jsonl",
-        "games.judged.jsonl",
-        "model-1.at-0.games.jsonl",
-    ],
+    "point", cases([(point,) for point in WRITTEN], lambda point: point in WRITTEN[2:4])
 )
-def test_killed_anywhere_it_goes_on_to_the_same(world, tmp_path, point, monkeypatch):
+def test_killed_anywhere_it_goes_on_to_the_same(world, tmp_path, seed, point, monkeypatch):
     """A real process under SIGKILL as soon as a file is there."""
-    words = line(world, tmp_path / "w", judge="regex:[A-Za-z]", temperatures="0,1")
+    words = line(world, tmp_path / "w", judge="regex:[A-Za-z]", temperatures="0,1", seed=seed)
     process = subprocess.Popen(
         [sys.executable, "-m", "winnow", *words],
         stdout=subprocess.DEVNULL,
@@ -530,7 +533,7 @@ def test_killed_anywhere_it_goes_on_to_the_same(world, tmp_path, point, monkeypa
     assert (
         runs.winnow(
             monkeypatch,
-            *line(world, tmp_path / "again", judge="regex:[A-Za-z]", temperatures="0,1"),
+            *line(world, tmp_path / "again", judge="regex:[A-Za-z]", temperatures="0,1", seed=seed),
         )
         == 0
     )

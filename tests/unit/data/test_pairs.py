@@ -201,7 +201,7 @@ def test_mismatched_answers_change_no_account(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     root = runs.world(tmp_path_factory.mktemp("world"))
     pairs = tiny.pairs(24)
     scored = [

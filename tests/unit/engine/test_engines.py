@@ -584,6 +584,7 @@ def test_a_window_is_looked_at_where_the_data_goes_beyond_it():
     assert selection.choose(ours, 97, 100).engine is SEGMENTS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_compiled_layers_give_the_same_numbers_at_any_length(family):
@@ -605,6 +606,7 @@ def test_compiled_layers_give_the_same_numbers_at_any_length(family):
     assert len(set(traced)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
 def test_a_wrong_compilation_is_seen_by_the_probe():
     """A backend that doubles what the first layer's last graph gives."""

@@ -50,7 +50,7 @@ EXPERTS = {"qwen3_moe": tiny.FAMILIES["qwen3_moe"], "deepseek_v3": tiny.MORE["de
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     tiny.folder(
         root / "model",

@@ -375,7 +375,9 @@ def voter(path, who, count=40):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("after", [1, 7, 30])
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.soak), 7, pytest.param(30, marks=pytest.mark.soak)]
+)
 def test_a_kill_loses_no_acknowledged_vote(tmp_path, after):
     path = tmp_path / "votes.db"
     process = voter(path, "ann", 200)

@@ -27,7 +27,7 @@ SECRETS = [*HELD.values(), "pa55w0rd", "reader"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(brief, tmp_path_factory):
     return runs.world(tmp_path_factory.mktemp("world"))
 
 

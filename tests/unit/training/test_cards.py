@@ -167,6 +167,7 @@ KEPT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"), [("all", {}), ("adapter", {"lora": "r=16"})], ids=["all", "adapter"]
 )
@@ -182,6 +183,7 @@ def test_activations_are_what_autograd_keeps_of_each_token(kind, changes):
     assert longer - one == pytest.approx(HOLES_GPU * 2 * tokens * KEPT[kind], rel=0.25)
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_the_inputs_of_layers():
     one, deeper = (
         needs(4, layers, 64, 96, lora="r=16", checkpointing=True).activations for layers in (2, 4)
@@ -242,6 +244,7 @@ def table():
     return {cells[0]: cells[1:] for cells in lines}
 
 
+@pytest.mark.slow
 def test_what_is_said_on_each_card_and_the_table_in_the_docs(world, monkeypatch, capsys):
     """Of six ways to train: what is needed, and the one change that makes it fit where there is
     one.
