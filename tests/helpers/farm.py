@@ -249,12 +249,12 @@ def shorten(patch: Callable[[Any, str, Any], None]) -> None:
     """What takes longest in short runs of tiny models is made short: sampled answers, the estimate
     of memory, the curves of reports.
     """
+    from winnow.generation import prompts
     from winnow.reports import plots
-    from winnow.training import monitoring
     from winnow.training import run as training
 
     axes = '<svg xmlns="http://www.w3.org/2000/svg"><g></g></svg>'
-    patch(monitoring, "LONGEST", 8)
+    patch(prompts, "LONGEST", 8)
     patch(training, "memory_line", lambda *_: "")
     patch(
         plots,
@@ -267,7 +267,7 @@ def shorten(patch: Callable[[Any, str, Any], None]) -> None:
 
 def disable(name: str) -> None:
     from winnow.models import loading
-    from winnow.system import files
+    from winnow.system import files, run_folder
     from winnow.training import checkpoint
 
     @contextmanager
@@ -279,7 +279,7 @@ def disable(name: str) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     instead = {"folder_atomic": plain, "write_atomic": write}.get(name, lambda path: None)
-    for module in (files, loading, checkpoint):
+    for module in (files, run_folder, loading, checkpoint):
         if getattr(module, name, None) is not None:
             setattr(module, name, instead)
 
