@@ -1,5 +1,5 @@
 """Writes the pages of docs/ that come from data: `python docs/generate.py` (from-trl.md,
-presets.md, benchmarks.md, objectives.md).
+presets.md, benchmarks.md, objectives.md, cli.md).
 
 A test fails when a page and its source differ.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.commands import objectives as catalogue
+from winnow.commands.table import COMMANDS, GROUPS, Command
 from winnow.config.resolve import PRESETS
 from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
 from winnow.objectives.parsing import SETTINGS, shown
@@ -160,6 +161,42 @@ def _figures(f: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def cli() -> str:
+    """docs/cli.md: every command with settings, by group, and its options."""
+    parts = [
+        NOTE.format(source="src/winnow/commands/table.py and src/winnow/config/"),
+        "# Commands and their options\n\n",
+        "`winnow COMMAND --help` prints the same. Every command also is a function of `winnow.api`"
+        " with the same names, and reads `--config FILE.yaml`.\n",
+    ]
+    for group in GROUPS:
+        parts.append(f"\n## {group}\n")
+        parts += [_command(name, of) for name, of in COMMANDS.items() if of.group == group]
+    return "".join(parts)
+
+
+def _command(name: str, command: Command) -> str:
+    rows = [
+        f"| `{_option(field.alias or key, key == command.positional)}` |"
+        f" {'needed' if field.is_required() else _default(field.default)} |"
+        f" {str(field.description).replace('|', chr(92) + '|')} |\n"
+        for key, field in command.settings.model_fields.items()
+    ]
+    head = "| option | default | |\n|---|---|---|\n"
+    words = f"{command.help}\n\n```bash\n{command.example}\n```\n\n"
+    return f"\n### winnow {name}\n\n{words}{head}{''.join(rows)}"
+
+
+def _option(name: str, positional: bool) -> str:
+    return name.upper() if positional else f"--{name.replace('_', '-')}"
+
+
+def _default(value: Any) -> str:
+    if value in (None, ()):
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _table(rows: dict[str, Row]) -> str:
     lines = [
         f"| `{name}` | {f'`{ours}`' if ours else 'none'} | {note} |\n"
@@ -188,6 +225,7 @@ PAGES = {
     "presets.md": presets,
     "benchmarks.md": benchmarks,
     "objectives.md": objectives,
+    "cli.md": cli,
 }
 
 if __name__ == "__main__":

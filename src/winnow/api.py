@@ -1,52 +1,42 @@
-"""The commands as Python functions: the same settings as keyword arguments, the same run
-folders.
+"""The commands as Python functions: the same settings as keyword arguments, the same files.
+
+Each takes the settings of `winnow NAME --help`, for example
+dpo(model="RUN", data=["p.jsonl"], out="RUN2", beta=0.1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from winnow.commands import eval as evaluation_recipe
-from winnow.commands import train
-from winnow.commands.eval import Evaluation
-from winnow.config.options import DPOSettings, EvalSettings, RewardSettings, SFTSettings
-from winnow.config.ppo import PPOSettings
-from winnow.config.resolve import resolve
-from winnow.system.run_folder import RunFolder
+from winnow.commands.table import COMMANDS
 
 
-def sft(**settings: Any) -> RunFolder:
-    """Supervised fine-tuning; settings as in `winnow sft --help`, e.g. sft(model="M",
-    data=["d.jsonl"], out="RUN").
-    """
-    return train.sft(resolve(SFTSettings, settings, origin="argument"), "winnow.sft(...)")
+def _function(name: str, title: str = "") -> Callable[..., Any]:
+    """The command `name` as a function. title: its name in Python, where that is another one."""
+    command = COMMANDS[name]
+
+    def call(**settings: Any) -> Any:
+        return command.call(title or name, settings)
+
+    call.__name__ = call.__qualname__ = title or name
+    call.__doc__ = f"{command.help} Settings as in `winnow {name} --help`."
+    return call
 
 
-def dpo(**settings: Any) -> RunFolder:
-    """Preference training; settings as in `winnow dpo --help`, e.g. dpo(model="RUN",
-    data=["p.jsonl"], out="RUN2", beta=0.1).
-    """
-    return train.dpo(resolve(DPOSettings, settings, origin="argument"), "winnow.dpo(...)")
-
-
-def reward(**settings: Any) -> RunFolder:
-    """A reward model; settings as in `winnow reward --help`, e.g. reward(model="RUN",
-    data=["p.jsonl"], out="RUN2").
-    """
-    return train.reward(resolve(RewardSettings, settings, origin="argument"), "winnow.reward(...)")
-
-
-def ppo(**settings: Any) -> RunFolder:
-    """Training on rewards; settings as in `winnow ppo --help`, e.g. ppo(model="RUN",
-    prompts="p.txt", reward="RUN2", out="RUN3").
-    """
-    return train.ppo(resolve(PPOSettings, settings, origin="argument"), "winnow.ppo(...)")
-
-
-def evaluate(**settings: Any) -> Evaluation:
-    """Held-out measures; settings as in `winnow eval --help`, e.g. evaluate(model="RUN",
-    data=["held_out.jsonl"]).
-    """
-    return evaluation_recipe.run(
-        resolve(EvalSettings, settings, origin="argument"), "winnow.evaluate(...)"
-    )
+sft = _function("sft")
+dpo = _function("dpo")
+reward = _function("reward")
+ppo = _function("ppo")
+online = _function("online")
+demo = _function("demo")
+check = _function("check")
+sample = _function("sample")
+label = _function("label")
+judge = _function("judge")
+evaluate = _function("eval", "evaluate")
+generate = _function("generate")
+winrate = _function("winrate")
+frontier = _function("frontier")
+export = _function("export")
+export_votes = _function("votes export", "export_votes")

@@ -12,128 +12,13 @@ from pathlib import Path
 import rich_click as click
 from click.exceptions import NoArgsIsHelpError
 
-from winnow.config.collection import (
-    GenerateSettings,
-    JudgeSettings,
-    LabelSettings,
-    OnlineSettings,
-    SampleSettings,
-    VotesExportSettings,
-    WinrateSettings,
-)
-from winnow.config.options import (
-    CheckSettings,
-    DemoSettings,
-    DPOSettings,
-    EvalSettings,
-    ExportSettings,
-    FrontierSettings,
-    RewardSettings,
-    SFTSettings,
-)
-from winnow.config.ppo import PPOSettings
-from winnow.config.resolve import Resolved
+from winnow.commands.table import COMMANDS, GROUPS, PLAIN
 from winnow.errors import SettingsError, Stopped, WinnowError
 from winnow.options import command
 from winnow.system import launch, signals
 from winnow.system.console import complain, safe, say
 
 TOGETHER = ("sft", "dpo", "reward")  # what several processes can do together
-
-
-def _sft(resolved: Resolved[SFTSettings], line: str) -> None:
-    from winnow.commands import train
-
-    train.sft(resolved, line)
-
-
-def _dpo(resolved: Resolved[DPOSettings], line: str) -> None:
-    from winnow.commands import train
-
-    train.dpo(resolved, line)
-
-
-def _reward(resolved: Resolved[RewardSettings], line: str) -> None:
-    from winnow.commands import train
-
-    train.reward(resolved, line)
-
-
-def _ppo(resolved: Resolved[PPOSettings], line: str) -> None:
-    from winnow.commands import train
-
-    train.ppo(resolved, line)
-
-
-def _check(resolved: Resolved[CheckSettings], line: str) -> None:
-    from winnow.commands import check
-
-    if not check.run(resolved):
-        raise SystemExit(2)
-
-
-def _eval(resolved: Resolved[EvalSettings], line: str) -> None:
-    from winnow.commands import eval as evaluation
-
-    evaluation.run(resolved, line)
-
-
-def _sample(resolved: Resolved[SampleSettings], line: str) -> None:
-    from winnow.commands import sample
-
-    sample.run(resolved)
-
-
-def _judge(resolved: Resolved[JudgeSettings], line: str) -> None:
-    from winnow.preferences.judging import judge
-
-    judge.run(resolved)
-
-
-def _label(resolved: Resolved[LabelSettings], line: str) -> None:
-    from winnow.commands import label
-
-    label.run(resolved)
-
-
-def _generate(resolved: Resolved[GenerateSettings], line: str) -> None:
-    from winnow.commands import generate
-
-    generate.run(resolved)
-
-
-def _online(resolved: Resolved[OnlineSettings], line: str) -> None:
-    from winnow.commands import online
-
-    online.run(resolved, line)
-
-
-def _winrate(resolved: Resolved[WinrateSettings], line: str) -> None:
-    from winnow.commands import winrate
-
-    winrate.run(resolved, line)
-
-
-def _export(resolved: Resolved[ExportSettings], line: str) -> None:
-    from winnow.commands import export
-
-    export.run(resolved)
-
-
-def _demo(resolved: Resolved[DemoSettings], line: str) -> None:
-    from winnow.experiments import demo
-
-    demo.run(resolved, line)
-    if resolved.settings.frontier:
-        from winnow.experiments.frontier import run as frontier
-
-        frontier.behind_demo(resolved.settings, line)
-
-
-def _frontier(resolved: Resolved[FrontierSettings], line: str) -> None:
-    from winnow.experiments.frontier import run as frontier
-
-    frontier.run(resolved, line)
 
 
 @click.command(epilog="Example: winnow report runs/beta_0.1 runs/beta_0.5 --out both.html")
@@ -176,12 +61,6 @@ def objectives(names: tuple[str, ...]) -> None:
     catalogue.run(names)
 
 
-def _votes_export(resolved: Resolved[VotesExportSettings], line: str) -> None:
-    from winnow.commands import votes
-
-    votes.export(resolved)
-
-
 @click.group(name="votes")
 def votes() -> None:
     """Votes of people (winnow label) and judges (winnow judge): as rows for training, how they
@@ -213,21 +92,6 @@ def stats(file: Path) -> None:
     votes.stats(file)
 
 
-votes.add_command(
-    command(
-        VotesExportSettings,
-        _votes_export,
-        name="export",
-        help=(
-            "Votes as groups with comparisons that training takes as they are: probability is the"
-            " share of votes."
-        ),
-        example="winnow votes export votes.db --out pairs.jsonl",
-        positional="votes",
-    )
-)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="winnow-lm", prog_name="winnow")
 @click.pass_context
@@ -247,185 +111,23 @@ def cli(context: click.RichContext) -> None:
         )
 
 
-for made in (
-    command(
-        DemoSettings,
-        _demo,
-        name="demo",
-        help=(
-            "The whole way in three minutes on a small world made here: SFT, preferences, DPO,"
-            " evaluation, report."
-        ),
-        example="winnow demo --out runs/demo",
-    ),
-    command(
-        CheckSettings,
-        _check,
-        name="check",
-        help=(
-            "Everything but training: layout, bad rows, tokens in colour, lengths, steps, memory."
-            " Exit code 2 on errors."
-        ),
-        example="winnow check --model runs/sft --data pairs.jsonl --eval-fraction 0.1",
-    ),
-    command(
-        SFTSettings,
-        _sft,
-        name="sft",
-        help=(
-            "Supervised fine-tuning on demonstrations, or on the preferred answers of preference"
-            " data."
-        ),
-        example=(
-            "winnow sft --model MODEL --data demonstrations.jsonl --eval-fraction 0.05 --out"
-            " runs/sft"
-        ),
-    ),
-    command(
-        DPOSettings,
-        _dpo,
-        name="dpo",
-        help=(
-            "Preference training: DPO and its family. The reference is the model as it is before"
-            " the first step."
-        ),
-        example=(
-            "winnow dpo --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out runs/dpo"
-            " --preset zephyr --save-best"
-        ),
-    ),
-    command(
-        RewardSettings,
-        _reward,
-        name="reward",
-        help=(
-            "A reward model from comparisons: a number for each answer, for winnow judge, for PPO,"
-            " or to be looked at."
-        ),
-        example=(
-            "winnow reward --model runs/sft --data pairs.jsonl --eval-fraction 0.1 --out"
-            " runs/reward"
-        ),
-    ),
-    command(
-        PPOSettings,
-        _ppo,
-        name="ppo",
-        help=(
-            "PPO: the policy answers prompts, a reward model or a function scores the answers, and"
-            " what scored well is made likelier."
-        ),
-        example=(
-            "winnow ppo --model runs/sft --prompts prompts.jsonl --reward runs/reward --out"
-            " runs/ppo"
-        ),
-    ),
-    command(
-        EvalSettings,
-        _eval,
-        name="eval",
-        help=(
-            "Held-out accuracy, calibration, KL, displacement, slices and RewardBench of a policy"
-            " or reward model, with intervals."
-        ),
-        example="winnow eval --model runs/dpo --data held_out.jsonl --out runs/eval",
-    ),
-    command(
-        GenerateSettings,
-        _generate,
-        name="generate",
-        help="What did it learn to say? Also two models side by side.",
-        example="winnow generate --model runs/dpo --before runs/sft --prompts prompts.txt",
-    ),
-    command(
-        SampleSettings,
-        _sample,
-        name="sample",
-        help=(
-            "Several answers to each prompt, to be compared: by people (winnow label) or by a"
-            " judge. Goes on where it stopped."
-        ),
-        example="winnow sample --model runs/sft --prompts prompts.jsonl --k 4 --out answers.jsonl",
-    ),
-    command(
-        LabelSettings,
-        _label,
-        name="label",
-        help=(
-            "Compare answers on a page in the browser: blind, side by side, by keys. Every vote is"
-            " kept at once; the same command goes on."
-        ),
-        example="winnow label answers.jsonl --out votes.db",
-        positional="answers",
-    ),
-    command(
-        JudgeSettings,
-        _judge,
-        name="judge",
-        help=(
-            "Answers compared by a language model, a reward model or a rule: groups that winnow dpo"
-            " trains on. Goes on where it stopped."
-        ),
-        example=(
-            "winnow judge answers.jsonl --judge http://localhost:8000/v1 --judge-model NAME"
-            " --question summary --out judged.jsonl"
-        ),
-        positional="answers",
-    ),
-    command(
-        OnlineSettings,
-        _online,
-        name="online",
-        help=(
-            "Rounds of sample, judge and train, each from the policy of the one before; every round"
-            " judged on held-out prompts. Goes on where it stopped."
-        ),
-        example=(
-            "winnow online --model runs/sft --prompts prompts.jsonl --judge length --rounds 3 --out"
-            " runs/online"
-        ),
-    ),
-    command(
-        FrontierSettings,
-        _frontier,
-        name="frontier",
-        help=(
-            "Reward against KL: DPO, PPO and the paper's baselines on two small worlds, beside the"
-            " most there can be. Half an hour; --quick takes minutes."
-        ),
-        example="winnow frontier --out runs/frontier --quick",
-    ),
-    command(
-        WinrateSettings,
-        _winrate,
-        name="winrate",
-        help=(
-            "How often are answers of MODELS preferred to the last one's, the baseline's, and how"
-            " sure is that? Of several a ranking too."
-        ),
-        example=(
-            "winnow winrate runs/dpo runs/sft --prompts prompts.jsonl --judge"
-            " http://localhost:8000/v1 --judge-model NAME --out runs/winrate"
-        ),
-        positional="models",
-    ),
-    command(
-        ExportSettings,
-        _export,
-        name="export",
-        help=(
-            "A plain transformers folder of RUN (or of a model), loaded again and compared with the"
-            " live model."
-        ),
-        example="winnow export runs/dpo --out final --merge",
-        positional="model",
-    ),
-    objectives,
-    report,
-    verify,
-    votes,
-):
-    cli.add_command(made)
+for _name, _entry in COMMANDS.items():
+    _group, _, _last = _name.rpartition(" ")
+    (votes if _group == "votes" else cli).add_command(command(_last, _entry))
+for _plain in (objectives, report, verify, votes):
+    cli.add_command(_plain)
+click.rich_click.COMMAND_GROUPS = {
+    "winnow": [
+        {
+            "name": group,
+            "commands": [
+                *(name for name, entry in COMMANDS.items() if entry.group == group),
+                *(name for name, of in PLAIN.items() if of == group),
+            ],
+        }
+        for group in GROUPS
+    ]
+}
 
 
 def main() -> None:

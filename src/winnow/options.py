@@ -7,15 +7,15 @@ from __future__ import annotations
 import shlex
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import rich_click as click
 from pydantic.fields import FieldInfo
 
+from winnow.commands.table import Command
 from winnow.config.options import DemoSettings, Settings
-from winnow.config.resolve import Resolved, resolve, unknown
+from winnow.config.resolve import resolve, unknown
 from winnow.errors import SettingsError
 from winnow.system.redact import blanked
 
@@ -34,7 +34,7 @@ PANELS = {
 }
 
 
-class Command(click.RichCommand):
+class SettingsCommand(click.RichCommand):
     """A command whose unknown options are answered by name: TRL's are translated, others get the
     nearest of ours.
     """
@@ -49,24 +49,18 @@ class Command(click.RichCommand):
             raise SettingsError(f"command line: {unknown(self.settings, name)}") from None
 
 
-def command(
-    kind: type[Settings],
-    run: Callable[[Resolved[Any], str], object],
-    *,
-    name: str,
-    help: str,
-    example: str,
-    positional: str = "",
-) -> Command:
+def command(name: str, entry: Command) -> SettingsCommand:
     """A subcommand with one option per setting, panel by panel; only what was typed is passed on,
     so origins stay true.
     """
+    kind, positional = entry.settings, entry.positional
 
     def call(config: Path | None, **typed: Any) -> None:
         given = {key: value for key, value in typed.items() if value is not None and value != ()}
         given = {key: None if value == "none" else value for key, value in given.items()}
         line = shlex.join(["winnow", *map(blanked, sys.argv[1:])])
-        run(resolve(kind, given, file=config), line)
+        if entry.run(resolve(kind, given, file=config), line) is False:
+            raise SystemExit(2)
 
     fields = [
         (field_name, field)
@@ -85,12 +79,12 @@ def command(
         many = get_origin(kind.model_fields[positional].annotation) is tuple
         metavar = "RUN" if positional == "model" else f"{positional.upper()}{'...' if many else ''}"
         params.append(click.RichArgument([positional], metavar=metavar, nargs=-1 if many else 1))
-    made = Command(
+    made = SettingsCommand(
         name=name,
         callback=call,
         params=params,
-        help=help,
-        epilog=f"Example: {example}",
+        help=entry.help,
+        epilog=f"Example: {entry.example}",
         no_args_is_help=kind is not DemoSettings,
     )
     made.settings = kind

@@ -173,6 +173,14 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
     return settings.out
 
 
+def demo_with_frontier(resolved: Resolved[DemoSettings], command: str = "") -> dict[str, Any]:
+    """The demo, and where it is asked for, the frontier behind it."""
+    summary = demo.run(resolved, command)
+    if resolved.settings.frontier:
+        behind_demo(resolved.settings, command)
+    return summary
+
+
 def behind_demo(settings: DemoSettings, command: str = "") -> None:
     """The quick form on the demo's own SFT model, and the demo's report once more, with the
     frontier in it.
