@@ -41,14 +41,14 @@ LOST = (
 
 
 @dataclass(frozen=True)
-class Job:
+class RankGroups:
     """What connects the processes: a store of words, and a group for each channel."""
 
     store: Any
     groups: Mapping[str, Any]
 
 
-_job: Job | None = None
+_job: RankGroups | None = None
 _step = _calls = 0  # signs of life: what this process has come to
 
 
@@ -81,7 +81,7 @@ def begin(patience: float) -> None:
             f"the other {count() - 1} processes of this job were not found: {why}",
             remedy="torchrun starts them all, and says where they meet",
         ) from error
-    _job = Job(
+    _job = RankGroups(
         c10d.PrefixStore(  # type: ignore[attr-defined]
             f"winnow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
         ),
@@ -216,7 +216,7 @@ def told(message: str) -> str:
     return "" if before == message else f"rank {rank()}, after rank {first} failed: {message}"
 
 
-def _stay(job: Job) -> None:
+def _stay(job: RankGroups) -> None:
     """The process that may hold the store goes last: the others are given a moment to see what was
     said. Who is gone is not waited for much.
     """
@@ -244,7 +244,7 @@ def _gathered(value: Tensor, channel: str) -> list[Tensor]:
     return [one[: int(n)] for one, n in zip(padded, lengths)]
 
 
-def _seen(job: Job) -> str:
+def _seen(job: RankGroups) -> str:
     """Which processes are behind the others, and up to where they came."""
     try:
         at = [

@@ -49,7 +49,7 @@ from winnow.training.utilization import limit_of
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A training before its model is loaded. `epochs`: the training set by number of the epoch;
     `train_set` is the first.
     """
@@ -131,7 +131,7 @@ def _job(
     reference_model: str | None,
     follow: Follow | None,
     kl_samples: int,
-) -> Job | None:
+) -> TrainingJob | None:
     """Everything up to the model; None where the run is finished. Raises before anything is written
     when settings or data cannot be used.
     """
@@ -195,7 +195,7 @@ def _job(
     if not begun:
         head()
     known = run_record.settings_hash(resolved.settings.model_dump(by_alias=True, mode="json"))
-    return Job(
+    return TrainingJob(
         run,
         settings,
         plan,
@@ -269,7 +269,7 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
         loading.same_tokens(renderer.tokenizer, theirs, reference_model)
 
 
-def _run(job: Job) -> None:
+def _run(job: TrainingJob) -> None:
     loaded = _scored_by(job) if job.objective.rewards else _policy(job.settings)
     counts = loading.parameter_counts(loaded.model)
     engine = _engine(job, loaded)
@@ -390,7 +390,7 @@ def _policy(settings: TrainSettings) -> LoadedModel:
     )
 
 
-def _scored_by(job: Job) -> LoadedModel:
+def _scored_by(job: TrainingJob) -> LoadedModel:
     """The reward model that is trained."""
     settings = job.settings
     loaded = reward_models.load(
@@ -406,7 +406,7 @@ def _scored_by(job: Job) -> LoadedModel:
     return loaded
 
 
-def _engine(job: Job, loaded: LoadedModel) -> Engine:
+def _engine(job: TrainingJob, loaded: LoadedModel) -> Engine:
     """How the policy is computed: its layers compiled or recomputed as asked, and the engine that
     is right for them.
     """
@@ -424,7 +424,9 @@ def _engine(job: Job, loaded: LoadedModel) -> Engine:
     return engine
 
 
-def _rehearsed(job: Job, loaded: LoadedModel, engine: Engine, live: Live | None) -> Optimizer:
+def _rehearsed(
+    job: TrainingJob, loaded: LoadedModel, engine: Engine, live: Live | None
+) -> Optimizer:
     """The optimizer, after the most expensive micro-batch was computed once."""
     settings = job.settings
     optimizer = Optimizer(
@@ -458,7 +460,9 @@ class Scored:
     told: dict[str, Any]
 
 
-def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: ReferenceModel) -> Scored:
+def _scored(
+    job: TrainingJob, loaded: LoadedModel, engine: Engine, source_model: ReferenceModel
+) -> Scored:
     """What is known when the reference has been asked. Another reference model than the policy is
     in memory while this runs, and not after.
     """
@@ -496,7 +500,7 @@ def _scored(job: Job, loaded: LoadedModel, engine: Engine, source_model: Referen
         return Scored(scorer, kept, identity, sets, told)
 
 
-def _scorer(job: Job, loaded: LoadedModel, source: LoadedModel, engine: Engine) -> Scorer:
+def _scorer(job: TrainingJob, loaded: LoadedModel, source: LoadedModel, engine: Engine) -> Scorer:
     """How the reference is asked: as the policy is, where it is the policy."""
     theirs = (
         engine
@@ -510,7 +514,7 @@ def _scorer(job: Job, loaded: LoadedModel, source: LoadedModel, engine: Engine) 
 
 
 def _epochs(
-    job: Job, first: Data, source_model: ReferenceModel, scorer: Scorer | None
+    job: TrainingJob, first: Data, source_model: ReferenceModel, scorer: Scorer | None
 ) -> Callable[[int], Data]:
     """The training data by number of the epoch: always the same, or of a stream the next window,
     scored when it comes.
@@ -538,7 +542,7 @@ def _epochs(
     return epoch
 
 
-def _window(job: Job, number: int) -> Dataset:
+def _window(job: TrainingJob, number: int) -> Dataset:
     """Window `number` of a stream. Raises DataError, in all processes where it is unusable in one
     of them; NothingLeft; RunError where it is another one than when it was first read.
     """
@@ -572,7 +576,7 @@ def _window(job: Job, number: int) -> Dataset:
 
 
 def _check_start(
-    job: Job, loaded: LoadedModel, data: Data, engine: Engine, live: Live | None
+    job: TrainingJob, loaded: LoadedModel, data: Data, engine: Engine, live: Live | None
 ) -> None:
     """Where the reference is the policy itself, its log-ratios at step 0 are 0: raises
     otherwise.
@@ -597,7 +601,7 @@ def _check_start(
 
 
 def _restore(
-    job: Job, optimizer: Optimizer, kept: Checkpoint | None, live: Live | None
+    job: TrainingJob, optimizer: Optimizer, kept: Checkpoint | None, live: Live | None
 ) -> Progress:
     """The checkpoint's state put back; the start where there is none. Raises RunError where it is
     not this training's, or beyond its end.

@@ -37,7 +37,7 @@ from winnow.training.ppo import rewards, setup
 from winnow.training.ppo.evaluation import held_out
 from winnow.training.ppo.rewards import Reward
 from winnow.training.ppo.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
-from winnow.training.ppo.setup import Job
+from winnow.training.ppo.setup import PPOJob
 from winnow.training.reference import Frozen
 from winnow.training.saver import Saver
 from winnow.training.step import take_step
@@ -60,7 +60,7 @@ def run(resolved: Resolved[PPOSettings], command: str = "") -> RunFolder:
 # ---------------------------------------------------------------- with models
 
 
-def _train(job: Job) -> None:
+def _train(job: PPOJob) -> None:
     settings = job.settings
     reward = rewards.reward(settings)
     players = _players(job, reward)
@@ -118,7 +118,7 @@ def _train(job: Job) -> None:
     say(f"model:  {safe(job.run.model)}")
 
 
-def _players(job: Job, reward: Reward) -> Players:
+def _players(job: PPOJob, reward: Reward) -> Players:
     """All that takes part, as it is before the first step."""
     settings = job.settings
     given: dict[str, Any] = {
@@ -149,7 +149,7 @@ def _players(job: Job, reward: Reward) -> Players:
     return Players(policy, Frozen(loaded.net, loaded.device), reward, critic)
 
 
-def _actor(job: Job, loaded: LoadedModel, lr: float) -> Actor:
+def _actor(job: PPOJob, loaded: LoadedModel, lr: float) -> Actor:
     engine = engine_for(loaded, "auto", job.longest, train=True)
     return Actor(
         loaded,
@@ -180,7 +180,7 @@ def _size(model: torch.nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-def _say_head(job: Job, players: Players, counts: dict[str, int]) -> None:
+def _say_head(job: PPOJob, players: Players, counts: dict[str, int]) -> None:
     settings, weight = job.settings, next(players.policy.loaded.model.parameters())
     say(
         f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,}"
@@ -206,7 +206,7 @@ def _say_head(job: Job, players: Players, counts: dict[str, int]) -> None:
 # ---------------------------------------------------------------- one iteration
 
 
-def _iterate(job: Job, players: Players, progress: Progress) -> tuple[Row, Progress]:
+def _iterate(job: PPOJob, players: Players, progress: Progress) -> tuple[Row, Progress]:
     """Answers sampled and scored, then the policy, and the critic, trained on them."""
     settings, step = job.settings, progress.step + 1
     places, cursor = _prompts(len(job.train), settings.batch_size, settings.seed, progress.cursor)
@@ -276,7 +276,7 @@ def _seed(seed: int, step: int) -> int:
 
 
 def _trained(
-    job: Job, players: Players, rollout: Rollout, losses: dict[str, TokenLoss], step: int
+    job: PPOJob, players: Players, rollout: Rollout, losses: dict[str, TokenLoss], step: int
 ) -> Row:
     """Optimizer steps on an iteration's answers; the mean of what each measured before it moved
     anything.
@@ -321,7 +321,7 @@ def _trained(
 RENAMED = {"grad_norm": "critic/grad_norm", "learning_rate": "critic/learning_rate"}
 
 
-def _look(job: Job, players: Players, progress: Progress) -> tuple[Row, Progress]:
+def _look(job: PPOJob, players: Players, progress: Progress) -> tuple[Row, Progress]:
     row = held_out(
         players, job.settings, job.asked, job.places, job.held_out, _seed(job.settings.seed, 0)
     )
@@ -350,7 +350,7 @@ def _state(players: Players) -> State:
     return weights, moments, {}
 
 
-def _identity(job: Job, players: Players) -> dict[str, Any]:
+def _identity(job: PPOJob, players: Players) -> dict[str, Any]:
     """What a checkpoint belongs to."""
     known = run_record.settings_hash(job.settings.model_dump(by_alias=True, mode="json"))
     weights = hashes.weights_hash(players.policy.loaded.model)
@@ -363,7 +363,7 @@ def _identity(job: Job, players: Players) -> dict[str, Any]:
     }
 
 
-def _restore(job: Job, players: Players, kept: Checkpoint | None) -> Progress:
+def _restore(job: PPOJob, players: Players, kept: Checkpoint | None) -> Progress:
     """The checkpoint's state put back; the start where there is none. Raises RunError where it is
     beyond the run's end.
     """

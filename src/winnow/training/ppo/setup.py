@@ -37,7 +37,7 @@ TIMES = 3  # the critic's rate over a policy's that was given: as the defaults a
 
 
 @dataclass(frozen=True)
-class Job:
+class PPOJob:
     """A training before its models are loaded: prompts and where they stand, and the numbers of
     those trained on and of those held out.
     """
@@ -76,7 +76,7 @@ def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
     return resolved
 
 
-def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> Job | None:
+def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> PPOJob | None:
     """Everything up to the models; None where the run is finished."""
     settings = resolved.settings
     kept = checkpoint.saved(folder.checkpoints)
@@ -131,7 +131,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> J
             command,
             changes,
         )
-    return Job(
+    return PPOJob(
         folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ
     )
 
