@@ -22,9 +22,9 @@ from winnow.errors import SettingsError
 from winnow.objectives.objective import DEMONSTRATION, Objective
 from winnow.system.console import console, safe, say, visible
 from winnow.training import dpo, reward, sft
+from winnow.training.job import possible, refuse_idle
 from winnow.training.loop import Plan
 from winnow.training.plan import memory_line, planned, prepared, wanted, with_rate
-from winnow.training.run import possible, refuse_idle
 
 SHOWN_GROUPS = 2
 HIDDEN = "dim"  # style of what stands for tokens there is no room for
@@ -113,24 +113,7 @@ def _say_account(name: str, one: Dataset, objective: Objective) -> None:
         box=None,
         padding=(0, 2, 0, 0),
     )
-    for source in account["sources"]:
-        extra = (
-            f", columns not read: {unread(source['layout'], source['ignored'])}"
-            if source["ignored"]
-            else ""
-        )
-        table.add_row(
-            "source",
-            f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows,"
-            f" {source['used']:,} used{safe(extra)}",
-        )
-        if source["ties"]:
-            fate = (
-                "not compared"
-                if source["layout"] in ("scored", "ranked")
-                else "chosen still counts as preferred"
-            )
-            table.add_row("ties", f"{source['ties']:,} pairs of equal score: {fate}")
+    _add_sources(table, account)
     for reason, count in account["dropped"].items():
         table.add_row("dropped", f"{count:,} {reason}")
     if account["not_chosen"]:
@@ -167,6 +150,27 @@ def _say_account(name: str, one: Dataset, objective: Objective) -> None:
         f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} {scored}, {cut}",
     )
     console.print(table)
+
+
+def _add_sources(table: Table, account: dict[str, Any]) -> None:
+    for source in account["sources"]:
+        extra = (
+            f", columns not read: {unread(source['layout'], source['ignored'])}"
+            if source["ignored"]
+            else ""
+        )
+        table.add_row(
+            "source",
+            f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows,"
+            f" {source['used']:,} used{safe(extra)}",
+        )
+        if source["ties"]:
+            fate = (
+                "not compared"
+                if source["layout"] in ("scored", "ranked")
+                else "chosen still counts as preferred"
+            )
+            table.add_row("ties", f"{source['ties']:,} pairs of equal score: {fate}")
 
 
 def _lint(renderer: Renderer, sequence: TokenSequence, *, last: bool = False) -> Text:

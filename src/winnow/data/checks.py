@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from winnow.data.records import Comparison, PreferenceGroup, plain
 from winnow.data.render import RenderedGroup
 from winnow.data.split import Key, completion_key, prompt_key
-from winnow.data.tokens import tokens_of
+from winnow.data.tokens import Tokens, tokens_of
 
 Level = Literal["error", "warning", "note"]
 _NAMED = 3  # rows named in a message; all are counted and held in `rows`
@@ -364,8 +364,14 @@ def _length_bias(
 
 def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
     tokens = tokens_of(rendered)
+    group_of = np.repeat(np.arange(len(tokens)), tokens.columns["sequences"])  # of each sequence
+    yield from _cut(tokens, group_of)
+    yield from _spelling(tokens, group_of)
+
+
+def _cut(tokens: Tokens, group_of: NDArray[Any]) -> Iterator[Finding]:
+    """What max_length takes away."""
     c = tokens.columns
-    group_of = np.repeat(np.arange(len(tokens)), c["sequences"])  # of each sequence
 
     def rows(sequences: NDArray[Any]) -> tuple[str, ...]:
         return tuple(tokens.where(np.unique(group_of[sequences])))
@@ -405,6 +411,11 @@ def _tokens(rendered: Sequence[RenderedGroup]) -> Iterator[Finding]:
             merged,
             "raise max_length",
         )
+
+
+def _spelling(tokens: Tokens, group_of: NDArray[Any]) -> Iterator[Finding]:
+    """Where the tokens of a text depend on what is beside it, or spell a special one."""
+    c = tokens.columns
     moved = tuple(tokens.where(group_of[c["moved"]]))
     if moved:
         yield Finding(

@@ -97,49 +97,53 @@ def problems_of(group: PreferenceGroup) -> list[Problem]:
                     "remove the row or --on-bad-row skip",
                 )
             )
-    count = len(group.completions)
-    for i, comparison in enumerate(group.comparisons):
-        name = f"comparisons[{i}]"
-        for side, index in (("winner", comparison.winner), ("loser", comparison.loser)):
-            if not 0 <= index < count:
-                found.append(
-                    Problem(
-                        group.where,
-                        f"{name}.{side}",
-                        f"names completion {index}, there are {count}",
-                        "indices count from 0",
-                    )
-                )
-        if comparison.winner == comparison.loser:
-            found.append(
-                Problem(
-                    group.where, name, f"completion {comparison.winner} is compared with itself"
-                )
-            )
-        if not 0 <= comparison.probability <= 1:
+    for i in range(len(group.comparisons)):
+        found += _problems_of_comparison(group, i)
+    return found
+
+
+def _problems_of_comparison(group: PreferenceGroup, i: int) -> list[Problem]:
+    comparison, count = group.comparisons[i], len(group.completions)
+    found: list[Problem] = []
+    name = f"comparisons[{i}]"
+    for side, index in (("winner", comparison.winner), ("loser", comparison.loser)):
+        if not 0 <= index < count:
             found.append(
                 Problem(
                     group.where,
-                    f"{name}.probability",
-                    f"is {comparison.probability:g}, expected 0 to 1",
+                    f"{name}.{side}",
+                    f"names completion {index}, there are {count}",
+                    "indices count from 0",
                 )
             )
-        if not 0 < comparison.weight < float("inf"):
-            found.append(
-                Problem(
-                    group.where,
-                    f"{name}.weight",
-                    f"is {comparison.weight:g}, expected a finite number above 0",
-                )
+    if comparison.winner == comparison.loser:
+        found.append(
+            Problem(group.where, name, f"completion {comparison.winner} is compared with itself")
+        )
+    if not 0 <= comparison.probability <= 1:
+        found.append(
+            Problem(
+                group.where,
+                f"{name}.probability",
+                f"is {comparison.probability:g}, expected 0 to 1",
             )
-        if not abs(comparison.margin) < float("inf"):
-            found.append(
-                Problem(
-                    group.where,
-                    f"{name}.margin",
-                    f"is {comparison.margin:g}, expected a finite number",
-                )
+        )
+    if not 0 < comparison.weight < float("inf"):
+        found.append(
+            Problem(
+                group.where,
+                f"{name}.weight",
+                f"is {comparison.weight:g}, expected a finite number above 0",
             )
+        )
+    if not abs(comparison.margin) < float("inf"):
+        found.append(
+            Problem(
+                group.where,
+                f"{name}.margin",
+                f"is {comparison.margin:g}, expected a finite number",
+            )
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from winnow.data.pairs import ranks
-from winnow.data.prefix_tree import grow
+from winnow.data.prefix_tree import Segment, grow
 from winnow.data.render import RenderedGroup
 
 # What is known of a completion beside comparisons: nothing, a label, that it is a demonstration,
@@ -144,16 +144,7 @@ def collate(
     last, and the state that has a number for it is that token's own, not the one before it.
     """
     tree = grow([group.sequences for group in groups])
-    tokens: list[int] = []
-    positions: list[int] = []
-    runs: list[Run] = []
-    begins: list[int] = []  # position of each segment's first token in its sequence
-    for segment in tree.segments:
-        begin = 0 if segment.parent < 0 else begins[segment.parent] + runs[segment.parent].length
-        begins.append(begin)
-        runs.append(Run(len(tokens), len(segment.tokens), segment.parent))
-        positions += range(begin, begin + len(segment.tokens))
-        tokens += segment.tokens
+    tokens, positions, runs = _packed(tree.segments)
     states: list[int] = []
     state: list[int] = []  # of each scored token
     targets: list[int] = []
@@ -204,6 +195,23 @@ def collate(
         items=tuple(range(len(groups)) if items is None else items),
         wheres=tuple(group.where for group in groups),
     )
+
+
+def _packed(segments: Sequence[Segment]) -> tuple[list[int], list[int], list[Run]]:
+    """Tokens of all segments one after the other, each one's place in its sequence, and where each
+    segment lies.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    runs: list[Run] = []
+    begins: list[int] = []  # position of each segment's first token in its sequence
+    for segment in segments:
+        begin = 0 if segment.parent < 0 else begins[segment.parent] + runs[segment.parent].length
+        begins.append(begin)
+        runs.append(Run(len(tokens), len(segment.tokens), segment.parent))
+        positions += range(begin, begin + len(segment.tokens))
+        tokens += segment.tokens
+    return tokens, positions, runs
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

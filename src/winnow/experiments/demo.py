@@ -114,22 +114,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     seed, root = settings.seed, out.root
     console.rule("1 of 4  SFT: learn to write film reviews of both sentiments", align="left")
     write_world(root, seed)
-    shared = {"seed": seed}
-    sft(
-        resolve(
-            SFTSettings,
-            {
-                **SFT,
-                **shared,
-                "model": str(root / "world"),
-                "data": [str(root / "reviews.jsonl")],
-                "eval_data": [str(root / "reviews_held_out.jsonl")],
-                "out": root / "sft",
-            },
-            origin="demo",
-        ),
-        command,
-    )
+    _train_sft(root, seed, command)
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
     prompts = reviews_world.openings(PROMPTS + HELD_OUT, seed)
     loaded = loading.load(str(root / "sft"), device="cpu")
@@ -141,21 +126,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     _write_true_order(root / "held_out.jsonl", prompts[PROMPTS:], held_out)
     say(f"{flipped:.1%} of the labels contradict the true order, as people's would")
     console.rule("3 of 4  DPO: learn what is preferred", align="left")
-    dpo(
-        resolve(
-            DPOSettings,
-            {
-                **DPO,
-                **shared,
-                "model": str(root / "sft"),
-                "data": [str(root / "preferences.jsonl")],
-                "eval_data": [str(root / "held_out.jsonl")],
-                "out": root / "dpo",
-            },
-            origin="demo",
-        ),
-        command,
-    )
+    _train_dpo(root, seed, command)
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
     policy = loading.load(str(root / "dpo"), device="cpu")
     after = sampled(policy, prompts[PROMPTS:], seed + 3)
@@ -177,6 +148,28 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     summary["notes"] = _notes(summary)
     summary |= demo_page.parts(summary)
     write_json(root / SUMMARY, summary)
+
+
+def _train_sft(root: Path, seed: int, command: str) -> None:
+    own = {
+        "seed": seed,
+        "model": str(root / "world"),
+        "data": [str(root / "reviews.jsonl")],
+        "eval_data": [str(root / "reviews_held_out.jsonl")],
+        "out": root / "sft",
+    }
+    sft(resolve(SFTSettings, {**SFT, **own}, origin="demo"), command)
+
+
+def _train_dpo(root: Path, seed: int, command: str) -> None:
+    own = {
+        "seed": seed,
+        "model": str(root / "sft"),
+        "data": [str(root / "preferences.jsonl")],
+        "eval_data": [str(root / "held_out.jsonl")],
+        "out": root / "dpo",
+    }
+    dpo(resolve(DPOSettings, {**DPO, **own}, origin="demo"), command)
 
 
 def write_world(root: Path, seed: int) -> None:

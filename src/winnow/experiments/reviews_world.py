@@ -174,7 +174,22 @@ def _grammar() -> tuple[Node, Node]:
         _any("overall", "in the end", "all in all"),
         _any(("it was", described, genre), ("it is", thing), (_of("i we"), opinion, "it")),
     )
-    opening = (
+    opening = _opening(genre)
+    alone, both = (judged, "for a", genre), (clause, link, clause)
+    shorter = _any(
+        (alone, "."),
+        (alone, ".", verdict, "."),
+        (clause, ".", verdict, "."),
+        (both, "."),
+        (both, "."),
+    )
+    body = _any(shorter, (both, ".", verdict, "."))
+    return opening, body
+
+
+def _opening(genre: Node) -> Node:
+    """How a review begins: what was watched, and when."""
+    return (
         _of("i we"),
         _of("watched saw caught rented streamed borrowed"),
         _of("this the"),
@@ -196,16 +211,6 @@ def _grammar() -> tuple[Node, Node]:
         ),
         "and",
     )
-    alone, both = (judged, "for a", genre), (clause, link, clause)
-    shorter = _any(
-        (alone, "."),
-        (alone, ".", verdict, "."),
-        (clause, ".", verdict, "."),
-        (both, "."),
-        (both, "."),
-    )
-    body = _any(shorter, (both, ".", verdict, "."))
-    return opening, body
 
 
 OPENING, BODY = _grammar()

@@ -209,7 +209,39 @@ def _over_prompts(figure: Mapping[str, Any]) -> str:
 
 
 def _run_cards(run: Run) -> list[Card]:
-    rows, found = run["metrics"], []
+    rows = run["metrics"]
+    found = [*_accuracy_cards(run), *_loss_cards(run), *_score_cards(rows)]
+    for side in ("chosen", "rejected"):
+        if series := points(rows, f"logratio/{side}"):
+            found.append(
+                Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start")
+            )
+    if series := points(rows, "kl"):
+        if any("eval_kl" in row for row in rows):
+            found.append(
+                Card(
+                    "Held-out KL",
+                    number(points(rows, "eval_kl")[-1][1]),
+                    f"nats per answer, to the reference; {_looked_at(rows, 'kl')}",
+                )
+            )
+        else:
+            what = "KL in training" if "score" in run["final"] else "KL"
+            found.append(
+                Card(
+                    what,
+                    number(series[-1][1]),
+                    f"nats per answer, to the reference{_of_answers(rows)}",
+                )
+            )
+    if speed := points(rows, "tokens_per_second"):
+        found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
+    return found
+
+
+def _accuracy_cards(run: Run) -> list[Card]:
+    """On held-out pairs; on training pairs where none were held out."""
+    rows, found = run["metrics"], list[Card]()
     held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
         value, span, count, many = _accuracy(run, held)
@@ -229,6 +261,11 @@ def _run_cards(run: Run) -> list[Card]:
                 recent(trained),
             )
         )
+    return found
+
+
+def _loss_cards(run: Run) -> list[Card]:
+    rows, found = run["metrics"], list[Card]()
     shown = (
         ("Held-out loss", held_out(rows, "loss"), 1),
         ("Training loss", points(rows, "loss"), RECENT),
@@ -260,32 +297,6 @@ def _run_cards(run: Run) -> list[Card]:
                     ),
                 )
             )
-    found += _score_cards(rows)
-    for side in ("chosen", "rejected"):
-        if series := points(rows, f"logratio/{side}"):
-            found.append(
-                Card(side.capitalize(), signed(recent(series), 2), "nats per token since the start")
-            )
-    if series := points(rows, "kl"):
-        if any("eval_kl" in row for row in rows):
-            found.append(
-                Card(
-                    "Held-out KL",
-                    number(points(rows, "eval_kl")[-1][1]),
-                    f"nats per answer, to the reference; {_looked_at(rows, 'kl')}",
-                )
-            )
-        else:
-            what = "KL in training" if "score" in run["final"] else "KL"
-            found.append(
-                Card(
-                    what,
-                    number(series[-1][1]),
-                    f"nats per answer, to the reference{_of_answers(rows)}",
-                )
-            )
-    if speed := points(rows, "tokens_per_second"):
-        found.append(Card("Speed", number(round(recent(speed))), "tokens per second"))
     return found
 
 

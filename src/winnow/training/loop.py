@@ -152,11 +152,8 @@ def to_the_end(
 
     try:
         while True:
-            if (
-                look
-                and progress.evaluated < progress.step
-                and due(progress.step, plan.eval_every, plan.steps)
-            ):
+            late = progress.evaluated < progress.step
+            if look and late and due(progress.step, plan.eval_every, plan.steps):
                 row, after = look(progress)
                 best, progress = plan.save_best and after.best_step != progress.best_step, after
                 tell(row)
@@ -171,24 +168,16 @@ def to_the_end(
             tell(row)
             distributed.alive(progress.step)
             files.reached(f"step {progress.step}")
-    except (
-        DataError,
-        JudgeError,
-        distributed.Halt,
-    ) as error:  # a window or an answer that cannot be used, or a signal: nothing before it is lost
+    except (DataError, JudgeError, distributed.Halt) as error:  # nothing before it is lost
         saver.wait()  # what went wrong with it is raised, and not that all is well
         save()
         saver.wait()
         if not isinstance(error, distributed.Halt):
             raise
-        raise Stopped(
-            error.number,
-            (
-                f"at step {progress.step}, which is saved"
-                if progress.step
-                else "before the first step"
-            ),
-        ) from None
+        place = (
+            f"at step {progress.step}, which is saved" if progress.step else "before the first step"
+        )
+        raise Stopped(error.number, place) from None
     finally:
         saver.close()
 

@@ -92,26 +92,13 @@ def estimate(
     trained = [p for p in model.parameters() if p.requires_grad]
     # of the gradients, and of each moment
     wide = sum(p.numel() * max(4, p.itemsize) for p in trained)
-    holes = (
-        HOLES_CHECKPOINTING
-        if settings.checkpointing
-        else HOLES
-        if len(trained) == len(list(model.parameters()))
-        else HOLES_ADAPTER
-    )
-    weights, packed = (
-        held(model, settings.quantize),
-        (quantization.packable(model) if settings.quantize else []),
-    )
+    holes = HOLES if len(trained) == len(list(model.parameters())) else HOLES_ADAPTER
+    holes = HOLES_CHECKPOINTING if settings.checkpointing else holes
+    weights = held(model, settings.quantize)
+    packed = quantization.packable(model) if settings.quantize else []
     masters = sum(4 * p.numel() for p in trained if p.itemsize < 4)
-    step = Memory(
-        weights,
-        wide,
-        wide * (2 if settings.optimizer == "adamw" else 1) + masters,
-        sum(p.nbytes for p in trained) * live,
-        0,
-        0,
-    )
+    moments = wide * (2 if settings.optimizer == "adamw" else 1)
+    step = Memory(weights, wide, moments + masters, sum(p.nbytes for p in trained) * live, 0, 0)
     step = _shared(step, model, masters, processes) if processes > 1 else step
     # the outline of experts runs in bfloat16 only: what is alive is in proportion
     kind = torch.bfloat16 if loading.has_experts(config) else dtype

@@ -9,88 +9,40 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora, scores
+from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora
 from winnow.config.resolve import Resolved
-from winnow.data.dataset import Dataset, Wanted, stop_on_errors
+from winnow.data.dataset import Dataset, stop_on_errors
 from winnow.data.packing import most_expensive, pack
-from winnow.data.render import Renderer
 from winnow.engine.base import Engine
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS, VARLEN
 from winnow.engine.micro_batches import Data
 from winnow.engine.selection import engine_for
-from winnow.errors import DataError, ModelError, NothingLeft, RunError, SettingsError
+from winnow.errors import DataError, NothingLeft, RunError
 from winnow.generation import prompts as asking
-from winnow.models import hashes, loading, meta, reward_models
-from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
+from winnow.models import hashes, loading, reward_models
+from winnow.models.device import LITTLE, MUCH, keep_memory
 from winnow.models.fsdp import gathered, shard, whole
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
 from winnow.system import distributed, signals
 from winnow.system.console import ProgressBar, safe, say
-from winnow.system.files import cache_folder, make_writable, read_json, tidy
-from winnow.system.launch import count, leads
+from winnow.system.launch import leads
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint, monitoring, references, run_record
 from winnow.training.checkpoint import Checkpoint, Progress
 from winnow.training.final_evaluation import measured
+from winnow.training.job import TrainingJob, begin_job
 from winnow.training.live import Live
-from winnow.training.loop import Plan, Training, fit
-from winnow.training.metrics import MetricsFile, require
+from winnow.training.loop import Training, fit
+from winnow.training.metrics import MetricsFile
 from winnow.training.optimizer import Optimizer
-from winnow.training.plan import memory_line, planned, prepared, refuse_quantized, wanted
+from winnow.training.plan import memory_line
 from winnow.training.references import ReferenceModel, Scorer
 from winnow.training.saver import Saver
 from winnow.training.startup_checks import check_identity, rehearse
 from winnow.training.utilization import limit_of
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A training before its model is loaded. `epochs`: the training set by number of the epoch;
-    `train_set` is the first.
-    """
-
-    run: RunFolder
-    settings: TrainSettings
-    plan: Plan
-    renderer: Renderer
-    epochs: Callable[[int], Dataset]
-    train_set: Dataset
-    held_out: dict[str, Dataset]  # by metric prefix
-    objective: Objective
-    reference: str | None  # another reference model than the policy at step 0
-    follow: Follow | None  # how the reference follows the policy
-    kl_samples: int
-    differ: run_record.Differences  # what is another one than when the run was begun, as allowed
-    settings_hash: str  # of what numbers depend on
-    change: Callable[[], None]  # writes down that the run goes on otherwise
-
-    @property
-    def sets(self) -> list[Dataset]:
-        """All that is known before the first step."""
-        return [self.train_set, *self.held_out.values()]
-
-    @property
-    def live(self) -> bool:
-        """Whether the reference is asked at every step, and not in advance."""
-        return self.objective.live or self.follow is not None
-
-    @property
-    def stored(self) -> bool:
-        """Whether the reference's log-probs are computed in advance."""
-        return self.objective.reference and not self.live
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence; of a stream, of which nobody has seen it yet, the most
-        there can be.
-        """
-        seen = max(one.account["tokens"]["longest"] for one in self.sets)
-        return seen if self.settings.stream is None else self.renderer.limit or seen
 
 
 def train(
@@ -113,160 +65,13 @@ def train(
             if leads():
                 run.create()
                 held.enter_context(run.lock())
-            job = _job(
+            job = begin_job(
                 resolved, run, recipe, objective, command, reference_model, follow, kl_samples
             )
         if job is not None:
             say(memory_line(job.settings, job.train_set, job.plan.tokens))
             _run(job)
     return run
-
-
-def _job(
-    resolved: Resolved[Any],
-    run: RunFolder,
-    recipe: str,
-    objective: Objective,
-    command: str,
-    reference_model: str | None,
-    follow: Follow | None,
-    kl_samples: int,
-) -> TrainingJob | None:
-    """Everything up to the model; None where the run is finished. Raises before anything is written
-    when settings or data cannot be used.
-    """
-    settings: TrainSettings = resolved.settings
-    begun = checkpoint.saved(run.checkpoints)
-    # a run that computed nothing yet may be begun again with other settings
-    differ = run_record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
-    run_record.refuse(run, differ, [name for name in differ if name not in settings.allow_change])
-    if run.finished and not differ:
-        say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
-        return None
-    asked = run_record.asked(resolved)
-    renderer, epochs, held_out = prepared(
-        settings,
-        Wanted("demonstration") if recipe == "sft" else wanted(objective, resolved.settings.pairs),
-    )
-    train_set = epochs(0)
-    stop_on_errors(train_set, *held_out.values())
-    # the memory that is free now, or beside another process, would cut micro-batches otherwise
-    if (begun or not leads()) and settings.max_tokens == "auto" and "max_tokens" not in differ:
-        resolved = resolved.fill(
-            "auto, when the run began",
-            max_tokens=read_json(run.environment)["settings"]["max_tokens"],
-        )
-    resolved, plan = planned(resolved, train_set)
-    refuse_idle(objective, train_set, plan, follow)
-    require(settings.trackers)
-    if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
-        raise ModelError(
-            "training in bfloat16 is for GPUs: a CPU emulates it, slower than float32",
-            remedy="--dtype float32",
-        )
-    untried = "compile" if settings.compile else "quantize" if settings.quantize else ""
-    if untried and count() > 1:
-        raise SettingsError(
-            f"{untried}: with several processes nobody has tried it",
-            remedy=f"leave --{untried} away",
-        )
-    if objective.reference and not objective.live and follow is None:
-        make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
-    possible(settings, renderer, reference_model)
-    if begun:
-        other = run_record.other_data(run, train_set, renderer)
-        run_record.refuse(
-            run,
-            differ | other,
-            [name for name in other if not run_record.may_differ(name, settings.allow_change)],
-        )
-        differ |= other
-
-    def head() -> None:
-        if leads():
-            run.unfinish()
-            run_record.write_head(
-                run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ
-            )
-
-    if leads():
-        tidy(run.root)
-        tidy(run.checkpoints)
-    if not begun:
-        head()
-    known = run_record.settings_hash(resolved.settings.model_dump(by_alias=True, mode="json"))
-    return TrainingJob(
-        run,
-        settings,
-        plan,
-        renderer,
-        epochs,
-        train_set,
-        held_out,
-        objective,
-        reference_model,
-        follow,
-        kl_samples,
-        differ,
-        known,
-        head,
-    )
-
-
-def refuse_idle(
-    objective: Objective, train_set: Dataset, plan: Plan, follow: Follow | None
-) -> None:
-    """Raises for what would do nothing on this data: members without anything to count, margins
-    that are not there, a reference that never moves.
-    """
-    account = train_set.account
-    for term in objective.terms:
-        lacks = [side for side in ("good", "bad") if not account[side]]
-        if (term.entry.batch == "quantile_sides" and lacks) or (
-            term.entry.unit == "token" and account["labels"] and "good" in lacks
-        ):
-            raise DataError(
-                f"{term.choice.name}: the data has no {lacks[0]} answer to learn from",
-                remedy="another objective, or labels of both kinds",
-            )
-    if objective.margins and not account["margins"]:
-        raise DataError(
-            "offset: the data has no margins or score gaps, so there is nothing to offset",
-            remedy="leave offset away, or add a margin column",
-        )
-    if follow is not None and follow.every > plan.steps:
-        raise SettingsError(
-            f"moving_reference: every={follow.every} is more than the {plan.steps} steps, so it"
-            " would never move",
-            remedy="a smaller every",
-        )
-
-
-def possible(settings: TrainSettings, renderer: Renderer, reference_model: str | None) -> None:
-    """Raises ModelError for what model, adapter, device and reference will not do, without loading
-    a weight.
-    """
-    pick_device(settings.device)
-    refuse_quantized(settings)
-    lora = parse_lora(settings.lora)
-    if lora is not None:
-        loading.refuse_second_adapter(settings.model)
-    if lora is not None or scores(settings):
-        config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-        meta.trained_outline(
-            settings.model,
-            config,
-            torch.float32,
-            lora,
-            settings.trust_remote_code,
-            scorer=scores(settings),
-        )
-    if reference_model is not None:
-        loading.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
-        theirs = loading.load_tokenizer(
-            reference_model, trust_remote_code=settings.trust_remote_code
-        )
-        loading.same_tokens(renderer.tokenizer, theirs, reference_model)
 
 
 def _run(job: TrainingJob) -> None:
@@ -282,11 +87,7 @@ def _run(job: TrainingJob) -> None:
         else None
     )
     optimizer = _rehearsed(job, loaded, engine, live)
-    probe = (
-        asking.Probe([], 0, 0)
-        if job.objective.rewards
-        else asking.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
-    )
+    probe = _probe(job)
     drift = job.kl_samples > 0 and bool(job.held_out and probe.prompts)
     # the next window's reference is asked later
     again = job.settings.stream is not None and job.stored
@@ -315,19 +116,8 @@ def _run(job: TrainingJob) -> None:
             progress,
             _epochs(job, scored.sets[0], source_model, scorer),
             dict(zip(job.held_out, scored.sets[1:])),
-            saver=Saver(
-                job.run.checkpoints,
-                scored.identity,
-                keep=job.plan.keep,
-                keep_best=job.plan.save_best,
-                aside=job.settings.async_save,
-            ),
-            metrics=MetricsFile(
-                job.run.metrics,
-                trackers=job.settings.trackers,
-                resume_at=progress.step,
-                evaluated=progress.evaluated,
-            ),
+            saver=_saver(job, scored.identity),
+            metrics=_metrics(job, progress),
             show=steps.show,
             besides=(
                 monitoring.drift_from(
@@ -343,6 +133,19 @@ def _run(job: TrainingJob) -> None:
                 else None
             ),
         )
+    _finish(job, loaded, optimizer, engine, probe, scored, progress)
+
+
+def _finish(
+    job: TrainingJob,
+    loaded: LoadedModel,
+    optimizer: Optimizer,
+    engine: Engine,
+    probe: asking.Probe,
+    scored: Scored,
+    progress: Progress,
+) -> None:
+    """The saved step measured and sampled from, the model written, the run sealed."""
     learnt, saved_step = progress.known, progress.step
     if (
         job.plan.save_best
@@ -375,6 +178,32 @@ def _run(job: TrainingJob) -> None:
     if leads():
         job.run.seal()
     say(f"model:  {safe(job.run.model)}")
+
+
+def _probe(job: TrainingJob) -> asking.Probe:
+    """Prompts to be answered meanwhile; a reward model answers none."""
+    if job.objective.rewards:
+        return asking.Probe([], 0, 0)
+    return asking.probe(job.held_out, job.train_set, job.renderer, job.settings.seed)
+
+
+def _saver(job: TrainingJob, identity: dict[str, Any]) -> Saver:
+    return Saver(
+        job.run.checkpoints,
+        identity,
+        keep=job.plan.keep,
+        keep_best=job.plan.save_best,
+        aside=job.settings.async_save,
+    )
+
+
+def _metrics(job: TrainingJob, progress: Progress) -> MetricsFile:
+    return MetricsFile(
+        job.run.metrics,
+        trackers=job.settings.trackers,
+        resume_at=progress.step,
+        evaluated=progress.evaluated,
+    )
 
 
 def _policy(settings: TrainSettings) -> LoadedModel:

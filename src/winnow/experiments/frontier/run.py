@@ -248,27 +248,7 @@ def _compute(
         for name, plan, _ in plans
     }
     work = [(name, plan, make, tries(name, plan, many[name], seed)) for name, plan, make in plans]
-    with ProgressBar("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
-        worlds: dict[str, Figures] = {}
-        inputs: dict[str, Figures] = {}
-        points: list[Figures] = []
-        for name, plan, make, todo in work:
-            steps.name(f"{name}: a model that speaks its language")
-            with as_part(steps):
-                world = make(root / name, plan.size, seed)
-                worlds[name] = _facts(world)
-            steps.advance(1)
-            for one in todo:
-                steps.name(f"{name}: {one.name}")
-                with as_part(steps):
-                    points.append(
-                        {
-                            **_point(world, one, worlds[name]["start"]["reward"]["mean"]),
-                            "own_rate": one.own,
-                        }
-                    )
-                steps.advance(1)
-            inputs[name] = _inputs(world)
+    worlds, inputs, points = _measured(root, work, seed)
     found: Figures = {
         "schema": SCHEMA,
         "format": RUN_FORMAT,
@@ -296,6 +276,34 @@ def _compute(
         root / LEDGER,
         {**found, "seconds": ledger.get("seconds", 0.0) + time.perf_counter() - began},
     )
+
+
+def _measured(
+    root: Path, work: list[tuple[str, FrontierPlan, Callable[..., World], list[Try]]], seed: int
+) -> tuple[dict[str, Figures], dict[str, Figures], list[Figures]]:
+    """The facts of each world, what it was made of, and all points."""
+    with ProgressBar("frontier", sum(1 + len(todo) for *_, todo in work)) as steps:
+        worlds: dict[str, Figures] = {}
+        inputs: dict[str, Figures] = {}
+        points: list[Figures] = []
+        for name, plan, make, todo in work:
+            steps.name(f"{name}: a model that speaks its language")
+            with as_part(steps):
+                world = make(root / name, plan.size, seed)
+                worlds[name] = _facts(world)
+            steps.advance(1)
+            for one in todo:
+                steps.name(f"{name}: {one.name}")
+                with as_part(steps):
+                    points.append(
+                        {
+                            **_point(world, one, worlds[name]["start"]["reward"]["mean"]),
+                            "own_rate": one.own,
+                        }
+                    )
+                steps.advance(1)
+            inputs[name] = _inputs(world)
+    return worlds, inputs, points
 
 
 FULL: tuple[tuple[str, FrontierPlan, Callable[[Path, Size, int], World]], ...] = (

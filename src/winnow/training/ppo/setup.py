@@ -28,6 +28,7 @@ from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, tidy
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint, run_record
+from winnow.training.job import refuse_half_on_cpu
 from winnow.training.loop import Plan
 from winnow.training.metrics import require
 from winnow.training.ppo import rewards
@@ -139,11 +140,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> P
 def _possible(resolved: Resolved[PPOSettings]) -> None:
     """Raises for what models, reward and device will not do, without loading a weight."""
     settings = resolved.settings
-    if settings.dtype == "bfloat16" and pick_device(settings.device).type == "cpu":
-        raise ModelError(
-            "training in bfloat16 is for GPUs: a CPU emulates it, slower than float32",
-            remedy="--dtype float32",
-        )
+    refuse_half_on_cpu(settings)
     require(settings.trackers)
     rewards.refuse(resolved)
     loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
