@@ -23,7 +23,8 @@ import torch
 from transformers import AutoConfig
 from workloads import WORKLOADS, Workload, rows
 
-from winnow.config.options import Lora, TrainSettings
+from winnow.config.options import Lora
+from winnow.config.training import TrainSettings
 from winnow.data.packing import budget, most_expensive, pack
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence

@@ -79,8 +79,8 @@ def write_model(folder: Path, rows: Path) -> None:
 
 def start(model: Path, rows: Path) -> None:
     """What `winnow dpo` does before it loads the model."""
-    from winnow.config.options import DPOSettings
     from winnow.config.resolve import resolve
+    from winnow.config.training import DPOSettings
     from winnow.training.plan import planned, prepared
 
     before = memory("VmRSS")

@@ -12,7 +12,7 @@ from typing import Any
 
 from winnow.commands import objectives as catalogue
 from winnow.commands.table import COMMANDS, GROUPS, Command
-from winnow.config.resolve import PRESETS
+from winnow.config.presets import PRESETS
 from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
 from winnow.objectives.parsing import SETTINGS, shown
 from winnow.objectives.table import TABLE, ObjectiveEntry
@@ -24,7 +24,7 @@ NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n
 def from_trl() -> str:
     """docs/from-trl.md: the introduction, then one table per subject."""
     parts = [
-        NOTE.format(source="src/winnow/trl.py and docs/from-trl.head.md"),
+        NOTE.format(source="src/winnow/config/trl_names.py and docs/from-trl.head.md"),
         (HERE / "from-trl.head.md").read_text(encoding="utf-8"),
     ]
     for title, rows in FIELDS.items():
@@ -50,7 +50,7 @@ def presets() -> str:
         f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n"
         for name in names
     ]
-    return NOTE.format(source="resolved.PRESETS and docs/presets.head.md") + text.replace(
+    return NOTE.format(source="config.presets and docs/presets.head.md") + text.replace(
         "TABLE\n", head + "".join(lines)
     )
 

@@ -14,7 +14,8 @@ import rich_click as click
 from pydantic.fields import FieldInfo
 
 from winnow.commands.table import Command
-from winnow.config.options import DemoSettings, Settings
+from winnow.config.evaluation import DemoSettings
+from winnow.config.options import Settings
 from winnow.config.resolve import resolve, unknown
 from winnow.errors import SettingsError
 from winnow.system.redact import blanked

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from winnow.config.options import TrainSettings, parse_lora
+from winnow.config.options import parse_lora
+from winnow.config.training import TrainSettings
 from winnow.data.packing import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate

@@ -21,7 +21,7 @@ import runs
 import tiny
 from any_rows import COLUMNS, WRITERS, json_values
 from winnow.commands import check
-from winnow.config.options import CheckSettings
+from winnow.config.evaluation import CheckSettings
 from winnow.data.sources import load
 from winnow.errors import DataError, Problem
 from winnow.models import loading

@@ -14,7 +14,7 @@ import yaml
 import runs
 import tiny
 from winnow import api
-from winnow.config.options import FREE, DPOSettings, RewardSettings
+from winnow.config.training import FREE, DPOSettings, RewardSettings
 from winnow.errors import RunError
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder

@@ -12,7 +12,7 @@ import torch
 
 import runs
 import tiny
-from winnow.config.options import DPOSettings
+from winnow.config.training import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
 from winnow.engine import rows as engine

@@ -36,9 +36,9 @@ from countable import (
     write_world,
 )
 from winnow.commands import train as commands
-from winnow.config.options import FREE
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
+from winnow.config.training import FREE
 from winnow.data.order import Cursor
 from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import PerToken, offsets

@@ -18,7 +18,8 @@ import tiny
 from winnow import api
 from winnow.commands import export, generate, verify
 from winnow.config.collection import GenerateSettings
-from winnow.config.options import ExportSettings, Lora
+from winnow.config.evaluation import ExportSettings
+from winnow.config.options import Lora
 from winnow.config.resolve import resolve
 from winnow.data.records import Comparison
 from winnow.engine import rows as engine

@@ -12,8 +12,8 @@ import torch
 
 import runs
 import tiny
-from winnow.config.options import DPOSettings
 from winnow.config.resolve import resolve
+from winnow.config.training import DPOSettings
 from winnow.data import sources
 from winnow.data.streaming import Windows
 from winnow.errors import DataError, SettingsError

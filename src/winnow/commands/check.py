@@ -12,8 +12,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from winnow.config.options import CheckSettings, RewardSettings, SFTSettings, parse_follow
+from winnow.config.evaluation import CheckSettings
+from winnow.config.options import parse_follow
 from winnow.config.resolve import Resolved, handed_on
+from winnow.config.training import RewardSettings, SFTSettings
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
 from winnow.data.order import epoch_size

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from winnow.config.options import EvalSettings
+from winnow.config.evaluation import EvalSettings
 from winnow.config.resolve import Resolved, validated
 from winnow.data.packing import budget
 from winnow.errors import RunError, SettingsError

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from winnow.config.options import ExportSettings
+from winnow.config.evaluation import ExportSettings
 from winnow.config.resolve import Resolved
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar_head

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from winnow.commands import against, sample, train
 from winnow.config.collection import OnlineSettings, SampleSettings
-from winnow.config.options import FREE, DPOSettings
 from winnow.config.resolve import Resolved, handed_on
+from winnow.config.training import FREE, DPOSettings
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import as_json
 from winnow.errors import DataError, RunError, SettingsError

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from winnow.commands import sample
-from winnow.config.collection import SampleSettings, WinrateSettings
+from winnow.config.collection import SampleSettings
+from winnow.config.evaluation import WinrateSettings
 from winnow.config.resolve import Resolved, handed_on
 from winnow.data import fields
 from winnow.data.fields import BadRow

@@ -16,21 +16,19 @@ from winnow.config.collection import (
     OnlineSettings,
     SampleSettings,
     VotesExportSettings,
-    WinrateSettings,
 )
-from winnow.config.options import (
+from winnow.config.evaluation import (
     CheckSettings,
     DemoSettings,
-    DPOSettings,
     EvalSettings,
     ExportSettings,
     FrontierSettings,
-    RewardSettings,
-    Settings,
-    SFTSettings,
+    WinrateSettings,
 )
+from winnow.config.options import Settings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, resolve
+from winnow.config.training import DPOSettings, RewardSettings, SFTSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from winnow.config.options import DPOSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
+from winnow.config.training import DPOSettings, RewardSettings, SFTSettings
 from winnow.reports import run_report
 from winnow.system.run_folder import RunFolder
 from winnow.training import dpo as preference_training

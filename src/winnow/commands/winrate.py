@@ -19,7 +19,7 @@ from rich.table import Table
 
 from winnow.commands import players
 from winnow.commands.players import Answers, Player
-from winnow.config.collection import WinrateSettings
+from winnow.config.evaluation import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns, prompts
 from winnow.data.records import as_json, plain

@@ -5,11 +5,12 @@ and rounds of all of it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from winnow.config.options import DPOSettings, FrozenSettings, Settings, setting
+from winnow.config.options import FrozenSettings, Settings, setting
+from winnow.config.training import DPOSettings
 
 
 class PromptSettings(Settings):
@@ -327,87 +328,6 @@ class OnlineSettings(DPOSettings, SamplingSettings, ComparingSettings):
         if self.stream is not None:
             raise ValueError(
                 "stream: a round's comparisons are few and there when it begins: leave it away"
-            )
-        return self
-
-
-class WinrateSettings(AnswerSettings, JudgingSettings):
-    """winnow winrate: how often models' answers are preferred to a baseline's, and how sure that
-    is.
-    """
-
-    models: tuple[str, ...] = setting(
-        ...,
-        "two or more: a model (folder, run folder, hub name), or a file of answers (rows with"
-        " prompt and completion); the last is the baseline",
-        "needed",
-    )
-    prompts: str = setting(
-        ...,
-        "prompts: a text file with one per line, or any data set; what they were answered with"
-        " there is not read",
-        "data",
-    )
-    limit: int | None = setting(None, "only the first so many prompts", "data", ge=1)
-    k: int = setting(
-        1,
-        "answers of each model to a prompt; each is a game against one of the other's",
-        "amount",
-        ge=1,
-    )
-    temperatures: tuple[float, ...] = setting(
-        (),
-        "also sample each model at these, 0,0.25,0.5,0.75,1 for example, and judge that against the"
-        " baseline, whose answers stay as they are",
-        "amount",
-    )
-    sampler: Literal["transformers", "vllm"] = setting(
-        "transformers", "what samples; vllm: on a GPU, where it is installed", "model"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
-        "auto", "of models and a reward model; auto: float32 on CPU, bfloat16 on GPU", "model"
-    )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1 ...", "model")
-    quantize: Literal["nf4"] | None = setting(
-        None, "nf4: weights in 4 bits, on a GPU; default: as each run was trained", "model"
-    )
-    trust_remote_code: bool = setting(
-        False, "run code that comes with a model (only from the command line)", "model"
-    )
-    out: Path = setting(..., "a folder; the same command again goes on where it stopped", "run")
-
-    @field_validator("temperatures", mode="before")
-    @classmethod
-    def _listed(cls, values: Any) -> Any:
-        """`0,0.5,1` is three of them."""
-        return (
-            tuple(
-                part
-                for value in values
-                for part in (value.split(",") if isinstance(value, str) else (value,))
-            )
-            if isinstance(values, tuple | list)
-            else values
-        )
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        if len(self.models) < 2:
-            raise ValueError("models: give two or more, the baseline last")
-        if self.judge.startswith("column:"):
-            raise ValueError(
-                "judge: answers have no column beside them: a function module:function can look up"
-                " what is right for a prompt"
-            )
-        if any(value < 0 for value in self.temperatures) or len(set(self.temperatures)) < len(
-            self.temperatures
-        ):
-            raise ValueError(
-                "temperatures: expected different numbers from 0, for example 0,0.25,0.5,0.75,1"
-            )
-        if self.k > 1 and self.temperature == 0:
-            raise ValueError(
-                "k: at temperature 0 all answers of a model to a prompt are the same: leave k away"
             )
         return self
 

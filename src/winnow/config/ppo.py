@@ -10,7 +10,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from winnow.config.collection import PromptSettings
-from winnow.config.options import ModelSettings, parse_lora, setting, unknown_change
+from winnow.config.options import ModelSettings, parse_lora, setting
+from winnow.config.training import unknown_change
 
 
 class PPOSettings(PromptSettings, ModelSettings):

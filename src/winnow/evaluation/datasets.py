@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from winnow.config.options import EvalSettings
+from winnow.config.evaluation import EvalSettings
 from winnow.data import sources
 from winnow.data.dataset import Dataset, Wanted, held_out_alone
 from winnow.data.records import PreferenceGroup

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.config.options import EvalSettings
+from winnow.config.evaluation import EvalSettings
 from winnow.data.packing import budget
 from winnow.data.render import Renderer
 from winnow.engine import rows

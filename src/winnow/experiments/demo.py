@@ -18,8 +18,9 @@ from typing import Any
 from rich.table import Table
 
 from winnow.commands.train import dpo, sft
-from winnow.config.options import DemoSettings, DPOSettings, SFTSettings
+from winnow.config.evaluation import DemoSettings
 from winnow.config.resolve import Resolved, resolve
+from winnow.config.training import DPOSettings, SFTSettings
 from winnow.data.render import Renderer
 from winnow.errors import RunError
 from winnow.evaluation.statistics.intervals import told

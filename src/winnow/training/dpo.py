@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from winnow.config.options import DPOSettings, parse_follow
+from winnow.config.options import parse_follow
 from winnow.config.resolve import Resolved
+from winnow.config.training import DPOSettings
 from winnow.errors import SettingsError
 from winnow.objectives.objective import FLAGS, Objective, objective
 from winnow.objectives.table import Value

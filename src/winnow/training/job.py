@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from winnow.config.options import Follow, ModelSettings, TrainSettings, parse_lora, scores
+from winnow.config.options import Follow, ModelSettings, parse_lora
 from winnow.config.resolve import Resolved
+from winnow.config.training import TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.render import Renderer
 from winnow.errors import DataError, ModelError, SettingsError

@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from winnow.config.options import TrainSettings, parse_lora, scores
+from winnow.config.options import parse_lora
+from winnow.config.training import TrainSettings, scores
 from winnow.engine import output_head as head
 from winnow.engine.base import Engine
 from winnow.engine.batch import Batch

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow.config.options import DPOSettings, TrainSettings, scores
 from winnow.config.resolve import Resolved
+from winnow.config.training import DPOSettings, TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
 from winnow.data.order import epoch_size
 from winnow.data.packing import BUDGET, GPU_BUDGET, budget, largest, most_expensive

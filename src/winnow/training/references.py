@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from winnow.config.options import TrainSettings
+from winnow.config.training import TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.engine import rows
 from winnow.engine.base import Engine

@@ -4,8 +4,9 @@ they may be.
 
 from __future__ import annotations
 
-from winnow.config.options import EvalSettings, TrainSettings, scores
+from winnow.config.evaluation import EvalSettings
 from winnow.config.resolve import read_text
+from winnow.config.training import TrainSettings, scores
 from winnow.data.render import Renderer
 from winnow.errors import DataError, SettingsError
 from winnow.models import loading

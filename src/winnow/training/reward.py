@@ -4,8 +4,8 @@ numbers of a scalar head, without a reference.
 
 from __future__ import annotations
 
-from winnow.config.options import RewardSettings
 from winnow.config.resolve import Resolved
+from winnow.config.training import RewardSettings
 from winnow.objectives.objective import Objective, reward
 from winnow.system.run_folder import RunFolder
 from winnow.training.plan import with_rate

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from winnow.config.options import BESIDES, Follow, TrainSettings, parse_lora
+from winnow.config.options import Follow, parse_lora
 from winnow.config.resolve import Resolved
+from winnow.config.training import BESIDES, TrainSettings
 from winnow.data.dataset import Dataset, stop_on_errors
 from winnow.data.packing import most_expensive, pack
 from winnow.engine.base import Engine

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from winnow.config.options import FREE, TrainSettings
 from winnow.config.resolve import Resolved
+from winnow.config.training import FREE, TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
 from winnow.data.packing import largest

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from winnow.config.options import SFTSettings
 from winnow.config.resolve import Resolved
+from winnow.config.training import SFTSettings
 from winnow.objectives.objective import DEMONSTRATION
 from winnow.system.run_folder import RunFolder
 from winnow.training.plan import with_rate

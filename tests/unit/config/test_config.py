@@ -19,23 +19,20 @@ from winnow.config.collection import (
     OnlineSettings,
     SampleSettings,
     VotesExportSettings,
-    WinrateSettings,
 )
-from winnow.config.options import (
+from winnow.config.evaluation import (
     CheckSettings,
     DemoSettings,
-    DPOSettings,
     EvalSettings,
     ExportSettings,
     FrontierSettings,
-    Lora,
-    RewardSettings,
-    Settings,
-    SFTSettings,
-    parse_lora,
+    WinrateSettings,
 )
+from winnow.config.options import Lora, Settings, parse_lora
 from winnow.config.ppo import PPOSettings
-from winnow.config.resolve import PRESETS, resolve
+from winnow.config.presets import PRESETS
+from winnow.config.resolve import resolve
+from winnow.config.training import DPOSettings, RewardSettings, SFTSettings
 from winnow.errors import SettingsError
 
 SOURCE = Path(winnow.__file__).parent
@@ -89,7 +86,7 @@ READERS: dict[type[Settings], list[str]] = {
     LabelSettings: ["commands/label.py"],
     ExportSettings: ["commands/export.py"],
     VotesExportSettings: ["commands/votes.py"],
-    DemoSettings: ["experiments/demo.py", "cli.py"],
+    DemoSettings: ["experiments/demo.py", "experiments/frontier/run.py"],
     FrontierSettings: ["experiments/frontier/run.py"],
 }
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT
-from winnow.config.options import DPOSettings
 from winnow.config.resolve import resolve
+from winnow.config.training import DPOSettings
 from winnow.config.trl_names import FIELDS, MORE, NAMES, OTHERS, advice
 from winnow.errors import SettingsError
 

@@ -537,8 +537,8 @@ def test_an_evaluation_equals_the_last_one_of_training(world, tmp_path, text):
 )
 def test_presets_give_way(given, objective_, beta):
     """A preset's beta belongs to its objective; what is typed wins over it."""
-    from winnow.config.options import DPOSettings
     from winnow.config.resolve import resolve
+    from winnow.config.training import DPOSettings
     from winnow.training.dpo import chosen as settled
 
     _, resolved = settled(resolve(DPOSettings, {"model": "m", "data": ["d"], "out": "o", **given}))

@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from runs import dpo, numbers, tree, world
-from winnow.config.options import DPOSettings
+from winnow.config.training import DPOSettings
 from winnow.data import dataset, sources, token_cache, tokens
 from winnow.data.packing import cost
 from winnow.data.parallel import CHUNK, _ask, rendered

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import runs
 import tiny
 from winnow import api
-from winnow.config.options import Lora, TrainSettings
+from winnow.config.options import Lora
+from winnow.config.training import TrainSettings
 from winnow.engine import output_head, rows, selection
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS

@@ -13,7 +13,7 @@ import runs
 import tiny
 from report_parts import data, environment, healthy, make
 from winnow import api
-from winnow.config.options import EvalSettings
+from winnow.config.evaluation import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.generation import prompts as asking

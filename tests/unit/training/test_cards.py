@@ -16,8 +16,10 @@ from transformers import AutoConfig
 import runs
 import tiny
 from paths import ROOT
-from winnow.config.options import CheckSettings, TrainSettings, parse_lora
+from winnow.config.evaluation import CheckSettings
+from winnow.config.options import parse_lora
 from winnow.config.resolve import resolve
+from winnow.config.training import TrainSettings
 from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate

@@ -15,8 +15,9 @@ import torch
 import runs
 import tiny
 from paths import HELPERS
-from winnow.config.options import DPOSettings, TrainSettings, parse_lora
+from winnow.config.options import parse_lora
 from winnow.config.resolve import resolve
+from winnow.config.training import DPOSettings, TrainSettings
 from winnow.data.dataset import Wanted
 from winnow.data.packing import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence

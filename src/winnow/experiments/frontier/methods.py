@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from winnow.commands import train
-from winnow.config.options import DPOSettings, RewardSettings, SFTSettings
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
+from winnow.config.training import DPOSettings, RewardSettings, SFTSettings
 from winnow.experiments.frontier.worlds import World
 from winnow.system.files import read_jsonl, write_json
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from winnow.config.options import DemoSettings, FrontierSettings
+from winnow.config.evaluation import DemoSettings, FrontierSettings
 from winnow.config.resolve import Resolved
 from winnow.errors import RunError
 from winnow.experiments import demo

@@ -15,8 +15,8 @@ import torch
 
 from winnow.commands import sample, train
 from winnow.config.collection import JudgeSettings, SampleSettings
-from winnow.config.options import SFTSettings
 from winnow.config.resolve import resolve
+from winnow.config.training import SFTSettings
 from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.fast import SEGMENTS
