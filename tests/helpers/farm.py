@@ -235,14 +235,14 @@ def watch(reached: Callable[[str], None]) -> None:
         return asked(*given, **more)
 
     sampler.ALONE["stopping_criteria"] = [told]
-    obey = step.dist.obey
+    obey = step.distributed.obey
 
     def held_out() -> None:
         if sys._getframe(1).f_code.co_name == "held_out":
             reached("held-out")
         obey()
 
-    step.dist.obey = held_out
+    step.distributed.obey = held_out
 
 
 def shorten(patch: Callable[[Any, str, Any], None]) -> None:

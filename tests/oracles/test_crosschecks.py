@@ -21,7 +21,7 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.tools.sm_exceptions import SpecificationWarning
 
-from winnow.evaluation.statistics.bradley_terry import JudgedGame as Met
+from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
 from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (

@@ -23,7 +23,7 @@ from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics import label_noise
-from winnow.evaluation.statistics.bradley_terry import JudgedGame as Met
+from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit
 from winnow.evaluation.statistics.calibration import brier, calibration, chance
 from winnow.evaluation.statistics.lengths import controlled

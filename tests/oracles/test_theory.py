@@ -288,6 +288,7 @@ def test_dpo_is_a_reward_model_in_disguise():
     )
 
 
+@pytest.mark.slow
 def test_rankings_lead_to_the_same_optimum():
     """Plackett-Luce DPO on four answers at a time: all 24 orders with their exact probabilities."""
     subset_BK = (torch.arange(COUNT)[:, None] + torch.tensor([0, 1, 7, 30])) % COUNT
@@ -365,6 +366,7 @@ TRANSFORMER = {
 }
 
 
+@pytest.mark.slow
 def test_a_transformer_gets_there():
     """From tokens to gradients by the project's own path. Learned positions: rotary ones cannot
     tell how often one token was repeated.

@@ -109,6 +109,7 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": "r=4,alpha=64", "lr": 1e-2}])
+@pytest.mark.slow
 def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
     """Equal to the two models on disk, the policy's samples drawn again; and the same with the
     reference given by name.
@@ -152,6 +153,7 @@ def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
         } == measured
 
 
+@pytest.mark.slow
 def test_without_samples_or_held_out_data_nothing_is_measured(world, tmp_path):
     for name, changes in (
         ("none", {"kl_samples": 0, "eval_data": [str(world / "held.jsonl")]}),

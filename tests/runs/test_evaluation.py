@@ -23,6 +23,7 @@ from winnow.errors import DataError, SettingsError
 from winnow.evaluation import distance
 from winnow.evaluation import kl as drift
 from winnow.evaluation.statistics import rewardbench
+from winnow.generation import prompts as sample_prompts
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.scoring import Dialogue
@@ -201,7 +202,7 @@ def test_kl_is_exact_over_the_vocabulary(world):
         "exact",
         24,
         8,
-        128,
+        sample_prompts.LONGEST,
     )
     policy, start = (loading.load(str(world / name), device=CPU) for name in ("run", "model"))
     prompts = {
@@ -209,7 +210,12 @@ def test_kl_is_exact_over_the_vocabulary(world):
         for row, line in zip(found.rows, (world / "held.jsonl").read_text().splitlines())
     }
     end = policy.tokenizer.eos_token_id
-    answers = sample(policy, list(prompts.values()), Sampling(end, max_new_tokens=128, seed=3), k=3)
+    answers = sample(
+        policy,
+        list(prompts.values()),
+        Sampling(end, max_new_tokens=sample_prompts.LONGEST, seed=3),
+        k=3,
+    )
     values = []
     for ids, many in zip(prompts.values(), answers):
         for answer in many:

@@ -16,6 +16,7 @@ import runs
 import tiny
 from winnow import api
 from winnow.errors import ModelError, RunError
+from winnow.generation import prompts
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import loading
 from winnow.system.files import read_json, read_jsonl, sha256_file
@@ -200,6 +201,7 @@ def test_a_reference_that_was_replaced_is_not_taken_for_the_old_one(world, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_a_refused_resume_changes_nothing(world, tmp_path):
     reference = shutil.copytree(world / "model", tmp_path / "reference")
     settings = {"reference": str(reference), "save_every": 2}
@@ -253,6 +255,7 @@ def test_saving_leaves_the_models_configuration_as_it_was(world, tmp_path):
         ("model", {"max_length": 25, "cut_budget": 0.9}),
     ],
 )
+@pytest.mark.slow
 def test_an_evaluation_of_a_run_repeats_its_last_one(world, tmp_path, model, changes):
     """By the run's objective, score, smoothing, template and length: none of them has to be said
     again.
@@ -531,11 +534,9 @@ def test_without_room_for_an_answer_there_are_no_samples(world, tmp_path, call):
     )
     assert (code, "there are no samples" in said) == (0, False)  # the held-out prompts are short
     code, said = call(*runs.line("dpo", world, tmp_path / "none", data=[str(long)], steps=1))
-    assert (
-        code,
-        "no prompt leaves room for an answer of 128 tokens: there are no samples, and no kl"
-        in said,
-    ) == (0, True)
+    room = f"no prompt leaves room for an answer of {prompts.LONGEST} tokens"
+    assert code == 0
+    assert f"{room}: there are no samples, and no kl" in said
 
 
 def test_one_name_may_stand_where_several_may(world, tmp_path, call):

@@ -6,17 +6,17 @@ import json
 import shutil
 import socket
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import runs
+from paths import TESTS
 from winnow.system.files import RUN_FORMAT, read_json, read_jsonl, versions, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
 
-DATA = Path(__file__).parent / "data" / "e51ed53"
+DATA = TESTS / "data" / "e51ed53"
 NOW = versions()["winnow-lm"]
 STORE = "1b0d0c39468c091a.safetensors"
 TRAINING = """

@@ -125,6 +125,7 @@ CUTS = ([[0, 1, 2, 3, 4]], [[4], [0, 2], [1, 3]], [[i] for i in range(5)])
 
 
 @pytest.mark.parametrize("text", [*TABLE, *COMPOSED])
+@pytest.mark.slow
 def test_cutting_the_batch_differently_changes_nothing(text):
     """Also for what must be known of the whole batch: baselines, shifts, betas, orders."""
     losses, gradients, known, *_ = trained(text, CUTS[0])
@@ -141,6 +142,7 @@ def test_cutting_the_batch_differently_changes_nothing(text):
     "text",
     ["tdpo", "kto", "dpo:wpo=true", "dpo:0.8,bco:0.2,sft:1", "plackett_luce", "tdpo,kto:0.5"],
 )
+@pytest.mark.slow
 def test_the_fast_engines_train_the_same(engine, text, monkeypatch):
     monkeypatch.setattr(output_head, "TILE", 97 * 8 * 20)  # several parts to a micro-batch
     with Exact():

@@ -23,7 +23,7 @@ from winnow.config.resolve import resolve
 from winnow.errors import RunError
 from winnow.evaluation.statistics.winrate import interval
 from winnow.generation.prompts import name_of
-from winnow.reports import run_report
+from winnow.reports import online_report, run_report
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PER_ROUND, HELD = 6, 4
@@ -389,4 +389,4 @@ def test_a_damaged_ledger_is_told(whole, tmp_path):
     ):
         (tmp_path / "online.json").write_text(content)
         with pytest.raises(RunError, match=r"online\.json"):
-            run_report.rounds.read(tmp_path)
+            online_report.read(tmp_path)

@@ -336,6 +336,7 @@ LEARN = {
 @pytest.mark.parametrize(
     "kind", [{"lam": 1.0}, {"advantage": "rloo", "critic_lr": None}], ids=["gae", "rloo"]
 )
+@pytest.mark.slow
 def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
     """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
     run = train(world, tmp_path / "run", **LEARN, **kind)
@@ -451,6 +452,7 @@ def test_beta_moves_as_by_hand(world, tmp_path):
         {"lora": "r=2", "schedule": "constant"},
     ],
 )
+@pytest.mark.slow
 def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_path, changes):
     start = distribution(loading.load(str(world / "model")).model)
     made = [train(world, tmp_path / name, steps=3, **changes) for name in ("one", "other")]
@@ -614,6 +616,7 @@ def replayed(world, *, steps, lr, critic_lr, seed, whiten):
 
 
 @pytest.mark.parametrize("whiten", [None, False], ids=["whitened", "as they are"])
+@pytest.mark.slow
 def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten):
     """Sampling, rewards, discounts, whitening, both clips, both rates and their schedule, seed: the
     weights of policy and critic after three iterations, and what was logged on the way.

@@ -366,6 +366,7 @@ def test_a_run_learns_and_judges(world, tmp_path, monkeypatch):
     assert len(config["id2label"]) == 1
 
 
+@pytest.mark.slow
 def test_rankings_once_are_their_pairs(world, tmp_path):
     """Groups of four answers give the loss and accuracy of the same comparisons as rows of two."""
     many = [
@@ -411,6 +412,7 @@ def test_rankings_once_are_their_pairs(world, tmp_path):
     assert first[0] == [pytest.approx(row, abs=1e-6) for row in first[1]]
 
 
+@pytest.mark.slow
 def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     run = trained(world, tmp_path / "run", lora="r=4,alpha=8", lr=1e-2)
     counts = read_json(run.environment)["parameters"]

@@ -379,6 +379,7 @@ def test_a_run_writes_what_it_promises_under_the_fields_names(world, tmp_path):
     assert {row["step"] for row in read_jsonl(run.samples)} == {0, 8}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_becomes_the_model(world, tmp_path):
     """Held-out pairs want the opposite, so the first evaluation is the best, and the last weights
     are not the model.

@@ -251,7 +251,7 @@ def test_a_second_start_tokenises_nothing(cache, monkeypatch, capsys):
 def test_another_process_finds_the_same_key(cache, tmp_path):
     """No order of chance (sets, hashes of strings) is in the key."""
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from test_tokens import *; store.LARGE = 1;"
+        f"import sys; sys.path[:] = {sys.path!r}; from test_tokens import *; token_cache.LARGE = 1;"
         " tokenised(several(), Renderer(CHAT))"
     )
     for i in range(2):
@@ -392,7 +392,7 @@ def test_what_was_begun_and_never_finished_is_not_taken_for_tokens(cache, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache.Steps, "advance", stop)
+        patch.setattr(token_cache.ProgressBar, "advance", stop)
         with pytest.raises(KeyboardInterrupt):
             tokenised(pairs(30), Renderer(TEXT))
     assert stored(cache) == []
@@ -477,6 +477,7 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     ]
 
 
+@pytest.mark.slow
 def test_a_run_on_mapped_tokens_is_the_run_on_tokens_in_memory(cache, tmp_path, monkeypatch):
     """Reference, training, evaluation and samples; and a run begun on the one goes on with the
     other.

@@ -147,7 +147,7 @@ def test_an_answer_keeps_the_blank_it_begins_with(tmp_path, kind):
     """Tokenizers of three families: what is written behind the prompt is what the tokens spell
     there, so it is read back as the same tokens.
     """
-    from tokenizers import Tokenizer, decoders, loading, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from winnow.experiments import reviews_world
@@ -157,7 +157,7 @@ def test_an_answer_keeps_the_blank_it_begins_with(tmp_path, kind):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     elif kind == "metaspace":
         made = Tokenizer(
-            loading.WordLevel(
+            models.WordLevel(
                 {"<unk>": 0, "▁the": 1, "▁plot": 2, "▁was": 3, "▁dull": 4, "▁and": 5},
                 unk_token="<unk>",
             )

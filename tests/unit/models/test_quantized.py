@@ -334,6 +334,7 @@ def packed_in(model):
 
 
 @pytest.mark.parametrize("family", [*SHAPES, *EXPERTS])
+@pytest.mark.slow
 def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     name = saved(family, tmp_path / "model")
     four, outline = (
@@ -489,6 +490,7 @@ def test_the_fast_engine_is_proved_on_it(on_cpu, family, checkpointing, tmp_path
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
     """Beside the weights. The matrix that a layer unpacks need not be there at the worst moment."""
     name = saved(
@@ -574,6 +576,7 @@ def trained(on_cpu, world, tmp_path_factory):
     return dpo(world, tmp_path_factory.mktemp("trained") / "run")
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_keeps_its_base(trained, world):
     losses = [row["loss"] for row in runs.numbers(trained) if "loss" in row]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
@@ -586,6 +589,7 @@ def test_a_run_learns_and_keeps_its_base(trained, world):
     assert all(".lora_" in name for name in runs.weights(trained.model))
 
 
+@pytest.mark.slow
 def test_its_reference_is_that_of_4_bits(trained, world, tmp_path):
     """The same rows under the same model in 16 bits are stored under another name."""
     plain, other = (

@@ -133,6 +133,7 @@ def ordered(seed, random_share, answers=8, votes=14, items=40):
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_choice_beats_chance_at_equal_votes():
     """Ten seeds; both see the same luck. docs/labelling.md has the figures of more items."""
     gaps = [ordered(seed, 0.0) - ordered(seed, 1.0) for seed in range(10)]

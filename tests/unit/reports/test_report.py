@@ -295,8 +295,9 @@ def test_a_summary_that_hands_nothing_over_shows_its_numbers_under_their_names(
 
 def test_the_general_report_knows_no_experiment() -> None:
     files = [
-        SOURCE / f"{name}.py" for name in ("report", "headline", "run_figures", "symptoms")
-    ] + [SOURCE / "report.html.jinja"]
+        SOURCE / f"{name}.py"
+        for name in ("run_report", "headline", "run_figures", "training_warnings")
+    ] + [SOURCE / "templates" / "report.html.jinja"]
     words = re.compile(
         r"grammatical|true_reward|win_rate|demo\b|frontier_page import|import frontier_page|broken"
         r" text"

@@ -67,6 +67,8 @@ GPT2 = {"vocab_size": 8192, "n_embd": 384, "n_layer": 6, "n_head": 6, "n_positio
         ("gpt2", GPT2, 2048, {}),
     ],
 )
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_estimate_is_within_15_percent_of_the_peak(family, shape, tokens, changes):
     words = [
         sys.executable,
@@ -95,6 +97,7 @@ def settings(**changes):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
 @pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"lora": "r=2"}], ids=str)
 @pytest.mark.parametrize("engine", [SEGMENTS, MASKS, SINGLE, rows], ids=lambda engine: engine.NAME)
+@pytest.mark.slow
 def test_what_is_alive_is_counted_exactly(family, changes, engine):
     """The outline gives out and drops byte for byte what the model does."""
     batch, asked = collate([tiny.trie(i, 2) for i in range(3)]), settings(**changes)
@@ -129,6 +132,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.slow
 def test_logits_that_are_formed_twice_are_counted_too(family, monkeypatch):
     """A group with more logits than are held whole: of a large vocabulary, with long answers."""
     monkeypatch.setattr(output_head, "LARGEST", 97 * 4 * 10)
@@ -179,6 +183,7 @@ def of(config, processes, dtype=torch.float32, device="cpu", **changes):
     )
 
 
+@pytest.mark.slow
 def test_of_several_processes_each_holds_its_part():
     """Embeddings, head and last norm, and two of four layers, are whole while a layer computes; the
     head is the largest part that is summed at once.
@@ -212,6 +217,7 @@ def test_of_several_processes_each_holds_its_part():
     assert half.activations == of(config, 1, torch.bfloat16, "cuda").activations
 
 
+@pytest.mark.slow
 def test_of_an_adapter_several_processes_hold_parts_too():
     config = tiny.model("llama", num_hidden_layers=12).config
     alone, two = (of(config, processes, lora="r=2") for processes in (1, 2))
@@ -226,6 +232,7 @@ def test_whole_weights_can_be_the_most():
     assert Memory(1, 2, 3, 4, 5, 6, whole=14).total == 22
 
 
+@pytest.mark.slow
 def test_each_change_that_is_named_saves_memory():
     config = tiny.model(
         "llama", num_hidden_layers=2, hidden_size=256, intermediate_size=4096, vocab_size=20_000
@@ -253,6 +260,7 @@ def test_each_change_that_is_named_saves_memory():
         ), words
 
 
+@pytest.mark.slow
 def test_what_makes_it_fit_is_named(tmp_path, monkeypatch, capsys):
     world = runs.world(tmp_path)
     whole = [
@@ -291,6 +299,7 @@ def budget_of(run):
     return read_json(run.environment)["plan"]["tokens_per_micro_batch"]
 
 
+@pytest.mark.slow
 def test_auto_takes_what_fits(tmp_path, monkeypatch):
     world = runs.world(tmp_path)
     monkeypatch.setattr(memory, "BUFFERS", 0)

@@ -127,6 +127,7 @@ def computed(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_another_run_computes_no_reference_again(tmp_path, computed):
     """Another rate, beta, objective, folder: the numbers are read, and only the few of the spot
     check are computed.
@@ -153,6 +154,7 @@ def test_another_run_computes_no_reference_again(tmp_path, computed):
     assert computed == [6]
 
 
+@pytest.mark.slow
 def test_adapters_of_any_rank_share_the_base_models_reference(tmp_path, computed):
     world = runs.world(tmp_path)
     for i, change in enumerate(({}, {"lora": "r=2"}, {"lora": "r=4,alpha=8", "seed": 3})):
