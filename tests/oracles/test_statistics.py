@@ -247,6 +247,7 @@ def test_the_interval_of_one_game_a_prompt_covers_what_it_promises(rate, prompts
     assert 0.93 <= np.mean(held) <= 0.97
 
 
+@pytest.mark.slow
 def test_ties_and_uneven_numbers_of_games_are_covered_too():
     """Win, tie or loss, from one to five games on a prompt; the rate is the mean of prompts' own,
     so a prompt that is asked more often weighs no more.
@@ -265,6 +266,7 @@ def test_ties_and_uneven_numbers_of_games_are_covered_too():
     assert 0.93 <= held / cases <= 0.97
 
 
+@pytest.mark.slow
 def test_the_sign_test_finds_nothing_where_there_is_nothing_and_a_difference_as_often_as_told():
     rng, cases = np.random.default_rng(17), 2000
     even = [
@@ -334,6 +336,7 @@ def met(rng, strengths, prompts, alike):
     return games
 
 
+@pytest.mark.slow
 def test_known_strengths_are_found_again():
     strengths = np.array([0.9, 0.3, 0.0, -0.4, -0.8])
     games = met(np.random.default_rng(0), strengths, 1500, 0.0)
@@ -368,6 +371,7 @@ def judged(rng, theta, phi, prompts, each=3, shift=60.0, alike=0.0):
 @pytest.mark.parametrize(
     ("each", "shift", "phi", "alike"), [(2, 60.0, 2.0, 0.0), (2, 0.0, 1.0, 1.5)]
 )
+@pytest.mark.slow
 def test_length_control_finds_nothing_in_a_judge_that_only_likes_length(each, shift, phi, alike):
     """A win rate of 67 % is half again at equal lengths, and 95 % intervals hold 0.5 (and phi) as
     often as they promise, with prompts that differ too.

@@ -370,6 +370,7 @@ def test_20_metrics_that_are_gone_are_missed(world, unfinished, call):
 # ---------------------------------------------------------------- 21: the reference's store
 
 
+@pytest.mark.slow
 def test_21_a_damaged_store_is_an_error_until_it_is_deleted(world, tmp_path, call):
     words = line("dpo", world, tmp_path / "run", steps=1)
     assert call(*line("dpo", world, tmp_path / "first", steps=1))[0] == 0

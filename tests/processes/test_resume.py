@@ -275,6 +275,7 @@ def test_a_changed_reference_store_is_an_error(world, unfinished):
         runs.dpo(world, unfinished.root, steps=4, save_every=1, keep=3)
 
 
+@pytest.mark.slow
 def test_another_runs_reference_store_is_never_read(world, tmp_path, monkeypatch):
     """Of other data: it has another name, so the numbers are computed, and equal those of a run
     that found no store.

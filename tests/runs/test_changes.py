@@ -265,6 +265,7 @@ def test_what_is_allowed_but_not_possible_changes_nothing(
     assert runs.winnow(monkeypatch, *runs.line("dpo", world, unfinished.root, **KEPT)) == 0
 
 
+@pytest.mark.slow
 def test_a_streams_next_window_is_the_one_it_was(world, tmp_path, monkeypatch, capsys):
     """The first window is compared as all data is, each further one when it comes again."""
     data = tiny.write(tmp_path / "rows.jsonl", tiny.pairs(24, seed=4))
@@ -285,6 +286,7 @@ def test_a_streams_next_window_is_the_one_it_was(world, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("what", ["never kept", "damaged"])
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_gone_is_forgotten_aloud(
     world, tmp_path, monkeypatch, capsys, what
 ):

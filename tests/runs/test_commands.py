@@ -233,6 +233,7 @@ def test_file_then_words_with_their_origins(world, tmp_path, call):
     assert runs.numbers(RunFolder(again)) == runs.numbers(RunFolder(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_clip_none_clips_nothing(world, tmp_path):
     """With a clip of 1e-9 AdamW's epsilon shows; without one the trajectory is that of a clip no
     gradient reaches.
@@ -249,6 +250,7 @@ def test_clip_none_clips_nothing(world, tmp_path):
     assert not all(torch.equal(final[None][name], final[1e-9][name]) for name in final[None])
 
 
+@pytest.mark.slow
 def test_a_presets_warm_up_is_capped_and_says_so(world, tmp_path, call):
     base = [
         "dpo",
@@ -333,6 +335,7 @@ def test_weights_that_would_do_nothing_are_refused(world, tmp_path, call):
 # ---------------------------------------------------------------- trackers, devices
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_row_once_also_from_a_resumed_run(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

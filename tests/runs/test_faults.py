@@ -645,6 +645,7 @@ def test_is_accepted_and_said(here, monkeypatch, capsys, case):
         assert words in said
 
 
+@pytest.mark.slow
 def test_a_column_that_nobody_reads_is_told_when_training_begins(
     world, tmp_path, monkeypatch, capsys
 ):

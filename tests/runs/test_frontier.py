@@ -280,6 +280,7 @@ def test_all_that_can_be_said_is_counted(model):
                 )
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_counted_as_often(model):
     """Sampled answers have the frequencies of the table."""
     logp_XA = counted_world.logps(model.model)

@@ -287,6 +287,7 @@ def test_an_evaluation_of_a_run_repeats_its_last_one(world, tmp_path, model, cha
         )
 
 
+@pytest.mark.slow
 def test_several_held_out_sets_are_all_accounted_for_and_the_first_one_counts(world, tmp_path):
     ties = tiny.write(
         tmp_path / "ties.jsonl",
@@ -519,7 +520,9 @@ def test_answers_stop_at_the_models_limit_and_say_so(world, call):
     assert (code, "answers of at most 5 tokens: its limit is 256" in said) == (0, True)
 
 
-def test_without_room_for_an_answer_there_are_no_samples(world, tmp_path, call):
+@pytest.mark.slow
+def test_without_room_for_an_answer_there_are_no_samples(world, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(prompts, "LONGEST", 128)
     rows = [{**row, "prompt": row["prompt"] + " x" * 80} for row in tiny.pairs(8)]
     long = tiny.write(tmp_path / "long.jsonl", rows)
     code, said = call(

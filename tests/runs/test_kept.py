@@ -223,6 +223,7 @@ def test_answers_of_another_format_get_no_company(old, call):
     assert (code, "began this in format none" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_rounds_of_another_format_are_not_gone_on_with(old, call):
     words = "--model model --prompts prompts.jsonl --judge length --held-out 2 --per-round 3 --k 2"
     more = "--max-new-tokens 8 --steps 1 --batch-size 1 --kl-samples 0 --out rounds"
@@ -263,6 +264,7 @@ def test_a_frontier_half_made_in_another_format_is_not_gone_on_with(old, call):
     assert (code, "its points were made with other settings" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_stored_reference_of_another_format_is_computed_again(old, call):
     shutil.rmtree(old / "run")
     said = "is in the format of another version of winnow: computed again"

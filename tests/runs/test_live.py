@@ -287,13 +287,21 @@ def world(brief, tmp_path_factory):
     return root
 
 
+QUICK = ("dpo", "kto")
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        *(name for name in TABLE if name not in ("odpo", "tdpo")),
-        "tdpo",
-        "dpo:0.8,bco:0.2,sft:1",
-        "dpo:wpo=true:divergence=js",
+        *QUICK,
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in [
+                *(name for name in TABLE if name not in ("odpo", *QUICK)),
+                "dpo:0.8,bco:0.2,sft:1",
+                "dpo:wpo=true:divergence=js",
+            ]
+        ),
     ],
 )
 def test_a_run_of_every_objective(world, tmp_path, text):

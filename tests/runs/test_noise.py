@@ -28,6 +28,7 @@ def labels(rate, temperature, count=40_000, seed=0, spread=3.0):
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.25])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.slow
 def test_rate_and_temperature_are_found_again(rate, temperature):
     margin, _ = labels(rate, temperature, spread=3 / temperature)
     found = noise.estimate(margin)
@@ -37,6 +38,7 @@ def test_rate_and_temperature_are_found_again(rate, temperature):
     assert found.temperature == pytest.approx(temperature, rel=0.08)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     inside = 0
     for seed in range(60):
@@ -116,6 +118,7 @@ def trained(tmp_path_factory):
     return root, run
 
 
+@pytest.mark.slow
 def test_planted_flips_are_named(trained, tmp_path, capsys):
     root, run = trained
     found = api.evaluate(

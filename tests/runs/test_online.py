@@ -264,6 +264,7 @@ def same_place(row, old, new):
     return json.loads(json.dumps(row).replace(str(old), str(new)))
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on_from_the_last(world, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "online"
     assert runs.winnow(monkeypatch, *line(world, out, rounds=1)) == 0
@@ -301,6 +302,7 @@ def test_other_prompts_are_refused(world, whole, tmp_path, monkeypatch, capsys):
         (world / "prompts.jsonl").write_bytes(keep)
 
 
+@pytest.mark.slow
 def test_the_reference_stays_the_first_unless_told_otherwise(world, whole, tmp_path, monkeypatch):
     out = tmp_path / "online"
     assert runs.winnow(monkeypatch, *line(world, out, reference=None)) == 0
@@ -325,6 +327,7 @@ def test_objectives_with_another_reference_or_none_have_theirs(world, tmp_path, 
     ] == [None, None]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_from_round_to_round(world, tmp_path, monkeypatch):
     out = tmp_path / "online"
     assert runs.winnow(monkeypatch, *line(world, out, lora="r=2", held_out=2, reference=None)) == 0

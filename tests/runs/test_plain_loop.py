@@ -29,6 +29,7 @@ spec.loader.exec_module(plain_loop)
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.slow
 def test_the_plain_loop_equals_winnow_dpo(tmp_path, dtype, near):
     tiny.folder(tmp_path / "model")
     rows = tiny.pairs(12)

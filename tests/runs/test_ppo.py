@@ -461,6 +461,7 @@ def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_pat
     assert float((now - start).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_unfinished_answer_is_worth_what_was_said(world, tmp_path):
     rows = [
         read_jsonl(train(world, tmp_path / str(i), steps=1, unfinished=value).metrics)[0]
@@ -663,6 +664,7 @@ def test_an_iteration_says_how_sure_its_means_are(world, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_kl_term_of_grpo_holds_a_run_back(world, tmp_path):
     """The recipe's beta reaches the loss: the same run with a heavy one stays near the start."""
     kls = []
@@ -755,6 +757,7 @@ def same(run, other):
 
 
 @pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.slow
 def test_it_goes_on_bit_for_bit_from_any_checkpoint(world, undisturbed, tmp_path, step):
     out = tmp_path / "run"
     shutil.copytree(undisturbed.root, out)
@@ -946,6 +949,7 @@ def test_a_reward_that_fails_after_a_checkpoint_says_that_the_run_goes_on_from_t
     assert "the same command goes on from step_4, with --allow-change reward" in error
 
 
+@pytest.mark.slow
 def test_a_function_by_its_file_is_the_function_by_its_module(world, tmp_path, call):
     by_file = train(
         world, tmp_path / "file", steps=2, reward=f"{world / 'judge_of_words.py'}:worth"
@@ -954,6 +958,7 @@ def test_a_function_by_its_file_is_the_function_by_its_module(world, tmp_path, c
     assert call(*line(world, tmp_path / "near", steps=1, reward="judge_of_words.py:worth"))[0] == 0
 
 
+@pytest.mark.slow
 def test_a_function_that_is_given_a_column_is_the_one_that_knows_it(world, tmp_path, call):
     file = tiny.write(
         tmp_path / "prompts.jsonl",

@@ -529,6 +529,7 @@ def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, c
     )
 
 
+@pytest.mark.slow
 def test_padding_is_never_the_token_an_answer_ends_with(world, tmp_path, monkeypatch):
     """transformers takes the score at the last token that is not padding: an end token that pads as
     well would be passed over.

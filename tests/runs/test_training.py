@@ -524,6 +524,7 @@ def test_a_rate_lost_in_rounding_is_not_training(world, tmp_path):
         dpo(world, tmp_path / "run", lr=1e-30, steps=1)
 
 
+@pytest.mark.slow
 def test_nothing_on_the_way_reads_a_pickle(world, tmp_path, monkeypatch):
     import pickle
 

@@ -290,6 +290,7 @@ def test_a_store_goes_to_rows_and_back(stored, call, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_training_takes_what_was_exported(stored, call, tmp_path, monkeypatch):
     world = runs.world(tmp_path)
     assert (

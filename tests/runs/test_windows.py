@@ -226,6 +226,7 @@ def test_a_large_group_in_a_later_window_is_told(tmp_path, capsys):
     assert "window 3: its largest group" not in said
 
 
+@pytest.mark.slow
 def test_a_bad_row_in_a_later_window_stops_the_run_and_names_itself(tmp_path):
     world = runs.world(tmp_path)
     rows = tiny.pairs(24)

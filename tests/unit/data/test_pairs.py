@@ -395,6 +395,7 @@ def test_a_circle_can_be_left_out(world, tmp_path):
     assert (account["used"], account["dropped"]) == (23, {"cannot be used": 1})
 
 
+@pytest.mark.slow
 def test_odpo_and_offsets_look_at_margins(world, tmp_path, capsys):
     data = [str(world / "scored.jsonl")]
     starts = {}
@@ -427,6 +428,7 @@ def test_odpo_and_offsets_look_at_margins(world, tmp_path, capsys):
     assert "144 comparisons have one; dpo does not look at it" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_an_evaluation_knows_the_pairs_and_the_objective(world, tmp_path, capsys):
     run = runs.dpo(
         world,
@@ -459,6 +461,7 @@ def test_tied_ranks_have_a_limit():
     assert ranking.MOST_TIED == 8  # 2^8 terms
 
 
+@pytest.mark.slow
 def test_one_sided_batches_are_passed_through(world, tmp_path):
     """Small batches of thumbs, an evaluation of good answers alone: nothing to compare is no error,
     and no loss of 0.
@@ -504,6 +507,7 @@ def test_a_streams_last_row_alone_is_passed_over(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["bco", "beta_dpo", "dpo:0.8,bco:0.2,sft:1", "kto"])
+@pytest.mark.slow
 def test_an_evaluation_equals_the_last_one_of_training(world, tmp_path, text):
     """Also where the loss knows something of the training so far, and whatever the seed that
     matched answers to prompts.
@@ -565,6 +569,7 @@ def test_what_does_not_go_together_is_refused(world, tmp_path, given, told):
         runs.dpo(world, tmp_path / "run", kl_samples=0, **given)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_can_be_given_again(world, tmp_path, monkeypatch):
     """A run's own config.yaml, on its own folder: finished; with another one: the same numbers."""
     for i, text in enumerate(

@@ -503,6 +503,7 @@ def test_a_run_on_mapped_tokens_is_the_run_on_tokens_in_memory(cache, tmp_path, 
     )
 
 
+@pytest.mark.slow
 def test_walking_through_mapped_tokens_holds_a_part_of_them(tmp_path):
     """Memory while every group is built once, in bytes per token: what a list holds, and what
     mapped columns do.

@@ -134,6 +134,7 @@ def test_games_on_one_prompt_are_one_piece_of_evidence():
     assert widths[2] / widths[0] == pytest.approx(1 / math.sqrt(5), abs=0.05)
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_they_promise():
     truth, held = np.array([1.0, 0.3, -0.3, -1.0]), []
     for seed in range(500):

@@ -322,6 +322,7 @@ def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folde
     )
 
 
+@pytest.mark.slow
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):
     world = runs.world(tmp_path / "world")
     run = runs.sft(world, tmp_path / "run", steps=1)

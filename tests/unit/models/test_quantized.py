@@ -132,8 +132,7 @@ def test_settings_of_an_evaluation_too(refused):
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch):
     """Planning for a GPU that is not there."""
-    for place in (plan, training):
-        monkeypatch.setattr(place, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(plan, "pick_device", lambda name: torch.device("cuda"))
 
 
 def test_without_bitsandbytes_it_is_refused(refused, as_if_on_a_gpu, monkeypatch):
@@ -243,6 +242,7 @@ def test_layers_under_an_adapter_are_packed_and_the_adapter_is_not(lora):
         } == plain
 
 
+@pytest.mark.slow
 def test_the_estimate_holds_matrices_packed_and_the_rest_as_it_was():
     config = AutoConfig.for_model("llama", **SHAPES["llama"])
     batch = collate([tiny.trie(i, 2) for i in range(3)])

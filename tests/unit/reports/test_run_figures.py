@@ -138,6 +138,7 @@ def test_the_head_of_the_page_has_the_saved_models_figures_and_intervals(tmp_pat
     assert "95 % interval 0.410 to 0.450" in cards["Held-out loss"].detail
 
 
+@pytest.mark.slow
 def test_a_saved_model_has_the_figures_that_an_evaluation_gives_it(tmp_path):
     """Every one with its interval and n: those of `winnow eval` on the same rows, and on the page
     of the run.
@@ -230,6 +231,7 @@ def test_prompts_are_drawn_at_random_and_not_the_first_ones(tmp_path):
     assert abs(mean - 99.5) < 4 * math.sqrt((200**2 - 1) / 12 / 240)
 
 
+@pytest.mark.slow
 def test_before_and_after_say_how_they_were_drawn(tmp_path):
     (tmp_path / "world").mkdir()
     root = runs.world(tmp_path / "world")

@@ -94,6 +94,7 @@ def test_what_is_said_holds_no_secret(capsys):
     assert capsys.readouterr().out == "https://***@models.example/llama ***\n"
 
 
+@pytest.mark.slow
 def test_a_run_holds_no_secret_and_says_none(world, tmp_path, monkeypatch, capsys):
     """The words that came to nothing (a later --model wins) are recorded with the command."""
     words = runs.line(

@@ -24,7 +24,7 @@ from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
 from winnow.models import loading, meta, quantization
-from winnow.training import memory, plan, run
+from winnow.training import memory, plan
 from winnow.training.memory import HOLES_GPU, estimate
 
 GPU = torch.device("cuda")
@@ -230,8 +230,7 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan, "memory_of", memory_of)
     monkeypatch.setattr(quantization, "refuse", lambda device: None)
-    for place in (plan, run):
-        monkeypatch.setattr(place, "pick_device", lambda name: GPU)
+    monkeypatch.setattr(plan, "pick_device", lambda name: GPU)
     return tmp_path
 
 

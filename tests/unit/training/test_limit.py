@@ -61,6 +61,7 @@ def test_an_adapters_frozen_weights_cost_less_and_experts_are_not_guessed():
     assert limit_of(tiny.model("qwen3_moe"), CPU) is None
 
 
+@pytest.mark.slow
 def test_each_step_says_its_share(tmp_path):
     world = runs.world(tmp_path)
     rows = [

@@ -162,6 +162,7 @@ def test_training_an_adapter_that_is_there_is_planned_as_that(tmp_path):
     assert not any("--lora" in words for words, _ in remedies(named, 1024, 100))
 
 
+@pytest.mark.slow
 def test_half_precision_and_experts_are_counted_too():
     batch = collate([tiny.trie(i, 2) for i in range(3)])
     config = tiny.model("llama").config
