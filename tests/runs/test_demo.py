@@ -44,7 +44,6 @@ def without_clock(summary):
     return values | {"titled": rows, "cards": cards}
 
 
-@pytest.mark.smoke
 @pytest.mark.slow
 def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, monkeypatch, capsys):
     assert runs.winnow(monkeypatch, "demo", "--out", tmp_path / "first") == 0

@@ -27,10 +27,11 @@ from winnow.generation import prompts as sample_prompts
 from winnow.generation.sampler import Sampling, sample
 from winnow.models import hashes, loading, reward_models, scoring
 from winnow.models.scoring import Dialogue
-from winnow.reports import eval_report, evaluation_signs
-from winnow.reports.evaluation_signs import examine
+from winnow.reports import eval_report, reliability
+from winnow.reports.eval_warnings import examine
+from winnow.system.figure import Figure, interval
 from winnow.system.files import read_json, read_jsonl, sha256_file
-from winnow.system.format import number, percent, wilson
+from winnow.system.format import number, percent, tenths, wilson
 
 CPU = "cpu"
 
@@ -167,7 +168,7 @@ def test_slices_are_the_rows_of_each_value(world, capsys):
     assert one["by"]["kind"]["fact"]["rewards/margins"]["value"] == pytest.approx(
         sum(row["rewards/margins"] for row in fact) / 5
     )
-    assert "by kind" in capsys.readouterr().out
+    assert "By kind" in capsys.readouterr().out
 
 
 def test_columns_that_cannot_split(world, tmp_path):
@@ -413,7 +414,7 @@ def test_rewardbench_of_a_policy(world, tmp_path, capsys):
     assert found.summary["rewardbench"] == bench["rewards"]["overall"]["value"]
     assert found.report["sets"] == {}
     said = " ".join(capsys.readouterr().out.split())
-    assert "overall, the mean of the sections" in said
+    assert "Overall: the mean of the sections" in said
     assert "counted as wrong, as a tie is: 1 row whose" in said
     assert "other numbers of prompts than the benchmark's" in said
 
@@ -587,7 +588,7 @@ def test_the_page_has_every_number_and_is_inert(world, scorer, tmp_path):
     ]
     for figure in shares:
         assert f"{percent(figure['value'], 1)}" in words
-        assert f"{percent(figure['low'], 1)} to {percent(figure['high'], 1)}" in words
+        assert interval(Figure.read(figure), tenths) in words
     for figure in (
         one["figures"]["loss"],
         one["kl"]["kl"],
@@ -623,8 +624,13 @@ def test_a_calibration_plot_stands_where_its_numbers_say():
         {"claimed": 0.5, "agreed": 0.4, "low": 0.25, "high": 0.6},
         {"claimed": 1.0, "agreed": 1.0, "low": 0.8, "high": 1.0},
     ]
-    svg = eval_report.reliability(bins)
-    left, top, wide, high = eval_report.LEFT, eval_report.TOP, eval_report.WIDE, eval_report.HIGH
+    svg = reliability.reliability(bins)
+    left, top, wide, high = (
+        reliability.LEFT,
+        reliability.TOP,
+        reliability.WIDE,
+        reliability.HIGH,
+    )
     assert f'cx="{left:.1f}" cy="{top + high * 0.6 / 0.8:.1f}"' in svg  # the axis begins at 20 %
     assert f'cx="{left + wide:.1f}" cy="{top:.1f}"' in svg
     assert f"M{left:.1f} {top + high * 0.75 / 0.8:.1f}V{top + high * 0.4 / 0.8:.1f}" in svg
@@ -648,9 +654,3 @@ def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
     (one,) = found.report["sets"].values()
     # arXiv 2305.18290 eq. 2
     assert one["calibration"]["log_loss"] == pytest.approx(last["eval_loss"], rel=1e-4)
-
-
-def test_what_a_figure_was_taken_over_reads_as_a_sentence():
-    assert evaluation_signs.counted({"count": 6, "prompts": 1}) == "n = 6 from 1 prompt"
-    assert evaluation_signs.counted({"count": 177, "prompts": 30}) == "n = 177 from 30 prompts"
-    assert evaluation_signs.counted({"count": 30, "prompts": 30}) == "n = 30"

@@ -518,11 +518,11 @@ def test_ppo_stands_beside_the_others_only_where_it_proved_itself(share, told):
         "settings": {},
         "fixed": {},
     }
-    whole = frontier_page.top(ledger, alone=True)
-    assert any(card.label.startswith("PPO") for card in whole["cards"]) is told
-    assert any("PPO" in name for name, _ in whole["frontier"]["runs"]["rows"]) is told
-    page = frontier_page.top(ledger, alone=True)["frontier"]["worlds"][0]
-    assert any(name.startswith("PPO") for name, _ in page["table"]["rows"]) is told
+    assert any(card.label.startswith("PPO") for card in frontier_page.cards(ledger)) is told
+    drawn = frontier_page.top(ledger)["frontier"]
+    assert any("PPO" in row.name for row in drawn["runs"].rows) is told
+    page = drawn["worlds"][0]
+    assert any(row.name.startswith("PPO") for row in page["table"].rows) is told
     assert any(line.label.startswith("PPO") for line in page["drawings"][0].lines) is told
     assert any(sentence.startswith("PPO may stand here") for sentence in page["sentences"]) is told
     assert any("PPO" in claim["claim"] for claim in frontier_words.claims(ledger)) is told
@@ -553,7 +553,7 @@ def test_ppo_proves_itself_by_the_mean_of_all_it_tried():
         [0.955, 0.955 - half, 0.955 + half], abs=1e-5
     )
     assert (
-        "95.5 % (89.1–100.0) of the limit, the mean over 2 target KLs with 2 seeds"
+        "95.5 % (89.1–100.0 %) of the limit, the mean over 2 target KLs with 2 seeds"
         in frontier_page._ppo(ppo)
     )
     weak = claims.claims({"small": FACTS}, [*points, made("ppo_true", 3, 0, 1.0, 1.0, share=0.9)])[
@@ -611,12 +611,13 @@ def test_what_each_took(tmp_path):
     assert [row["lr"] for row in found["rates"]["ppo"]] == [1e-4, 1e-3]
     ledger = {"costs": [found]}
     first, second = frontier_page.rlhf(ledger)
-    assert dict(first["rows"])["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
-    assert dict(first["rows"])["Seconds of the processor, a run"] == [
+    cells = {row.name: row.cells for row in first.rows}
+    assert cells["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
+    assert cells["Seconds of the processor, a run"] == [
         "3.50",
         "3.50, and 6.00 for the reward model",
     ]
-    assert len(second["rows"]) == 4
+    assert len(second.rows) == 4
     assert costs(tmp_path, ["small"], [p for p in points if p["method"] == "dpo"], []) == []
 
 

@@ -322,13 +322,13 @@ def test_agreement_and_stats_in_words(stored, call, tmp_path):
     code, told, _ = call("votes", "agreement", stored, file)
     assert code == 0
     for words in (
-        f"Krippendorff's alpha: {alpha(labels(votes_of(stored).votes)).value:.3f}",
-        "Cohen's kappa of ann and bob",
-        "same when asked again",
-        "gold right",
-        "against",
-        "earlier answer",
-        "people \\ judge",
+        f"{alpha(labels(votes_of(stored).votes)).value:.2f} (n = ".replace("-", "−"),
+        "ann and bob: Cohen's kappa",
+        "Same when asked again",
+        "Right where it is known",
+        "against people",
+        "Earlier answer",
+        "People ↓ judge →",
     ):
         assert words in told, words
     code, told, _ = call("votes", "agreement", file)
@@ -340,18 +340,20 @@ def test_agreement_and_stats_in_words(stored, call, tmp_path):
             for row in judged
         ],
     )
-    assert (
-        "rule: side bias is not defined: the lower answer stood on the same side"
-        in call("votes", "agreement", rule)[1]
-    )
+    told = call("votes", "agreement", rule)[1]
+    assert "Left answer preferred: undefined, the lower answer stood on the same side" in told
     code, told, _ = call("votes", "stats", stored)
     assert code == 0
-    order = [told.index(f"│ {name} ") for name in ("better", "worse", "worst")]
+    strengths = told[told.index("Strength in nats") :]
+    order = [strengths.index(f" {name} ") for name in ("better", "worse", "worst")]
     assert order == sorted(order)
     nameless = tiny.write(
         tmp_path / "nameless.jsonl", [{**row, "models": ["", "", ""]} for row in judged]
     )
-    assert "models are not compared" in call("votes", "stats", nameless)[1]
+    assert (
+        "no vote is about answers of two models that have names"
+        in (call("votes", "stats", nameless)[1])
+    )
 
 
 def test_names_are_shown_and_not_obeyed(call, tmp_path):

@@ -34,7 +34,7 @@ from winnow.preferences.judging import endpoint
 from winnow.preferences.judging import games as matches
 from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import Vote
-from winnow.reports import doubts, winrate_report
+from winnow.reports import winrate_report, winrate_warnings
 from winnow.system.files import read_json, read_jsonl, sha256_file
 
 PROMPTS = 14
@@ -920,7 +920,7 @@ def told(scores, *, models=(), others=(), ranking=None, orders="both", **more):
         {"name": name, "same_as": None, "answers": 10, "silent": 0, "cut": 0.0}
         for name in ("a", "b")
     ]
-    return one, doubts.doubts(
+    return one, winrate_warnings.warnings(
         {
             "comparisons": [one],
             "others": list(others),

@@ -24,14 +24,11 @@ SOURCE = ROOT / "src" / "winnow"
 # Files whose every sentence is read by users: settings, their names elsewhere, and warnings with
 # advice.
 SENTENCES = {
-    "config.py",
-    "config_collect.py",
-    "config_rl.py",
-    "trl.py",
-    "symptoms.py",
-    "doubts.py",
-    "evaluation_signs.py",
-    "doctor.py",
+    *(path.name for path in (SOURCE / "config").glob("*.py")),
+    "training_warnings.py",
+    "winrate_warnings.py",
+    "eval_warnings.py",
+    "checks.py",
 }
 PLACEHOLDER = "\0"  # what an f-string fills in
 OPTION = re.compile(rf"(?<![\w-])(?<!var\()--[a-z][\w-]*(?![\w{PLACEHOLDER}-])")
@@ -131,6 +128,10 @@ def unknown(path: Path) -> list[str]:
     ]
 
 
+def test_the_files_of_sentences_are_there():
+    assert SENTENCES - {path.name for path in SOURCE.rglob("*.py")} == set()
+
+
 def test_advice_names_options_and_settings_that_exist():
     assert [wrong for path in sorted(SOURCE.rglob("*.py")) for wrong in unknown(path)] == []
 
@@ -146,15 +147,15 @@ def test_advice_names_options_and_settings_that_exist():
             ["other.py:1: beta2="],
         ),
         (
-            "symptoms.py",
-            'Sign("unsound", text, "a slower second moment (beta2 = 0.999).")',
-            ["symptoms.py:1: beta2="],
+            "training_warnings.py",
+            'Finding("warning", "unsound", text, (), "a slower second moment (beta2 = 0.999).")',
+            ["training_warnings.py:1: beta2="],
         ),
         (
-            "symptoms.py",
+            "training_warnings.py",
             (
-                'Sign("far", f"{name}, n = {count}", "Take advantage=rloo, beta = 0.5,'
-                ' simpo:gamma=1.4, lora r=8 or --beta.")'
+                'Finding("warning", "far", f"{name}, n = {count}", (), "Take advantage=rloo,'
+                ' beta = 0.5, simpo:gamma=1.4, lora r=8 or --beta.")'
             ),
             [],
         ),

@@ -16,13 +16,13 @@ from winnow.data.render import RenderedGroup
 from winnow.engine.dataset_logps import dataset_logps
 from winnow.engine.selection import engine_for
 from winnow.evaluation import kl as drift
-from winnow.evaluation.statistics.intervals import Figure
 from winnow.evaluation.statistics.winrate import interval, over_prompts
 from winnow.generation.prompts import PromptBatch, ask, load
 from winnow.generation.sampler import sample, words
 from winnow.models import hashes
 from winnow.models.loading import LoadedModel
 from winnow.system.console import ProgressBar
+from winnow.system.figure import Figure
 from winnow.system.files import read_jsonl, write_jsonl
 
 Rows = list[dict[str, Any]]

@@ -20,7 +20,7 @@ from winnow.evaluation.statistics.intervals import told
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import FLAGS, Objective, objective
-from winnow.reports import eval_report, evaluation_signs, evaluation_tables
+from winnow.reports import eval_report, eval_warnings
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
@@ -97,16 +97,16 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
             ) | {"name": one.name}
         rows += [({"set": one.name} if one.name else {}) | row for row in found]
     report["summary"] = {
-        f"eval_{name}": value for name, value in evaluation_tables.plain(report).items()
+        f"eval_{name}": value for name, value in eval_report.numbers(report).items()
     }
-    report["warnings"] = [asdict(sign) for sign in evaluation_signs.examine(report)]
-    evaluation_tables.say_all(report)
+    report["warnings"] = [finding.to_json() for finding in eval_warnings.examine(report)]
+    eval_report.say_all(report)
     for one in sets if settings.label_noise else ():
         own = [row for row in rows if row.get("set", "") == one.name and "rejected" in row]
         report["sets"][one.name or one.title] |= flips.say_all(own, _trained_on(settings, one))
     if settings.out is not None:
         _write(settings.out, report, rows)
-    return Evaluation(evaluation_tables.plain(report), rows, report)
+    return Evaluation(eval_report.numbers(report), rows, report)
 
 
 # --- what is asked for

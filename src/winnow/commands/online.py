@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from winnow.commands import against, sample, train
 from winnow.config.collection import OnlineSettings, SampleSettings
 from winnow.config.resolve import Resolved, handed_on
@@ -28,6 +26,7 @@ from winnow.generation.prompts import distinct, name_of
 from winnow.preferences.judging.budget import Referee
 from winnow.reports import online_report, run_report
 from winnow.reports.online_report import LEDGER
+from winnow.reports.page import say_table
 from winnow.system.console import console, safe, say
 from winnow.system.files import (
     RUN_FORMAT,
@@ -351,11 +350,5 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
 
 
 def _say(ledger: dict[str, Any], root: Path) -> None:
-    found = online_report.table(ledger["rounds"])
-    table = Table(title="Rounds, on held-out prompts", title_justify="left", box=None)
-    for name in ("Round", *found["titles"]):
-        table.add_column(name, justify="right")
-    for i, cells in enumerate(found["rows"]):
-        table.add_row(str(i), *map(safe, cells))
-    console.print(table)
+    say_table(online_report.table(ledger["rounds"]))
     say(f"report: {safe(root / 'report.html')}")

@@ -15,8 +15,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from winnow.commands import players
 from winnow.commands.players import Answers, Player
 from winnow.config.evaluation import WinrateSettings
@@ -33,8 +31,9 @@ from winnow.preferences.judging.budget import Referee
 from winnow.preferences.judging.games import Match
 from winnow.preferences.votes import pair_of, score
 from winnow.reports import winrate_report
-from winnow.reports.doubts import doubts
-from winnow.system.console import console, safe, say
+from winnow.reports.page import say_table, say_warnings
+from winnow.reports.winrate_warnings import warnings
+from winnow.system.console import safe, say
 from winnow.system.files import (
     RUN_FORMAT,
     read_json,
@@ -46,7 +45,6 @@ from winnow.system.files import (
     write_json,
     write_jsonl,
 )
-from winnow.system.format import visible
 from winnow.system.run_folder import RunFolder
 
 LEDGER = "winrate.json"
@@ -213,7 +211,7 @@ def _report(
         "sources": contest.sources,
         "figures": winrate_report.FIGURES,
     }
-    return report | {"warnings": doubts(report), "headline": winrate_report.headline(report)}
+    return report | {"warnings": warnings(report), "headline": winrate_report.headline(report)}
 
 
 def _answers(
@@ -436,15 +434,7 @@ def _shown(
 
 def _say(report: Mapping[str, Any], out: RunFolder) -> None:
     for table in winrate_report.tables(report):
-        shown = Table(title=safe(table["title"]), title_justify="left", box=None)
-        for title in table["heads"]:
-            shown.add_column(
-                title, justify="left" if title == table["heads"][0] else "right", overflow="fold"
-            )
-        for row in table["rows"]:
-            shown.add_row(safe(row["name"]), *map(safe, row["cells"]))
-        console.print(shown)
-    for warning in report["warnings"]:
-        say(f"note: {safe(visible(warning['message']))} {safe(warning['advice'])}".rstrip())
+        say_table(table)
+    say_warnings(report["warnings"])
     say(f"{safe(report['headline'])}")
     say(f"report: {safe(out.report_html)}")

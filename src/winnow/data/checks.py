@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,39 +23,11 @@ from winnow.data.records import Comparison, PreferenceGroup, plain
 from winnow.data.render import RenderedGroup
 from winnow.data.split import Key, completion_key, prompt_key
 from winnow.data.tokens import Tokens, tokens_of
-
-Level = Literal["error", "warning", "note"]
-_NAMED = 3  # rows named in a message; all are counted and held in `rows`
+from winnow.system.findings import Finding, by_level
 
 # Reasons that `clean` gives.
 IDENTICAL = "comparison of identical completions"
 UNCOMPARED = "group without a comparison"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing found: `code` is its short stable name, `rows` every row concerned (`file:line`),
-    empty for whole-set facts.
-    """
-
-    level: Level
-    code: str
-    message: str
-    rows: tuple[str, ...] = ()
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.level}: {self.message}"
-            + (f": {self.named()}" if self.rows else "")
-            + (f" -> {self.remedy}" if self.remedy else "")
-        )
-
-    def named(self, most: int = _NAMED) -> str:
-        """The first rows concerned, and how many there are."""
-        return ", ".join(self.rows[:most]) + (
-            f", ... ({len(self.rows):,} in all)" if len(self.rows) > most else ""
-        )
 
 
 def clean(groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], dict[str, list[str]]]:
@@ -107,7 +79,7 @@ def examine(
     if eval_groups:
         looks += [partial(_leaks, groups, eval_groups)]
     found = [finding for look in looks for finding in look()]
-    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
+    return by_level(found)
 
 
 # --- the text

@@ -5,7 +5,7 @@ for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from winnow.config.options import DataSettings
 from winnow.data import checks, sources
 from winnow.data import pairs as ranking
-from winnow.data.checks import Finding
 from winnow.data.mismatched import with_mismatched
 from winnow.data.order import MixShare
 from winnow.data.pairs import Pairs
@@ -23,6 +22,7 @@ from winnow.data.split import split_by_prompt
 from winnow.data.token_cache import said, tokenised
 from winnow.data.tokens import Tokens
 from winnow.errors import SHOWN, DataError, NothingLeft, Problem, SettingsError
+from winnow.system.findings import Finding
 
 Kind = Literal["preference", "judged", "demonstration", "any"]
 
@@ -322,16 +322,7 @@ def _finish(
     account = _account(parts, groups, name)
     _within_budget(account, groups, renderer, settings)
     findings = checks.examine(texts, groups, list(elsewhere))
-    account["findings"] = [
-        {
-            "level": f.level,
-            "code": f.code,
-            "message": f.message,
-            "rows": list(f.rows),
-            "remedy": f.remedy,
-        }
-        for f in findings
-    ]
+    account["findings"] = [asdict(f) | {"rows": list(f.rows)} for f in findings]
     shares = [MixShare(len(part.texts), part.loaded.weight) for part in parts]
     if wanted.mismatched:
         groups = with_mismatched(groups, seed, renderer.limit)

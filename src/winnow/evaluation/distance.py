@@ -15,12 +15,13 @@ from winnow.engine.base import Engine
 from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl as drift
 from winnow.evaluation.datasets import HeldOut
-from winnow.evaluation.statistics.intervals import Figure, mean, share
+from winnow.evaluation.statistics.intervals import mean, share
 from winnow.generation import prompts as asking
 from winnow.generation.sampler import Sampling, sample
 from winnow.models.device import available
 from winnow.models.loading import LoadedModel
 from winnow.system.console import ProgressBar
+from winnow.system.figure import Figure
 
 # a second model is loaded beside the first where so many times its bytes are free: weights, and
 # what a pass needs

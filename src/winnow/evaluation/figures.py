@@ -19,8 +19,9 @@ from winnow.evaluation import heldout
 from winnow.evaluation.heldout_loss import loss
 from winnow.evaluation.statistics.calibration import calibration, sureness
 from winnow.evaluation.statistics.displacement import displacement
-from winnow.evaluation.statistics.intervals import Figure, told
+from winnow.evaluation.statistics.intervals import told
 from winnow.objectives.objective import Known, Objective
+from winnow.system.figure import Figure
 
 Rows = list[dict[str, Any]]
 

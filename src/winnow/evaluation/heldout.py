@@ -19,7 +19,8 @@ from torch import Tensor
 
 from winnow.data.render import RenderedGroup
 from winnow.data.tokens import tokens_of
-from winnow.evaluation.statistics.intervals import Figure, flat, mean, share
+from winnow.evaluation.statistics.intervals import flat, mean, share
+from winnow.system.figure import Figure
 
 
 def interval(wins: int, count: int) -> tuple[float, float]:

@@ -19,8 +19,9 @@ from winnow.engine.batch import Batch, joined
 from winnow.engine.dataset_logps import Reference, offsets
 from winnow.engine.micro_batches import Data
 from winnow.evaluation import heldout
-from winnow.evaluation.statistics.intervals import ONE, Figure
+from winnow.evaluation.statistics.intervals import ONE
 from winnow.objectives.objective import Known, Objective
+from winnow.system.figure import Figure
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows
 WHOLE = "this objective sorts all comparisons together, so none has a share of its own in it"

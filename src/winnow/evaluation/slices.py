@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from winnow.evaluation import heldout
-from winnow.evaluation.statistics.intervals import Figure
+from winnow.system.figure import Figure
 
 NONE, EMPTY = "(none)", "(empty)"  # a row without the cell, and one whose cell is blank
 MOST = 200  # values a column may have: beyond, it is no column of kinds

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from winnow.commands.train import dpo, sft
 from winnow.config.evaluation import DemoSettings
@@ -30,8 +28,11 @@ from winnow.experiments.frontier import report
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
+from winnow.reports.page import Row, Table, say_table
 from winnow.system.console import ProgressBar, console, safe, say
+from winnow.system.figure import Figure, Writer, interval, value
 from winnow.system.files import read_json, write_json, write_jsonl
+from winnow.system.format import hundredths, tenths
 from winnow.system.run_folder import RunFolder
 
 SUMMARY = "summary.json"  # every figure of the demo, written when its stages are done
@@ -270,22 +271,17 @@ fewer steps keep the model close to where it was."""
 
 
 def _say(summary: dict[str, Any], out: RunFolder) -> None:
-    table = Table(
-        title="SFT model -> DPO model, on held-out prompts", title_justify="left", box=None
-    )
-    for name in ("measure", "before", "after", "95 % interval of after"):
-        table.add_column(name, justify="left" if name == "measure" else "right")
-    for name, title, form in SHOWN:
+    rows = []
+    for name, title, write in SHOWN:
         after = name if name in summary else f"{name}_after"
-        one, before = summary["figures"][after], summary.get(f"{name}_before")
-        table.add_row(
-            title,
-            "" if before is None else format(before, form),
-            format(one["value"], form),
-            _between(one, form),
+        figure, before = Figure.read(summary["figures"][after]), summary.get(f"{name}_before")
+        span = interval(figure, write) if figure.ends else ""
+        rows.append(
+            Row(title, ["" if before is None else write(before), value(figure, write), span])
         )
-    table.add_row("sentiment words in use", "", f"{summary['words_in_use']:.0f}", "")
-    console.print(table)
+    rows.append(Row("sentiment words in use", ["", f"{summary['words_in_use']:.0f}", ""]))
+    heads = ("measure", "before", "after", "95 % interval of after")
+    say_table(Table("SFT model -> DPO model, on held-out prompts", heads, rows))
     prompts = summary["figures"]["true_reward_after"]["prompts"]
     say(
         f"intervals over {prompts:,} prompts; {summary['seconds']:.0f} seconds. Report:"
@@ -293,20 +289,14 @@ def _say(summary: dict[str, Any], out: RunFolder) -> None:
     )
 
 
-SHOWN = (
-    ("true_reward", "mean true reward", ".2f"),
-    ("grammatical", "grammatical texts", ".1%"),
-    ("win_rate", "win rate over the SFT model", ".1%"),
-    ("true_ties", "  share of true ties (count half)", ".1%"),
-    ("accuracy", "implicit-reward accuracy, true order", ".1%"),
-    ("kl", "KL to the SFT model, nats per answer", ".2f"),
-    ("length_ratio", "length, times the SFT model's", ".2f"),
-    ("finished", "answers that end by themselves", ".1%"),
-    ("repeated", "a sentiment word 3 times or more", ".1%"),
+SHOWN: tuple[tuple[str, str, Writer], ...] = (
+    ("true_reward", "mean true reward", hundredths),
+    ("grammatical", "grammatical texts", tenths),
+    ("win_rate", "win rate over the SFT model", tenths),
+    ("true_ties", "  share of true ties (count half)", tenths),
+    ("accuracy", "implicit-reward accuracy, true order", tenths),
+    ("kl", "KL to the SFT model, nats per answer", hundredths),
+    ("length_ratio", "length, times the SFT model's", hundredths),
+    ("finished", "answers that end by themselves", tenths),
+    ("repeated", "a sentiment word 3 times or more", tenths),
 )
-
-
-def _between(one: Mapping[str, Any], form: str) -> str:
-    return (
-        "" if one["low"] is None else f"{format(one['low'], form)} to {format(one['high'], form)}"
-    )

@@ -13,11 +13,12 @@ from winnow.data.packing import BUDGET
 from winnow.data.render import Renderer
 from winnow.engine.fast import SEGMENTS
 from winnow.evaluation import kl as drift
-from winnow.evaluation.statistics.intervals import Figure, mean, ratio, share
+from winnow.evaluation.statistics.intervals import mean, ratio, share
 from winnow.evaluation.statistics.winrate import win_rate
 from winnow.experiments import reviews_world
 from winnow.generation.sampler import Answer
 from winnow.models.loading import LoadedModel
+from winnow.system.figure import Figure
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from winnow.reports.headline import Card
+from winnow.reports.page import Card
 from winnow.reports.run_figures import summary_figure, summary_number
-from winnow.reports.training_warnings import Sign
-from winnow.system.format import number, percent
+from winnow.system.figure import Figure, support
+from winnow.system.findings import Finding
+from winnow.system.format import hundredths, number, percent
 
 Summary = Mapping[str, Any]
 
@@ -51,23 +52,22 @@ def parts(summary: Summary) -> dict[str, Any]:
         "verdict": verdict(summary),
         "titled": rows,
         "cards": cards,
-        "warnings": [asdict(sign) for sign in signs(summary)],
+        "warnings": [finding.to_json() for finding in signs(summary)],
         "looked_for": ["broken text"],
     }
 
 
 def verdict(summary: Summary) -> str:
     """The outcome in one sentence."""
-    figure = summary["figures"]["win_rate"]
-    close = figure["low"] is not None and figure["low"] <= 0.5 <= figure["high"]
-    end = ": too close to tell them apart" if close else ""
+    figure = Figure.read(summary["figures"]["win_rate"])
+    end = ": too close to tell them apart" if figure.contains(0.5) else ""
     return (
         f"The tuned model wins {percent(summary['win_rate'])} of held-out prompts against the model"
         f" it started from{end}."
     )
 
 
-def signs(summary: Summary) -> list[Sign]:
+def signs(summary: Summary) -> list[Finding]:
     """Reward bought with broken text."""
     before, after = summary["grammatical_before"], summary["grammatical_after"]
     if before - after <= GRAMMAR_LOSS:
@@ -76,11 +76,14 @@ def signs(summary: Summary) -> list[Sign]:
         f"Grammatical samples fell from {percent(before)} to {percent(after)}: reward is being"
         " bought with broken text."
     )
-    return [Sign("unsound", text, "Consider a higher beta, a lower rate, or fewer steps.")]
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return [
+        Finding(
+            "warning",
+            "unsound",
+            text,
+            remedy="Consider a higher beta, a lower rate, or fewer steps.",
+        )
+    ]
 
 
 def _duration(seconds: float) -> str:
@@ -90,7 +93,7 @@ def _duration(seconds: float) -> str:
 
 CARDS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
     ("win_rate", "Win rate", percent, ""),
-    ("true_reward_after", "True reward", _two, ""),
+    ("true_reward_after", "True reward", hundredths, ""),
     ("grammatical_after", "Grammatical text", percent, ""),
     ("accuracy", "Reward accuracy", percent, "held-out pairs, true order"),
     ("kl", "KL", number, "nats per answer, to the reference"),
@@ -106,22 +109,16 @@ def _cards(summary: Summary) -> list[Card]:
     """
     cards = []
     for name, label, show, detail in CARDS:
-        figure: Mapping[str, Any] = summary["figures"].get(name, {})
-        low, high = figure.get("low"), figure.get("high")
+        row = summary["figures"].get(name)
         before = (
             f"{show(summary[name.replace('_after', '_before')])} before"
             if name.endswith("_after")
             else detail
         )
-        span = (
-            ""
-            if low is None or high is None
-            else f"95 % interval {show(low)} to {show(high)}, {number(figure['prompts'])} prompts"
-        )
+        figure = Figure.read(row) if row else None
+        span = support(figure, show) if figure and figure.ends else ""
         drawn = (
-            {"at": summary[name], "interval": None if low is None else (low, high)}
-            if name == "win_rate"
-            else {}
+            {"at": summary[name], "interval": figure.ends} if name == "win_rate" and figure else {}
         )
         cards.append(
             Card(

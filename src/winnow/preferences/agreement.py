@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from scipy.stats import binomtest
 
-from winnow.evaluation.statistics.intervals import Figure
 from winnow.preferences.items import Item
 from winnow.preferences.votes import Pair, Vote, by_pair, pair_of, score, whole
+from winnow.system.figure import Figure
 from winnow.system.format import wilson
 
 # which answer of a pair is better, by index; "both bad" is a tie

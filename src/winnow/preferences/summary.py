@@ -18,7 +18,6 @@ from scipy.stats import binomtest
 from winnow.data.jsonl import Row, read_rows
 from winnow.data.records import plain
 from winnow.evaluation.statistics.bradley_terry import Fit, Game, fit, points
-from winnow.evaluation.statistics.intervals import Figure
 from winnow.preferences.agreement import (
     against,
     alpha,
@@ -33,6 +32,7 @@ from winnow.preferences.export import Sheet, votes_of
 from winnow.preferences.items import Item
 from winnow.preferences.pairing import different, draw
 from winnow.preferences.votes import Vote, by_pair, counts, pair_of, score, whole
+from winnow.system.figure import Figure
 from winnow.system.format import median, wilson
 
 LATEST = 4_102_444_800.0  # 2100: what is later is no time
@@ -105,12 +105,6 @@ def _beside(judge: str, name: str, people: Sequence[Vote], its: Sequence[Vote]) 
     """A judge beside everybody who is none: table[what people say][what it says], how often that is
     the same, and how steady it is.
     """
-    found = against(people, its)
-    told = {
-        "table": {label: dict(row) for label, row in found.table.items()},
-        "all_pairs": to_json(found.all_pairs),
-        "decided": to_json(found.decided),
-    }
     (itself,) = annotators(its, {}, {})
     its_pairs = by_pair(its)
     shared = {
@@ -120,8 +114,18 @@ def _beside(judge: str, name: str, people: Sequence[Vote], its: Sequence[Vote]) 
         "judge": judge,
         "file": name,
         "people": len(shared),
-        **told,
+        **against_people(people, its),
         "swapped": to_json(itself.swapped),
+    }
+
+
+def against_people(people: Sequence[Vote], its: Sequence[Vote]) -> dict[str, Any]:
+    """Pairs by what people say of them and what others do, and how often that is the same."""
+    both = against(people, its)
+    return {
+        "table": {label: dict(row) for label, row in both.table.items()},
+        "all_pairs": to_json(both.all_pairs),
+        "decided": to_json(both.decided),
     }
 
 

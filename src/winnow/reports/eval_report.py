@@ -1,22 +1,22 @@
-"""How an evaluation stands on a page of its own: what `winnow eval --out` leaves as report.html. No
-figure is made here.
+"""How an evaluation stands on the terminal and on a page of its own, which `winnow eval --out`
+leaves as report.html. No figure is made here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
-
-from winnow.reports.evaluation_signs import beside, counted, reasons, shown, span
-from winnow.reports.headline import Card
-from winnow.reports.run_report import from_template, plain
-from winnow.system.format import interval, number, percent
+from winnow.reports.page import Card, Page, Row, Table, figure_card, plain, say_table, say_warnings
+from winnow.reports.page import render as render_page
+from winnow.reports.reliability import reliability
+from winnow.system.console import safe, say
+from winnow.system.figure import Figure, Writer, cell, cited, interval, support, taken_over, value
+from winnow.system.format import number, tenths
 
 Report = Mapping[str, Any]
-Figure = Mapping[str, Any]
+Words = Mapping[str, tuple[str, bool, str]]
 
 # Name of a figure -> (words, whether it is a share, unit).
 WORDS = {
@@ -55,62 +55,135 @@ SURE = {
 SLICED = ("rewards/accuracies", "raw/accuracies", "rewards/margins", "rewards/auc")
 
 
+LOOKED_FOR = (
+    "Looked for rows it was trained on, accuracy at chance, displacement, claims that are too sure,"
+    " distance from the reference, and what is wrong with the data."
+)
+FOOTER = (
+    "Intervals are 95 %, over prompts: Wilson’s for shares, Student’s t for means; those of the"
+    " bins of calibration alone are Wilson’s over comparisons. The same numbers for programs:"
+    " report.json; each comparison: rows.jsonl."
+)
+
+
+def numbers(report: Report) -> dict[str, float | int]:
+    """Figures as numbers by metric name: of several sets NAME_metric, with _low and _high where
+    there is an interval; RewardBench's scores.
+    """
+    rows: dict[str, Any] = {}
+    for part in report["sets"].values():
+        head = f"{part['name']}_" if part["name"] else ""
+        figures = part["figures"] | ({"kl": part["kl"]["kl"]} if part["kl"] else {})
+        rows |= {f"{head}{name}": figure for name, figure in figures.items()}
+    if bench := report["rewardbench"]:
+        scores = bench.get("rewards") or bench["raw"]
+        rows["rewardbench"] = scores["overall"]
+        rows |= {f"rewardbench/{name}": row for name, row in scores["sections"].items()}
+    return {key: number for name, row in rows.items() for key, number in _flat(name, row)}
+
+
+def _flat(name: str, row: Any) -> list[tuple[str, float | int]]:
+    if not isinstance(row, dict):
+        return [] if row is None else [(name, row)]
+    ends = ((name, row["value"]), (f"{name}_low", row["low"]), (f"{name}_high", row["high"]))
+    return [(key, end) for key, end in ends if end is not None or key == name]
+
+
+def say_all(report: Report) -> None:
+    """Everything that is in the report, set by set, then what it means."""
+    for part in report["sets"].values():
+        for table in tables(part, f"{report['model']} on {part['title']}"):
+            say_table(table)
+        _say_loss(report, part)
+        if part["calibration"] and "sureness" not in part["calibration"]:
+            say(f"calibration: {safe(part['calibration']['why'])}")
+        for table in slices(part):
+            say_table(table)
+    for table, subsets in _bench(report["rewardbench"]):
+        say_table(table)
+        say_table(subsets)
+    say_warnings(report["warnings"])
+
+
+def _say_loss(report: Report, part: Mapping[str, Any]) -> None:
+    figures = part["figures"]
+    compared = any(figures.get(name) for name in ("comparisons", "labels"))
+    objective, beta = safe(report["objective"]), report["beta"]
+    if compared and report["needs_reference"]:
+        say("no reference: give --reference for loss, implicit rewards and their accuracy")
+    elif "loss" in figures:
+        reference = report["reference"]
+        beside = f", reference {safe(reference)}" if reference else ", which has no reference"
+        say(f"loss: {objective} at beta {beta:g}{beside}")
+    elif compared and report["kind"] == "policy":
+        why = (
+            "it looks at more than log-probs of tokens"
+            if report["loss_needs"]
+            else "nothing in the data counts for it"
+        )
+        say(f"no loss of {objective}: {why}; rewards are at beta {beta:g}")
+
+
 def render(report: Report) -> str:
     """The page. Equal reports give equal bytes."""
-    sets = [_set(one) for one in report["sets"].values()]
-    bench = _bench(report["rewardbench"]) if report["rewardbench"] else None
-    values: dict[str, Any] = {
-        "report": report,
-        "verdict": verdict(report),
-        "subline": subline(report),
-        "cards": cards(report),
-        "sets": sets,
-        "bench": bench,
-    }
-    values |= {"sources": _sources(report), "settings": _settings(report)}
-    return from_template("evaluation.html.jinja", values)
+    page = Page(
+        title=report["model"],
+        kind="evaluation",
+        verdict=verdict(report),
+        subline=subline(report),
+        cards=cards(report),
+        chips=[(report["kind"], "")],
+        warnings=report["warnings"],
+        looked_for=LOOKED_FOR,
+        bodies=["evaluation.html.jinja"],
+        values={
+            "report": report,
+            "sets": [_set(part) for part in report["sets"].values()],
+            "bench": _bench(report["rewardbench"]),
+            "sources": _sources(report),
+            "settings": _settings(report),
+        },
+        footer=FOOTER,
+    )
+    return render_page(page)
 
 
 def verdict(report: Report) -> str:
     """What was found, in one sentence, with its interval and n."""
     sets = list(report["sets"].values())
-    if sets:
-        figures = sets[0]["figures"]
-        where = f"On {sets[0]['name']}: prefers" if len(sets) > 1 else "Prefers"
-        for name, words in (
-            ("rewards/accuracies", "by its reward"),
-            ("raw/accuracies", "by its log-probs"),
-        ):
-            if name in figures:
-                one = figures[name]
-                doubt = (
-                    ", as chance could have done"
-                    if one["low"] is not None and one["low"] <= 0.5 <= one["high"]
-                    else ""
-                )
-                return (
-                    f"{where} the chosen answer in {percent(one['value'], 1)} of"
-                    f" {number(one['count'])} held-out comparisons, {words}{doubt}{_brief(one)}."
-                )
-        if "nll" in figures:
+    if not sets:
+        bench = report["rewardbench"]
+        scores = bench.get("rewards") or bench["raw"]
+        name = "RewardBench" if scores["overall"] else "RewardBench, all prompts alike"
+        score = Figure.read(scores["overall"] or scores["every"])
+        return f"{name}: {cited(score, tenths, 'prompts')}."
+    figures = sets[0]["figures"]
+    where = f"On {sets[0]['name']}: prefers" if len(sets) > 1 else "Prefers"
+    for name, words in (
+        ("rewards/accuracies", "by its reward"),
+        ("raw/accuracies", "by its log-probs"),
+    ):
+        if name in figures:
+            share = Figure.read(figures[name])
+            doubt = ", as chance could have done" if share.contains(0.5) else ""
             return (
-                f"Held-out answers cost {number(figures['nll']['value'], 4)} nats per token"
-                f" ({_between(figures['nll'], False)}, {counted(figures['nll'])})."
+                f"{where} the chosen answer in {value(share, tenths)} of {number(share.count)}"
+                f" held-out comparisons, {words}{doubt} ({support(share, tenths)})."
             )
-        return "Nothing in the data can be counted."
-    bench = report["rewardbench"]
-    scores = bench.get("rewards") or bench["raw"]
-    one, name = (
-        (scores["overall"], "RewardBench")
-        if scores["overall"]
-        else (scores["every"], "RewardBench, all prompts alike")
-    )
-    return f"{name}: {percent(one['value'], 1)} of {number(one['count'])} prompts{_brief(one)}."
+    if "nll" in figures:
+        cost = Figure.read(figures["nll"])
+        return (
+            f"Held-out answers cost {value(cost, _four)} nats per token ({support(cost, _four)})."
+        )
+    return "Nothing in the data can be counted."
 
 
-def _brief(figure: Figure) -> str:
-    """A share's interval for the headline."""
-    return "" if figure["low"] is None else f" (95 % interval {interval(figure, 1)})"
+def _four(x: float) -> str:
+    return number(x, 4)
+
+
+def _writer(share: bool) -> Writer:
+    return tenths if share else _four
 
 
 def subline(report: Report) -> str:
@@ -118,8 +191,6 @@ def subline(report: Report) -> str:
     parts = [
         f"{report['kind']} {report['model']}",
         f"reference {report['reference']}" if report["reference"] else "",
-    ]
-    parts += [
         f"{report['objective']} at beta {report['beta']:g}" if report["objective"] else "",
         f"winnow {report['versions']['winnow-lm']}",
         report["made"],
@@ -131,242 +202,158 @@ def cards(report: Report) -> list[Card]:
     """At most eight figures of the first set, by its name where there are several, and
     RewardBench's score.
     """
-    found: list[Card] = []
-    for one in list(report["sets"].values())[:1]:
-        figures = one["figures"]
-        for name in (
-            "rewards/accuracies",
-            "raw/accuracies",
-            "rewards/margins",
-            "rewards/auc",
-            "loss",
-        ):
-            if name in figures:
-                found.append(_card(WORDS[name][0], figures[name], WORDS[name][1]))
-        if one["displacement"]:
-            found.append(_card("Chosen less likely", one["displacement"]["less_likely"], True))
-        if one["calibration"] and "sureness" in one["calibration"]:
-            found.append(
-                Card(
-                    "Calibration error",
-                    percent(one["calibration"]["error"], 1),
-                    f"{percent(one['calibration']['chance'], 1)} is what chance alone would show",
-                )
-            )
-        if one["kl"]:
-            found.append(_card("KL to the reference", one["kl"]["kl"], False))
+    first: Mapping[str, Any] = next(iter(report["sets"].values()), {})
+    made = _set_cards(first) if first else []
     if len(report["sets"]) > 1:
-        first = next(iter(report["sets"].values()))["name"]
-        found = [replace(card, detail=f"on {first}: {card.detail}") for card in found]
+        made = [replace(card, detail=f"on {first['name']}: {card.detail}") for card in made]
     if bench := report["rewardbench"]:
         scores = bench.get("rewards") or bench["raw"]
-        found.append(_card("RewardBench", scores["overall"] or scores["every"], True))
-    return found[:8]
+        made.append(_card("RewardBench", scores["overall"] or scores["every"], True))
+    return made[:8]
 
 
-def _card(label: str, figure: Figure, share: bool) -> Card:
-    inside = (figure["low"], figure["high"]) if share and figure["low"] is not None else None
-    return Card(
-        label,
-        shown(figure["value"], share=share),
-        f"{_between(figure, share)}, {counted(figure)}",
-        figure["value"] if share else None,
-        inside,
-    )
+def _set_cards(part: Mapping[str, Any]) -> list[Card]:
+    figures, names = part["figures"], (*SLICED, "loss")
+    made = [
+        _card(words, figures[name], share)
+        for name, (words, share, _) in WORDS.items()
+        if name in names and name in figures
+    ]
+    if part["displacement"]:
+        made.append(_card("Chosen less likely", part["displacement"]["less_likely"], True))
+    if (calibration := part["calibration"]) and "sureness" in calibration:
+        by_chance = f"{tenths(calibration['chance'])} is what chance alone would show"
+        made.append(Card("Calibration error", tenths(calibration["error"]), by_chance))
+    if part["kl"]:
+        made.append(_card("KL to the reference", part["kl"]["kl"], False))
+    return made
 
 
-def _between(figure: Figure, share: bool) -> str:
-    return ("" if figure["low"] is None else "95 % interval ") + span(figure, share=share)
+def _card(label: str, row: Mapping[str, Any], share: bool) -> Card:
+    return figure_card(label, Figure.read(row), _writer(share), bar=share)
 
 
-def _set(one: Mapping[str, Any]) -> dict[str, Any]:
+def _set(part: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs of one set."""
-    figures = one["figures"]
-    tables = [_table("Held-out figures", figures, WORDS)]
+    figures, calibration = part["figures"], part["calibration"]
     counts = ", ".join(
         f"{number(figures[name])} {name}"
         for name in ("comparisons", "ties", "labels")
         if figures.get(name)
     )
-    if one["displacement"]:
-        tables.append(_table("Moved from the reference", one["displacement"], MOVED))
-    if one["kl"]:
-        far = one["kl"]
+    if calibration and "sureness" in calibration:
+        bins, sureness = _calibration(calibration)
+        drawn = {"bins": bins, "sureness": sureness, "svg": reliability(calibration["bins"])}
+    return {
+        "one": part,
+        "counts": counts,
+        "tables": _figure_tables(part, "Held-out figures"),
+        "calibration": drawn if calibration and "sureness" in calibration else calibration,
+        "by": slices(part),
+    }
+
+
+def tables(part: Mapping[str, Any], title: str) -> list[Table]:
+    """Everything that is known of one set but its slices."""
+    calibration = part["calibration"]
+    sure = _calibration(calibration) if calibration and "sureness" in calibration else []
+    return [*_figure_tables(part, title), *sure]
+
+
+def _figure_tables(part: Mapping[str, Any], title: str) -> list[Table]:
+    made = [_table(title, part["figures"], WORDS)]
+    if part["displacement"]:
+        made.append(_table("Moved from the reference", part["displacement"], MOVED))
+    if far := part["kl"]:
         how = (
             "Exact: at each token over the whole vocabulary."
             if far["how"] == "exact"
             else f"Estimated by k3 from the log-probs of tokens: {far['why']}."
         )
-        tables.append(
-            _table("On answers of its own", far, FAR)
-            | {"note": f"{how} Answers of at most {far['most']:,} tokens."}
-        )
-    return {
-        "one": one,
-        "counts": counts,
-        "tables": tables,
-        "calibration": _calibration(one["calibration"]),
-        "by": [_by(*pair) for pair in one["by"].items()],
-    }
+        note = f"{how} Answers of at most {far['most']:,} tokens."
+        made.append(_table("On answers of its own", far, FAR, note))
+    return made
 
 
-def _table(
-    title: str, figures: Mapping[str, Any], words: Mapping[str, tuple[str, bool, str]]
-) -> dict[str, Any]:
+HEADS = ("", "Value", "95 % interval", "n")
+
+
+def _table(title: str, figures: Mapping[str, Any], words: Words, note: str = "") -> Table:
     rows = [
-        _row(words[name][0], figures[name], words[name][1], words[name][2])
-        for name in words
+        _row(title, figures[name], share, unit)
+        for name, (title, share, unit) in words.items()
         if name in figures
     ]
-    return {"title": title, "rows": rows}
+    return Table(title, HEADS, rows, note=note)
 
 
-def _row(name: str, figure: Figure, share: bool, unit: str = "") -> dict[str, Any]:
-    cells = [
-        shown(figure["value"], share=share),
-        span(figure, share=share),
-        counted(figure).removeprefix("n = "),
-    ]
-    return {"name": name, "unit": unit, "cells": cells}
+def _row(name: str, row: Mapping[str, Any], share: bool, unit: str = "") -> Row:
+    figure, write = Figure.read(row), _writer(share)
+    count = taken_over(figure).removeprefix("n = ")
+    return Row(name, [value(figure, write), interval(figure, write), count], unit)
 
 
-def _by(column: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A table of slices; `bars` draws the first share of each."""
+def slices(part: Mapping[str, Any]) -> list[Table]:
+    """A table for each column whose values slice the set; bars draw the first share of each."""
+    return [_slices(column, values) for column, values in part["by"].items()]
+
+
+def _slices(column: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
     names = [name for name in SLICED if any(name in part for part in parts.values())]
+    shown = [
+        (part, [Figure.read(part[name]) if name in part else None for name in names])
+        for part in parts.values()
+    ]
     rows = []
-    for value, part in parts.items():
-        first = part.get(names[0]) if names else None
-        cells = [
-            (
-                f"{part.get('comparisons', part.get('labels', 0)):,}"
-                if first is None
-                else counted(first).removeprefix("n = ")
-            )
-        ]
-        for name in names:
-            cells.append(beside(part[name], share=WORDS[name][1]) if name in part else "–")
-        drawn = (
-            {
-                "at": first["value"],
-                "interval": (first["low"], first["high"]) if first["low"] is not None else None,
-            }
-            if first and WORDS[names[0]][1]
-            else {}
-        )
-        rows.append({"name": value, "cells": cells, "at": None, "interval": None} | drawn)
-    return {
-        "column": column,
-        "heads": ["n", *(WORDS[name][0] for name in names)],
-        "rows": rows,
-        "why": reasons(parts, names),
-    }
+    for title, (part, figures) in zip(parts, shown, strict=True):
+        first = figures[0] if figures else None
+        count = f"{part.get('comparisons', part.get('labels', 0)):,}"
+        cells = [taken_over(first).removeprefix("n = ") if first else count]
+        for name, figure in zip(names, figures, strict=True):
+            write = _writer(WORDS[name][1])
+            cells.append(cell(figure, write, count=False) if figure else "–")
+        bar = first is not None and WORDS[names[0]][1]
+        at, ends = (first.value, first.ends) if first and bar else (None, None)
+        rows.append(Row(title, cells, at=at, interval=ends))
+    why = dict.fromkeys(f.why for _, figures in shown for f in figures if f and f.ends is None)
+    note = f"Without brackets: {'; '.join(why)}." if why else ""
+    heads = [column, "n", *(WORDS[name][0] for name in names)]
+    return Table(f"By {column}", heads, rows, note=note)
 
 
-def _bench(bench: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
+def _bench(bench: Mapping[str, Any] | None) -> list[tuple[Table, Table]]:
+    """For each way of scoring RewardBench its sections, and its subsets."""
+    made = []
     for name, words in (("rewards", "by reward"), ("raw", "by log-probs alone")):
-        if name in bench:
+        if bench and name in bench:
             scores = bench[name]
-            top = (
-                [_row("Overall: the mean of the sections", scores["overall"], True)]
-                if scores["overall"]
-                else []
-            )
-            sections = [_row(section, one, True) for section, one in scores["sections"].items()]
+            top = scores["overall"]
+            rows = [_row("Overall: the mean of the sections", top, True)] if top else []
+            rows += [_row(section, row, True) for section, row in scores["sections"].items()]
+            rows.append(_row("All prompts alike", scores["every"], True))
             subsets = [
-                _row(subset, one, True, scores["section_of"][subset])
-                for subset, one in scores["subsets"].items()
+                _row(subset, row, True, scores["section_of"][subset])
+                for subset, row in scores["subsets"].items()
             ]
-            found.append(
-                {
-                    "title": f"RewardBench, {words}",
-                    "rows": [*top, *sections, _row("All prompts alike", scores["every"], True)],
-                    "subsets": subsets,
-                }
-            )
-    return found
+            titles = f"RewardBench, {words}", f"RewardBench, {words}: subsets"
+            made.append((Table(titles[0], HEADS, rows), Table(titles[1], HEADS, subsets)))
+    return made
 
 
-def _calibration(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    if "sureness" not in found:
-        return {"why": found["why"]}
-    rows = [
-        {
-            "name": percent(one["claimed"], 1),
-            "cells": [
-                percent(one["agreed"], 1),
-                f"{percent(one['low'], 1)} to {percent(one['high'], 1)}",
-                number(one["count"]),
-            ],
-        }
-        for one in found["bins"]
-    ]
-    by_chance = percent(found["chance"], 1)
-    said = (
-        f"Calibration error {percent(found['error'], 1)}: the mean distance of the first two"
-        f" columns. True claims would show {by_chance} by chance."
+def _calibration(calibration: Mapping[str, Any]) -> list[Table]:
+    """What the model claims beside what labels say, and how sure it is of itself."""
+    rows = []
+    for part in calibration["bins"]:
+        agreed = Figure(part["agreed"], part["low"], part["high"], part["count"], part["count"])
+        cells = [value(agreed, tenths), interval(agreed, tenths), number(part["count"])]
+        rows.append(Row(tenths(part["claimed"]), cells))
+    heads = ("The model claims", "Labels agree", "95 % interval", "n")
+    note = (
+        f"Calibration error {tenths(calibration['error'])}: the mean distance of the first two"
+        f" columns. True claims would show {tenths(calibration['chance'])} by chance."
     )
-    return {
-        "rows": rows,
-        "said": said,
-        "svg": reliability(found["bins"]),
-        "sureness": _table("", found["sureness"], SURE),
-    }
-
-
-LEFT, TOP, WIDE, HIGH = 44, 12, 340, 176  # of the plot's field, CSS pixels
-
-
-def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
-    """Agreed against claimed, a point per bin with its interval; on the diagonal claims are true.
-    Both axes in percent.
-    """
-    bottom = min(0.5, *(one["low"] for one in bins)) // 0.1 * 0.1
-
-    def x(claimed: float) -> float:
-        return LEFT + WIDE * (claimed - 0.5) / 0.5
-
-    def y(agreed: float) -> float:
-        return TOP + HIGH * (1 - agreed) / (1 - bottom)
-
-    parts = []
-    for tenth in range(round(10 * bottom), 11):
-        at = y(tenth / 10)
-        if (10 - tenth) % (1 if bottom > 0.4 else 2) == 0:
-            parts.append(
-                f'<path d="M{LEFT} {at:.1f}H{LEFT + WIDE}" stroke="var(--rule)"/><text'
-                f' x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{10 * tenth}</text>'
-            )
-    parts += [
-        f'<text x="{x(tenth / 10):.1f}" y="{TOP + HIGH + 22}"'
-        f' text-anchor="middle">{10 * tenth}</text>'
-        for tenth in range(5, 11)
-    ]
-    parts.append(
-        f'<path d="M{x(0.5):.1f} {y(0.5):.1f}L{x(1):.1f} {y(1):.1f}" stroke="var(--muted)"'
-        ' stroke-dasharray="4 3" fill="none"/>'
-    )
-    line = "L".join(f"{x(one['claimed']):.1f} {y(one['agreed']):.1f}" for one in bins)
-    parts.append(f'<path d="M{line}" stroke="var(--c1)" stroke-width="2" fill="none"/>')
-    for one in bins:
-        parts.append(
-            f'<path d="M{x(one["claimed"]):.1f} {y(one["low"]):.1f}V{y(one["high"]):.1f}"'
-            ' stroke="var(--c1)" stroke-width="1.6" opacity=".6"/>'
-        )
-        parts.append(
-            f'<circle cx="{x(one["claimed"]):.1f}" cy="{y(one["agreed"]):.1f}" r="3.6"'
-            ' fill="var(--c1)"/>'
-        )
-    said = "; ".join(
-        f"{percent(one['claimed'])} claimed, {percent(one['agreed'])} agreed" for one in bins
-    )
-    head = (
-        '<svg class="plot" viewBox="0 0 400 226" role="img" aria-label="Labels that agree, by'
-        f' claim: {said}" font-size="12" fill="var(--muted)">'
-    )
-    return Markup(head + "".join(parts) + "</svg>")
+    bins = Table("What the model claims, and labels say", heads, rows, note=note)
+    return [bins, _table("", calibration["sureness"], SURE)]
 
 
 def _sources(report: Report) -> list[dict[str, Any]]:

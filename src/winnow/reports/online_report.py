@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import RunError
+from winnow.reports.page import Row, Table
 from winnow.reports.plots import Drawing, Line, Panel, draw_one
+from winnow.system.figure import Figure, Writer, cell
 from winnow.system.files import read_json
-from winnow.system.format import number, percent
+from winnow.system.format import number, percent, plural
 
 LEDGER = "online.json"
 MEANS = ("over_first", "over_previous")
@@ -57,7 +59,7 @@ def _figures(row: Mapping[str, Any]) -> bool:
 def sentence(rounds: Rounds) -> str:
     """What came of it."""
     done, over = rounds[-1]["round"], rounds[-1].get("over_first") or {}
-    many = f"{done} round{'' if done == 1 else 's'}"
+    many = plural(done, "round")
     if "mean" not in over:
         why = (
             "too few held-out prompts have a verdict"
@@ -72,8 +74,8 @@ def sentence(rounds: Rounds) -> str:
     )
 
 
-def table(rounds: Rounds) -> dict[str, Any]:
-    """Titles and rows of text; columns nobody has, and those that say nothing, are left out."""
+def table(rounds: Rounds) -> Table:
+    """A row per round; columns nobody has, and those that say nothing, are left out."""
     moved = any(row.get("reference") != row.get("began_with") for row in rounds)
     tied = any(row.get("ties") for row in rounds)
     start = _start(rounds)
@@ -84,8 +86,8 @@ def table(rounds: Rounds) -> dict[str, Any]:
         ("Prompts", lambda row: _counted(row.get("prompts"))),
         ("Comparisons", lambda row: _counted(row.get("comparisons"))),
         ("Ties", lambda row: _counted(row.get("ties")) if tied else None),
-        ("Wins over the start", lambda row: _share(row.get("over_first"))),
-        ("Over the round before", lambda row: _share(row.get("over_previous"))),
+        ("Wins over the start", lambda row: _mean(row.get("over_first"), _share)),
+        ("Over the round before", lambda row: _mean(row.get("over_previous"), _share)),
         (
             "Judge's score",
             lambda row: _mean(
@@ -100,12 +102,10 @@ def table(rounds: Rounds) -> dict[str, Any]:
             lambda row: _counted((row.get("over_first") or {}).get("invalid")) if unheard else None,
         ),
     )
-    shown = [(title, [cell(row) for row in rounds]) for title, cell in columns]
+    shown = [(title, [value(row) for row in rounds]) for title, value in columns]
     shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
-    return {
-        "titles": [title for title, _ in shown],
-        "rows": [[cells[i] or "" for _, cells in shown] for i in range(len(rounds))],
-    }
+    rows = [Row(str(i), [cells[i] or "" for _, cells in shown]) for i in range(len(rounds))]
+    return Table("Rounds", ["Round", *(title for title, _ in shown)], rows)
 
 
 def draw(rounds: Rounds) -> list[Drawing]:
@@ -179,18 +179,12 @@ def _model(name: Any) -> str | None:
     return None if name is None else Path(str(name)).name
 
 
-def _share(mean: Mapping[str, float] | None) -> str | None:
+def _share(value: float) -> str:
+    """The interval of a mean of shares may leave 0 to 1, which a share cannot."""
+    return percent(min(1.0, max(0.0, value)))
+
+
+def _mean(mean: Mapping[str, float] | None, write: Writer = number) -> str | None:
     if not mean or "mean" not in mean:
         return None
-    return (
-        f"{percent(mean['mean'])}"
-        f" ({100 * max(0.0, mean['low']):.0f}–{percent(min(1.0, mean['high']))})"
-    )
-
-
-def _mean(mean: Mapping[str, float] | None) -> str | None:
-    return (
-        None
-        if not mean
-        else f"{number(mean['mean'])} ({number(mean['low'])} to {number(mean['high'])})"
-    )
+    return cell(Figure.read(mean), write, count=False)

@@ -5,10 +5,12 @@ the step they are of, and which file they stand in.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from winnow.evaluation.statistics.intervals import ONE, mean
-from winnow.system.format import RECENT, looks, points, wilson
+from winnow.system.figure import Figure
+from winnow.system.format import RECENT, looks, plural, points, wilson
 
 Run = Mapping[str, Any]
 
@@ -83,34 +85,27 @@ def of_summary(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def summary_figure(name: str, title: str, figure: Mapping[str, Any], noun: str) -> dict[str, Any]:
+def summary_figure(name: str, title: str, row: Mapping[str, Any], noun: str) -> dict[str, Any]:
     """A row for a figure of summary.json with its interval. noun: what it is over, beside
     prompts.
     """
-    n = f"{_several(figure['count'], noun)} of " * (figure["prompts"] < figure["count"]) + _several(
-        figure["prompts"], "prompt"
-    )
-    row = {
-        "title": title,
-        "value": figure["value"],
-        "low": figure["low"],
-        "high": figure["high"],
-        "n": n,
-    }
-    return {**row, "why": figure["why"], "source": f"summary.json: figures, {name}"}
+    figure = Figure.read(row)
+    n = plural(figure.prompts, "prompt")
+    if figure.prompts < figure.count:
+        n = f"{plural(figure.count, noun)} of {n}"
+    return _row(title, figure, n, f"summary.json: figures, {name}")
+
+
+def _row(title: str, figure: Figure, n: str, source: str, **step: int) -> dict[str, Any]:
+    """A row as `report.json` holds it: with the step, of what is logged."""
+    row = {"title": title, "value": figure.value, "low": figure.low, "high": figure.high, "n": n}
+    return {**row, **step, "source": source, "why": figure.why}
 
 
 def summary_number(name: str, value: float, why: str = SINGLE) -> dict[str, Any]:
     """A row for a number of summary.json without an interval, and why it has none."""
-    return {
-        "title": title_of(name),
-        "value": value,
-        "low": None,
-        "high": None,
-        "n": "–",
-        "why": why,
-        "source": f"summary.json: {name}",
-    }
+    figure = Figure(value, None, None, 1, 1, why)
+    return _row(title_of(name), figure, "–", f"summary.json: {name}")
 
 
 def plain_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -123,31 +118,27 @@ def title_of(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _saved(run: Run, prefix: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _saved(run: Run, prefix: str, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of one held-out set, by the model as it was saved."""
-    moved = told["displacement"] or {}
-    known = {**told["figures"], "less_likely": moved.get("less_likely")}
-    found, noun = [], "comparison" if known.get("comparisons") else "row"
-    for name, title in {
-        **HELD_OUT,
-        "less_likely": "Chosen answers that are less likely than at the start, share",
-    }.items():
-        if one := known.get(name):
-            n = _several(one["count"], noun) + (
-                f" of {_several(one['prompts'], 'prompt')}" if one["prompts"] < one["count"] else ""
-            )
-            row = {
-                "title": _titled(title, prefix),
-                "value": one["value"],
-                "low": one["low"],
-                "high": one["high"],
-                "n": n,
-                "step": run["saved_step"],
-            }
-            found.append(
-                {**row, "source": f"environment.json: held_out, {prefix}{name}", "why": one["why"]}
-            )
-    return found
+    moved = saved["displacement"] or {}
+    known = {**saved["figures"], "less_likely": moved.get("less_likely")}
+    less_likely = "Chosen answers that are less likely than at the start, share"
+    noun, rows = "comparison" if known.get("comparisons") else "row", []
+    for name, title in {**HELD_OUT, "less_likely": less_likely}.items():
+        if row := known.get(name):
+            figure, title = Figure.read(row), _titled(title, prefix)
+            source = f"environment.json: held_out, {prefix}{name}"
+            n = _of_prompts(figure.count, noun, figure.prompts)
+            rows.append(_row(title, figure, n, source, step=run["saved_step"]))
+    return rows
+
+
+def _of_prompts(count: int | None, noun: str, prompts: int | None) -> str:
+    """`177 comparisons of 30 prompts`; one number where they are the same."""
+    text = "–" if count is None else plural(count, noun)
+    return (
+        f"{text} of {plural(prompts, 'prompt')}" if count and prompts and prompts < count else text
+    )
 
 
 def _titled(title: str, prefix: str) -> str:
@@ -160,30 +151,20 @@ def _held_out(
     """Of one held-out set. A share's interval counts no more looks than there are prompts:
     comparisons of one prompt may agree by themselves.
     """
-    found = []
+    made, noun = [], "comparison" if account.get("comparisons") else "row"
     for name, title in HELD_OUT.items():
         if not (series := points(rows, f"{prefix}{name}")):
             continue
-        count = account.get(
-            "decided" if name.startswith(("rewards", "logratio")) else "comparisons"
-        ) or account.get("used")
+        key = "decided" if name.startswith(("rewards", "logratio")) else "comparisons"
+        count = account.get(key) or account.get("used")
         step, value = series[-1]
-        low, high, why = None, None, UNKEPT
+        figure = Figure(value, None, None, 0, 0, UNKEPT)
         if name == "rewards/accuracies" and (many := looks(account)):
-            (low, high), why = wilson(value, many), ""
-        n = _several(count, "comparison" if account.get("comparisons") else "row")
-        if count and account.get("used") and account["used"] < count:
-            n += f" of {_several(account['used'], 'prompt')}"
-        row = {
-            "title": _titled(title, prefix),
-            "value": value,
-            "low": low,
-            "high": high,
-            "n": n,
-            "step": step,
-        }
-        found.append({**row, "source": f"metrics.jsonl: {prefix}{name}", "why": why})
-    return found
+            figure = Figure(value, *wilson(value, many), many, many)
+        n = _of_prompts(count, noun, account.get("used"))
+        source = f"metrics.jsonl: {prefix}{name}"
+        made.append(_row(_titled(title, prefix), figure, n, source, step=int(step)))
+    return made
 
 
 def _looked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -191,18 +172,11 @@ def _looked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     last = next((row for row in reversed(rows) if "eval_answers" in row), None)
     if last is None:
         return []
-    of = {"n": _several(last["eval_answers"], "prompt"), "step": last["step"], "why": ""}
-    return [
-        {
-            "title": title,
-            "value": last[f"eval_{name}"],
-            "low": last[f"eval_{name}_low"],
-            "high": last[f"eval_{name}_high"],
-            **of,
-        }
-        | {"source": f"metrics.jsonl: eval_{name}"}
-        for name, title in LOOKED.items()
-    ]
+    count, made = last["eval_answers"], []
+    for name, title in LOOKED.items():
+        figure, source = Figure.logged(last, f"eval_{name}", count), f"metrics.jsonl: eval_{name}"
+        made.append(_row(title, figure, plural(count, "prompt"), source, step=last["step"]))
+    return made
 
 
 def _own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,28 +185,18 @@ def _own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     last: Mapping[str, Any] = next((row for row in reversed(rows) if row.get("kl") is not None), {})
     many, prompts = last.get("kl_samples") or last.get("answers"), last.get("prompts")
-    n = _several(many, "answer") + (
-        f" of {_several(prompts, 'prompt')}" if prompts and prompts != many else ""
-    )
-    found = []
+    n = _of_prompts(many, "answer", prompts)
+    made = []
     for name, title in OWN.items():
-        if last.get(name) is None or (
-            name == "score" and prompts is None
-        ):  # such a run keeps no spread of a score: its last steps are something
+        # a run that is not on rewards keeps no spread of a score: its last steps are something
+        if last.get(name) is None or (name == "score" and prompts is None):
             continue
-        low, high = last.get(f"{name}_low"), last.get(f"{name}_high")
         title += ", in training" if name == "kl" and "answers" in last else ""
-        row = {
-            "title": title,
-            "value": last[name],
-            "low": low,
-            "high": high,
-            "n": n,
-            "step": last["step"],
-            "source": f"metrics.jsonl: {name}",
-        }
-        found.append({**row, "why": "" if low is not None else ONE if prompts == 1 else UNKEPT})
-    return found
+        figure = Figure.logged(last, name, many or 0, prompts)
+        if figure.low is None:
+            figure = replace(figure, why=ONE if prompts == 1 else UNKEPT)
+        made.append(_row(title, figure, n, f"metrics.jsonl: {name}", step=last["step"]))
+    return made
 
 
 def _trained(rows: list[dict[str, Any]], name: str, title: str) -> dict[str, Any] | None:
@@ -242,21 +206,8 @@ def _trained(rows: list[dict[str, Any]], name: str, title: str) -> dict[str, Any
     series = points(rows, name)[-RECENT:]
     if not series:
         return None
-    made = mean([value for _, value in series], range(len(series)))
-    n, why = (
-        _several(len(series), "logged step"),
-        ("" if made.low is not None else "one step has no spread"),
-    )
-    row = {
-        "title": title,
-        "value": made.value,
-        "low": made.low,
-        "high": made.high,
-        "n": n,
-        "step": series[-1][0],
-    }
-    return {**row, "source": f"metrics.jsonl: {name}", "why": why}
-
-
-def _several(count: int | None, noun: str) -> str:
-    return "–" if count is None else f"{count:,} {noun}{'' if count == 1 else 's'}"
+    figure = mean([value for _, value in series], range(len(series)))
+    if figure.low is None:
+        figure = replace(figure, why="one step has no spread")
+    n, source = plural(len(series), "logged step"), f"metrics.jsonl: {name}"
+    return _row(title, figure, n, source, step=int(series[-1][0]))

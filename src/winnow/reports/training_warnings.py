@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from winnow.system.findings import Finding, by_level
 from winnow.system.format import (
     RECENT,
     Points,
@@ -77,27 +78,17 @@ OF_SUMMARY = ("kl", "length_ratio")  # numbers of a summary over several runs th
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
-    """One sentence for the box: what was seen, with numbers, and one thing to do about it."""
-
-    code: str
-    message: str
-    advice: str
-    level: str = "warning"
-
-
-@dataclass(frozen=True, slots=True)
 class Symptom:
     """`find` looks for it; `needs`: metric names, all of them, before it can be looked for."""
 
     title: str
     needs: tuple[str, ...]
-    find: Callable[[Run], Sign | None]
+    find: Callable[[Run], Finding | None]
     of_writers: bool = False  # nothing to look for in a model that only judges
     of_rewards: bool = False  # nothing to look for where no answers are sampled and scored
 
 
-def displacement(run: Run) -> Sign | None:
+def displacement(run: Run) -> Finding | None:
     """Both answers lose probability, the rejected one faster: the margin grows while the model
     unlearns its data.
     """
@@ -121,12 +112,15 @@ def displacement(run: Run) -> Sign | None:
         f"Chosen log-probability fell {-now:.2f} nats per token since the start, measured"
         f" {where}{beside}: displacement."
     )
-    return Sign(
-        "displacement", text, "Consider a higher beta, a lower rate, fewer steps, or an SFT term."
+    return Finding(
+        "warning",
+        "displacement",
+        text,
+        remedy="Consider a higher beta, a lower rate, fewer steps, or an SFT term.",
     )
 
 
-def overfit(run: Run) -> Sign | None:
+def overfit(run: Run) -> Finding | None:
     """Training pairs all won, held-out pairs not."""
     trained, (step, held) = (
         recent(points(run["metrics"], "rewards/accuracies")),
@@ -138,10 +132,15 @@ def overfit(run: Run) -> Sign | None:
         f"Accuracy is {trained:.2f} on training pairs and {held:.2f} on held-out ones: the pairs"
         " are memorised."
     )
-    return Sign("overfit", text, "Train for fewer epochs or at a lower rate, or bring more pairs.")
+    return Finding(
+        "warning",
+        "overfit",
+        text,
+        remedy="Train for fewer epochs or at a lower rate, or bring more pairs.",
+    )
 
 
-def rising(run: Run) -> Sign | None:
+def rising(run: Run) -> Finding | None:
     """The held-out loss has passed its minimum; of several evaluation sets the one that rose
     most.
     """
@@ -170,10 +169,15 @@ def rising(run: Run) -> Sign | None:
         f"Held-out loss{f' on {which}' if which else ''} rose from {lowest[1]:.4f} at step"
         f" {lowest[0]:,} to {last[1]:.4f} at step {last[0]:,}."
     )
-    return Sign("rising", text, "Keep the best checkpoint with save_best, or stop earlier.")
+    return Finding(
+        "warning",
+        "rising",
+        text,
+        remedy="Keep the best checkpoint with save_best, or stop earlier.",
+    )
 
 
-def stuck(run: Run) -> Sign | None:
+def stuck(run: Run) -> Finding | None:
     """The loss has not left the value it must have where policy and reference are the same."""
     losses, complete = (
         points(run["metrics"], "loss"),
@@ -189,12 +193,15 @@ def stuck(run: Run) -> Sign | None:
         f"Loss was {losses[0][1]:.4f} at step {losses[0][0]:,} and is {recent(losses):.4f} over the"
         f" last {last} logged steps: it has not left its start."
     )
-    return Sign(
-        "stuck", text, "Raise lr: small models and adapters often need 10 to 100 times the default."
+    return Finding(
+        "warning",
+        "stuck",
+        text,
+        remedy="Raise lr: small models and adapters often need 10 to 100 times the default.",
     )
 
 
-def clipped(run: Run) -> Sign | None:
+def clipped(run: Run) -> Finding | None:
     """Clipping at most steps makes the norm, not the gradient, decide."""
     clip, norms = (
         run["settings"].get("clip"),
@@ -210,10 +217,12 @@ def clipped(run: Run) -> Sign | None:
         f" ({percent(cut / len(norms))}): median norm {number(median(norms))}, clip"
         f" {number(float(clip), 2)}."
     )
-    return Sign("clipped", text, "Raise clip if the loss is steady; lower lr if it is not.", "note")
+    return Finding(
+        "note", "clipped", text, remedy="Raise clip if the loss is steady; lower lr if it is not."
+    )
 
 
-def length_bias(run: Run) -> Sign | None:
+def length_bias(run: Run) -> Finding | None:
     """Winners longer (or shorter) than losers; silent where the doctor has said so already."""
     if any(
         str(finding.get("code")).startswith("length_") and finding.get("level") == "warning"
@@ -229,14 +238,15 @@ def length_bias(run: Run) -> Sign | None:
         f"Chosen answers average {mean['chosen']:.0f} tokens, rejected ones {mean['rejected']:.0f}:"
         f" the model can learn to be {word} instead of better."
     )
-    return Sign(
+    return Finding(
+        "warning",
         "length-bias",
         text,
-        "Compare with --objective dpo_norm, or balance the lengths of the pairs.",
+        remedy="Compare with --objective dpo_norm, or balance the lengths of the pairs.",
     )
 
 
-def longer(run: Run) -> Sign | None:
+def longer(run: Run) -> Finding | None:
     """Answers grew while training."""
     series = points(run["metrics"], "length/sampled")
     ratio = run["summary"].get(
@@ -244,14 +254,15 @@ def longer(run: Run) -> Sign | None:
     )
     if ratio is None or ratio <= LONGER:
         return None
-    return Sign(
+    return Finding(
+        "warning",
         "longer",
         f"Answers after training are {ratio:.2f} times as long as before.",
-        "Compare with --objective dpo_norm, or a higher beta.",
+        remedy="Compare with --objective dpo_norm, or a higher beta.",
     )
 
 
-def chance(run: Run) -> Sign | None:
+def chance(run: Run) -> Finding | None:
     """Held-out accuracy that a coin could have reached, or worse."""
     step, share = held_out(run["metrics"], "rewards/accuracies")[-1]
     count, many = decided(run), looks(first_set(run))
@@ -265,19 +276,21 @@ def chance(run: Run) -> Sign | None:
         f" {high:.2f}): "
     )
     if high < 0.5:
-        return Sign(
+        return Finding(
+            "warning",
             "chance",
             f"{seen}below chance.",
-            "Check that chosen and rejected are not swapped in the data.",
+            remedy="Check that chosen and rejected are not swapped in the data.",
         )
-    return Sign(
+    return Finding(
+        "warning",
         "chance",
         f"{seen}it cannot be told from chance.",
-        "Hold out more comparisons, or train longer, before believing this run.",
+        remedy="Hold out more comparisons, or train longer, before believing this run.",
     )
 
 
-def collapse(run: Run) -> Sign | None:
+def collapse(run: Run) -> Finding | None:
     """The model has become sure of itself, token by token. Rightly so in SFT from scratch, hence
     only where a policy is tuned.
     """
@@ -289,38 +302,40 @@ def collapse(run: Run) -> Sign | None:
         f"Entropy fell from {start:.2f} to {now:.2f} nats per token: samples will repeat each"
         " other."
     )
-    return Sign("collapse", text, "Raise beta, or train for fewer steps.")
+    return Finding("warning", "collapse", text, remedy="Raise beta, or train for fewer steps.")
 
 
-def far(run: Run) -> Sign | None:
+def far(run: Run) -> Finding | None:
     """The policy has gone far from the reference."""
     series = points(run["metrics"], "kl")
     kl = run["summary"].get("kl", series[-1][1] if series else None)
     if kl is None or kl <= FAR:
         return None
-    return Sign(
+    return Finding(
+        "warning",
         "far",
         f"KL to the reference is {kl:.1f} nats per answer: the model says what the reference hardly"
         " ever would.",
-        "Raise beta, or stop earlier.",
+        remedy="Raise beta, or stop earlier.",
     )
 
 
-def cut(run: Run) -> Sign | None:
+def cut(run: Run) -> Finding | None:
     """Tokens the length limit took away."""
     tokens = ((run["data"] or {}).get("train") or {}).get("tokens") or {}
     lost = tokens.get("cut") or 0
     if not lost:
         return None
     share = lost / (lost + (tokens.get("prompt") or 0) + (tokens.get("scored") or 0))
-    return Sign(
+    return Finding(
+        "warning",
         "cut",
         f"max_length cut {lost:,} tokens off the training data ({percent(share, 1)} of it).",
-        "Raise max_length if memory allows.",
+        remedy="Raise max_length if memory allows.",
     )
 
 
-def ignorant(run: Run) -> Sign | None:
+def ignorant(run: Run) -> Finding | None:
     """The critic has learned next to nothing late in a run: it is no better than one number for
     all.
     """
@@ -334,14 +349,15 @@ def ignorant(run: Run) -> Sign | None:
         f"The critic explains {number(recent(series), 2)} of the returns’ variance over the last"
         f" {RECENT} logged steps: it knows next to nothing."
     )
-    return Sign(
+    return Finding(
+        "warning",
         "ignorant",
         text,
-        "Raise critic_lr, raise lam to 1, or take advantage=rloo, which has no critic.",
+        remedy="Raise critic_lr, raise lam to 1, or take advantage=rloo, which has no critic.",
     )
 
 
-def hurried(run: Run) -> Sign | None:
+def hurried(run: Run) -> Finding | None:
     """The policy goes so far within an iteration that what was sampled before is no longer about
     it.
     """
@@ -352,15 +368,16 @@ def hurried(run: Run) -> Sign | None:
         f"Within an iteration {percent(recent(clip))} of the tokens lost their slope to clipping"
         f" and {number(recent(kl), 2)} nats per token were moved"
     )
-    return Sign(
+    return Finding(
+        "warning",
         "hurried",
         f"{text}, means of the last {min(RECENT, len(clip))} logged steps: the steps are too"
         " large.",
-        "Lower lr, or epochs.",
+        remedy="Lower lr, or epochs.",
     )
 
 
-def off_target(run: Run) -> Sign | None:
+def off_target(run: Run) -> Finding | None:
     """The KL that was asked for is not the one that came of it, late in a run."""
     target, series, complete = (
         run["settings"].get("target_kl"),
@@ -377,14 +394,15 @@ def off_target(run: Run) -> Sign | None:
         f"KL to the reference is {number(kl)} nats per answer, mean of the last {late:,}"
         f" iterations, and target_kl is {number(float(target))}"
     )
-    return Sign(
+    return Finding(
+        "warning",
         "off-target",
         f"{text}: beta has not brought it there.",
-        "Train for more iterations, or lower horizon; raise horizon where beta swings.",
+        remedy="Train for more iterations, or lower horizon; raise horizon where beta swings.",
     )
 
 
-def unending(run: Run) -> Sign | None:
+def unending(run: Run) -> Finding | None:
     """Answers stop ending by themselves: what is cut off costs the policy nothing."""
     series = points(run["metrics"], "finished")
     late = _tenth(series)
@@ -397,10 +415,11 @@ def unending(run: Run) -> Sign | None:
         f"Own answers that end by themselves fell from {percent(start)} in the first {late:,}"
         f" iterations to {percent(now)} in the last {late:,}"
     )
-    return Sign(
+    return Finding(
+        "warning",
         "unending",
         f"{text}: the others are cut off.",
-        "Give answers that are cut off a worse score with --unfinished.",
+        remedy="Give answers that are cut off a worse score with --unfinished.",
     )
 
 
@@ -431,7 +450,7 @@ SYMPTOMS = {
 }
 
 
-def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
+def examine(run: Run) -> tuple[list[Finding], list[str], list[str]]:
     """(signs, titles of what was looked for, titles of what could not be for want of numbers)."""
     known = {key for row in run["metrics"] for key, value in row.items() if value is not None}
     known |= {f"summary:{key}" for key in run["summary"]} | {
@@ -448,25 +467,23 @@ def examine(run: Run) -> tuple[list[Sign], list[str], list[str]]:
         sign for code, symptom in SYMPTOMS.items() if able[code] and (sign := symptom.find(run))
     ]
     signs += [
-        Sign(
+        Finding(
+            finding["level"],
             str(finding.get("code", "data")),
             in_words(finding),
-            str(finding.get("remedy", "")),
-            str(finding.get("level")),
+            remedy=str(finding.get("remedy", "")),
         )
         for finding in _findings(run)
         if finding.get("level")
         in ("warning", "error")  # what the doctor only notes stands beside the data
     ]
-    rank = {"error": 0, "warning": 1}
-    signs.sort(key=lambda sign: rank.get(sign.level, 2))
     judges, others = run.get("recipe") == "reward", run.get("recipe") not in (None, "ppo")
     unable = [
         s.title
         for code, s in SYMPTOMS.items()
         if not able[code] and not (judges and s.of_writers) and not (others and s.of_rewards)
     ]
-    return signs, [s.title for code, s in SYMPTOMS.items() if able[code]], unable
+    return by_level(signs), [s.title for code, s in SYMPTOMS.items() if able[code]], unable
 
 
 def _findings(run: Run) -> list[Mapping[str, Any]]:

@@ -4,13 +4,14 @@ cells. No figure is made here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from winnow.reports.headline import Card
+from winnow.reports.page import Card, Row, Table, figure_card
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
-from winnow.system.format import interval, number, percent, plural
+from winnow.reports.winrate_report import strength_row
+from winnow.system.figure import Figure, cell, interval, value
+from winnow.system.format import chance, number, percent, plural
 
 Figures = Mapping[str, Any]
 
@@ -46,23 +47,14 @@ SAID = {
 SAID |= {"error": "gave no verdict"}
 
 
-def top(report: Figures, *, alone: bool) -> dict[str, Any]:
-    """What the template needs for all collections of a report; alone: nothing else is on the page,
-    so its head is theirs.
-    """
-    found: dict[str, Any] = {
+def bodies(report: Figures) -> tuple[list[str], dict[str, Any]]:
+    """The templates for the collections and judges of a report, with what they need."""
+    values = {
         "collections": [page(one) for one in report["collections"]],
         "judges": [_judge(one) for one in report["judges"]],
     }
-    return (
-        found
-        | {
-            "verdict": verdict(report["collections"]),
-            "subline": subline(report["collections"]),
-        }
-        if alone
-        else found
-    )
+    names = {"judge.html.jinja": "judges", "collection.html.jinja": "collections"}
+    return [template for template, name in names.items() if values[name]], values
 
 
 def verdict(ones: Sequence[Figures]) -> str:
@@ -97,16 +89,12 @@ def subline(ones: Sequence[Figures]) -> str:
 
 def page(one: Figures) -> dict[str, Any]:
     """What the template needs of one collection."""
-    voters = one["voters"]
-    made = {
-        "cards": cards(one),
-        "drawings": drawings(one),
-        "tables": [_agreement(one["agreement"]), _voters(voters), _trust(voters)],
-    }
     return {
         "figures": one,
-        **made,
-        "models": _models(one["models"]),
+        "cards": cards(one),
+        "drawings": drawings(one),
+        "tables": [agreement_table(one["agreement"]), *voter_tables(one["voters"])],
+        "models": {"sentences": model_sentences(one["models"]), "groups": _groups(one["models"])},
         "votes": [_vote(vote) for vote in one["shown"]],
     }
 
@@ -131,16 +119,16 @@ def cards(one: Figures) -> list[Card]:
             f" {plural(one['items'], 'prompt')}",
         )
     )
-    found.append(_share_card("Two voters agree", one["agreement"]["raw"], "times two saw a pair"))
-    found.append(
-        _share_card(
-            "Left answer preferred",
-            one["left"],
-            f"looks; {chance(one['left']['p'])} if sides are no matter",
-        )
-    )
-    if len(one["voters"]) == 1 and (steady := one["voters"][0]["swapped"])["value"] is not None:
-        found.append(_share_card("Same verdict in both orders", steady, "pairs"))
+    sides = f"looks; {chance(one['left']['p'])} if sides are no matter"
+    shares = [
+        ("Two voters agree", one["agreement"]["raw"], "times two saw a pair"),
+        ("Left answer preferred", one["left"], sides),
+    ]
+    if len(one["voters"]) == 1 and one["voters"][0]["swapped"]["value"] is not None:
+        shares.append(("Same verdict in both orders", one["voters"][0]["swapped"], "pairs"))
+    found += [
+        figure_card(label, Figure.read(row), percent, noun, bar=True) for label, row, noun in shares
+    ]
     if one["seconds"] is not None:
         found.append(
             Card(
@@ -150,15 +138,6 @@ def cards(one: Figures) -> list[Card]:
             )
         )
     return found
-
-
-def _share_card(label: str, figure: Figures, of: str) -> Card:
-    if figure["value"] is None:
-        return Card(label, "–", f"undefined: {figure['why']}")
-    detail = f"95 % interval {interval(figure)}, n = {number(figure['count'])} {of}"
-    return Card(
-        label, percent(figure["value"]), detail, figure["value"], (figure["low"], figure["high"])
-    )
 
 
 def drawings(one: Figures) -> list[Drawing]:
@@ -199,82 +178,86 @@ def _line(name: str, i: int, values: Sequence[int]) -> Line:
     )
 
 
-def _voters(voters: Sequence[Figures]) -> dict[str, Any]:
-    """Who voted how; what nobody did is left out."""
+def voter_tables(voters: Sequence[Figures]) -> list[Table]:
+    """Who voted how; then whether a voter minds the side, and says the same again."""
+    return [_voters(voters), _trust(voters)]
+
+
+def _voters(voters: Sequence[Figures]) -> Table:
+    """What nobody did is left out."""
     shown = [name for name in OUTCOMES if any(row["outcomes"][name] for row in voters)]
     timed = any(row["seconds"] is not None for row in voters)
     rows = []
     for row in voters:
-        cells = [number(row[name]) for name in ("votes", "pairs")] + [
-            number(row["outcomes"][name]) for name in shown
-        ]
-        time = ["–" if row["seconds"] is None else f"{number(row['seconds'])} s"] if timed else []
-        rows.append({"name": row["name"], "cells": cells + time})
-    heads = [
-        "Voter",
-        "Votes",
-        "Pairs",
-        *(OUTCOMES[name] for name in shown),
-        *(["Median time"] if timed else []),
-    ]
-    return {"title": "Who voted", "sentences": [], "heads": heads, "rows": rows}
+        cells = [number(row[name]) for name in ("votes", "pairs")]
+        cells += [number(row["outcomes"][name]) for name in shown]
+        if timed:
+            cells.append("–" if row["seconds"] is None else f"{number(row['seconds'])} s")
+        rows.append(Row(row["name"], cells))
+    heads = ["Voter", "Votes", "Pairs", *(OUTCOMES[name] for name in shown)]
+    return Table("Who voted", [*heads, *(["Median time"] if timed else [])], rows)
 
 
-def _trust(voters: Sequence[Figures]) -> dict[str, Any]:
-    """Does a voter mind the side, and say the same again? What is undefined for all of them is said
-    once, in words.
-    """
-    said = [
+def _trust(voters: Sequence[Figures]) -> Table:
+    """What is undefined for all voters is said once, in words."""
+    defined = [name for name in TRUST if any(row[name]["value"] is not None for row in voters)]
+    sentences = [
         f"{title}: undefined, {voters[0][name]['why']}."
         for name, title in TRUST.items()
-        if all(row[name]["value"] is None for row in voters)
+        if name not in defined and voters
     ]
-    shown = [name for name in TRUST if any(row[name]["value"] is not None for row in voters)]
-    heads, rows = ["Voter"], [{"name": row["name"], "cells": list[str]()} for row in voters]
-    for name in shown:
+    heads = ["Voter"]
+    for name in defined:
         heads += [TRUST[name], *(["If sides are no matter"] if name == "left" else [])]
-        for made, row in zip(rows, voters, strict=True):
-            made["cells"] += [
-                share(row[name]),
-                *([chance(row["p_left"])] if name == "left" else []),
-            ]
-    note = (
-        ["Shares with 95 % intervals; p is the exact binomial one, of both sides."] if shown else []
-    )
-    return {
-        "title": "Sides, repeats, known answers",
-        "sentences": note + said,
-        "heads": heads,
-        "rows": rows if shown else [],
-    }
+    rows = []
+    for row in voters:
+        cells = []
+        for name in defined:
+            cells.append(share(row[name]))
+            cells += [chance(row["p_left"])] if name == "left" else []
+        rows.append(Row(row["name"], cells))
+    note = "Shares with 95 % intervals; p is the exact binomial one, of both sides."
+    sentences = [note, *sentences] if defined else sentences
+    return Table("Sides, repeats, known answers", heads, rows if defined else [], sentences)
 
 
-def _agreement(found: Figures) -> dict[str, Any]:
+def agreement_table(agreement: Figures) -> Table:
     """How alike voters are beyond chance."""
+    couples = agreement["kappa"]
     rows = [
-        ("All voters: the same verdict", share(found["raw"])),
-        ("All voters: Krippendorff's alpha", _plain(found["alpha"], "pairs")),
+        Row("All voters: the same verdict", [share(agreement["raw"])]),
+        Row("All voters: Krippendorff's alpha", [_plain(agreement["alpha"])]),
     ]
     rows += [
-        (f"{two['one']} and {two['other']}: Cohen's kappa", _plain(two, "pairs"))
-        for two in found["kappa"][:TWOS]
+        Row(f"{couple['one']} and {couple['other']}: Cohen's kappa", [_plain(couple)])
+        for couple in couples[:TWOS]
     ]
-    said = (
-        [f"Of {number(len(found['kappa']))} couples the {TWOS} who share the most pairs."]
-        if len(found["kappa"]) > TWOS
-        else []
+    more = f"Of {number(len(couples))} couples the {TWOS} who share the most pairs."
+    return Table("Agreement", [], rows, [more] if len(couples) > TWOS else [])
+
+
+def judge_tables(one: Figures) -> list[Table]:
+    """A judge beside people: pairs by what both say, and how often that is the same."""
+    labels = list(one["table"])
+    rows = [
+        Row(LABELS[label], [number(one["table"][label][other]) for other in labels])
+        for label in labels
+    ]
+    heads = ["People ↓ judge →", *(LABELS[label] for label in labels)]
+    names = (
+        ("Same verdict, all pairs", "all_pairs"),
+        ("Same verdict, pairs both decided", "decided"),
+        ("Same verdict in both orders (the judge alone)", "swapped"),
     )
-    return {
-        "title": "Agreement",
-        "sentences": said,
-        "heads": [],
-        "rows": [{"name": name, "cells": [cell]} for name, cell in rows],
-    }
+    shares = [Row(name, [share(one[key])]) for name, key in names if key in one]
+    title = f"{one['judge']} against people"
+    return [Table(title, heads, rows), Table("", [], shares)]
 
 
 def _judge(one: Figures) -> dict[str, Any]:
-    """A judge beside people: the table of both, what it comes to, and the whole number of pairs."""
-    table, most = one["table"], max(max(row.values()) for row in one["table"].values()) or 1
+    """A judge beside people for the page, whose table of both is coloured."""
+    counted, shares = judge_tables(one)
+    most = max(max(row.values()) for row in one["table"].values()) or 1
     rows = [
         {
             "name": LABELS[label],
@@ -283,106 +266,89 @@ def _judge(one: Figures) -> dict[str, Any]:
                 for other, n in row.items()
             ],
         }
-        for label, row in table.items()
+        for label, row in one["table"].items()
     ]
-    names = (
-        ("Same verdict, all pairs", "all_pairs"),
-        ("Same verdict, pairs both decided", "decided"),
-        ("Same verdict in both orders (the judge alone)", "swapped"),
-    )
-    said = [{"name": name, "cells": [share(one[key])]} for name, key in names]
     return {
         "judge": one["judge"],
         "file": one["file"],
         "people": plural(one["people"], "person", "people"),
-        "heads": [*LABELS.values()],
+        "heads": counted.heads[1:],
         "rows": rows,
-        "said": said,
+        "shares": shares,
     }
 
 
-def _models(models: Figures) -> dict[str, Any]:
-    """Sentences on what the votes can tell of the models and what not; then a table of strengths
-    and a matrix of wins for each group.
-    """
+def model_sentences(models: Figures) -> list[str]:
+    """What the votes can tell of the models, and what not."""
     if "undefined" in models:
-        said = [f"Undefined: {models['undefined']}."]
+        sentences = [f"Undefined: {models['undefined']}."]
     else:
-        said = [
+        sentences = [
             f"Bradley-Terry over {plural(models['votes'], 'vote')} on"
             f" {plural(models['prompts'], 'prompt')}; ties and both bad are half a win."
         ]
     groups = models.get("groups", ())
     if len(groups) > 1:
         names = [", ".join(row["model"] for row in group["strengths"]) for group in groups]
-        said.append(
+        sentences.append(
             "No chain of votes leads from one of these groups to another, so their models cannot"
             f" be compared: {'; '.join(names)}."
         )
     if models["unseen"]:
-        said.append(f"Without a vote beside another model: {', '.join(models['unseen'])}.")
-    return {
-        "sentences": said,
-        "groups": [
-            {
-                "rows": [_strength(row) for row in group["strengths"]],
-                "matrix": _matrix(group["wins"]),
-            }
-            for group in groups
-        ],
-    }
+        sentences.append(f"Without a vote beside another model: {', '.join(models['unseen'])}.")
+    return sentences
 
 
-def _strength(row: Figures) -> dict[str, Any]:
-    """A model's row: its strength, and the chance to win against one of mean strength, also as a
-    bar.
-    """
-    values = [row[name] for name in ("strength", "low", "high")]
-    at, low, high = (1 / (1 + math.exp(-value)) for value in values)
-    cells = [
-        number(row["votes"]),
-        f"{nats(values[0])} ({nats(values[1])} to {nats(values[2])})",
-        f"{percent(at)} ({interval({'low': low, 'high': high})})",
+def strengths(group: Figures) -> Table:
+    """The models of a group, the strongest first."""
+    heads = ["Model", "Votes", "Strength in nats (95 % interval)", "Wins against mean strength"]
+    rows = [strength_row(row, before=[number(row["votes"])]) for row in group["strengths"]]
+    return Table("Models", heads, rows)
+
+
+def wins(group: Figures) -> Table:
+    """How likely each model of a group is to beat each other one, by the strengths."""
+    names = [row["model"] for row in group["strengths"]]
+    rows = [
+        Row(name, ["" if row is None else share(row) for row in line])
+        for name, line in zip(names, group["wins"], strict=True)
     ]
-    return {"name": row["model"], "cells": cells, "at": at, "interval": (low, high)}
+    return Table("Wins against", ["", *names], rows)
 
 
-def nats(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−").replace("+0.00", "0.00")
+def _groups(models: Figures) -> list[dict[str, Any]]:
+    return [
+        {
+            "strengths": strengths(group),
+            "matrix": [[_cell(row) for row in line] for line in group["wins"]],
+        }
+        for group in models.get("groups", ())
+    ]
 
 
-def _matrix(wins: Sequence[Sequence[Figures | None]]) -> list[list[dict[str, Any]]]:
-    """Cells of the matrix of wins; `tint` is how strongly a cell is coloured, in percent."""
-    return [[_cell(cell) for cell in row] for row in wins]
-
-
-def _cell(cell: Figures | None) -> dict[str, Any]:
-    if cell is None:
+def _cell(row: Figures | None) -> dict[str, Any]:
+    """A cell of the matrix of wins; `tint` is how strongly it is coloured, in percent."""
+    if row is None:
         return {"value": "", "detail": "", "kind": "same", "tint": 0}
-    tint, kind = round(80 * abs(cell["share"] - 0.5)), "wins" if cell["share"] > 0.5 else "loses"
+    figure = Figure.read(row)
     return {
-        "value": percent(cell["share"]),
-        "detail": f"{interval(cell)}, n = {number(cell['count'])}",
-        "kind": kind,
-        "tint": tint,
+        "value": value(figure, percent),
+        "detail": f"{interval(figure, percent)}, n = {number(figure.count)}",
+        "kind": "wins" if row["share"] > 0.5 else "loses",
+        "tint": round(80 * abs(row["share"] - 0.5)),
     }
 
 
-def share(figure: Figures) -> str:
+def share(row: Figures) -> str:
     """A share with its interval and what it was taken over, or in words why there is none."""
-    if figure["value"] is None:
-        return f"undefined: {figure['why']}"
-    return f"{percent(figure['value'])} ({interval(figure)}, n = {number(figure['count'])})"
+    return cell(Figure.read(row), percent)
 
 
-def _plain(figure: Figures, of: str) -> str:
-    if figure["value"] is None:
-        return f"undefined: {figure['why']}"
-    return f"{figure['value']:.2f} (n = {number(figure['count'])} {of})".replace("-", "−")
-
-
-def chance(value: float | None) -> str:
-    return "–" if value is None else "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+def _plain(row: Figures) -> str:
+    """Of pairs, without an interval."""
+    figure = Figure.read(row)
+    text = value(figure, lambda x: f"{x:.2f}".replace("-", "−"))
+    return text if figure.value is None else f"{text} (n = {number(figure.count)} pairs)"
 
 
 def _vote(vote: Figures) -> dict[str, Any]:

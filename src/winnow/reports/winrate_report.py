@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow.reports import run_report as pages
-from winnow.reports.doubts import same
-from winnow.reports.headline import Card
+from winnow.reports.page import Card, Page, Row, Table, figure_card
+from winnow.reports.page import render as render_page
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
-from winnow.reports.votes_report import chance, nats
+from winnow.reports.winrate_warnings import same
+from winnow.system.figure import Figure, Writer, cell, support
 from winnow.system.files import write_atomic
-from winnow.system.format import interval, number, percent, plural, signed
+from winnow.system.format import chance, nats, number, plural, signed, tenths
 from winnow.system.run_folder import RunFolder
 
 Figures = Mapping[str, Any]
@@ -52,6 +52,11 @@ FIGURES = {
         "the same figures, of answers sampled at that temperature against the baseline's own"
     ),
 }
+LOOKED_FOR = (
+    "Looked for intervals that include 50 %, few prompts, ties, games without a verdict, a judge"
+    " that minds the place, verdicts that go with length, answers cut off or without a word, models"
+    " that are the same"
+)
 
 
 def write(folder: Path, report: Figures) -> None:
@@ -63,327 +68,254 @@ def headline(report: Figures) -> str:
     """The outcome in one sentence: of several models the one that does best against the
     baseline.
     """
-    one = best(report)
-    if (alike := same(one, report["models"])) is not None:
-        return f"{one['model']} and {one['against']} are even, 50 %, as they must be: {alike}."
-    won = one["win_rate"]
-    if won["rate"] is None or won["low"] is None:
-        return f"Nothing can be said of {one['model']} against {one['against']}: {won['why']}."
-    close = ": too close to tell them apart" if won["low"] <= 0.5 <= won["high"] else ""
-    sure = f"95 % interval {interval(won, 1)}, {plural(won['prompts'], 'prompt')}"
+    comparison = best(report)
+    model, baseline = comparison["model"], comparison["against"]
+    if (alike := same(comparison, report["models"])) is not None:
+        return f"{model} and {baseline} are even, 50 %, as they must be: {alike}."
+    won = Figure.read(comparison["win_rate"])
+    if won.value is None or won.ends is None:
+        return f"Nothing can be said of {model} against {baseline}: {won.why}."
+    close = ": too close to tell them apart" if won.contains(0.5) else ""
     return (
-        f"{one['model']} wins {percent(won['rate'], 1)} of games against {one['against']}"
-        f" ({sure}){close}."
+        f"{model} wins {tenths(won.value)} of games against {baseline}"
+        f" ({support(won, tenths)} prompts){close}."
     )
 
 
 def best(report: Figures) -> Figures:
     """The comparison with the baseline that the sentence and the cards are of."""
-    found: Figures = max(
-        report["comparisons"],
-        key=lambda one: -1.0 if one["win_rate"]["rate"] is None else one["win_rate"]["rate"],
-    )
-    return found
+    rates = [comparison["win_rate"]["rate"] for comparison in report["comparisons"]]
+    order = [-1.0 if rate is None else rate for rate in rates]
+    comparison: Figures = report["comparisons"][order.index(max(order))]
+    return comparison
 
 
-def tables(report: Figures) -> list[dict[str, Any]]:
-    """Titles, heads and rows of text, for the terminal and the page."""
-    ones = report["comparisons"]
-    found = [
-        {
-            "title": f"Against {ones[0]['against']}",
-            "heads": ["", *(one["model"] for one in ones)],
-            "rows": _rows(ones),
-        }
-    ]
+def tables(report: Figures) -> list[Table]:
+    """Every figure, for the terminal and the page."""
+    comparisons = report["comparisons"]
+    heads = ["", *(comparison["model"] for comparison in comparisons)]
+    made = [Table(f"Against {comparisons[0]['against']}", heads, _rows(comparisons))]
     if report["others"]:
         rows = [
-            {
-                "name": f"{one['model']} against {one['against']}",
-                "cells": [_share(one["win_rate"]), _share(one["length_controlled"])],
-            }
-            for one in report["others"]
+            Row(
+                f"{other['model']} against {other['against']}",
+                [_share(other["win_rate"]), _share(other["length_controlled"])],
+            )
+            for other in report["others"]
         ]
-        found.append(
-            {
-                "title": "The others against each other",
-                "heads": ["", "Win rate", "At equal lengths"],
-                "rows": rows,
-            }
-        )
+        heads = ["", "Win rate", "At equal lengths"]
+        made.append(Table("The others against each other", heads, rows))
     if report["ranking"]:
-        found += _ranked(report["ranking"])
+        made += _ranked(report["ranking"])
     if report["temperatures"]:
-        found.append(_heated(report["temperatures"]))
-    return found
+        made.append(_heated(report["temperatures"]))
+    return made
 
 
-def _rows(ones: Sequence[Figures]) -> list[dict[str, Any]]:
+def _rows(comparisons: Sequence[Figures]) -> list[Row]:
     """A row per figure, a column per comparison; what no comparison has is left out."""
-    shown = (
-        ("Win rate, ties half", lambda one: _share(one["win_rate"])),
-        ("Win rate at equal lengths", lambda one: _share(one["length_controlled"])),
-        ("  weight of length", lambda one: _weight(one["length_controlled"])),
-        ("Characters longer", lambda one: _mean(one["lengths"]["longer"], gain=True)),
-        ("  its own", lambda one: _mean(one["lengths"]["ours"])),
-        ("  the baseline's", lambda one: _mean(one["lengths"]["theirs"])),
-        ("Judge's score gained", lambda one: _mean(one["score_gain"], gain=True)),
-        (
-            "Prompts better, worse, even",
-            lambda one: (
-                f"{number(one['sign_test']['better'])}, {number(one['sign_test']['worse'])},"
-                f" {number(one['sign_test']['even'])}"
-            ),
-        ),
-        ("  sign test", lambda one: chance(one["sign_test"]["p"])),
-        ("Ties", lambda one: _share(one["ties"])),
-        ("Without a verdict", lambda one: _share(one["invalid"])),
-        ("Same answer to the letter", lambda one: _share(one["alike"])),
-        ("Same verdict in both orders", lambda one: _steady(one["orders"])),
-        ("What is read first wins", lambda one: _place(one["orders"])),
-        ("Difference from 50 % that would have been seen", lambda one: _seen(one["detectable"])),
-        ("Prompts that show 5 points", lambda one: number(one["needed"]["prompts"])),
-        (
-            "Prompts with a verdict, games",
-            lambda one: (
-                f"{number(one['win_rate']['prompts'])} of {number(one['asked'])},"
-                f" {number(one['win_rate']['games'])}"
-            ),
-        ),
-    )
-    rows = [{"name": title, "cells": [cell(one) for one in ones]} for title, cell in shown]
-    return [row for row in rows if any(row["cells"])]
+    columns = [_column(comparison) for comparison in comparisons]
+    rows = [Row(title, [column[title] for column in columns]) for title in columns[0]]
+    return [row for row in rows if any(row.cells)]
 
 
-def _share(one: Figures) -> str:
-    """A share with its interval and prompts. Why there is none stands among the notes."""
-    if one["rate"] is None:
-        return "undefined" if one.get("why") else ""
-    inner = "no interval" if one["low"] is None else interval(one, 1)
-    return f"{percent(one['rate'], 1)} ({inner}, n = {number(one['prompts'])})"
-
-
-def _weight(one: Figures) -> str:
-    return (
-        ""
-        if one["weight"] is None
-        else (
-            f"{nats(one['weight'])} nats ({nats(one['weight_low'])} to {nats(one['weight_high'])},"
-            f" n = {number(one['prompts'])})"
-        )
-    )
-
-
-def _mean(one: Figures | None, *, gain: bool = False) -> str:
-    if one is None:
-        return ""
-    say = signed if gain else number
-    inner = "no interval" if one["low"] is None else f"{say(one['low'])} to {say(one['high'])}"
-    return f"{say(one['mean'])} ({inner}, n = {number(one['prompts'])})"
-
-
-def _span(one: Figures) -> str:
-    inner = (
-        "no interval"
-        if one["low"] is None
-        else f"95 % interval {signed(one['low'])} to {signed(one['high'])}"
-    )
-    return f"{inner}, n = {number(one['prompts'])} prompts"
-
-
-def _steady(one: Figures | None) -> str:
-    if not one or not one["both"]:
-        return ""
-    return (
-        f"{percent(one['alike'] / one['both'], 1)} ({interval(one, 1)}, n = {number(one['both'])}"
-        " pairs)"
-    )
-
-
-def _place(one: Figures | None) -> str:
-    return (
-        ""
-        if not one or not one["decided"]
-        else (
-            f"{percent(one['first'] / one['decided'], 1)} of {number(one['decided'])} verdicts,"
-            f" {chance(one['chance'])}"
-        )
-    )
-
-
-def _seen(one: Figures) -> str:
-    return (
-        "more than there can be"
-        if one["difference"] is None
-        else f"{100 * one['difference']:.1f} points (n = {number(one['prompts'])})"
-    )
-
-
-def _ranked(ranking: Figures) -> list[dict[str, Any]]:
-    """Strengths of each group of models that verdicts join, the strongest first."""
-    heads = ["Model", "Strength in nats", "Wins against mean strength", "Games"]
-    found = []
-    for group in ranking["groups"]:
-        rows = []
-        for one in group:
-            at, low, high = (1 / (1 + math.exp(-one[name])) for name in ("strength", "low", "high"))
-            strength = f"{nats(one['strength'])} ({nats(one['low'])} to {nats(one['high'])})"
-            cells = [
-                strength,
-                f"{percent(at, 1)} ({interval({'low': low, 'high': high}, 1)})",
-                number(one["games"]),
-            ]
-            rows.append({"name": one["model"], "cells": cells, "at": at, "interval": (low, high)})
-        found.append(
-            {
-                "title": f"Bradley-Terry over {plural(ranking['prompts'], 'prompt')}",
-                "heads": heads,
-                "rows": rows,
-            }
-        )
-    return found
-
-
-def _heated(points: Sequence[Figures]) -> dict[str, Any]:
-    """A row per temperature, a column per model."""
-    names = list(dict.fromkeys(one["model"] for one in points))
-    known = {(one["model"], one["temperature"]): one for one in points}
-    rows = [
-        {"name": f"{heat:g}", "cells": [_share(known[name, heat]["win_rate"]) for name in names]}
-        for heat in sorted({one["temperature"] for one in points})
-    ]
+def _column(comparison: Figures) -> dict[str, str]:
+    """The cells of one comparison by the titles of their rows."""
+    won, lengths, signs = comparison["win_rate"], comparison["lengths"], comparison["sign_test"]
+    controlled, orders = comparison["length_controlled"], comparison["orders"]
+    split = ", ".join(number(signs[name]) for name in ("better", "worse", "even"))
     return {
-        "title": f"Win rate over {points[0]['against']} by sampling temperature",
-        "heads": ["Temperature", *names],
-        "rows": rows,
+        "Win rate, ties half": _share(won),
+        "Win rate at equal lengths": _share(controlled),
+        "  weight of length": _weight(controlled),
+        "Characters longer": _mean(lengths["longer"], signed),
+        "  its own": _mean(lengths["ours"]),
+        "  the baseline's": _mean(lengths["theirs"]),
+        "Judge's score gained": _mean(comparison["score_gain"], signed),
+        "Prompts better, worse, even": split,
+        "  sign test": chance(signs["p"]),
+        "Ties": _share(comparison["ties"]),
+        "Without a verdict": _share(comparison["invalid"]),
+        "Same answer to the letter": _share(comparison["alike"]),
+        "Same verdict in both orders": "" if not orders else _steady(orders),
+        "What is read first wins": "" if not orders else _first_read(orders),
+        "Difference from 50 % that would have been seen": _seen(comparison["detectable"]),
+        "Prompts that show 5 points": number(comparison["needed"]["prompts"]),
+        "Prompts with a verdict, games": (
+            f"{number(won['prompts'])} of {number(comparison['asked'])}, {number(won['games'])}"
+        ),
     }
+
+
+def _share(row: Figures) -> str:
+    """A share with its interval and prompts; empty where nobody asked for it."""
+    figure = _over_prompts(row)
+    return "" if figure.value is None and not figure.why else cell(figure, tenths)
+
+
+def _over_prompts(row: Figures) -> Figure:
+    """A figure of a report of win rates: n is its prompts."""
+    return Figure.read({**row, "count": row["prompts"]})
+
+
+def _weight(row: Figures) -> str:
+    if row["weight"] is None:
+        return ""
+    ends = {"low": row["weight_low"], "high": row["weight_high"], "prompts": row["prompts"]}
+    return cell(Figure.read({"value": row["weight"], **ends}), lambda x: f"{nats(x)} nats")
+
+
+def _mean(row: Figures | None, write: Writer = number) -> str:
+    return "" if row is None else cell(Figure.read(row), write)
+
+
+def _agreed(orders: Figures) -> Figure:
+    """Of pairs asked in both orders the share with the same verdict."""
+    both = orders["both"]
+    return Figure(orders["alike"] / both, orders["low"], orders["high"], both, both)
+
+
+def _steady(orders: Figures) -> str:
+    return cell(_agreed(orders), tenths, "pairs") if orders["both"] else ""
+
+
+def _first_read(orders: Figures) -> str:
+    if not orders["decided"]:
+        return ""
+    share = tenths(orders["first"] / orders["decided"])
+    return f"{share} of {number(orders['decided'])} verdicts, {chance(orders['chance'])}"
+
+
+def _seen(row: Figures) -> str:
+    if row["difference"] is None:
+        return "more than there can be"
+    return f"{100 * row['difference']:.1f} points (n = {number(row['prompts'])})"
+
+
+def _ranked(ranking: Figures) -> list[Table]:
+    """Strengths of each group of models that verdicts join, the strongest first."""
+    title = f"Bradley-Terry over {plural(ranking['prompts'], 'prompt')}"
+    heads = ["Model", "Strength in nats", "Wins against mean strength", "Games"]
+    return [
+        Table(title, heads, [strength_row(row, after=[number(row["games"])]) for row in group])
+        for group in ranking["groups"]
+    ]
+
+
+def strength_row(row: Figures, before: Sequence[str] = (), after: Sequence[str] = ()) -> Row:
+    """A model's strength, and the chance to win against one of mean strength, also as a bar."""
+    strength = Figure(row["strength"], row["low"], row["high"], 0, 0)
+    at, low, high = (1 / (1 + math.exp(-row[name])) for name in ("strength", "low", "high"))
+    chances = Figure(at, low, high, 0, 0)
+    written = [cell(strength, nats, count=False), cell(chances, tenths, count=False)]
+    return Row(row["model"], [*before, *written, *after], at=at, interval=(low, high))
+
+
+def _heated(points: Sequence[Figures]) -> Table:
+    """A row per temperature, a column per model."""
+    names = list(dict.fromkeys(point["model"] for point in points))
+    known = {(point["model"], point["temperature"]): point["win_rate"] for point in points}
+    rows = [
+        Row(f"{heat:g}", [_share(known[name, heat]) for name in names])
+        for heat in sorted({point["temperature"] for point in points})
+    ]
+    title = f"Win rate over {points[0]['against']} by sampling temperature"
+    return Table(title, ["Temperature", *names], rows)
 
 
 def drawing(report: Figures) -> Drawing | None:
     """The win rate over the baseline at each temperature, a line per model; None where no
     temperatures were asked for.
     """
-    points = [one for one in report["temperatures"] if one["win_rate"]["low"] is not None]
+    points = [point for point in report["temperatures"] if point["win_rate"]["low"] is not None]
     if not points:
         return None
+    baseline = points[0]["against"]
     panel = Panel(
-        f"Win rate over {points[0]['against']}",
-        f"By sampling temperature; the answers of {points[0]['against']} stay as they are. Bars: 95"
+        f"Win rate over {baseline}",
+        f"By sampling temperature; the answers of {baseline} stay as they are. Bars: 95"
         " % intervals over prompts. The line across: 50 %.",
         (),
         0.5,
         axis="temperature",
     )
-    lines = []
-    for i, name in enumerate(dict.fromkeys(one["model"] for one in points)):
-        own = [one for one in points if one["model"] == name]
-        spans = tuple((one["win_rate"]["low"], one["win_rate"]["high"]) for one in own)
-        series = [(one["temperature"], one["win_rate"]["rate"]) for one in own]
-        lines.append(
-            Line(
-                series,
-                "",
-                name,
-                RUN_INKS[i % 6],
-                list(DASHES)[i // 6 % 3],
-                MARKERS[i % 6],
-                spans=spans,
-            )
-        )
-    return draw_one(panel, lines)
+    names = dict.fromkeys(point["model"] for point in points)
+    return draw_one(
+        panel,
+        [
+            _line(i, name, [point for point in points if point["model"] == name])
+            for i, name in enumerate(names)
+        ],
+    )
+
+
+def _line(i: int, name: str, points: Sequence[Figures]) -> Line:
+    spans = tuple((point["win_rate"]["low"], point["win_rate"]["high"]) for point in points)
+    series = [(point["temperature"], point["win_rate"]["rate"]) for point in points]
+    ink, dash, marker = RUN_INKS[i % 6], list(DASHES)[i // 6 % 3], MARKERS[i % 6]
+    return Line(series, "", name, ink, dash, marker, spans=spans)
 
 
 def cards(report: Figures) -> list[Card]:
     """The key figures of the headline's comparison."""
-    one = best(report)
-    if why := same(
-        one, report["models"]
-    ):  # nothing was drawn that could have come out otherwise: no interval, and nothing to be seen
+    comparison = best(report)
+    if why := same(comparison, report["models"]):
+        # nothing could have come out otherwise: there is no interval, and nothing to be seen
         return [Card("Win rate", "50 %", f"as it must be: {why}", 0.5)]
-    found = [
-        _card("Win rate", one["win_rate"]),
-        _card("At equal lengths", one["length_controlled"]),
+
+    def share(label: str, name: str, *, bar: bool = False) -> Card:
+        figure = _over_prompts(comparison[name])
+        return figure_card(label, figure, tenths, "prompts", bar=bar)
+
+    made = [
+        share("Win rate", "win_rate", bar=True),
+        share("At equal lengths", "length_controlled", bar=True),
     ]
-    if (longer := one["lengths"]["longer"]) is not None:
-        found.append(
-            Card(
-                "Length",
-                signed(longer["mean"]),
-                f"characters beside {one['against']}’s; {_span(longer)}",
-            )
-        )
-    if one["score_gain"] is not None:
-        found.append(
-            Card(
-                "Judge's score",
-                signed(one["score_gain"]["mean"]),
-                f"gained; {_span(one['score_gain'])}",
-            )
-        )
-    found += [
-        _card("Ties", one["ties"], bar=False),
-        _card("Without a verdict", one["invalid"], bar=False),
-    ]
-    if (orders := one["orders"]) and orders["both"]:
-        steady = {
-            "rate": orders["alike"] / orders["both"],
-            "low": orders["low"],
-            "high": orders["high"],
-            "prompts": orders["both"],
-        }
-        found.append(_card("Same verdict in both orders", steady, of="pairs"))
-    seen = one["detectable"]
-    found.append(
-        Card(
-            "Would have been seen",
-            _seen(seen).partition(" (")[0],
-            f"from 50 %, by {plural(seen['prompts'], 'prompt')}, four times out of five",
-        )
-    )
-    return found
+    if (longer := comparison["lengths"]["longer"]) is not None:
+        detail = f"characters beside {comparison['against']}’s; "
+        made.append(_gain("Length", detail, longer))
+    if comparison["score_gain"] is not None:
+        made.append(_gain("Judge's score", "gained; ", comparison["score_gain"]))
+    made += [share("Ties", "ties"), share("Without a verdict", "invalid")]
+    if (orders := comparison["orders"]) and orders["both"]:
+        label = "Same verdict in both orders"
+        made.append(figure_card(label, _agreed(orders), tenths, "pairs", bar=True))
+    detectable = comparison["detectable"]
+    detail = f"from 50 %, by {plural(detectable['prompts'], 'prompt')}, four times out of five"
+    return [*made, Card("Would have been seen", _seen(detectable).partition(" (")[0], detail)]
 
 
-def _card(label: str, one: Figures, *, bar: bool = True, of: str = "prompts") -> Card:
-    if one["rate"] is None:
-        return Card(label, "–", f"undefined: {one['why']}" if one.get("why") else "")
-    span = None if one["low"] is None else (one["low"], one["high"])
-    detail = (
-        f"{'no interval' if span is None else f'95 % interval {interval(one, 1)}'}, n ="
-        f" {number(one['prompts'])} {of}"
-    )
-    return Card(
-        label, percent(one["rate"], 1), detail, one["rate"] if bar else None, span if bar else None
-    )
-
-
-def subline(report: Figures) -> str:
-    """On what, by whom, when."""
-    who = report["judge"].get("model") or report["judge"]["judge"]
-    parts = [
-        plural(report["prompts"], "prompt"),
-        plural(report["settings"]["k"], "answer") + " each",
-        f"judged by {who}",
-        report["started"],
-    ]
-    return " · ".join([*parts, f"winnow {report['versions'].get('winnow-lm', '')}"])
+def _gain(label: str, detail: str, row: Figures) -> Card:
+    figure = Figure.read(row)
+    return Card(label, signed(row["mean"]), detail + support(figure, signed, "prompts"))
 
 
 def render(report: Figures) -> str:
     """The page. Equal reports give equal bytes."""
-    drawn = drawing(report)
-    inner = {
-        "report": report,
-        "tables": tables(report),
-        "drawings": [drawn] if drawn else [],
-        "baseline": report["comparisons"][0]["against"],
-    }
-    top = {
-        "verdict": report["headline"],
-        "subline": subline(report),
-        "cards": cards(report),
-        "kind": "evaluation",
-        "winrate": inner,
-    }
-    return pages.from_template(
-        "report.html.jinja", {"report": {"title": report["title"], "runs": []}, **top}
+    drawn, ranked = drawing(report), ", models that cannot be ranked" if report["ranking"] else ""
+    judge = report["judge"].get("model") or report["judge"]["judge"]
+    parts = [
+        plural(report["prompts"], "prompt"),
+        plural(report["settings"]["k"], "answer") + " each",
+        f"judged by {judge}",
+        report["started"],
+        f"winnow {report['versions'].get('winnow-lm', '')}",
+    ]
+    page = Page(
+        title=report["title"],
+        kind="evaluation",
+        verdict=report["headline"],
+        subline=" · ".join(parts),
+        cards=cards(report),
+        warnings=report["warnings"],
+        looked_for=f"{LOOKED_FOR}{ranked}.",
+        bodies=["winrate.html.jinja"],
+        values={
+            "report": report,
+            "tables": tables(report),
+            "drawings": [drawn] if drawn else [],
+            "baseline": report["comparisons"][0]["against"],
+        },
+        footer="The same numbers for programs: report.json.",
     )
+    return render_page(page)

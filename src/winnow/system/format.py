@@ -118,9 +118,24 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %".replace("-", "−")
 
 
-def interval(share: Mapping[str, Any], digits: int = 0) -> str:
-    """The interval of a share, `low` to `high`, in percent."""
-    return f"{100 * share['low']:.{digits}f}–{100 * share['high']:.{digits}f} %"
+def tenths(share: float) -> str:
+    """A share as percent with one digit."""
+    return percent(share, 1)
+
+
+def hundredths(value: float) -> str:
+    """A number with two digits behind the point."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def nats(value: float) -> str:
+    """A strength or a weight in nats, with its sign."""
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−").replace("+0.00", "0.00")
+
+
+def chance(p: float | None) -> str:
+    """A p value."""
+    return "–" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

@@ -13,8 +13,9 @@ from scipy import stats
 
 from winnow.evaluation import heldout
 from winnow.evaluation.statistics import calibration, displacement, intervals, rewardbench
-from winnow.evaluation.statistics.intervals import Figure, mean, ratio, share, stratified
+from winnow.evaluation.statistics.intervals import mean, ratio, share, stratified
 from winnow.evaluation.statistics.winrate import interval, over_prompts
+from winnow.system.figure import Figure
 from winnow.system.format import wilson
 
 

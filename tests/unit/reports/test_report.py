@@ -19,7 +19,8 @@ from scipy.stats import binomtest
 
 from report_parts import NASTY, Page, data, drawn, environment, healthy, lines, make
 from winnow.errors import RunError
-from winnow.reports import headline, plots, run_report, training_warnings
+from winnow.reports import page as page_parts
+from winnow.reports import plots, run_report, run_summary, training_warnings
 from winnow.system.format import number, percent, visible, wilson
 
 SOURCE = Path(run_report.__file__).parent
@@ -59,7 +60,7 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     for words in (
         "Prefers the chosen answer in 75 % of 100 held-out",
         f"95 % interval {100 * low:.0f}–{100 * high:.0f} %",
-        "Nothing to warn of.",
+        "Nothing to warn of",
     ):
         assert words in text
     for words in ("900 read", "−6 identical completions", "894 used", "cd" * 32):
@@ -146,7 +147,7 @@ def test_foreign_text_is_inert(tmp_path: Path, text: str) -> None:
     assert "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in html
     assert page.tags.count("style") == 1
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
-    assert visible(text.replace("\ud800", "?"))[: run_report.PREVIEW // 2] in page.text.replace(
+    assert visible(text.replace("\ud800", "?"))[: page_parts.PREVIEW // 2] in page.text.replace(
         "\ufffd", "?"
     )
     assert run_report.page([root, make(tmp_path / "other")], tmp_path / "both.html").exists()
@@ -246,7 +247,7 @@ def test_a_folder_of_runs_shows_what_its_summary_hands_over_and_both(tmp_path: P
         ("", "strange"),
     ]
     assert made["checked"][-1] == "strange things"
-    assert [asdict(card) for card in headline.cards(made)] == [{**CARD, "interval": (0.9, 0.94)}]
+    assert [asdict(card) for card in run_summary.cards(made)] == [{**CARD, "interval": (0.9, 0.94)}]
     text = Page((tmp_path / "demo" / "report.html").read_text()).text
     for words in (
         "The model wins.",
@@ -276,8 +277,8 @@ def test_a_summary_that_hands_nothing_over_shows_its_numbers_under_their_names(
     }
     made = run_report.write(two_runs(tmp_path / "demo", summary))
     assert [(sign["run"], sign["code"]) for sign in made["warnings"]] == [("", "far")]
-    assert [(card.label, card.value, card.detail) for card in headline.cards(made)] == [
-        ("Win rate", "0.920", "95 % interval 0.900 to 0.940, 256 prompts"),
+    assert [(card.label, card.value, card.detail) for card in run_summary.cards(made)] == [
+        ("Win rate", "0.920", "95 % interval 0.900 to 0.940, n = 4,096 from 256 prompts"),
         ("Words in use", "64", ""),
         ("Grammatical after", "0.0600", ""),
         ("Kl", "21.0", ""),
@@ -296,8 +297,8 @@ def test_a_summary_that_hands_nothing_over_shows_its_numbers_under_their_names(
 def test_the_general_report_knows_no_experiment() -> None:
     files = [
         SOURCE / f"{name}.py"
-        for name in ("run_report", "headline", "run_figures", "training_warnings")
-    ] + [SOURCE / "templates" / "report.html.jinja"]
+        for name in ("run_report", "run_summary", "run_figures", "training_warnings")
+    ] + [SOURCE / "templates" / name for name in ("page.html.jinja", "runs.html.jinja")]
     words = re.compile(
         r"grammatical|true_reward|win_rate|demo\b|frontier_page import|import frontier_page|broken"
         r" text"
@@ -542,7 +543,7 @@ def test_each_symptom_fires_with_its_numbers(code: str) -> None:
     change, sentence = FIRES[code]
     signs, _, _ = training_warnings.examine({**RUN, **change})
     assert [(sign.code, sign.message) for sign in signs] == [(code, sentence)]
-    assert signs[0].advice.endswith(".")
+    assert signs[0].remedy.endswith(".")
 
 
 def test_a_healthy_run_is_left_in_peace() -> None:
@@ -818,7 +819,7 @@ def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
             )
         ]
     )
-    assert headline.verdict(made).endswith(
+    assert run_summary.verdict(made).endswith(
         "; the two intervals overlap, so it is not shown to have moved."
     )
     flat = [(0.0, 0.0, 0.0), *((value, 0.0, 0.0) for value in (0.5, 0.4, 0.6, 0.5))]
@@ -832,10 +833,11 @@ def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
         ]
     )
     low, high = stats.t.interval(0.95, 3, 0.5, stats.sem([0.5, 0.4, 0.6, 0.5]))
-    assert f"(95 % interval {number(low)} to {number(high)} over 4 iterations)" in headline.verdict(
-        made
+    assert (
+        f"(95 % interval {number(low)} to {number(high)} over 4 iterations)"
+        in run_summary.verdict(made)
     )
-    assert headline.verdict(made).endswith(
+    assert run_summary.verdict(made).endswith(
         "; nothing was held out to check it on, and it is not shown to have moved."
     )
     up = [
@@ -846,4 +848,4 @@ def test_a_score_that_was_not_shown_to_move_says_so(tmp_path: Path) -> None:
     made = run_report.build(
         [make(tmp_path / "up", rows=on_rewards(*up, looked=False), environment=environment("ppo"))]
     )
-    assert headline.verdict(made).endswith("; nothing was held out to check it on.")
+    assert run_summary.verdict(made).endswith("; nothing was held out to check it on.")

@@ -17,7 +17,7 @@ from winnow.config.evaluation import EvalSettings
 from winnow.data.dataset import EVERYTHING, prepare
 from winnow.data.render import Renderer
 from winnow.generation import prompts as asking
-from winnow.reports import headline, run_report
+from winnow.reports import run_report, run_summary
 from winnow.reports.run_figures import figures
 from winnow.system.files import read_json, read_jsonl
 from winnow.system.format import wilson
@@ -93,8 +93,8 @@ def test_answers_in_training_have_intervals_over_their_prompts(tmp_path):
     assert [one["title"] for one in made["runs"][0]["figures"]].count(
         "Score of answers in training"
     ) == 1
-    assert "95 % interval 0.350 to 0.850, n = 64 of 16 prompts" in next(
-        card.detail for card in headline.cards(made) if card.label == "KL in training"
+    assert "95 % interval 0.350 to 0.850, n = 64 from 16 prompts" in next(
+        card.detail for card in run_summary.cards(made) if card.label == "KL in training"
     )
     bare = [
         {name: value for name, value in row.items() if not name.endswith(("_low", "_high"))}
@@ -125,15 +125,15 @@ def test_the_head_of_the_page_has_the_saved_models_figures_and_intervals(tmp_pat
         [make(tmp_path / "run", environment=environment() | {"held_out": held, "saved_step": 40})]
     )
     assert (
-        headline.verdict(made)
+        run_summary.verdict(made)
         == "Prefers the chosen answer in 75 % of 300 held-out comparisons (95 % interval 71–79 %)."
     )
-    cards = {card.label: card for card in headline.cards(made)}
+    cards = {card.label: card for card in run_summary.cards(made)}
     assert (cards["Held-out accuracy"].at, cards["Held-out accuracy"].interval) == (
         0.7534,
         (0.71, 0.79),
     )
-    assert cards["Held-out accuracy"].detail == "95 % interval 71–79 %, n = 300 of 60 prompts"
+    assert cards["Held-out accuracy"].detail == "95 % interval 71–79 %, n = 300 from 60 prompts"
     assert cards["Held-out loss"].value == "0.432"
     assert "95 % interval 0.410 to 0.450" in cards["Held-out loss"].detail
 

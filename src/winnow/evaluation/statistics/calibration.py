@@ -17,8 +17,9 @@ import numpy as np
 from scipy.special import expit
 
 from winnow.evaluation.statistics import label_noise
-from winnow.evaluation.statistics.intervals import Figure, mean
+from winnow.evaluation.statistics.intervals import mean
 from winnow.evaluation.statistics.label_noise import Bin, Margins
+from winnow.system.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from winnow.evaluation.statistics.intervals import Figure, mean, share
+from winnow.evaluation.statistics.intervals import mean, share
+from winnow.system.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,34 +6,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from winnow.system.figure import Figure
 from winnow.system.format import wilson
 
 Vector = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A number with its 95 % interval, the rows it was taken over and how many prompts they have.
-    value, or low and high, None: not defined, and `why` says why.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    count: int
-    prompts: int
-    why: str = ""
-
-    def as_mean(self) -> dict[str, float | None]:
-        """A mean as files of win rates and frontiers hold it."""
-        return {"mean": self.value, "low": self.low, "high": self.high}
 
 
 def mean(

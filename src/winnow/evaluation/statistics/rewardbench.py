@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from winnow.evaluation.statistics.intervals import Figure, share, stratified
+from winnow.evaluation.statistics.intervals import share, stratified
+from winnow.system.figure import Figure
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from scipy.stats import binomtest, norm, t
 
-from winnow.evaluation.statistics.intervals import Figure
+from winnow.system.figure import Figure
 from winnow.system.format import wilson
 
 

@@ -5,6 +5,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,18 +14,18 @@ from winnow.errors import RunError
 from winnow.experiments.frontier.words import (
     STYLES,
     TITLES,
-    between,
     by_seeds,
     claims,
+    mean_of,
     setting,
     shared,
-    span_of,
 )
 from winnow.reports import run_report
-from winnow.reports.headline import Card
+from winnow.reports.page import Card, Row, Table
+from winnow.reports.page import render as render_page
 from winnow.reports.plots import RUN_INKS, Drawing, Line, Panel, draw_one
 from winnow.system.files import read_json
-from winnow.system.format import number, percent
+from winnow.system.format import number, percent, tenths
 from winnow.system.run_folder import RunFolder
 
 LEDGER = "frontier.json"
@@ -59,8 +60,26 @@ def build(given: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def render(made: Figures) -> str:
-    """The page of a report that `build` made."""
-    return run_report.render(made, top(made["frontier"], alone=not made["runs"]))
+    """The page of a report that `build` made: the frontier stands before the runs, and heads a page
+    without runs.
+    """
+    page, ledger = run_report.page_of(made), made["frontier"]
+    if ledger:
+        page = replace(
+            page,
+            bodies=["frontier.html.jinja", *page.bodies],
+            values={**page.values, **top(ledger)},
+            footer="The same numbers for programs: report.json.",
+        )
+    if ledger and not made["runs"]:
+        page = replace(
+            page,
+            kind="reward against KL",
+            verdict=verdict(ledger),
+            subline=subline(ledger),
+            cards=cards(ledger),
+        )
+    return render_page(page)
 
 
 def write(folder: str | Path) -> Path:
@@ -118,29 +137,17 @@ def read(root: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def top(ledger: Figures, *, alone: bool) -> dict[str, Any]:
-    """What the template needs; alone: nothing else is on the page, so its head is the
-    frontier's.
-    """
-    if not ledger:
-        return {}
+def top(ledger: Figures) -> dict[str, Any]:
+    """What the template needs."""
+    grid, fixed = runs(ledger)
     drawn = {
         "worlds": [world(ledger, name) for name in ledger["worlds"]],
         "claims": claims(ledger),
         "rlhf": rlhf(ledger),
-        "runs": runs(ledger),
+        "runs": grid,
+        "fixed": fixed,
     }
-    head = (
-        {
-            "kind": "reward against KL",
-            "verdict": verdict(ledger),
-            "subline": subline(ledger),
-            "cards": cards(ledger),
-        }
-        if alone
-        else {}
-    )
-    return {"sections": ["frontier.html.jinja"], "frontier": drawn, **head}
+    return {"frontier": drawn}
 
 
 def verdict(ledger: Figures) -> str:
@@ -167,7 +174,7 @@ def verdict(ledger: Figures) -> str:
     best = _closest(ledger, "small", "dpo")
     if best is None:
         return "Reward against KL."
-    share, kl = shared(best["share"]), number(best["kl"]["mean"]) + between(best["kl"])
+    share, kl = shared(best["share"]), mean_of(best["kl"])
     return (
         f"Where all answers are counted, DPO comes to {share} of the most reward there is at KL"
         f" {kl}, its nearest setting, {by_seeds(best['seeds'])}."
@@ -200,9 +207,10 @@ def cards(ledger: Figures) -> list[Card]:
         best = _closest(ledger, "small", method)
         if best is not None:
             seeds = f", {by_seeds(best['seeds'])}" if best["seeds"] else ""
+            span = shared(best["share"]).partition(" % ")[2]
             at = (
-                f"of the limit{span_of(best['share'])} at KL"
-                f" {number(best['kl']['mean'])}{between(best['kl'])}, {setting(best)}{seeds}"
+                f"of the limit{f' {span}' if span else ''} at KL {mean_of(best['kl'])},"
+                f" {setting(best)}{seeds}"
             )
             found.append(Card(STYLES[method][0], percent(best["share"]["mean"]), at))
     return found
@@ -271,7 +279,7 @@ def _ppo(ppo: Figures) -> str:
     if not ppo["tried"]:
         return "PPO is not among the methods here."
     given = {
-        "share": shared(ppo["share"], 1),
+        "share": shared(ppo["share"], tenths),
         "needed": percent(ppo["needed"]),
         "targets": ppo["targets"],
         "seeds": by_seeds(ppo["share"]["seeds"]),
@@ -385,80 +393,72 @@ def _ways(ledger: Figures, name: str) -> list[Drawing]:
     ]
 
 
-def table(facts: Figures, rows: Sequence[Figures]) -> dict[str, Any]:
+HEADS = (
+    "",
+    "Setting",
+    "KL",
+    "True reward",
+    "Fluent",
+    "Wins over SFT",
+    "Share of the limit",
+    "Seeds",
+)
+
+
+def table(facts: Figures, rows: Sequence[Figures]) -> Table:
     """A row for each method and setting."""
-    heads = (
-        "Setting",
-        "KL",
-        "True reward",
-        "Fluent",
-        "Wins over SFT",
-        "Share of the limit",
-        "Seeds",
-    )
     start = facts["start"]
-    cells = [
-        [
-            "",
-            "0",
-            number(start["reward"]["mean"]),
-            percent(start["fluency"]["mean"], 1),
-            percent(start["win"]["mean"]),
-            "",
-            "",
-        ]
-    ]
-    names = ["The SFT model"]
+    fluent, wins = percent(start["fluency"]["mean"], 1), percent(start["win"]["mean"])
+    first = ["", "0", number(start["reward"]["mean"]), fluent, wins, "", ""]
+    made = [Row("The SFT model", first)]
     for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
-        names.append(STYLES[row["method"]][0])
         share = shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
-        figures = [
-            *(number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")),
-            *(shared(row[name], 1) for name in ("fluency", "win")),
-        ]
-        cells.append([setting(row), *figures, share, number(row["seeds"]) if row["seeds"] else "–"])
-    return {"heads": heads, "rows": list(zip(names, cells))}
+        seeds = number(row["seeds"]) if row["seeds"] else "–"
+        made.append(Row(STYLES[row["method"]][0], [setting(row), *_figures(row), share, seeds]))
+    return Table("", HEADS, made)
+
+
+def _figures(row: Figures) -> list[str]:
+    """KL, reward, fluency and wins, each with its interval."""
+    return [
+        *(mean_of(row[name]) for name in ("kl", "reward")),
+        *(shared(row[name], tenths) for name in ("fluency", "win")),
+    ]
 
 
 # ---------------------------------------------------------------- RLHF beside DPO
 
 
-def rlhf(ledger: Figures) -> list[dict[str, Any]]:
+RATES = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
+
+
+def rlhf(ledger: Figures) -> list[Table]:
     """For each world the two beside each other, and how much each minds its rate."""
-    found = []
+    made = []
     for cost in ledger["costs"]:
-        columns = [_cost(cost[name]) for name in ("dpo", "ppo")]
-        rows = [(name, [column[name] for column in columns]) for name in columns[0]]
-        about = (
-            "Medians over runs. SFT model, answers and comparisons are the same ones for both, and"
-            " not counted. Processor seconds are of one thread."
-        )
-        found.append(
-            {
-                "title": TITLES[cost["world"]],
-                "sentences": [about],
-                "heads": ("DPO", "PPO, learned reward"),
-                "rows": rows,
-            }
-        )
+        columns, title = [_cost(cost[name]) for name in ("dpo", "ppo")], TITLES[cost["world"]]
+        rows = [Row(name, [column[name] for column in columns]) for name in columns[0]]
+        heads = ("", "DPO", "PPO, learned reward")
+        made.append(Table(title, heads, rows, [ABOUT_COSTS]))
         rates = [
-            (STYLES[name][0], _rate(row)) for name in ("dpo", "ppo") for row in cost["rates"][name]
+            Row(STYLES[name][0], _rate(row))
+            for name in ("dpo", "ppo")
+            for row in cost["rates"][name]
         ]
         if rates:
-            heads = ("Setting", "Rate", "KL", "True reward", "Fluent", "Share of the limit")
-            told = (
-                "The same setting and seed at three rates; the one in the middle is its own."
-                " Brackets: 95 % over prompts."
-            )
-            found.append(
-                {
-                    "title": f"{TITLES[cost['world']]}: how much it minds the rate",
-                    "sentences": [told],
-                    "heads": heads,
-                    "rows": rates,
-                }
-            )
-    return found
+            title = f"{title}: how much it minds the rate"
+            made.append(Table(title, ("", *RATES), rates, [ABOUT_RATES]))
+    return made
+
+
+ABOUT_COSTS = (
+    "Medians over runs. SFT model, answers and comparisons are the same ones for both, and not"
+    " counted. Processor seconds are of one thread."
+)
+ABOUT_RATES = (
+    "The same setting and seed at three rates; the one in the middle is its own. Brackets: 95 %"
+    " over prompts."
+)
 
 
 def _cost(one: Figures) -> dict[str, str]:
@@ -482,10 +482,8 @@ def _cost(one: Figures) -> dict[str, str]:
         "Nearest to the limit": (
             "–" if best is None else f"{shared(best['share'])}, {setting(best)}"
         ),
-        "True reward there": (
-            "–" if best is None else number(best["reward"]["mean"]) + between(best["reward"])
-        ),
-        "KL there": "–" if best is None else number(best["kl"]["mean"]) + between(best["kl"]),
+        "True reward there": "–" if best is None else mean_of(best["reward"]),
+        "KL there": "–" if best is None else mean_of(best["kl"]),
         "Deviation over seeds": (
             f"{spread}, {one['seeds']} seeds of each setting" if spread else "one seed"
         ),
@@ -505,52 +503,50 @@ def _bytes(size: float) -> str:
 
 def _rate(row: Figures) -> list[str]:
     share = "–" if row["share"] is None else percent(row["share"])
-    figures = [number(row[name]["mean"]) + between(row[name]) for name in ("kl", "reward")]
-    return [setting(row), number(row["lr"]), *figures, shared(row["fluency"], 1), share]
+    figures = [mean_of(row["kl"]), mean_of(row["reward"]), shared(row["fluency"], tenths)]
+    return [setting(row), number(row["lr"]), *figures, share]
 
 
 # ---------------------------------------------------------------- every run
 
 
-def runs(ledger: Figures) -> dict[str, Any]:
+GRID = (
+    "",
+    "Setting",
+    "Rate",
+    "Seed",
+    "KL",
+    "True reward",
+    "Fluent",
+    "Wins over SFT",
+    "Share of the limit",
+    "Prompts",
+    "Answers",
+    "Seconds",
+)
+
+
+def runs(ledger: Figures) -> tuple[Table, list[tuple[str, str]]]:
     """The whole grid: a row for each training and seed, with intervals over its prompts, and the
     settings that all of a kind share.
     """
-    heads = (
-        "Setting",
-        "Rate",
-        "Seed",
-        "KL",
-        "True reward",
-        "Fluent",
-        "Wins over SFT",
-        "Share of the limit",
-        "Prompts",
-        "Answers",
-        "Seconds",
-    )
     rows = []
-    for p in (p for p in ledger["points"] if p["method"] in _told(ledger)):
-        figures = [
-            *(number(p[name]["mean"]) + between(p[name]) for name in ("kl", "reward")),
-            *(shared(p[name], 1) for name in ("fluency", "win")),
-        ]
-        cells = [
-            setting(p),
-            number(p["lr"]),
-            number(p["seed"]),
-            *figures,
-            percent(p["share"]) if p["share"] is not None else "–",
-        ]
-        cells += [
-            number(p["prompts"]),
-            "all" if p["answers"] is None else number(p["answers"]),
-            number(p["seconds"]),
-        ]
-        rows.append((f"{TITLES[p['world']]}: {STYLES[p['method']][0]}", cells))
+    for point in (p for p in ledger["points"] if p["method"] in _told(ledger)):
+        share = percent(point["share"]) if point["share"] is not None else "–"
+        answers = "all" if point["answers"] is None else number(point["answers"])
+        rows.append(
+            Row(
+                f"{TITLES[point['world']]}: {STYLES[point['method']][0]}",
+                [
+                    *(setting(point), number(point["lr"]), number(point["seed"])),
+                    *_figures(point),
+                    *(share, number(point["prompts"]), answers, number(point["seconds"])),
+                ],
+            )
+        )
     fixed = [
         (f"{TITLES[name]}: {what}", ", ".join(f"{key} {value}" for key, value in own.items()))
         for name, of in ledger["fixed"].items()
         for what, own in of.items()
     ]
-    return {"heads": heads, "rows": rows, "fixed": fixed}
+    return Table("", GRID, rows), fixed

@@ -4,9 +4,10 @@ paper's claims. No figure is made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from winnow.system.figure import Figure, Writer, cell
 from winnow.system.format import number, percent, signed
 
 Figures = Mapping[str, Any]
@@ -24,26 +25,14 @@ STYLES = {  # method -> its name, colour, dash, marker
 TITLES = {"small": "A world that is counted", "reviews": "Film reviews"}
 
 
-def between(mean: Figures, write: Callable[[float], str] = number) -> str:
-    """An interval in brackets; nothing where there is none."""
-    return "" if mean["low"] is None else f" ({write(mean['low'])} to {write(mean['high'])})"
+def mean_of(row: Figures, write: Writer = number) -> str:
+    """A mean with its interval in brackets, where there is one."""
+    return cell(Figure.read(row), write, count=False)
 
 
-def shared(mean: Figures, digits: int = 0) -> str:
-    """A share as percent, with its interval."""
-    return percent(mean["mean"], digits) + span_of(mean, digits)
-
-
-def span_of(share: Figures, digits: int = 0) -> str:
-    """A share's interval in brackets, which cannot leave 0 to 100."""
-    ends = (
-        []
-        if share["low"] is None
-        else [
-            f"{100 * min(1.0, max(0.0, end)):.{digits}f}" for end in (share["low"], share["high"])
-        ]
-    )
-    return f" ({'–'.join(ends)})" if ends else ""
+def shared(row: Figures, write: Writer = percent) -> str:
+    """A share as percent, with its interval, which cannot leave 0 to 100."""
+    return mean_of(row, lambda share: write(min(1.0, max(0.0, share))))
 
 
 def setting(row: Figures) -> str:
@@ -71,15 +60,14 @@ def _above(claim: Figures) -> dict[str, str]:
     low, high = (number(kl) for kl in claim["reach"])
     why = (
         f"At equal KL, from {low} to {high} nats, which both reached, DPO’s reward is"
-        f" {signed(difference['mean'])}{between(difference, signed)} beside it"
+        f" {mean_of(difference, signed)} beside it"
     )
     return {"claim": head, "answer": claim["verdict"], "why": f"{why}, {by_seeds(claim['seeds'])}."}
 
 
 def _order(claim: Figures) -> dict[str, str]:
     changes = [
-        f"from {c['low']:g} to {c['high']:g} by"
-        f" {signed(c['change']['mean'])}{between(c['change'], signed)}"
+        f"from {c['low']:g} to {c['high']:g} by {mean_of(c['change'], signed)}"
         for c in claim["changes"]
     ]
     why = f"As β rises KL changes {', '.join(changes)} nats, {by_seeds(claim['seeds'])}."

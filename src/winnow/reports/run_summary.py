@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from winnow.evaluation.statistics.intervals import mean
 from winnow.reports import online_report
+from winnow.reports.page import Card
 from winnow.reports.run_figures import plain_numbers, title_of
+from winnow.system.figure import Figure, interval, support
 from winnow.system.format import (
     RECENT,
     Points,
@@ -29,17 +30,6 @@ Run = Mapping[str, Any]
 MOST = 8  # cards: two rows of four on a laptop
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One key figure. `interval` (low, high) and `at`, shares of 1, draw the bar below it."""
-
-    label: str
-    value: str
-    detail: str = ""
-    at: float | None = None
-    interval: tuple[float, float] | None = None
-
-
 def verdict(report: Mapping[str, Any]) -> str:
     """The outcome in one sentence."""
     summary, runs = report["summary"], report["runs"]
@@ -57,11 +47,12 @@ def verdict(report: Mapping[str, Any]) -> str:
     if scores := held_out(run["metrics"], "score") or points(run["metrics"], "score"):
         return _score_sentence(run, scores)
     if held and held[-1][0] > 0:
-        value, span, count, _ = _accuracy(run, held)
-        told = f" ({_interval(span)})" if span else ""
+        share = _accuracy(run, held)
+        count = f"{number(share.count)} " if share.count else ""
+        span = f" (95 % interval {interval(share, percent)})" if share.ends else ""
         return (
-            f"Prefers the chosen answer in {percent(value)} of"
-            f" {f'{number(count)} ' if count else ''}held-out comparisons{told}."
+            f"Prefers the chosen answer in {percent(share.value or 0.0)} of {count}held-out"
+            f" comparisons{span}."
         )
     if trained:
         return (
@@ -71,22 +62,15 @@ def verdict(report: Mapping[str, Any]) -> str:
     return _loss_sentence(run)
 
 
-def _accuracy(
-    run: Run, held: Points
-) -> tuple[float, tuple[float, float] | None, int | None, int | None]:
-    """Of the first held-out set: value, interval, comparisons, prompts. Of the saved model where
-    that was measured, else of the last evaluation, whose interval counts no more looks than there
-    are prompts.
+def _accuracy(run: Run, held: Points) -> Figure:
+    """Of the first held-out set: of the saved model where that was measured, else of the last
+    evaluation, whose interval counts no more looks than there are prompts. count 0: not known.
     """
-    if one := _saved(run, "rewards/accuracies"):
-        return (
-            one["value"],
-            (one["low"], one["high"]) if one["low"] is not None else None,
-            one["count"],
-            one["prompts"],
-        )
+    if row := _saved(run, "rewards/accuracies"):
+        return Figure.read(row)
     count, many = decided(run), looks(first_set(run))
-    return held[-1][1], wilson(held[-1][1], many) if many else None, count, many
+    low, high = wilson(held[-1][1], many) if many else (None, None)
+    return Figure(held[-1][1], low, high, count or 0, many or 0)
 
 
 def _saved(run: Run, name: str) -> Mapping[str, Any] | None:
@@ -101,28 +85,29 @@ def _score_sentence(run: Run, scores: Points) -> str:
     kl = points(run["metrics"], "eval_kl" if looks else "kl")
     far = f", {number(kl[-1][1])} nats per answer from where it began" if kl else ""
     if looks:
-        first, last = looks[0], looks[-1]
-        now, low, high, over = (
-            last["eval_score"],
-            last["eval_score_low"],
-            last["eval_score_high"],
-            f", n = {number(last['eval_answers'])}",
+        first, now = (
+            Figure.logged(row, "eval_score", row["eval_answers"]) for row in (looks[0], looks[-1])
         )
-        moved = first["eval_score_high"] < low or high < first["eval_score_low"]
-        beside = "" if moved else "; the two intervals overlap, so it is not shown to have moved"
+        over = f", n = {number(now.count)}"
+        apart = first.ends and now.ends and not _overlap(first.ends, now.ends)
+        beside = "" if apart else "; the two intervals overlap, so it is not shown to have moved"
     else:
         late = [value for _, value in scores[-RECENT:]]
-        made = mean(late, range(len(late)))
-        now, low, high, over = made.value, made.low, made.high, f" over {made.count} iterations"
-        moved = low is not None and high is not None and not low <= scores[0][1] <= high
+        now = mean(late, range(len(late)))
+        over = f" over {now.count} iterations"
+        moved = now.ends is not None and not now.contains(scores[0][1])
         beside = "; nothing was held out to check it on" + (
             "" if moved else ", and it is not shown to have moved"
         )
-    span = "no interval" if low is None else f"95 % interval {number(low)} to {number(high)}{over}"
+    span = f"95 % interval {interval(now)}{over}" if now.ends else "no interval"
     return (
         f"The mean score of its answers went from {number(float(scores[0][1]))} to"
-        f" {number(float(now))} ({span}){far}{beside}."
+        f" {number(float(now.value or 0.0))} ({span}){far}{beside}."
     )
+
+
+def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def _loss_sentence(run: Run) -> str:
@@ -198,14 +183,9 @@ def _summary_cards(summary: Mapping[str, Any]) -> list[Card]:
     ]
 
 
-def _over_prompts(figure: Mapping[str, Any]) -> str:
+def _over_prompts(row: Mapping[str, Any]) -> str:
     """Interval and n of a figure over prompts, where it has them."""
-    if figure.get("low") is None:
-        return ""
-    return (
-        f"95 % interval {number(figure['low'])} to {number(figure['high'])},"
-        f" {number(figure['prompts'])} prompts"
-    )
+    return "" if row.get("low") is None else support(Figure.read(row))
 
 
 def _run_cards(run: Run) -> list[Card]:
@@ -244,14 +224,10 @@ def _accuracy_cards(run: Run) -> list[Card]:
     rows, found = run["metrics"], list[Card]()
     held = held_out(rows, "rewards/accuracies")
     if held and held[-1][0] > 0:
-        value, span, count, many = _accuracy(run, held)
-        detail = (
-            f"{_interval(span)}, n = {number(count)}"
-            + (f" of {number(many)} prompts" if many != count else "")
-            if span
-            else ""
-        )
-        found.append(Card("Held-out accuracy", percent(value), detail, value, span))
+        share = _accuracy(run, held)
+        detail = support(share, percent) if share.ends else ""
+        text = percent(share.value or 0.0)
+        found.append(Card("Held-out accuracy", text, detail, share.value, share.ends))
     elif trained := points(rows, "rewards/accuracies"):
         found.append(
             Card(
@@ -283,11 +259,8 @@ def _loss_cards(run: Run) -> list[Card]:
             )
             if last == 1 and (one := _saved(run, "loss")):
                 now = one["value"]
-                of = (
-                    f"95 % interval {number(one['low'])} to {number(one['high'])}, "
-                    if one["low"] is not None
-                    else ""
-                ) + of
+                figure = Figure.read(one)
+                of = (f"95 % interval {interval(figure)}, " if figure.ends else "") + of
             found.append(
                 Card(
                     label,
@@ -303,26 +276,17 @@ def _loss_cards(run: Run) -> list[Card]:
 def _of_answers(rows: Sequence[Mapping[str, Any]]) -> str:
     """Interval and n of the last KL, where the run has them."""
     last = next(row for row in reversed(rows) if row.get("kl") is not None)
-    between = (
-        f"; 95 % interval {number(last['kl_low'])} to {number(last['kl_high'])}"
-        if last.get("kl_low") is not None
-        else ""
-    )
-    count, prompts = last.get("kl_samples"), last.get("prompts")
-    of = (
-        f", n = {number(last['answers'])} of {number(prompts)} prompts"
-        if prompts and between
-        else ""
-    )
-    return between + (f", n = {number(count)}" if count else of)
+    spread = last.get("kl_low") is not None
+    count = last.get("kl_samples") or (last.get("answers") if spread else None)
+    if not count:
+        return ""
+    return f"; {support(Figure.logged(last, 'kl', count, last.get('prompts')))}"
 
 
 def _looked_at(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """Interval and n of the last look at held-out prompts."""
-    low, high, count = (
-        points(rows, f"eval_{one}")[-1][1] for one in (f"{name}_low", f"{name}_high", "answers")
-    )
-    return f"95 % interval {number(low)} to {number(high)}, {number(int(count))} prompts"
+    last = next(row for row in reversed(rows) if row.get("eval_answers") is not None)
+    return support(Figure.logged(last, f"eval_{name}", int(last["eval_answers"])), noun="prompts")
 
 
 def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
@@ -346,10 +310,6 @@ def _score_cards(rows: Sequence[Mapping[str, Any]]) -> list[Card]:
             )
         )
     return found
-
-
-def _interval(span: Sequence[float] | None) -> str:
-    return f"95 % interval {100 * span[0]:.0f}–{100 * span[1]:.0f} %" if span else ""
 
 
 COLUMNS = (

@@ -5,10 +5,10 @@ sentences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from winnow.preferences.judging.verdicts import STEADY
+from winnow.system.findings import Finding, by_level
 from winnow.system.format import number, percent
 
 Figures = Mapping[str, Any]
@@ -20,48 +20,49 @@ MOVED = 0.02  # of the win rate by lengths: above, it is a warning
 SEVERAL = 3  # comparisons, from which one that is due to chance is to be expected now and then
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """One sentence, and what to do about it. level: warning or note."""
-
-    level: str
-    message: str
-    advice: str = ""
-
-
-def doubts(report: Figures) -> list[dict[str, Any]]:
+def warnings(report: Figures) -> list[dict[str, Any]]:
     """Everything worth knowing before a figure is believed, warnings first."""
     found = [doubt for one in report["comparisons"] for doubt in _of_comparison(one, report)]
     alike = [
         (one, why) for one in report["others"] if (why := same(one, report["models"])) is not None
     ]
     found += [
-        Doubt("note", f"{one['model']} against {one['against']}: {why}, so they are even.")
+        Finding(
+            "note", "same", f"{one['model']} against {one['against']}: {why}, so they are even."
+        )
         for one, why in alike
     ]
     found += [*_of_models(report["models"]), *_of_ranking(report["ranking"])]
     if len(report["comparisons"]) + len(report["others"]) >= SEVERAL:
         count = len(report["comparisons"]) + len(report["others"])
         found.append(
-            Doubt(
+            Finding(
                 "note",
+                "several",
                 f"{count} pairs of models are compared, each with an interval of 95 %: of twenty"
                 " such intervals one misses by chance.",
             )
         )
-    return [asdict(doubt) for doubt in sorted(found, key=lambda doubt: doubt.level == "note")]
+    return [finding.to_json() for finding in by_level(found)]
 
 
-def _of_comparison(one: Figures, report: Figures) -> Iterator[Doubt]:
+def _of_comparison(one: Figures, report: Figures) -> Iterator[Finding]:
     name, won = f"{one['model']} against {one['against']}", one["win_rate"]
     if (alike := same(one, report["models"])) is not None:
-        yield Doubt("note", f"{name}: {alike}, so they are even: the 50 % are no finding.")
+        yield Finding(
+            "note", "same", f"{name}: {alike}, so they are even: the 50 % are no finding."
+        )
         return
     if won["rate"] is None:
-        yield Doubt("warning", f"{name}: there is no win rate: {won['why']}.")
+        yield Finding("warning", "no-rate", f"{name}: there is no win rate: {won['why']}.")
         return
     if won["low"] is None:
-        yield Doubt("warning", f"{name}: there is no interval: {won['why']}.", "Give more prompts.")
+        yield Finding(
+            "warning",
+            "no-interval",
+            f"{name}: there is no interval: {won['why']}.",
+            remedy="Give more prompts.",
+        )
         return
     yield from _of_size(name, one)
     yield from _of_verdicts(name, one, report["settings"])
@@ -76,7 +77,7 @@ def same(one: Figures, models: Sequence[Figures]) -> str | None:
     return "all answers are the same to the letter" if one["alike"]["rate"] == 1 else None
 
 
-def _of_size(name: str, one: Figures) -> Iterator[Doubt]:
+def _of_size(name: str, one: Figures) -> Iterator[Finding]:
     won, seen, needed = one["win_rate"], one["detectable"]["difference"], one["needed"]
     if won["low"] <= 0.5 <= won["high"]:
         shown = (
@@ -84,74 +85,80 @@ def _of_size(name: str, one: Figures) -> Iterator[Doubt]:
             if seen is None
             else f"a difference of {100 * seen:.0f} points from 50 %, or more,"
         )
-        yield Doubt(
+        yield Finding(
             "warning",
+            "even",
             f"{name}: the interval includes 50 %: either may be better. So many prompts"
             f" ({number(won['prompts'])}) show {shown} four times out of five.",
-            f"For a difference of {100 * needed['difference']:.0f} points give"
+            remedy=f"For a difference of {100 * needed['difference']:.0f} points give"
             f" {number(needed['prompts'])} prompts.",
         )
     if won["prompts"] < FEW:
-        yield Doubt(
+        yield Finding(
             "warning",
+            "few",
             f"{name}: {number(won['prompts'])} prompts are few.",
-            f"{number(needed['prompts'])} show five points; see docs/evaluation.md.",
+            remedy=f"{number(needed['prompts'])} show five points; see docs/evaluation.md.",
         )
 
 
-def _of_verdicts(name: str, one: Figures, settings: Figures) -> Iterator[Doubt]:
+def _of_verdicts(name: str, one: Figures, settings: Figures) -> Iterator[Finding]:
     ties, invalid, orders = one["ties"]["rate"], one["invalid"]["rate"], one["orders"]
     if ties > TIED:
-        yield Doubt(
+        yield Finding(
             "warning",
+            "ties",
             f"{name}: {percent(ties)} of games are ties, and count half: they pull the rate to"
             " 50 %.",
-            "Look at the sign test beside it.",
+            remedy="Look at the sign test beside it.",
         )
     if invalid > INVALID:
         message = (
             f"{name}: {percent(invalid)} of games have no verdict, and are in no figure. If that"
             " has to do with the answers, the rate is off."
         )
-        yield Doubt(
+        yield Finding(
             "warning",
+            "invalid",
             message,
-            "Look at the reasons in games.judged.jsonl, and at answers that say nothing.",
+            remedy="Look at the reasons in games.judged.jsonl, and at answers that say nothing.",
         )
     if orders is None:
         return
     if settings["orders"] == "one":
-        yield Doubt(
+        yield Finding(
             "warning",
+            "one-order",
             f"{name}: the judge read each pair in one order only, so its liking for a place is in"
             " the rate.",
-            "--orders both",
+            remedy="--orders both",
         )
     elif orders["both"] and orders["alike"] / orders["both"] < STEADY:
         message = (
             f"{name}: asked in the other order the judge says the same in"
             f" {percent(orders['alike'] / orders['both'])} of pairs: it mostly looks at the place."
         )
-        yield Doubt("warning", message, "Take a stronger judge, or a clearer --question.")
+        yield Finding(
+            "warning", "place", message, remedy="Take a stronger judge, or a clearer --question."
+        )
     if orders["chance"] is not None and orders["chance"] < LEAN:
         message = (
             f"{name}: what the judge reads first wins"
             f" {percent(orders['first'] / orders['decided'])} of verdicts"
         )
-        yield Doubt(
+        yield Finding(
             "note",
-            (
-                f"{message}; both orders together cancel that."
-                if settings["orders"] == "both"
-                else f"{message}."
-            ),
+            "first-read",
+            f"{message}; both orders together cancel that."
+            if settings["orders"] == "both"
+            else f"{message}.",
         )
 
 
-def _of_lengths(name: str, one: Figures) -> Iterator[Doubt]:
+def _of_lengths(name: str, one: Figures) -> Iterator[Finding]:
     found, longer, won = one["length_controlled"], one["lengths"]["longer"], one["win_rate"]
     if found["rate"] is None:
-        yield Doubt("note", f"{name}: no win rate at equal lengths: {found['why']}.")
+        yield Finding("note", "no-length", f"{name}: no win rate at equal lengths: {found['why']}.")
         return
     likes = "longer" if found["weight"] > 0 else "shorter"
     differ = (
@@ -172,40 +179,44 @@ def _of_lengths(name: str, one: Figures) -> Iterator[Doubt]:
         moved = abs(found["rate"] - won["rate"]) > MOVED or (found["rate"] > 0.5) != (
             won["rate"] > 0.5
         )
-        yield Doubt(
+        yield Finding(
             "warning" if moved else "note",
+            "length",
             message,
-            "Believe the rate at equal lengths only if length is no merit here.",
+            remedy="Believe the rate at equal lengths only if length is no merit here.",
         )
 
 
-def _of_models(models: Sequence[Figures]) -> Iterator[Doubt]:
+def _of_models(models: Sequence[Figures]) -> Iterator[Finding]:
     for one in models:
         if one.get("cut", 0.0) > CUT:
-            yield Doubt(
+            yield Finding(
                 "warning",
+                "cut",
                 f"{one['name']}: {percent(one['cut'])} of its answers were cut off before their"
                 " end, and judged so.",
-                "--max-new-tokens",
+                remedy="--max-new-tokens",
             )
         if one["silent"] > INVALID * (one["answers"] + one["silent"]):
-            yield Doubt(
+            yield Finding(
                 "warning",
+                "silent",
                 f"{one['name']}: {number(one['silent'])} of its answers have no word, and are not"
                 " judged.",
-                "Look at its template and end token.",
+                remedy="Look at its template and end token.",
             )
 
 
-def _of_ranking(ranking: Figures | None) -> Iterator[Doubt]:
+def _of_ranking(ranking: Figures | None) -> Iterator[Finding]:
     if ranking is None:
         return
     if len(ranking["groups"]) > 1:
         groups = "; ".join(", ".join(row["model"] for row in group) for group in ranking["groups"])
-        yield Doubt(
+        yield Finding(
             "warning",
+            "no-ranking",
             f"There is no ranking of all models: no verdict joins these groups: {groups}.",
-            "Look at the games without a verdict.",
+            remedy="Look at the games without a verdict.",
         )
     elif len(ranking["settled"]) > 1:
         parts = "; ".join(", ".join(part) for part in ranking["settled"])
@@ -213,4 +224,4 @@ def _of_ranking(ranking: Figures | None) -> Iterator[Doubt]:
             f"Between these parts one side won every point: {parts}. How far they are apart nobody"
             " knows; a small ridge alone keeps the strengths finite."
         )
-        yield Doubt("warning", message, "Read the order, not the distance.")
+        yield Finding("warning", "ridge", message, remedy="Read the order, not the distance.")
