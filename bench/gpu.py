@@ -17,6 +17,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from winnow.models import adapters
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 import torch
@@ -32,7 +34,7 @@ from winnow.engine.batch import collate
 from winnow.engine.dataset_logps import Reference, dataset_logps, offsets
 from winnow.engine.micro_batches import alone
 from winnow.engine.selection import choose
-from winnow.models import loading, meta
+from winnow.models import meta
 from winnow.models.device import pick_device, pick_dtype
 from winnow.models.layers import compile_layers
 from winnow.objectives.objective import objective
@@ -141,7 +143,7 @@ def measure(
     with torch.device(device):
         model = meta.outline(config, dtype)
     if lora:
-        model = loading.with_lora(model, lora, 0)
+        model = adapters.with_lora(model, lora, 0)
     if compiled:
         compile_layers(model)
     chosen = choose(model, settings["vocab_size"], workload.longest)

@@ -13,7 +13,9 @@ from typing import Any
 from winnow.commands import objectives as catalogue
 from winnow.commands.table import COMMANDS, GROUPS, Command
 from winnow.config.presets import PRESETS
-from winnow.config.trl_names import FIELDS, MORE, OTHERS, Row
+from winnow.config.trl_fields import FIELDS
+from winnow.config.trl_names import MORE, OTHERS
+from winnow.config.trl_notes import Row
 from winnow.objectives.parsing import SETTINGS, shown
 from winnow.objectives.table import TABLE, ObjectiveEntry
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from winnow.objectives import losses
+from winnow.objectives import divergences, losses
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))
@@ -176,21 +176,21 @@ def _noisy(e: float) -> dict[str, tuple[str, Callable, Callable, float]]:
         "dpo": (
             "DPO: logit q",
             lambda p: q(p).logit(),
-            lambda q_M, z: losses.soft(q_M, losses.logistic(z, 1.0), losses.logistic(-z, 1.0)),
+            lambda q_M, z: divergences.soft(q_M, losses.logistic(z, 1.0), losses.logistic(-z, 1.0)),
             1.0,
         ),
         "cdpo": (
             "cDPO: q shrunk once more",
             lambda p: closed.flipped(q(p), e).logit(),
-            lambda q_M, z: losses.soft(
-                losses.smoothed(q_M, e), losses.logistic(z, 1.0), losses.logistic(-z, 1.0)
+            lambda q_M, z: divergences.soft(
+                divergences.smoothed(q_M, e), losses.logistic(z, 1.0), losses.logistic(-z, 1.0)
             ),
             1.0,
         ),
         "robust": (
             "robust: logit p",
             lambda p: p.logit(),
-            lambda q_M, z: losses.soft(
+            lambda q_M, z: divergences.soft(
                 q_M, losses.robust(z, 1.0, e, 10.0), losses.robust(-z, 1.0, e, 10.0)
             ),
             1.0,
@@ -198,7 +198,7 @@ def _noisy(e: float) -> dict[str, tuple[str, Callable, Callable, float]]:
         "ipo": (
             "IPO, times 4: 2 (2q - 1)",
             lambda p: (2 * q(p) - 1) / 2,
-            lambda q_M, z: losses.soft(q_M, losses.square(z, 1.0), losses.square(-z, 1.0)),
+            lambda q_M, z: divergences.soft(q_M, losses.square(z, 1.0), losses.square(-z, 1.0)),
             4.0,
         ),
     }

@@ -20,7 +20,7 @@ from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
 from winnow.engine.batch import Batch, collate
-from winnow.objectives import losses
+from winnow.objectives import divergences, losses
 from winnow.objectives.scores import per_completion
 
 END = 0
@@ -208,7 +208,7 @@ def comparison_loss(
     their labels; pairs weigh alike, or `weight_XAA`.
     """
     margin_XAA = ratio_XA[:, :, None] - ratio_XA[:, None, :]
-    loss_M = losses.soft(
+    loss_M = divergences.soft(
         probability_XAA.flatten(), loss(margin_XAA.flatten()), loss(-margin_XAA.flatten())
     )
     if weight_XAA is None:

@@ -17,7 +17,7 @@ from winnow.config.options import Lora
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS
 from winnow.engine.micro_batches import Data, alone
-from winnow.models import fsdp, hashes, loading
+from winnow.models import adapters, fsdp, hashes
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import DEMONSTRATION
 from winnow.system import distributed as dist
@@ -31,7 +31,7 @@ GROUPS = tiny.groups(6)
 def loaded(adapter: bool) -> LoadedModel:
     model = tiny.model("llama", dtype=torch.bfloat16)
     return LoadedModel(
-        loading.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU
+        adapters.with_lora(model, Lora(r=4, alpha=8), 0) if adapter else model, None, "here", CPU
     )
 
 

@@ -19,7 +19,7 @@ from winnow.data.packing import most_expensive, pack
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS
-from winnow.models import loading, meta
+from winnow.models import adapters, meta
 from winnow.models.device import LITTLE, MUCH, keep_memory, pick_device
 from winnow.models.layers import enable_checkpointing
 from winnow.training.memory import estimate
@@ -61,7 +61,7 @@ def main(family: str, shape: dict, tokens: int, changes: dict) -> None:
     before = held("VmRSS")
     model = meta.outline(config, torch.float32)
     if lora:
-        model = loading.with_lora(model, lora, 0)
+        model = adapters.with_lora(model, lora, 0)
     if settings.checkpointing:
         enable_checkpointing(model)
     keep_memory(LITTLE if settings.checkpointing else MUCH)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from winnow.reports import plots
+from winnow.reports import panels
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -140,7 +140,7 @@ def drawn() -> list[str]:
     """Titles of the panels for which such a run has numbers."""
     return [
         panel.title
-        for panel in plots.PANELS
+        for panel in panels.PANELS
         if any(name in row for row in healthy() for name in panel.metrics)
     ]
 

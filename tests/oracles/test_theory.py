@@ -38,7 +38,7 @@ from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows
 from winnow.engine.batch import Batch, collate
-from winnow.objectives import losses
+from winnow.objectives import divergences, losses
 from winnow.objectives.objective import objective
 from winnow.objectives.scores import per_completion
 
@@ -641,7 +641,7 @@ def test_the_page_s_example_of_noise():
     cases = {
         "robust": (q_M, lambda z: losses.robust(z, 1.0, RATE, 10.0), 2.197),
         "dpo": (q_M, lambda z: losses.logistic(z, 1.0), 1.046),
-        "cdpo": (losses.smoothed(q_M, RATE), lambda z: losses.logistic(z, 1.0), 0.593),
+        "cdpo": (divergences.smoothed(q_M, RATE), lambda z: losses.logistic(z, 1.0), 0.593),
         "ipo": (q_M, lambda z: losses.square(z, 1.0), 0.240),
         "exo": (q_M, lambda z: losses.exo(z, 1.0, 1e-3), 3.315),
         "hinge": (q_M, lambda z: losses.hinge(z, 1.0), 1.000),
@@ -651,7 +651,7 @@ def test_the_page_s_example_of_noise():
         z_M = torch.full((1,), 0.1, dtype=F64).requires_grad_()
         minimise(
             [z_M],
-            lambda label_M=label_M, loss=loss, z_M=z_M: losses.soft(
+            lambda label_M=label_M, loss=loss, z_M=z_M: divergences.soft(
                 label_M, loss(z_M), loss(-z_M)
             ).sum(),
             steps=100,

@@ -21,7 +21,7 @@ from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
 from winnow.experiments import counted_world, demo
-from winnow.experiments.frontier import claims, measure, worlds
+from winnow.experiments.frontier import claims, measure, tables, worlds
 from winnow.experiments.frontier import report as frontier_page
 from winnow.experiments.frontier import run as recipe
 from winnow.experiments.frontier import words as frontier_words
@@ -610,7 +610,7 @@ def test_what_each_took(tmp_path):
     )
     assert [row["lr"] for row in found["rates"]["ppo"]] == [1e-4, 1e-3]
     ledger = {"costs": [found]}
-    first, second = frontier_page.rlhf(ledger)
+    first, second = tables.rlhf(ledger)
     cells = {row.name: row.cells for row in first.rows}
     assert cells["Trainings"] == ["2: SFT, DPO", "3: SFT, reward model, PPO"]
     assert cells["Seconds of the processor, a run"] == [

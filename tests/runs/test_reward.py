@@ -22,7 +22,7 @@ from winnow.engine import scalar_head
 from winnow.engine.batch import collate
 from winnow.engine.selection import SCALARS
 from winnow.errors import ModelError, RunError
-from winnow.models import loading, reward_models, scoring
+from winnow.models import adapters, loading, reward_models, scoring
 from winnow.objectives.objective import objective, reward
 from winnow.system.files import read_json, read_jsonl
 
@@ -510,7 +510,7 @@ def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatc
 
 
 def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, capsys):
-    run, merged = trained(world, tmp_path / "run", steps=1, lora="r=2"), loading.merged
+    run, merged = trained(world, tmp_path / "run", steps=1, lora="r=2"), adapters.merged
 
     def without_its_head(model):
         made = merged(model)

@@ -14,7 +14,7 @@ import runs
 import tiny
 from winnow.config.resolve import resolve
 from winnow.config.training import DPOSettings
-from winnow.data import sources
+from winnow.data import hub, sources
 from winnow.data.streaming import Windows
 from winnow.errors import DataError, SettingsError
 from winnow.system.files import read_json
@@ -73,7 +73,7 @@ def test_a_hub_data_set_is_fetched_as_it_is_read(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = sources.hub_rows("org/pairs", "train", streaming=True)
+    rows = hub.hub_rows("org/pairs", "train", streaming=True)
     assert [row.values["prompt"] for row in rows] == [row["prompt"] for row in tiny.pairs(9)]
     assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing was converted first
 

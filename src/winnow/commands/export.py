@@ -12,7 +12,7 @@ from winnow.data.render import Renderer
 from winnow.engine import rows, scalar_head
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
-from winnow.models import loading, reward_models
+from winnow.models import adapters, loading, model_folder, reward_models
 from winnow.system.console import safe, say
 from winnow.system.run_folder import RunFolder
 
@@ -39,7 +39,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
     )
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
-    model = loading.merged(loaded.model) if settings.merge else loaded.model
+    model = adapters.merged(loaded.model) if settings.merge else loaded.model
     if scorer and settings.merge:  # beside an adapter lies no configuration that would say so
         reward_models.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
     loading.save(model, loaded.tokenizer, settings.out)
@@ -58,7 +58,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
             f" {difference:.3g} nats",
             remedy="do not use this folder; report the model's architecture",
         )
-    if loading.quantized_as(settings.model):
+    if model_folder.quantized_as(settings.model):
         say(
             "trained beside weights in 4 bits, saved beside the base model's own: log-probs differ"
             " from the training's by what 4 bits round away"

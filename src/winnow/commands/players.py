@@ -22,7 +22,7 @@ from winnow.data.records import PreferenceGroup, Text, plain
 from winnow.data.sources import layout_of, open_rows
 from winnow.errors import DataError, Problem, SettingsError
 from winnow.generation.prompts import name_of
-from winnow.models import loading
+from winnow.models import loading, model_folder
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_file, sha256_json
 
@@ -61,7 +61,7 @@ def players(settings: WinrateSettings) -> list[Player]:
     ]
     for one in found:
         if not one.file:
-            loading.load_config(one.source, trust_remote_code=settings.trust_remote_code)
+            model_folder.load_config(one.source, trust_remote_code=settings.trust_remote_code)
             loading.load_tokenizer(one.source, trust_remote_code=settings.trust_remote_code)
     if settings.temperatures and all(one.file for one in found[:-1]):
         raise SettingsError(
@@ -75,7 +75,7 @@ def content(source: str) -> str:
     """A hash of a file of answers, or of a model's weights and configuration as they lie in its
     folder; of a model elsewhere its name.
     """
-    path = Path(source if Path(source).is_file() else loading.locate(source))
+    path = Path(source if Path(source).is_file() else model_folder.locate(source))
     files = (
         [path]
         if path.is_file()

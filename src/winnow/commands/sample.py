@@ -18,7 +18,7 @@ from winnow.errors import ModelError
 from winnow.generation import vllm
 from winnow.generation.prompts import PromptBatch, ask, load
 from winnow.generation.sampler import Answer, drawn, seeds, words
-from winnow.models import hashes, loading
+from winnow.models import hashes, model_folder
 from winnow.models.device import keep_memory
 from winnow.models.loading import LoadedModel
 from winnow.system.append_file import AppendFile
@@ -145,7 +145,7 @@ def _drawn(
 
 def _refuse(settings: SampleSettings) -> None:
     """Raises ModelError for what vLLM cannot have."""
-    if settings.sampler == "vllm" and loading.is_adapter_folder(settings.model):
+    if settings.sampler == "vllm" and model_folder.is_adapter_folder(settings.model):
         raise ModelError(
             f"sampler: vllm is given whole models, and {settings.model} is an adapter",
             remedy="winnow export --merge first",

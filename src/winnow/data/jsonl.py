@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from winnow.data.json_cutter import BLANK, Cutter, TextPiece
 from winnow.errors import DataError, Problem
 
 CAP = 32 << 20  # bytes in one row: beyond any dialogue, below any memory
 _CHUNK = 1 << 20
 _LINE = CAP  # bytes of a line in which a missing quote is looked for
 _BOM = codecs.BOM_UTF8
-_BLANK = b" \t\r\n"  # what JSON takes for one
 
 # What a file may turn out to be, by its first bytes, and what to do about it. UTF-32 before UTF-16:
 # it starts alike.
@@ -52,18 +52,6 @@ class Row:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _TextPiece:
-    """The bytes of one row; line and column count from 1, offset from 0."""
-
-    where: str
-    raw: bytes
-    line: int
-    column: int
-    offset: int
-    last: bool = False  # nothing follows, not even the end of the line
-
-
 def read_rows(path: str | Path, *, cap: int = CAP) -> Iterator[Row | Problem]:
     """The rows of a .jsonl or .json file, gzip or not, in order; a bad row is its Problem. Raises
     DataError.
@@ -75,7 +63,7 @@ def read_rows(path: str | Path, *, cap: int = CAP) -> Iterator[Row | Problem]:
                 f"{path}:1: an object over several lines",
                 remedy="write one row per line, or a list of objects: [ {...}, {...} ]",
             )
-        split = _elements if head.lstrip(_BLANK)[:1] == b"[" else _lines
+        split = _elements if head.lstrip(BLANK)[:1] == b"[" else _lines
         for piece in split(stream, str(path), cap):
             yield piece if isinstance(piece, Problem) else _row(str(path), piece)
 
@@ -175,7 +163,7 @@ def _refuse_foreign(path: str | Path, head: bytes) -> None:
         raise DataError(f"{path}: {what}", remedy=f"iconv -f UTF-16{order} -t UTF-8")
 
 
-def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextPiece | Problem]:
+def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[TextPiece | Problem]:
     line, offset = 0, stream.tell()
     while raw := stream.readline(cap + 1):
         line, begin, offset = line + 1, offset, offset + len(raw)
@@ -189,19 +177,15 @@ def _lines(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextPiec
                 f"the line is longer than {cap:,} bytes (byte {begin:,} on)",
                 "split or remove the row",
             )
-        elif raw.strip(_BLANK):
-            yield _TextPiece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
+        elif raw.strip(BLANK):
+            yield TextPiece(f"{name}:{line}", raw, line, 1, begin, raw[-1:] != b"\n")
 
 
-_OUTSIDE = re.compile(rb'["{}\[\],\n]')
-_INSIDE = re.compile(rb'\\[^\n]|["\\\n]')
-
-
-def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextPiece | Problem]:
+def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[TextPiece | Problem]:
     """The elements of a JSON list, cut at the commas of depth 1 without parsing, so one bad element
     spoils no other.
     """
-    cutter = _Cutter(name, cap, stream.tell())
+    cutter = Cutter(name, cap, stream.tell())
     while chunk := stream.read(_CHUNK) + stream.readline(
         _LINE
     ):  # whole lines, so that a missing quote is seen on the line it is missing from
@@ -209,134 +193,7 @@ def _elements(stream: io.BufferedReader, name: str, cap: int) -> Iterator[_TextP
     yield from cutter.end()
 
 
-class _Cutter:
-    """Where in a JSON list we are: bracket depth, inside text or not, line. Works on bytes: UTF-8
-    never hides a bracket.
-    """
-
-    def __init__(self, name: str, cap: int, offset: int) -> None:
-        self.name, self.cap, self.offset = name, cap, offset  # offset: of the chunk being read
-        self.depth, self.inside, self.skip = 0, False, 0
-        self.line, self.line_start = 1, offset
-        self.held, self.size, self.count = bytearray(), 0, 0
-        self.begin = (1, offset, offset)  # line, its start, offset: of the element being collected
-        self.last_line = 0  # on which an element began
-        self.done = False
-
-    def feed(self, chunk: bytes) -> Iterator[_TextPiece | Problem]:
-        taken, position = 0, self.skip
-        # quote: behind the one that opened the text we are in, -1 if that was in an earlier chunk
-        self.skip, quote = (
-            0,
-            -1,
-        )
-        while not self.done and (
-            match := (_INSIDE if self.inside else _OUTSIDE).search(chunk, position)
-        ):
-            byte, position = match[0], match.end()
-            if (
-                byte == b"\n" and self.inside and quote >= 0
-            ):  # no text spans lines: a quote is missing, look at the line without it
-                self.inside, position = False, quote
-            elif byte == b"\n":
-                self.line, self.line_start, self.inside = (
-                    self.line + 1,
-                    self.offset + position,
-                    False,
-                )
-            elif byte == b'"':
-                self.inside, quote = not self.inside, position
-            elif byte == b"\\":  # the escaped byte is the first of the next chunk
-                self.skip = int(position == len(chunk))
-            elif byte in b"[{":
-                self.depth += 1
-                if self.depth == 1:
-                    taken = self._restart(position)
-            elif byte == b"]" or (
-                byte == b"}" and self.depth > 1
-            ):  # no brace closes a list: it stays part of its row
-                self.depth -= 1
-                self.done = self.depth == 0
-            if self.done or (byte == b"," and self.depth == 1):
-                self._keep(chunk[taken : position - 1])
-                yield from self._cut()
-                taken = self._restart(position)
-        self._keep(chunk[taken:])
-        self.offset += len(chunk)
-
-    def end(self) -> Iterator[Problem]:
-        if self.depth > 0:
-            line = self.begin[0]
-            place = (
-                f"the row that begins on line {self._start()[0]}"
-                if self.held.strip(_BLANK)
-                else "the list"
-            )
-            yield Problem(
-                f"{self.name}:{max(line, self.line)}",
-                "",
-                f"is cut off: the file ends inside {place}",
-                "fetch or write the file again",
-            )
-        elif self.held.strip(_BLANK):
-            yield Problem(
-                f"{self.name}:{self._start()[0]}",
-                "",
-                "text after the end of the list",
-                "a file holds one list, or one object per line",
-            )
-
-    def _keep(self, part: bytes) -> None:
-        self.size += len(part)
-        if self.size > self.cap:
-            self.held.clear()
-        else:
-            self.held += part
-
-    def _restart(self, position: int) -> int:
-        self.held.clear()
-        self.size = 0
-        self.begin = (self.line, self.line_start, self.offset + position)
-        return position
-
-    def _start(self) -> tuple[int, int, int]:
-        """Line, column and offset of the first byte that is no blank."""
-        line, line_start, offset = self.begin
-        blank = len(self.held) - len(self.held.lstrip(_BLANK))
-        newline = self.held.rfind(b"\n", 0, blank)
-        if newline >= 0:
-            line, line_start = line + self.held.count(b"\n", 0, blank), offset + newline + 1
-        return line, offset + blank - line_start + 1, offset + blank
-
-    def _cut(self) -> Iterator[_TextPiece | Problem]:
-        line, column, offset = self._start()
-        self.count += 1
-        if self.size > self.cap:
-            yield Problem(
-                f"{self.name}:{line}",
-                "",
-                f"row {self.count} is longer than {self.cap:,} bytes",
-                "split or remove the row",
-            )
-        elif raw := bytes(self.held.strip(_BLANK)):
-            # several rows on one line
-            where = (
-                f"{self.name}:{line}:{column}" if line == self.last_line else f"{self.name}:{line}"
-            )
-            self.last_line = line
-            yield _TextPiece(where, raw, line, column, offset)
-        elif (
-            not self.done or self.count > 1
-        ):  # `[]` is an empty list, anything else is a comma too many
-            yield Problem(
-                f"{self.name}:{line}:{column}",
-                "",
-                "expected an object before this comma or bracket",
-                "remove the extra comma",
-            )
-
-
-def _row(name: str, piece: _TextPiece) -> Row | Problem:
+def _row(name: str, piece: TextPiece) -> Row | Problem:
     """One piece parsed, or what is wrong with it and where."""
     where = piece.where
     try:
@@ -362,7 +219,7 @@ def _row(name: str, piece: _TextPiece) -> Row | Problem:
     return Row(where, value)
 
 
-def _malformed(name: str, piece: _TextPiece, error: json.JSONDecodeError) -> Problem:
+def _malformed(name: str, piece: TextPiece, error: json.JSONDecodeError) -> Problem:
     ended = error.doc.rstrip()
     # the line break behind a row is no part of it: what ends too early, ends on its own line
     at = min(error.pos, len(ended))
@@ -388,7 +245,7 @@ def _malformed(name: str, piece: _TextPiece, error: json.JSONDecodeError) -> Pro
     return Problem(f"{name}:{line}:{column}", "", f"not JSON: {error.msg}")
 
 
-def _undecodable(name: str, piece: _TextPiece, error: UnicodeDecodeError) -> Problem:
+def _undecodable(name: str, piece: TextPiece, error: UnicodeDecodeError) -> Problem:
     before = piece.raw[: error.start]
     column = len(before[before.rfind(b"\n") + 1 :].decode()) + (
         piece.column if b"\n" not in before else 1

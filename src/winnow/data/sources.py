@@ -9,16 +9,18 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from winnow.data.hub import DataSpec, hub_rows, saved_rows
 from winnow.data.jsonl import Row, read_rows
-from winnow.data.layouts import LAYOUTS, As, advice, detect, group_of
+from winnow.data.layout_parts import As
+from winnow.data.layouts import LAYOUTS, advice, detect, group_of
 from winnow.data.records import PreferenceGroup
-from winnow.data.tables import numbered, read_arrow, read_csv, read_parquet, readable, rows_of
+from winnow.data.tables import read_arrow, read_csv, read_parquet
 from winnow.errors import DataError, Problem, SettingsError
 from winnow.system import hub
 
@@ -34,7 +36,6 @@ READERS: dict[str, Callable[[Path], Iterator[Row | Problem]]] = {
 }
 
 _SAMPLE = 100  # rows looked at to tell the layout
-_TABLE = 1_000  # rows of a saved data set at a time
 _MOST = 1_000_000  # times that a mixture may repeat a data set in an epoch
 # notes that `datasets` leaves in folders
 _NOT_ROWS = frozenset(
@@ -59,16 +60,6 @@ class Loaded:
     weight: float
     ignored: tuple[str, ...]
     counts: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    name: str
-    split: str | None
-    weight: float
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.split}" if self.split else self.name
 
 
 def load(spec: str, *, as_: As = None, limit: int | None = None) -> Loaded:
@@ -237,7 +228,7 @@ def _layout(title: str, head: list[Row | Problem], as_: As) -> str:
 # --- which rows are meant
 
 
-def _parse(spec: str) -> _Spec:
+def _parse(spec: str) -> DataSpec:
     """`NAME[:SPLIT][@WEIGHT]`; a file that has such a sign in its name is found first."""
     name, weight = spec, 1.0
     if not Path(spec).exists() and "@" in spec:
@@ -253,11 +244,11 @@ def _parse(spec: str) -> _Spec:
             )
     base, colon, split = name.rpartition(":")
     if colon and base and not Path(name).exists() and re.fullmatch(r"\w[\w.-]*", split):
-        return _Spec(base, split, weight)
-    return _Spec(name, None, weight)
+        return DataSpec(base, split, weight)
+    return DataSpec(name, None, weight)
 
 
-def _open(spec: _Spec, streaming: bool = False) -> tuple[str, Iterator[Row | Problem]]:
+def _open(spec: DataSpec, streaming: bool = False) -> tuple[str, Iterator[Row | Problem]]:
     """The data set's title and its rows."""
     path = Path(spec.name).expanduser()
     if path.is_dir():
@@ -300,12 +291,12 @@ def _neighbours(path: Path) -> str:
     )
 
 
-def _folder(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
+def _folder(path: Path, spec: DataSpec) -> tuple[str, Iterator[Row | Problem]]:
     """A folder that `save_to_disk` wrote, or one of data files: those of the split, else all,
     sorted by name.
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _saved(path, spec)
+        return saved_rows(path, spec)
     files = sorted(
         file for file in path.rglob("*") if _is_rows(file.relative_to(path)) and file.is_file()
     )
@@ -338,71 +329,3 @@ def _of_split(file: Path, split: str) -> bool:
 
 
 # --- datasets
-
-
-def _saved(path: Path, spec: _Spec) -> tuple[str, Iterator[Row | Problem]]:
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a third party raises over a damaged folder
-        raise DataError(
-            f"{path}: cannot be read as a data set saved with save_to_disk: {_cause(error)}"
-        ) from error
-    if not isinstance(saved, datasets.DatasetDict):
-        if spec.split:
-            raise DataError(
-                f"{path}: holds one data set without splits, got {spec.split!r}",
-                remedy=f"give {spec.name}",
-            )
-        return spec.name, _saved_rows(spec.name, saved)
-    split = spec.split or "train"
-    if split not in saved:
-        raise DataError(
-            f"{path}: no split {split!r}; there are {', '.join(saved)}",
-            remedy=f"give {spec.name}:{next(iter(saved), 'SPLIT')}",
-        )
-    return f"{spec.name}:{split}", _saved_rows(f"{spec.name}:{split}", saved[split])
-
-
-def _saved_rows(title: str, saved: Any) -> Iterator[Row | Problem]:
-    with readable(title, "data set saved with save_to_disk"):
-        yield from numbered(title, rows_of(saved.with_format("arrow").iter(_TABLE)))
-
-
-def hub_rows(name: str, split: str, streaming: bool = False) -> Iterator[Row | Problem]:
-    """Rows of a data set on the Hugging Face hub, or in its local cache when offline. Raises
-    DataError at once.
-
-    streaming: rows are fetched as they are read, instead of all of them first.
-    """
-    import datasets
-
-    try:
-        if not Path(name).exists():
-            hub.ask("dataset", name)
-        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(
-            name, split=split, streaming=streaming
-        )
-    except Exception as error:  # whatever the hub, its client and the builders raise
-        why = (
-            f"the hub {error}"
-            if isinstance(error, hub.NotThere)
-            else f"not to be had from the hub{_offline()}: {_cause(error)}"
-        )
-        raise DataError(
-            f"{name}:{split}: no file or folder of that name here, and {why}",
-            remedy=(
-                "download it where there is a network and give the folder, or a .jsonl or .parquet"
-                " file"
-            ),
-        ) from error
-    return numbered(f"{name}:{split}", loaded)
-
-
-def _offline() -> str:
-    return " (HF_HUB_OFFLINE is set)" if hub.offline() else ""
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -13,7 +13,7 @@ from itertools import chain, islice
 
 from winnow.data import sources
 from winnow.data.jsonl import Row
-from winnow.data.layouts import As
+from winnow.data.layout_parts import As
 from winnow.data.sources import Loaded
 from winnow.errors import Problem
 

@@ -16,8 +16,8 @@ from winnow.engine import masks, output_head, segments, unpadded, varlen
 from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.models import fsdp
+from winnow.models.adapters import is_adapter
 from winnow.models.fsdp import Shards, released, through
-from winnow.models.loading import is_adapter
 
 
 @dataclass(frozen=True)

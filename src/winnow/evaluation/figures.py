@@ -20,7 +20,8 @@ from winnow.evaluation.heldout_loss import loss
 from winnow.evaluation.statistics.calibration import calibration, sureness
 from winnow.evaluation.statistics.displacement import displacement
 from winnow.evaluation.statistics.intervals import told
-from winnow.objectives.objective import Known, Objective
+from winnow.objectives.objective import Objective
+from winnow.objectives.terms import Known
 from winnow.system.figure import Figure
 
 Rows = list[dict[str, Any]]

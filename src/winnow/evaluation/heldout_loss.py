@@ -20,7 +20,8 @@ from winnow.engine.dataset_logps import Reference, offsets
 from winnow.engine.micro_batches import Data
 from winnow.evaluation import heldout
 from winnow.evaluation.statistics.intervals import ONE
-from winnow.objectives.objective import Known, Objective
+from winnow.objectives.objective import Objective
+from winnow.objectives.terms import Known
 from winnow.system.figure import Figure
 
 BLOCKS = 200  # most parts the prompts are dealt into: each costs a pass of the loss over its rows

@@ -16,7 +16,7 @@ from winnow.data.records import Text, as_json
 from winnow.data.render import Renderer
 from winnow.errors import DataError, Problem
 from winnow.generation.sampler import Sampling
-from winnow.models import loading
+from winnow.models import loading, model_folder
 from winnow.models.loading import LoadedModel
 from winnow.system.console import safe, say
 from winnow.system.files import sha256_json
@@ -46,7 +46,7 @@ def distinct(asked: list[Prompt]) -> list[Prompt]:
 
 def load(name: str, settings: SamplingSettings) -> LoadedModel:
     """A model to be asked, in the bits its run had."""
-    quantize = settings.quantize or loading.quantized_as(name)
+    quantize = settings.quantize or model_folder.quantized_as(name)
     if quantize != settings.quantize:
         say(f"from the run {safe(name)}: quantize={quantize}")
     loaded = loading.load(

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from winnow.models.adapters import is_adapter
 from winnow.models.layers import as_written
-from winnow.models.loading import LoadedModel, is_adapter
+from winnow.models.loading import LoadedModel
 from winnow.system import signals
 
 # most sequences that are generated together, and most tokens of their caches

@@ -12,7 +12,8 @@ from torch import nn
 
 from winnow.config.options import Lora
 from winnow.errors import ModelError
-from winnow.models.loading import HEAD, is_adapter_folder, locate, with_lora
+from winnow.models.adapters import with_lora
+from winnow.models.model_folder import HEAD, is_adapter_folder, locate
 
 
 def outline(

@@ -12,9 +12,10 @@ from torch import nn
 from winnow.config.options import Lora
 from winnow.data.render import Renderer
 from winnow.errors import ModelError
-from winnow.models import loading
+from winnow.models import adapters, loading, model_folder
 from winnow.models.device import pick_device, pick_dtype
-from winnow.models.loading import HEAD, LoadedModel
+from winnow.models.loading import LoadedModel
+from winnow.models.model_folder import HEAD
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
     `lora` an adapter is laid on it, beside which the head trains. Raises ModelError as
     `models.load` does, and for what was not trained to score.
     """
-    source = loading.locate(name)
+    source = model_folder.locate(name)
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     tokenizer = loading.load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -45,8 +46,8 @@ def load(
             remedy="give a sequence classifier with num_labels 1",
         )
     if lora is not None:
-        loading.refuse_second_adapter(name)
-        model = loading.with_lora(model, lora, seed)
+        adapters.refuse_second_adapter(name)
+        model = adapters.with_lora(model, lora, seed)
     return loading.ready(name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
@@ -75,10 +76,10 @@ def _weights(
     from transformers import AutoModelForSequenceClassification
 
     config, base = (
-        loading.load_config(name, trust_remote_code=trust_remote_code),
-        loading.base_of(source),
+        model_folder.load_config(name, trust_remote_code=trust_remote_code),
+        model_folder.base_of(source),
     )
-    classifies = loading.is_classifier(config)
+    classifies = model_folder.is_classifier(config)
     of_one = {} if classifies else {"num_labels": 1}
     model, missing = loading.read_weights(
         name,
@@ -86,8 +87,8 @@ def _weights(
         AutoModelForSequenceClassification,
         {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one},
     )
-    if loading.is_adapter_folder(name):
-        missing -= {f"{HEAD}.weight"} if loading.adapter_scores(name, source) else set()
+    if model_folder.is_adapter_folder(name):
+        missing -= {f"{HEAD}.weight"} if adapters.adapter_scores(name, source) else set()
     if missing and not (
         train and missing == {f"{HEAD}.weight"} and not classifies and base == source
     ):
@@ -97,7 +98,7 @@ def _weights(
         )
     if missing:
         new_head(model.score, seed)
-    return loading.with_adapter(name, source, model, train)
+    return adapters.with_adapter(name, source, model, train)
 
 
 def choose_padding(model: Any, renderer: Renderer) -> None:

@@ -220,7 +220,7 @@ def alphapo(win_M: Margin, lose_M: Margin, beta: float, gamma: float, alpha: flo
     SimPO with a bent reward: alpha > 0 makes less likely answers count more. Beyond 80 nats the
     exponential goes on as its tangent. Noise: SimPO's minimiser, of b (r(w) - r(l)).
     """
-    return F.softplus(gamma - beta * (_bent(win_M, alpha) - _bent(lose_M, alpha)))
+    return F.softplus(gamma - beta * (bent(win_M, alpha) - bent(lose_M, alpha)))
 
 
 def orpo(win_M: Margin, lose_M: Margin, weight: float) -> Margin:
@@ -320,52 +320,6 @@ def plackett_luce(
 # ---------------------------------------------------------------- what composes with them
 
 
-def soft(probability_M: Margin, won_M: Margin, lost_M: Margin) -> Margin:
-    """Any loss under soft labels:  p L(w, l) + (1 - p) L(l, w), from its values on the label and on
-    the label turned round.
-
-    With DPO's and p = 1 - e for all this is cDPO (E. Mitchell, "A note on DPO with noisy
-    preferences", 2023, eq. 3): the minimiser is b m = logit(1 - e), where DPO's is infinite. p =
-    1/2 is a tie.
-    """
-    return probability_M * won_M + (1 - probability_M) * lost_M
-
-
-def smoothed(probability_M: Margin, smoothing: float) -> Margin:
-    """Label probabilities when a share `smoothing` of the labels is believed flipped:  p (1 - e) +
-    (1 - p) e.
-    """
-    return probability_M * (1 - smoothing) + (1 - probability_M) * smoothing
-
-
-def reverse_kl(score_C: Score) -> Score:
-    """f-DPO with the reverse KL, arXiv 2309.16240, u = pi / pi_ref:  f'(u) = log u (+ 1, which
-    cancels in a margin). It is DPO.
-    """
-    return score_C
-
-
-def forward_kl(score_C: Score) -> Score:
-    """f-DPO with the forward KL, arXiv 2309.16240:  f'(u) = -1 / u. Mass-covering; beyond 80 nats
-    below the reference as its tangent.
-    """
-    return -_exp(-score_C)
-
-
-def jensen_shannon(score_C: Score) -> Score:
-    """f-DPO with the Jensen-Shannon divergence, arXiv 2309.16240:  f'(u) = log(2 u / (1 + u)).
-    Rewards above ln 2 do not exist.
-    """
-    return math.log(2) + F.logsigmoid(score_C)
-
-
-def alpha_divergence(score_C: Score, alpha: float) -> Score:
-    """f-DPO with the alpha-divergence, arXiv 2309.16240:  f'(u) = (1 - u^-alpha) / alpha. alpha ->
-    0: reverse KL; alpha = 1: forward KL.
-    """
-    return _bent(score_C, alpha)
-
-
 # ---------------------------------------------------------------- from plain log-probs
 
 
@@ -403,17 +357,17 @@ def preference_loss(
     return loss(ratio_C[winners] - ratio_C[losers], beta), beta * ratio_C.detach()
 
 
-def _exp(x: Tensor) -> Tensor:
+def bounded_exp(x: Tensor) -> Tensor:
     """e^x up to FAR, its tangent beyond."""
     return x.clamp(max=FAR).exp() * (1 + F.relu(x - FAR))
 
 
-def _bent(x: Tensor, alpha: float) -> Tensor:
+def bent(x: Tensor, alpha: float) -> Tensor:
     """(1 - e^(-alpha x)) / alpha, exact near 0; x itself for alpha = 0."""
     if alpha == 0:
         return x
     y = -alpha * x
-    return torch.where(y > 1, 1 - _exp(y), -torch.expm1(y.clamp(max=1))) / alpha
+    return torch.where(y > 1, 1 - bounded_exp(y), -torch.expm1(y.clamp(max=1))) / alpha
 
 
 def _log_odds(x: Tensor) -> Tensor:

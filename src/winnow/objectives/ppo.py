@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from winnow.engine.base import Columns
 from winnow.engine.batch import Batch
 from winnow.engine.dataset_logps import PerToken
 from winnow.objectives import policy_gradient as pg
-from winnow.objectives.objective import Columns, Known
 from winnow.objectives.scores import Sums
+from winnow.objectives.terms import Known
 
 Estimate = Literal["gae", "rloo", "grpo"]
 

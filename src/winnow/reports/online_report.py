@@ -10,7 +10,8 @@ from typing import Any
 
 from winnow.errors import RunError
 from winnow.reports.page import Row, Table
-from winnow.reports.plots import Drawing, Line, Panel, draw_one
+from winnow.reports.panels import Panel
+from winnow.reports.plots import Drawing, Line, draw_one
 from winnow.system.figure import Figure, Writer, cell
 from winnow.system.files import read_json
 from winnow.system.format import number, percent, plural

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from winnow.reports.page import Card, Row, Table, figure_card
-from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.reports.panels import Panel
+from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, draw_one
 from winnow.reports.winrate_report import strength_row
 from winnow.system.figure import Figure, cell, interval, value
 from winnow.system.format import chance, number, percent, plural

@@ -11,7 +11,8 @@ from typing import Any
 
 from winnow.reports.page import Card, Page, Row, Table, figure_card
 from winnow.reports.page import render as render_page
-from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, Panel, draw_one
+from winnow.reports.panels import Panel
+from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, draw_one
 from winnow.reports.winrate_warnings import same
 from winnow.system.figure import Figure, Writer, cell, support
 from winnow.system.files import write_atomic

@@ -14,7 +14,8 @@ from winnow.data.packing import pack_all
 from winnow.engine.base import Engine
 from winnow.engine.micro_batches import Data, by_rank
 from winnow.evaluation.figures import Spoken, described, rows
-from winnow.objectives.objective import Known, Objective
+from winnow.objectives.objective import Objective
+from winnow.objectives.terms import Known
 from winnow.system import distributed
 from winnow.system.console import safe, say
 from winnow.system.format import percent

@@ -16,7 +16,7 @@ from winnow.config.training import TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
 from winnow.data.render import Renderer
 from winnow.errors import DataError, ModelError, SettingsError
-from winnow.models import loading, meta
+from winnow.models import adapters, loading, meta, model_folder
 from winnow.models.device import pick_device
 from winnow.objectives.objective import Objective
 from winnow.system.console import safe, say
@@ -232,9 +232,11 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
     refuse_quantized(settings)
     lora = parse_lora(settings.lora)
     if lora is not None:
-        loading.refuse_second_adapter(settings.model)
+        adapters.refuse_second_adapter(settings.model)
     if lora is not None or scores(settings):
-        config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+        config = model_folder.load_config(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
         meta.trained_outline(
             settings.model,
             config,
@@ -244,7 +246,7 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
             scorer=scores(settings),
         )
     if reference_model is not None:
-        loading.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
+        model_folder.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
         theirs = loading.load_tokenizer(
             reference_model, trust_remote_code=settings.trust_remote_code
         )

@@ -27,7 +27,7 @@ from winnow.engine.base import Engine
 from winnow.engine.batch import Batch
 from winnow.engine.fast import SEGMENTS, bare
 from winnow.engine.scalar_head import is_scalar
-from winnow.models import loading, meta, quantization
+from winnow.models import loading, meta, model_folder, quantization
 from winnow.models.layers import enable_checkpointing, layers_of
 
 # The process takes more than what is alive: holes between blocks, which nothing of the right size
@@ -177,7 +177,7 @@ def remedies(
     while smaller >= max(largest, 256):
         yield f"--max-tokens {smaller}", {"max_tokens": smaller}
         smaller //= 2
-    adapter = settings.lora is not None or loading.is_adapter_folder(settings.model)
+    adapter = settings.lora is not None or model_folder.is_adapter_folder(settings.model)
     if not settings.checkpointing and not settings.compile:
         yield "--checkpointing (a third slower)", {"checkpointing": True}
     if not adapter:

@@ -19,7 +19,7 @@ from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS, VARLEN
 from winnow.engine.selection import LOGPS, SCALARS
 from winnow.errors import DataError, ModelError
-from winnow.models import loading, meta, quantization
+from winnow.models import meta, model_folder, quantization
 from winnow.models.device import available, pick_device, pick_dtype
 from winnow.objectives.objective import Objective, objective
 from winnow.system.launch import count
@@ -33,7 +33,7 @@ def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[
     settings: TrainSettings = resolved.settings
     if settings.lr is not None:
         return resolved
-    light = settings.lora is not None or loading.is_adapter_folder(settings.model)
+    light = settings.lora is not None or model_folder.is_adapter_folder(settings.model)
     return resolved.fill(
         f"default for {'an adapter' if light else 'full weights'}", lr=adapter if light else full
     )
@@ -150,14 +150,14 @@ def refuse_quantized(settings: TrainSettings) -> None:
     """
     if settings.quantize is None:
         return
-    if settings.lora is None and not loading.is_adapter_folder(settings.model):
+    if settings.lora is None and not model_folder.is_adapter_folder(settings.model):
         raise ModelError(
             "quantize: weights in 4 bits cannot be trained, and there is no adapter to train beside"
             " them",
             remedy="--lora auto",
         )
     quantization.refuse(pick_device(settings.device))
-    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{settings.model}: its weights are quantised already",
@@ -183,7 +183,7 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
         ],
         whole=whole,
     )
-    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     # auto: as a rule
     engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)
     device = pick_device(settings.device)
@@ -248,7 +248,7 @@ def _packed_line(settings: TrainSettings) -> str:
     """How many of the frozen weights are in 4 bits."""
     if settings.quantize is None:
         return ""
-    config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     return (
         f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
     )
@@ -259,7 +259,7 @@ def _reference_line(settings: TrainSettings) -> str:
     name = getattr(settings, "reference", None)
     if name is None:
         return ""
-    config = loading.load_config(name, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(name, trust_remote_code=settings.trust_remote_code)
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
     model = meta.trained_outline(
         name, config, dtype, None, settings.trust_remote_code

@@ -15,8 +15,9 @@ from winnow.engine.base import Columns, Engine, NextTokenDistribution, Slope, no
 from winnow.engine.batch import Batch, joined
 from winnow.engine.micro_batches import Micro
 from winnow.errors import TrainingError
-from winnow.objectives.objective import Known, Objective
+from winnow.objectives.objective import Objective
 from winnow.objectives.scores import with_margin
+from winnow.objectives.terms import Known
 from winnow.system import distributed
 from winnow.system.launch import count
 from winnow.training.live import Live

@@ -11,7 +11,8 @@ import pytest
 from paths import ROOT
 from winnow.config.resolve import resolve
 from winnow.config.training import DPOSettings
-from winnow.config.trl_names import FIELDS, MORE, NAMES, OTHERS, advice
+from winnow.config.trl_fields import FIELDS
+from winnow.config.trl_names import MORE, NAMES, OTHERS, advice
 from winnow.errors import SettingsError
 
 ROOT = ROOT

@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from any_rows import COLUMNS, ROWS, WRITERS, json_values, save
+from winnow.data.hub import hub_rows
 from winnow.data.jsonl import Row
-from winnow.data.layouts import LAYOUTS, As, detect, group_of
+from winnow.data.layout_parts import As
+from winnow.data.layouts import LAYOUTS, detect, group_of
 from winnow.data.records import Comparison, Message, PreferenceGroup, Text, plain
-from winnow.data.sources import Loaded, hub_rows, load
+from winnow.data.sources import Loaded, load
 from winnow.errors import DataError, Problem, SettingsError
 
 PAIRED = {

@@ -20,7 +20,7 @@ from winnow.engine import rows as engine
 from winnow.engine.batch import collate
 from winnow.engine.selection import engine_for
 from winnow.errors import ModelError
-from winnow.models import hashes, loading, meta
+from winnow.models import adapters, hashes, loading, meta, model_folder
 from winnow.models.layers import enable_checkpointing
 
 
@@ -122,7 +122,7 @@ def test_a_pickled_adapter_is_refused(adapter):
     """peft would read it, with torch.load."""
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    for read in (load, lambda path: loading.load_config(str(path))):
+    for read in (load, lambda path: model_folder.load_config(str(path))):
         with pytest.raises(
             ModelError,
             match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded",
@@ -241,7 +241,7 @@ def test_an_adapter_begins_as_its_base_model_trains_alone_and_merges(folder, tmp
         assert torch.equal(engine.logps(found, batch)["logp"], live)
         assert [name for name, p in found.named_parameters() if p.requires_grad] == trainable
         assert not any(p.requires_grad for p in load(tmp_path / "adapter").model.parameters())
-        merged = loading.merged(load(tmp_path / "adapter").model)
+        merged = adapters.merged(load(tmp_path / "adapter").model)
         torch.testing.assert_close(engine.logps(merged, batch)["logp"], live, rtol=0, atol=1e-5)
 
 
@@ -269,7 +269,7 @@ def test_modules_that_do_not_exist_are_named(folder):
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8), Lora(r=2, targets=("q_proj",))])
 def test_parameters_are_counted_without_loading(folder, lora):
     counts = loading.parameter_counts(load(folder, lora=lora).model)
-    config = loading.load_config(str(folder))
+    config = model_folder.load_config(str(folder))
     assert (
         loading.parameter_counts(meta.trained_outline(str(folder), config, torch.float32, lora))
         == counts
@@ -280,7 +280,7 @@ def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
     first = load(folder, lora=Lora(r=4, alpha=8))
     loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     name = str(tmp_path / "adapter")
-    outline = meta.trained_outline(name, loading.load_config(name), torch.float32, None)
+    outline = meta.trained_outline(name, model_folder.load_config(name), torch.float32, None)
     assert (
         loading.parameter_counts(outline)
         == loading.parameter_counts(first.model)
@@ -326,8 +326,8 @@ def test_the_source_of_a_models_numbers_is_told_from_all_that_decides_them(folde
 def test_a_run_folder_stands_for_its_model(folder, tmp_path):
     world = runs.world(tmp_path / "world")
     run = runs.sft(world, tmp_path / "run", steps=1)
-    assert loading.locate(str(run.root)) == str(run.model)
-    assert loading.locate(str(folder)) == str(folder)
+    assert model_folder.locate(str(run.root)) == str(run.model)
+    assert model_folder.locate(str(folder)) == str(folder)
     assert hashes.weights_hash(load(run.root).model) == hashes.weights_hash(load(run.model).model)
 
 

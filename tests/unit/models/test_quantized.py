@@ -23,7 +23,7 @@ from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS
 from winnow.engine.fingerprint import fingerprint, same_model
 from winnow.errors import ModelError, RunError
-from winnow.models import hashes, loading, meta, quantization
+from winnow.models import adapters, hashes, loading, meta, model_folder, quantization
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
 from winnow.training import memory, plan
@@ -201,7 +201,7 @@ def outlined(family, lora=None):
         model = meta.outline(
             AutoConfig.for_model(family, **{**SHAPES, **EXPERTS}[family]), torch.bfloat16
         )
-        return model if lora is None else loading.with_lora(model, lora, 0)
+        return model if lora is None else adapters.with_lora(model, lora, 0)
 
 
 def packable_in(model):
@@ -339,7 +339,7 @@ def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     name = saved(family, tmp_path / "model")
     four, outline = (
         load(name, dtype="bfloat16").model,
-        meta.outline(loading.load_config(name), torch.bfloat16).requires_grad_(False),
+        meta.outline(model_folder.load_config(name), torch.bfloat16).requires_grad_(False),
     )
     found = packed_in(four)
     assert {key: quantization.count(p) for key, p in found.items()} == {
@@ -501,7 +501,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
     )
     loaded = load(name, dtype="bfloat16", lora=Lora(r=4))
     batch = collate([tiny.trie(i, 2) for i in range(6)])
-    outline = memory._outline(loading.load_config(name), torch.bfloat16, asked)
+    outline = memory._outline(model_folder.load_config(name), torch.bfloat16, asked)
     expected = memory._alive(outline, batch, asked, SEGMENTS)[0] + 2 * 256 * 1024
     if checkpointing:
         training.enable_checkpointing(loaded.model)
@@ -539,7 +539,7 @@ def test_an_adapter_on_matrices_kept_the_other_way_round_fits_the_plain_model(on
 
 def test_merging_into_4_bits_is_refused(on_cpu, tmp_path):
     with pytest.raises(ModelError, match="rounding of 4 bits"):
-        loading.merged(load(saved("llama", tmp_path / "model"), lora=Lora(r=2)).model)
+        adapters.merged(load(saved("llama", tmp_path / "model"), lora=Lora(r=2)).model)
 
 
 def test_scales_that_are_not_finite_are_refused(on_cpu, tmp_path):

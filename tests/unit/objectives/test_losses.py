@@ -13,7 +13,7 @@ import pytest
 import torch
 from mpmath import diff, exp, log, mp, mpf
 
-from winnow.objectives import losses
+from winnow.objectives import divergences, losses
 
 mp.dps = 50
 
@@ -178,17 +178,17 @@ CASES = {
         rising=True,
     ),
     "nll": Case(losses.nll, lambda x: -x, {}),
-    "forward_kl": Case(losses.forward_kl, lambda r: -1 / exp(r), {}, rising=True),
+    "forward_kl": Case(divergences.forward_kl, lambda r: -1 / exp(r), {}, rising=True),
     "jensen_shannon": Case(
-        losses.jensen_shannon, lambda r: log(2 * exp(r) / (1 + exp(r))), {}, rising=True
+        divergences.jensen_shannon, lambda r: log(2 * exp(r) / (1 + exp(r))), {}, rising=True
     ),
     "alpha_divergence": Case(
-        losses.alpha_divergence,
+        divergences.alpha_divergence,
         lambda r, alpha: (1 - exp(r) ** -alpha) / alpha,
         {"alpha": 0.4},
         rising=True,
     ),
-    "reverse_kl": Case(losses.reverse_kl, lambda r: log(exp(r)), {}, rising=True),
+    "reverse_kl": Case(divergences.reverse_kl, lambda r: log(exp(r)), {}, rising=True),
 }
 
 
@@ -328,8 +328,8 @@ def test_swapping_the_sides_and_the_label_is_the_same(name):
         return case.loss(margin_M, **case.settings)
 
     torch.testing.assert_close(
-        losses.soft(p_M, loss(m_M), loss(-m_M)),
-        losses.soft(1 - p_M, loss(-m_M), loss(m_M)),
+        divergences.soft(p_M, loss(m_M), loss(-m_M)),
+        divergences.soft(1 - p_M, loss(-m_M), loss(m_M)),
         rtol=1e-14,
         atol=0,
     )
@@ -358,7 +358,7 @@ def mixed(loss, p, **settings):
     def value(m):
         margin = torch.tensor([m], dtype=torch.float64)
         return float(
-            losses.soft(
+            divergences.soft(
                 torch.tensor([p], dtype=torch.float64),
                 loss(margin, **settings),
                 loss(-margin, **settings),
@@ -430,7 +430,7 @@ def sides(loss, p, side, m, **settings):
     scores = [torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
     scores[side] = torch.tensor([m], dtype=torch.float64)
     return float(
-        losses.soft(
+        divergences.soft(
             torch.tensor([p], dtype=torch.float64),
             loss(*scores, **settings),
             loss(*scores[::-1], **settings),
@@ -446,7 +446,7 @@ def test_flipped_labels(e, p):
     """
     q = (1 - e) * p + e * (1 - p)
     assert minimiser(mixed(losses.logistic, q, beta=0.5)) == pytest.approx(logit(q) / 0.5, abs=1e-6)
-    smoothed = float(losses.smoothed(torch.tensor([q], dtype=torch.float64), e))
+    smoothed = float(divergences.smoothed(torch.tensor([q], dtype=torch.float64), e))
     assert smoothed == pytest.approx((1 - e) * q + e * (1 - q))
     assert minimiser(mixed(losses.logistic, smoothed, beta=0.5)) == pytest.approx(
         logit((1 - e) * q + e * (1 - q)) / 0.5, abs=1e-6
@@ -590,7 +590,7 @@ def test_ties_are_the_mean_over_their_orders(ranks):
     assert torch.autograd.gradcheck(lambda x: losses.plackett_luce(x, ranks, 0.7), score_K)
     if ranks == [0, 0]:  # the tie of soft labels
         m = score_K.detach()[:1] - score_K.detach()[1:]
-        tie = losses.soft(
+        tie = divergences.soft(
             torch.tensor([0.5], dtype=torch.float64),
             losses.logistic(m, 0.7),
             losses.logistic(-m, 0.7),

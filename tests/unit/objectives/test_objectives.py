@@ -17,7 +17,7 @@ from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate, joined
 from winnow.errors import SettingsError
-from winnow.objectives import losses
+from winnow.objectives import divergences
 from winnow.objectives.objective import DEMONSTRATION, objective
 from winnow.objectives.parsing import MODIFIERS, SETTINGS, modifiers, settings_of
 from winnow.objectives.table import TABLE
@@ -635,7 +635,7 @@ def test_the_table_and_the_tests_name_the_same_objectives():
         assert entry.equation, name
         assert len(entry.when) > 40, name
         paper = entry.paper.split()[1] if entry.paper.startswith("arXiv") else "Mitchell"
-        assert paper.rstrip(",") in f"{entry.loss.__doc__} {losses.soft.__doc__}" or name in (
+        assert paper.rstrip(",") in f"{entry.loss.__doc__} {divergences.soft.__doc__}" or name in (
             "dpo_norm",
             "beta_dpo",
             "aot",

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from report_parts import NASTY, Page, data, drawn, environment, healthy, lines, make
 from winnow.errors import RunError
 from winnow.reports import page as page_parts
-from winnow.reports import plots, run_report, run_summary, training_warnings
+from winnow.reports import plots, rlhf_warnings, run_report, run_summary, training_warnings
 from winnow.system.format import number, percent, visible, wilson
 
 SOURCE = Path(run_report.__file__).parent
@@ -587,9 +587,9 @@ def test_symptoms_at_their_edges() -> None:
     assert (
         codes(
             metrics=last(
-                last(healthy(), "clip_fraction", training_warnings.HURRIED, 10),
+                last(healthy(), "clip_fraction", rlhf_warnings.HURRIED, 10),
                 "kl/step",
-                training_warnings.HURRIED_KL,
+                rlhf_warnings.HURRIED_KL,
                 10,
             )
         )
@@ -597,8 +597,7 @@ def test_symptoms_at_their_edges() -> None:
     )
     assert codes(metrics=last(healthy(), "kl/step", 0.06, 10))[0][0] == "hurried"
     early = [
-        {"step": step, "explained_variance": 0.0}
-        for step in range(1, training_warnings.STUCK_STEPS)
+        {"step": step, "explained_variance": 0.0} for step in range(1, rlhf_warnings.STUCK_STEPS)
     ]
     assert codes(metrics=early) == []  # it may still learn
     assert codes(metrics=early, status={"state": "complete"})[0][0] == "ignorant"
@@ -617,10 +616,7 @@ def test_symptoms_at_their_edges() -> None:
     missed = [{"step": step, "kl": 0.5, "beta": 0.1} for step in range(1, 61)]
     assert "of the last 6 iterations" in codes(metrics=missed, settings={"target_kl": 6.0})[0][1]
     # it is on its way
-    assert (
-        codes(metrics=missed[: training_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0})
-        == []
-    )
+    assert codes(metrics=missed[: rlhf_warnings.STUCK_STEPS - 1], settings={"target_kl": 6.0}) == []
     assert codes(metrics=missed, settings={"target_kl": None}) == codes(metrics=missed) == []
     assert (
         codes(metrics=missed[:2], settings={"target_kl": 6.0}, status={"state": "complete"}) == []

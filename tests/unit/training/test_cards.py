@@ -23,7 +23,7 @@ from winnow.config.training import TrainSettings
 from winnow.data.dataset import Wanted
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
-from winnow.models import loading, meta, quantization
+from winnow.models import adapters, loading, meta, quantization
 from winnow.training import memory, plan
 from winnow.training.memory import HOLES_GPU, estimate
 
@@ -110,7 +110,7 @@ def without_activations(monkeypatch):
 
 def test_the_shape_is_that_of_llama_3_8b():
     with torch.device("meta"):
-        model = loading.with_lora(
+        model = adapters.with_lora(
             meta.outline(AutoConfig.for_model(**SHAPE), torch.bfloat16), parse_lora("r=16"), 0
         )
     assert loading.parameter_counts(model) == {"total": PARAMETERS + ADAPTER, "trainable": ADAPTER}

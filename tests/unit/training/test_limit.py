@@ -14,8 +14,8 @@ from winnow.config.options import Lora
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine import rows as engine
 from winnow.engine.batch import collate
+from winnow.models.adapters import with_lora
 from winnow.models.device import pick_device
-from winnow.models.loading import with_lora
 from winnow.system.files import read_jsonl
 from winnow.training.utilization import Limit, limit_of, matrix_rate
 

@@ -25,7 +25,7 @@ from winnow.engine import output_head, rows
 from winnow.engine.batch import collate
 from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
-from winnow.models import loading, meta
+from winnow.models import adapters, loading, meta, model_folder
 from winnow.models.device import available, pick_dtype
 from winnow.models.layers import enable_checkpointing
 from winnow.system.files import read_json
@@ -106,7 +106,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
         memory._outline(model.config, torch.float32, asked), batch, asked, engine
     )
     if asked.lora:
-        model = loading.with_lora(model, parse_lora(asked.lora), 0)
+        model = adapters.with_lora(model, parse_lora(asked.lora), 0)
     if asked.checkpointing:
         enable_checkpointing(model)
     for p in model.parameters():
@@ -157,8 +157,10 @@ def test_training_an_adapter_that_is_there_is_planned_as_that(tmp_path):
     loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     batch = collate([tiny.trie(i, 2) for i in range(3)])
     named = settings().model_copy(update={"model": str(tmp_path / "adapter")})
-    fresh = estimate(loading.load_config(str(folder)), batch, torch.float32, settings(lora="r=4"))
-    assert estimate(loading.load_config(named.model), batch, torch.float32, named) == fresh
+    fresh = estimate(
+        model_folder.load_config(str(folder)), batch, torch.float32, settings(lora="r=4")
+    )
+    assert estimate(model_folder.load_config(named.model), batch, torch.float32, named) == fresh
     assert not any("--lora" in words for words, _ in remedies(named, 1024, 100))
 
 

@@ -169,7 +169,7 @@ def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
             settings.out, command, quick=settings.quick, seeds=settings.seeds, seed=settings.seed
         )
         frontier_page.write(settings.out)
-    _told(settings.out, out.report_html)
+    methods_shown(settings.out, out.report_html)
     return settings.out
 
 
@@ -196,7 +196,7 @@ def behind_demo(settings: DemoSettings, command: str = "") -> None:
             trained=out.root / "sft",
         )
         frontier_page.write(out.root)
-    _told(out.root / "frontier", out.report_html)
+    methods_shown(out.root / "frontier", out.report_html)
 
 
 def compute(
@@ -510,7 +510,7 @@ def _fixed(size: Size) -> Figures:
     }
 
 
-def _told(root: Path, page: Path) -> None:
+def methods_shown(root: Path, page: Path) -> None:
     for line in words.sentences(read_json(root / LEDGER)):
         say(safe(line))
     say(f"report: {safe(page)}")

@@ -101,3 +101,8 @@ def sentences(ledger: Figures) -> list[str]:
         if ledger["points"]
         else []
     )
+
+
+def methods_shown(ledger: Figures) -> list[str]:
+    """The methods that may stand on the page: PPO only where it has proved itself."""
+    return [method for method in STYLES if ledger["ppo"]["shown"] or not method.startswith("ppo")]

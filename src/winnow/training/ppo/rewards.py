@@ -11,7 +11,7 @@ from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
 from winnow.data.records import Text
 from winnow.errors import JudgeError, SettingsError
-from winnow.models import hashes, loading, reward_models, scoring
+from winnow.models import hashes, model_folder, reward_models, scoring
 from winnow.models.loading import LoadedModel
 from winnow.preferences.items import Item
 from winnow.preferences.judging import rules
@@ -58,7 +58,7 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
             ),
         )
     if not is_code(settings.reward):
-        loading.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
+        model_folder.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(
             f"reward: {settings.reward} runs code, so a file cannot ask for it",

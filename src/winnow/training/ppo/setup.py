@@ -20,7 +20,7 @@ from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.errors import DataError, ModelError
 from winnow.generation.prompts import PromptBatch, ask
-from winnow.models import loading, meta
+from winnow.models import adapters, loading, meta, model_folder
 from winnow.models.device import pick_device
 from winnow.models.loading import LoadedModel
 from winnow.system import files
@@ -69,7 +69,7 @@ def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
             critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE,
         )
     if settings.lr is None:
-        light = settings.lora is not None or loading.is_adapter_folder(settings.model)
+        light = settings.lora is not None or model_folder.is_adapter_folder(settings.model)
         resolved = resolved.fill(
             f"default for {'an adapter' if light else 'full weights'}",
             lr=ADAPTER_RATE if light else RATE,
@@ -143,17 +143,19 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     refuse_half_on_cpu(settings)
     require(settings.trackers)
     rewards.refuse(resolved)
-    loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     lora = parse_lora(settings.lora)
     if lora is not None:
-        loading.refuse_second_adapter(settings.model)
-        config = loading.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+        adapters.refuse_second_adapter(settings.model)
+        config = model_folder.load_config(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
         meta.trained_outline(
             settings.model, config, torch.float32, lora, settings.trust_remote_code
         )
     if settings.advantage == "gae":
         name = critic_name(settings)
-        if loading.is_adapter_folder(name):
+        if model_folder.is_adapter_folder(name):
             raise ModelError(
                 f"{name} is an adapter, and a critic begins with a whole model",
                 remedy="--critic MODEL, or merge it: winnow export --merge",
