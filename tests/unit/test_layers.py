@@ -65,7 +65,7 @@ FENCES = {
     "torch": (*TENSORS, "system.distributed", "preferences.judging"),
     "jaxtyping": TENSORS,
     "transformers": ("models", "engine", "generation.sampler"),
-    "peft": ("models.adapters", "models.meta", "engine.output_head"),
+    "peft": ("models.adapters", "models.meta", "engine.head"),
     "datasets": ("data.hub",),
     "huggingface_hub": ("system.hub",),
     "httpx2": ("preferences.judging.endpoint",),

@@ -13,6 +13,7 @@ import numpy as np
 from winnow.config.options import DataSettings
 from winnow.data import checks, sources
 from winnow.data import pairs as ranking
+from winnow.data.account import SourcePart, account_of, dropped_rows, refuse_cut
 from winnow.data.mismatched import with_mismatched
 from winnow.data.order import MixShare
 from winnow.data.pairs import Pairs
@@ -60,17 +61,6 @@ class Dataset:
     chat: bool  # whether prompts are messages
 
 
-@dataclass
-class _Part:
-    """One source on its way: what is kept of it and why the rest is not."""
-
-    loaded: sources.Loaded
-    texts: list[PreferenceGroup]
-    dropped: dict[str, int]
-    identical: int = 0  # comparisons of identical completions, dropped from groups that keep others
-    not_chosen: int = 0  # comparisons left out because other pairs are wanted
-
-
 def prepare(
     specs: Sequence[str],
     renderer: Renderer,
@@ -91,7 +81,7 @@ def prepare(
     if fraction:
         sides = split_by_prompt([part.texts for part in parts], fraction, seed)
         aside = [
-            _Part(part.loaded, right, {**part.dropped, "used for training": len(left)})
+            SourcePart(part.loaded, right, {**part.dropped, "used for training": len(left)})
             for part, (left, right) in zip(parts, sides)
         ]
         for part, (left, right) in zip(parts, sides):
@@ -129,7 +119,7 @@ def held_out_alone(
 
 def _evaluations(
     specs: Sequence[str], settings: DataSettings, wanted: Wanted
-) -> dict[str, list[_Part]]:
+) -> dict[str, list[SourcePart]]:
     named = [sources.named(spec) for spec in specs]
     each = [[_read(spec, settings, wanted, mixed=False)] for _, spec in named]
     evaluations = {
@@ -143,7 +133,7 @@ def _evaluations(
     return evaluations
 
 
-def _texts(evaluations: dict[str, list[_Part]]) -> list[PreferenceGroup]:
+def _texts(evaluations: dict[str, list[SourcePart]]) -> list[PreferenceGroup]:
     return [text for side in evaluations.values() for part in side for text in part.texts]
 
 
@@ -163,7 +153,7 @@ def window(
     )
 
 
-def _read(spec: str, settings: DataSettings, wanted: Wanted, *, mixed: bool) -> _Part:
+def _read(spec: str, settings: DataSettings, wanted: Wanted, *, mixed: bool) -> SourcePart:
     loaded = sources.load(spec, as_=settings.as_, limit=settings.limit)
     if loaded.weight != 1 and not mixed:
         raise SettingsError(
@@ -173,11 +163,11 @@ def _read(spec: str, settings: DataSettings, wanted: Wanted, *, mixed: bool) -> 
     return _cleaned(loaded, settings, wanted)
 
 
-def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> _Part:
+def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> SourcePart:
     """What is kept of a source. Raises DataError for rows that cannot be used, unless they are to
     be skipped.
     """
-    part = _Part(loaded, list(loaded.groups), {})
+    part = SourcePart(loaded, list(loaded.groups), {})
     _handle(
         loaded.problems,
         f"{loaded.name}: rows that cannot be used",
@@ -197,7 +187,7 @@ def _cleaned(loaded: sources.Loaded, settings: DataSettings, wanted: Wanted) -> 
     return part
 
 
-def _drop_unjudged(part: _Part, kind: Kind) -> None:
+def _drop_unjudged(part: SourcePart, kind: Kind) -> None:
     """Leave out comparisons of identical completions, and groups about which nothing is said that
     could be learnt.
     """
@@ -238,7 +228,7 @@ def _drop_unjudged(part: _Part, kind: Kind) -> None:
         )
 
 
-def _choose_pairs(part: _Part, settings: DataSettings, wanted: Wanted) -> None:
+def _choose_pairs(part: SourcePart, settings: DataSettings, wanted: Wanted) -> None:
     """Leave in each group the comparisons that are wanted. Raises DataError where a group's
     comparisons are no ranking.
     """
@@ -262,7 +252,7 @@ def _choose_pairs(part: _Part, settings: DataSettings, wanted: Wanted) -> None:
         part.not_chosen = max(0, before - sum(len(text.comparisons) for text in part.texts))
 
 
-def _refuse_unfit(part: _Part, wanted: Wanted) -> None:
+def _refuse_unfit(part: SourcePart, wanted: Wanted) -> None:
     """Raises DataError for labels that the objective cannot use as they are."""
     found: list[Problem] = []
     for text in part.texts:
@@ -297,7 +287,7 @@ def _refuse_unfit(part: _Part, wanted: Wanted) -> None:
 
 
 def _finish(
-    parts: Sequence[_Part],
+    parts: Sequence[SourcePart],
     renderer: Renderer,
     settings: DataSettings,
     wanted: Wanted,
@@ -316,11 +306,11 @@ def _finish(
         names = ", ".join(part.loaded.name for part in parts)
         raise NothingLeft(
             f"{names}: no row is left to use",
-            _dropped(parts),
+            dropped_rows(parts),
             remedy="winnow check shows what became of each",
         )
-    account = _account(parts, groups, name)
-    _within_budget(account, groups, renderer, settings)
+    account = account_of(parts, groups, name)
+    refuse_cut(account, groups, renderer, settings)
     findings = checks.examine(texts, groups, list(elsewhere))
     account["findings"] = [asdict(f) | {"rows": list(f.rows)} for f in findings]
     shares = [MixShare(len(part.texts), part.loaded.weight) for part in parts]
@@ -333,7 +323,7 @@ def _finish(
     )
 
 
-def _drop_unscored(parts: Sequence[_Part], groups: Tokens) -> None:
+def _drop_unscored(parts: Sequence[SourcePart], groups: Tokens) -> None:
     """Leave in each part the texts that became groups, and count the others."""
     first = 0
     for part in parts:
@@ -370,84 +360,6 @@ def stop_on_errors(*datasets: Dataset) -> None:
             problems,
             remedy="winnow check shows all that was found",
         )
-
-
-def _dropped(parts: Sequence[_Part]) -> dict[str, int]:
-    dropped: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    return dropped
-
-
-def _account(parts: Sequence[_Part], groups: Tokens, name: str) -> dict[str, Any]:
-    c = groups.columns
-    return {
-        "sources": [
-            {
-                "name": p.loaded.name,
-                "layout": p.loaded.layout,
-                "rows": p.loaded.counts["rows"],
-                "ties": p.loaded.counts["ties"],
-                "used": len(p.texts),
-                "weight": p.loaded.weight,
-                "ignored": list(p.loaded.ignored),
-            }
-            for p in parts
-        ],
-        "read": sum(part.loaded.counts["rows"] for part in parts),
-        "dropped": _dropped(parts),
-        "used": len(groups),
-        "identical": sum(part.identical for part in parts),
-        "not_chosen": sum(part.not_chosen for part in parts),
-        "decided": int((c["probability"] != 0.5).sum()),
-        "comparisons": len(c["winner"]),
-        "labels": int((c["label"] >= 0).sum()),
-        "good": int((c["label"] == 1).sum()) + len(c["winner"]),
-        "bad": int((c["label"] == 0).sum()) + len(c["winner"]),
-        "margins": int((c["margin"] != 0).sum()),
-        "completions": len(c["length"]),
-        "tokens": {
-            "prompt": int(np.minimum.reduceat(c["start"], groups.sequence_at[:-1]).sum()),
-            "scored": int((c["length"] - c["start"]).sum()),
-            "cut": int(c["cut"].sum()),
-            "longest": int(c["length"].max()),
-        },
-        "moved_boundaries": int(c["moved"].sum()),
-        "special_spellings": int(c["special"].sum()),
-        "fingerprint": groups.identity(),
-        "text_fingerprint": name,
-    }
-
-
-def _within_budget(
-    account: dict[str, Any], groups: Tokens, renderer: Renderer, settings: DataSettings
-) -> None:
-    """Truncation is a decision: more than cut_budget of the completion tokens cut is an error."""
-    cut, scored = account["tokens"]["cut"], account["tokens"]["scored"]
-    allowed = cut_budget(settings)
-    share = cut / (cut + scored)
-    account["tokens"]["cut_share"], account["tokens"]["cut_budget"] = share, allowed
-    if share > allowed:
-        lost = groups.per_group("cut")
-        hurt = np.flatnonzero(lost)
-        rows = [
-            Problem(where, "completions", f"{count:,} tokens cut")
-            for where, count in zip(groups.where(hurt), lost[hurt].tolist())
-        ]
-        raise DataError(
-            f"max_length {renderer.limit} cuts {share:.1%} of the completion tokens, the budget is"
-            f" {allowed:.0%}",
-            rows,
-            remedy="raise --max-length or --cut-budget, or drop the long rows",
-        )
-
-
-def cut_budget(settings: DataSettings) -> float:
-    """Share of completion tokens that may be cut: nothing, unless a length was asked for."""
-    if settings.cut_budget is not None:
-        return settings.cut_budget
-    return 0.0 if settings.max_length is None else 0.1
 
 
 def _handle(

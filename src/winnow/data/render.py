@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
+from winnow.data.encoder import TextEncoder
 from winnow.data.fields import spoken
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup, Text
 from winnow.errors import DataError, ModelError, Problem
 from winnow.system.files import sha256_json
 
-# Unicode noncharacters: they stand for a special token's spelling while the template runs.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 _PROBE = "winnowprobe"
 
 
@@ -51,17 +47,6 @@ class RenderedGroup:
     mismatched: int = (
         0  # sequences at the end whose answer belongs to another prompt: nobody judged them
     )
-
-
-class _TemplatePiece(NamedTuple):
-    """A part of a text: where it begins and ends in it, the words meant, and whether special tokens
-    in them are only spelled.
-    """
-
-    begin: int
-    end: int
-    words: str
-    spelled: bool
 
 
 class _Draft(NamedTuple):
@@ -100,18 +85,11 @@ class Renderer:
                 what.removeprefix(": "), remedy="set eos_token in tokenizer_config.json"
             )
         self.tokenizer = tokenizer
+        self.encoder = TextEncoder(tokenizer)
         self.template = chat_template or tokenizer.chat_template
         self.limit = limit
         self.may_cut = may_cut
         self.whole = whole
-        special = {str(t) for t in tokenizer.all_special_tokens} | {
-            t.content for t in tokenizer.added_tokens_decoder.values() if t.special
-        }
-        # the longest first, and no order of chance: it is hashed
-        self._special = sorted(special, key=lambda token: (-len(token), token))
-        self._spelled = re.compile("|".join(map(re.escape, self._special))) if special else None
-        self._special_ids = {tokenizer.convert_tokens_to_ids(token) for token in special}
-        self._leading = self._leading_ids()
         self._end: int | None = None
 
     def render(self, group: PreferenceGroup) -> RenderedGroup:
@@ -134,7 +112,7 @@ class Renderer:
             if isinstance(draft, _Draft)
             for text in (draft.head, *draft.fulls)
         ]
-        ids = iter(self._all_ids(texts))
+        ids = iter(self.encoder.all_ids(texts))
         return [
             draft if isinstance(draft, DataError) else self._rendered(group, draft, ids)
             for group, draft in zip(groups, drafts)
@@ -144,7 +122,7 @@ class Renderer:
         """The group's strings, or why there are none."""
         try:
             group = self._spoken(group)
-            self._refuse_marks(group)
+            self.encoder.refuse_marks(group)
             head = self._text(group.prompt, (), group)
             return _Draft(
                 head,
@@ -196,7 +174,7 @@ class Renderer:
             group.comparisons,
             tuple(c.label for c in group.completions),
             group.where,
-            self._spellings(group),
+            self.encoder.spellings(group),
         )
 
     def identity(self) -> str | None:
@@ -206,7 +184,7 @@ class Renderer:
         if not self.tokenizer.is_fast:
             return None
         kind = type(self.tokenizer)
-        special = [self.tokenizer.eos_token, self._special, self._leading]
+        special = [self.tokenizer.eos_token, self.encoder.special, self.encoder.leading]
         try:
             # a template may write the date
             probe = (
@@ -234,8 +212,8 @@ class Renderer:
     def prompt_ids(self, prompt: Text, tools: tuple[Any, ...] = ()) -> tuple[int, ...]:
         """The prompt alone, ready to be answered."""
         group = PreferenceGroup(prompt, (), (), tools, "prompt")
-        self._refuse_marks(group)
-        return self._ids(self._text(prompt, (), group), chat=not isinstance(prompt, str))
+        self.encoder.refuse_marks(group)
+        return self.encoder.ids(self._text(prompt, (), group), chat=not isinstance(prompt, str))
 
     def whole_ids(
         self, prompt: Text, answer: Text, tools: tuple[Any, ...] = (), where: str = ""
@@ -244,9 +222,11 @@ class Renderer:
         this is a `whole` renderer, and nothing is cut.
         """
         group = self._spoken(PreferenceGroup(prompt, (Completion(answer),), (), tools, where))
-        self._refuse_marks(group)
+        self.encoder.refuse_marks(group)
         chat = not isinstance(group.prompt, str)
-        ids = self._ids(self._text(group.prompt, group.completions[0].text, group), chat=chat)
+        ids = self.encoder.ids(
+            self._text(group.prompt, group.completions[0].text, group), chat=chat
+        )
         return ids if chat else (*ids, self.end_id(chat))
 
     def _spoken(self, group: PreferenceGroup) -> PreferenceGroup:
@@ -271,7 +251,7 @@ class Renderer:
             tail = self._apply(
                 (Message("user", "a"), Message("assistant", _PROBE)), (), False
             ).rpartition(_PROBE)[2]
-            ends = [i for i in self._ids(tail, chat=True) if i in self._special_ids]
+            ends = [i for i in self.encoder.ids(tail, chat=True) if i in self.encoder.special_ids]
             self._end = ends[0] if ends else int(self.tokenizer.eos_token_id)
             self._template_ends = bool(ends)
         return self._end
@@ -332,7 +312,7 @@ class Renderer:
         while shared < min(len(prompt_ids), len(ids)) and prompt_ids[shared] == ids[shared]:
             shared += 1
         if self.tokenizer.is_fast:  # tokens re-cut inside the prompt still belong to it
-            ends = self._ends(full, chat)
+            ends = self.encoder.ends(full, chat)
             shift = len(ids) - len(ends)
             while shared < len(ids) and ends[shared - shift] <= len(head):
                 shared += 1
@@ -346,7 +326,10 @@ class Renderer:
             return prompt + (completion if isinstance(completion, str) else "")
         turns = tuple(self._marked(m) for m in (*prompt, *completion) if isinstance(m, Message))
         text = self._apply(
-            turns, tuple(self._guard(tool) for tool in group.tools), not completion, group.where
+            turns,
+            tuple(self.encoder.guard(tool) for tool in group.tools),
+            not completion,
+            group.where,
         )
         if completion and not self.whole:
             self.end_id(chat=True)
@@ -358,7 +341,9 @@ class Renderer:
 
     def _marked(self, message: Message) -> Message:
         return Message(
-            self._guard(message.role), self._guard(message.content), self._guard(message.extra)
+            self.encoder.guard(message.role),
+            self.encoder.guard(message.content),
+            self.encoder.guard(message.extra),
         )
 
     def _apply(
@@ -385,136 +370,6 @@ class Renderer:
             raise DataError(
                 "the chat template refused a dialogue", [Problem(where, "messages", str(error))]
             ) from error
-
-    def _ids(self, text: str, *, chat: bool) -> tuple[int, ...]:
-        (ids,) = self._all_ids([(text, chat)])
-        return ids
-
-    def _all_ids(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, ...]]:
-        """The ids of each (text, whether a template wrote it); what occurs in several of them is
-        tokenised once.
-        """
-        pieces = [list(self._pieces(text, chat)) for text, chat in texts]
-        known: dict[tuple[str, bool], list[int]] = {}
-        for spelled in (False, True):
-            words = list(
-                dict.fromkeys(
-                    piece.words for many in pieces for piece in many if piece.spelled == spelled
-                )
-            )
-            if words:
-                made = self.tokenizer(
-                    words,
-                    add_special_tokens=False,
-                    split_special_tokens=spelled,
-                    return_attention_mask=False,
-                )["input_ids"]
-                known |= {(one, spelled): ids for one, ids in zip(words, made)}
-        leading = [() if chat else self._leading for _, chat in texts]
-        return [
-            (*before, *chain.from_iterable(known[piece.words, piece.spelled] for piece in many))
-            for before, many in zip(leading, pieces)
-        ]
-
-    def _ends(self, text: str, chat: bool) -> list[int]:
-        """Where in `text` each token of `_ids` ends, but for those before the text."""
-        ends: list[int] = []
-        for piece in self._pieces(text, chat):
-            made = self.tokenizer(
-                piece.words,
-                add_special_tokens=False,
-                split_special_tokens=piece.spelled,
-                return_offsets_mapping=True,
-            )
-            # a mark is longer or shorter than its words, and stands on one side of the boundary
-            marked = chat and piece.spelled
-            ends += [
-                piece.end if marked else piece.begin + end for _, end in made["offset_mapping"]
-            ]
-        return ends
-
-    def _pieces(self, text: str, chat: bool) -> Iterator[_TemplatePiece]:
-        """A template's text: what it wrote, and between it the special tokens that the data only
-        spells. Plain text: one piece.
-        """
-        if not chat:
-            yield _TemplatePiece(0, len(text), text, True)
-            return
-        at = 0
-        for mark in _MARK.finditer(text):
-            if mark.start() > at:
-                yield _TemplatePiece(at, mark.start(), text[at : mark.start()], False)
-            yield _TemplatePiece(mark.start(), mark.end(), self._special[int(mark[1])], True)
-            at = mark.end()
-        if at < len(text):
-            yield _TemplatePiece(at, len(text), text[at:], False)
-
-    def _guard(self, value: Any) -> Any:
-        """Marks for special-token spellings in text, and in every text inside lists and objects
-        (keys too).
-        """
-        if isinstance(value, str):
-            return (
-                self._spelled.sub(
-                    lambda match: f"{_OPEN}{self._special.index(match.group())}{_CLOSE}", value
-                )
-                if self._spelled
-                else value
-            )
-        if isinstance(value, Mapping):
-            return {self._guard(key): self._guard(part) for key, part in value.items()}
-        return [self._guard(part) for part in value] if isinstance(value, list) else value
-
-    def _spellings(self, group: PreferenceGroup) -> int:
-        """How often the data of a group spells a special token."""
-        return (
-            sum(len(self._spelled.findall(text)) for text in _texts_of(group))
-            if self._spelled
-            else 0
-        )
-
-    def _leading_ids(self) -> tuple[int, ...]:
-        """What the tokenizer writes before plain text: BOS, or nothing."""
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        dressed = self.tokenizer("a")["input_ids"]
-        for at in range(len(dressed) - len(bare) + 1):
-            if dressed[at : at + len(bare)] == bare:
-                return tuple(dressed[:at])
-        raise ModelError("the tokenizer encodes a text differently with and without special tokens")
-
-    def _refuse_marks(self, group: PreferenceGroup) -> None:
-        if any(_OPEN in text or _CLOSE in text for text in _texts_of(group)):
-            raise DataError(
-                f"{group.where}: cannot be scored",
-                [
-                    Problem(
-                        group.where,
-                        "",
-                        "holds the Unicode noncharacter U+FDD0 or U+FDD1",
-                        "remove it",
-                    )
-                ],
-            )
-
-
-def _texts_of(group: PreferenceGroup) -> Iterator[str]:
-    """Every text of a group: contents, roles, what stands beside them, tools."""
-    for text in (group.prompt, *(completion.text for completion in group.completions)):
-        if isinstance(text, str):
-            yield text
-        else:
-            yield from _texts_in([[turn.role, turn.content, turn.extra] for turn in text])
-    yield from _texts_in(list(group.tools))
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts_in([*value.keys(), *value.values()])
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts_in(part)
 
 
 def _end_of(content: str, text: str, where: str) -> int:

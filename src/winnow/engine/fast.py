@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winnow.engine import masks, output_head, segments, unpadded, varlen
+from winnow.engine import head, masks, output_head, segments, unpadded, varlen
 from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.models import fsdp
@@ -43,7 +43,7 @@ class Tiled:
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-        columns = output_head.logps(output_head.head_of(inner), state_UH, batch, want, other)
+        columns = output_head.logps(head.head_of(inner), state_UH, batch, want, other)
         released(model)
         return columns
 
@@ -59,9 +59,7 @@ class Tiled:
         inner = bare(model)
         with self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
-            return output_head.backward(
-                output_head.head_of(inner), state_UH, batch, slope, want, other
-            )
+            return output_head.backward(head.head_of(inner), state_UH, batch, slope, want, other)
 
     def said(self, model: Any, batch: Batch) -> NextTokenDistribution:
         """What the model says of the batch: its hidden states and the head they were made for."""
@@ -69,7 +67,7 @@ class Tiled:
         with torch.no_grad(), self.inside(inner, batch):
             state_UH = through(model, lambda: self.hidden(inner, batch))
             said = output_head.Distribution(
-                output_head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH
+                head.head_of(inner).detached(copy=isinstance(model, Shards)), state_UH
             )
             released(model)
             return said

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.engine import output_head
+from winnow.engine import head
 from winnow.engine.batch import Batch
 
 NAME = "masks"
@@ -26,7 +26,7 @@ def inside(model: Any, batch: Batch) -> Iterator[None]:
 
 def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     """Hidden states that predict something, before the output layer."""
-    found = output_head.body(model)(
+    found = head.body(model)(
         input_ids=batch.token_T[None],
         position_ids=batch.position_T[None],
         attention_mask=_masks(model, batch),

@@ -14,18 +14,25 @@ for float64 weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
-from winnow.errors import ModelError
+from winnow.engine.head import (
+    Head,
+    HeadGradients,
+    logits,
+    product,
+    scratch,
+    target_logits,
+    wide_dtype,
+)
 
 # hidden states whose logits are formed together: they stay in the processor's cache while exp and
 # sums are taken
@@ -35,33 +42,6 @@ LARGEST = 2**30  # bytes of logits up to which a single group is still held whol
 
 # log-probs another model gives, U x V, for the states from one number to another
 Other = Callable[[int, int], Tensor] | None
-
-
-@dataclass(frozen=True)
-class Head:
-    """The output layer: weights (which may have a graph, as a sum with an adapter has), and what
-    happens to its logits.
-    """
-
-    weight: Float[Tensor, "V H"]
-    bias: Float[Tensor, " V"] | None
-    scale: float
-    softcap: float | None
-
-    def states(self, limit: int) -> int:
-        """How many hidden states' logits fit in `limit` bytes."""
-        return max(1, limit // (self.weight.shape[0] * _wide(self.weight.dtype).itemsize))
-
-    def detached(self, *, copy: bool = False) -> Head:
-        """The weights as they are, whatever their parameters hold later; copy: also where their
-        memory is used for others.
-        """
-        weight, bias = (
-            None if one is None else one.detach().clone() if copy else one.detach()
-            for one in (self.weight, self.bias)
-        )
-        assert weight is not None
-        return replace(self, weight=weight, bias=bias)
 
 
 @dataclass(frozen=True)
@@ -77,68 +57,15 @@ class Distribution:
         z = torch.empty(
             len(part_UH),
             len(self.head.weight),
-            dtype=_wide(self.head.weight.dtype),
+            dtype=wide_dtype(self.head.weight.dtype),
             device=part_UH.device,
         )
-        _logits(self.head, part_UH, z)
+        logits(self.head, part_UH, z)
         return z.sub_(z.logsumexp(-1, keepdim=True))
 
     def targets(self, batch: Batch) -> Float[Tensor, " N"]:
         """Of the batch's scored tokens alone."""
         return logps(self.head, self.state_UH, batch, (), None)["logp"]
-
-
-def head_of(model: Any) -> Head:
-    """The model's output layer, with what its configuration declares about logits. Raises
-    ModelError for one it cannot read.
-    """
-    layer = model.get_output_embeddings()
-    if layer is None:
-        raise ModelError("the model names no output layer")
-    config = model.config.get_text_config()
-    scale = 1.0
-    for name, invert in (
-        ("logit_scale", False),
-        ("logits_scaling", True),
-        ("lm_head_multiplier", False),
-    ):
-        value = getattr(config, name, None)
-        if isinstance(value, (int, float)):
-            scale *= 1 / value if invert else value
-    weight, bias = _weights(layer)
-    return Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
-
-
-def body(model: Any) -> Any:
-    """The model without its output layer. Raises ModelError where it cannot be told."""
-    inner = model.get_decoder()
-    if inner is model:  # transformers found none by its own rules
-        inner = getattr(model, "model", None)
-    if inner is None:
-        raise ModelError("the model names no body beside its output layer")
-    return inner
-
-
-def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a plain layer, or of one with adapters: their low-rank product is added,
-    with its graph.
-    """
-    from peft.tuners.lora import Linear as LoraLinear
-    from peft.utils import ModulesToSaveWrapper
-
-    if isinstance(layer, ModulesToSaveWrapper):
-        return _weights(layer.modules_to_save[layer.active_adapters[0]])
-    if isinstance(layer, LoraLinear):
-        if any(layer.use_dora.get(name, False) for name in layer.active_adapters):
-            raise ModelError(
-                "the adapter on the output layer is DoRA, whose product is not a sum",
-                remedy="leave the output layer out of --lora targets",
-            )
-        weight, bias = _weights(layer.get_base_layer())
-        return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters), bias
-    if isinstance(layer, nn.Linear):
-        return layer.weight, layer.bias
-    raise ModelError(f"the output layer is a {type(layer).__name__}, which is no linear map")
 
 
 def logps(
@@ -176,7 +103,7 @@ def backward(
     belong.
     """
     ready_UH = state_UH.detach()
-    gradients = _Gradients(head, ready_UH, direct=True)
+    gradients = HeadGradients(head, ready_UH, direct=True)
     found: list[Columns] = []
     for first, part in batch.parts(head.states(TILE)):
         count = len(part.state_U)
@@ -223,51 +150,6 @@ def _from(other: NextTokenDistribution | None, first: int) -> Other:
     return None if other is None else lambda a, b: other.logp(first + a, first + b)
 
 
-class _Gradients:
-    """What the hidden states and the head are owed, in float32 or better, until it is handed to
-    autograd.
-
-    A float32 weight's own gradient is added to where it is (`direct`): V x H numbers less to hold,
-    to clear and to add.
-    """
-
-    def __init__(self, head: Head, state_UH: Tensor, *, direct: bool = False) -> None:
-        wide = _wide(state_UH.dtype)
-        self.state_UH = torch.empty_like(state_UH, dtype=wide)
-        self.weight_VH: Tensor | None = None
-        self.direct = (
-            direct
-            and head.weight.is_leaf
-            and head.weight.requires_grad
-            and head.weight.dtype == wide
-        )
-        if self.direct:
-            if head.weight.grad is None:
-                head.weight.grad = torch.zeros_like(head.weight)
-            self.weight_VH = head.weight.grad
-        elif head.weight.requires_grad:
-            self.weight_VH = torch.zeros_like(head.weight, dtype=wide)
-        self.bias_V = (
-            torch.zeros_like(head.bias, dtype=wide)
-            if head.bias is not None and head.bias.requires_grad
-            else None
-        )
-
-    def hand_over(self, head: Head, state_UH: Tensor) -> None:
-        """The rest of the backward pass."""
-        owed = [
-            (state_UH, self.state_UH),
-            (head.weight, None if self.direct else self.weight_VH),
-            (head.bias, self.bias_V),
-        ]
-        pairs = [
-            (tensor, g.to(tensor.dtype))
-            for tensor, g in owed
-            if tensor is not None and g is not None and tensor.requires_grad
-        ]
-        torch.autograd.backward([tensor for tensor, _ in pairs], [g for _, g in pairs])
-
-
 @dataclass(frozen=True)
 class _Formed:
     """Logits of some hidden states, as exp(z - peak): never larger than 1, and all that the
@@ -281,7 +163,7 @@ class _Formed:
     column_U: dict[str, Tensor]  # "normaliser", log sum exp z, and what was asked for
     bend_UV: Tensor | None  # d softcap(z) / dz
 
-    def backward(self, slope_U: Tensor, into: _Gradients, first: int) -> None:
+    def backward(self, slope_U: Tensor, into: HeadGradients, first: int) -> None:
         """Add the gradients of -sum_u slope_u log sum exp z_u; these hidden states are number
         `first` and on. Uses up the logits.
 
@@ -292,7 +174,7 @@ class _Formed:
         if self.bend_UV is not None:
             exp_UV = exp_UV.mul_(self.bend_UV)
         exp_UV = exp_UV.to(head.weight.dtype)
-        into.state_UH[first : first + len(exp_UV)] = _product(exp_UV, head.weight, wide).mul_(
+        into.state_UH[first : first + len(exp_UV)] = product(exp_UV, head.weight, wide).mul_(
             -weight_U[:, None]
         )
         if into.weight_VH is not None:
@@ -300,7 +182,7 @@ class _Formed:
             if side_UH.dtype == head.weight.dtype:
                 into.weight_VH.addmm_(exp_UV.T, side_UH)
             else:
-                into.weight_VH.add_(_product(exp_UV.T, side_UH.to(head.weight.dtype), wide))
+                into.weight_VH.add_(product(exp_UV.T, side_UH.to(head.weight.dtype), wide))
         if into.bias_V is not None:
             into.bias_V.sub_(weight_U @ exp_UV.to(wide))
 
@@ -309,7 +191,7 @@ def _columns(
     head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor, column_U: dict[str, Tensor]
 ) -> Columns:
     """log p of the targets, and what was asked for beside it, per scored token."""
-    logp_N = _targets(head, state_UH, state_N, target_N) - column_U["normaliser"][state_N]
+    logp_N = target_logits(head, state_UH, state_N, target_N) - column_U["normaliser"][state_N]
     return {
         "logp": logp_N,
         **{name: value_U[state_N] for name, value_U in column_U.items() if name != "normaliser"},
@@ -324,7 +206,7 @@ def _add_gradients(
     target_N: Tensor,
     slopes: Columns,
     q: Other,
-    into: _Gradients,
+    into: HeadGradients,
     first: int,
 ) -> None:
     """Add the gradients of sum_n slope_n log p_n (and of kl): those of the normalisers, run by run
@@ -342,7 +224,9 @@ def _add_gradients(
     if "kl" in slopes and q is not None:
         _add_crossed(head, state_UH, kl_U, q, into, first)
     if head.softcap:
-        slope_N = slope_N * (1 - (_targets(head, state_UH, state_N, target_N) / head.softcap) ** 2)
+        slope_N = slope_N * (
+            1 - (target_logits(head, state_UH, state_N, target_N) / head.softcap) ** 2
+        )
     into.state_UH[first : first + len(state_UH)].index_add_(
         0, state_N, slope_N[:, None] * head.weight[target_N].to(slope_N.dtype)
     )
@@ -359,7 +243,7 @@ def _add_crossed(
     state_UH: Tensor,
     kl_U: Tensor,
     q: Callable[[int, int], Tensor],
-    into: _Gradients,
+    into: HeadGradients,
     first: int,
 ) -> None:
     """Add the gradients of -sum_u kl_u sum_v q_uv z_uv, block by block."""
@@ -368,7 +252,7 @@ def _add_crossed(
         side_RV = q(rows.start, rows.stop).exp_().mul_(-kl_U[rows, None])
         if head.softcap:
             z = torch.empty_like(side_RV)
-            _logits(head, state_UH[rows], z)
+            logits(head, state_UH[rows], z)
             side_RV.mul_(1 - (z / head.softcap).square_())
         into.state_UH[first + rows.start : first + rows.stop] += side_RV @ head.weight.to(
             side_RV.dtype
@@ -383,11 +267,11 @@ def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _For
     """Logits, row block by row block: each is turned into its exponentials while it still is in the
     cache.
     """
-    wide = _wide(head.weight.dtype)
+    wide = wide_dtype(head.weight.dtype)
     count, vocabulary = len(state_UH), len(head.weight)
-    exp_UV = _scratch("exp", count, vocabulary, wide, state_UH.device)
+    exp_UV = scratch("exp", count, vocabulary, wide, state_UH.device)
     block_RV = (
-        _scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device)
+        scratch("block", min(count, ROWS), vocabulary, wide, state_UH.device)
         if "entropy" in want
         else None
     )
@@ -398,7 +282,7 @@ def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _For
     for begin in range(0, count, ROWS):
         rows = slice(begin, begin + ROWS)
         z = exp_UV[rows]
-        _logits(head, state_UH[rows], z)
+        logits(head, state_UH[rows], z)
         if bend_UV is not None and head.softcap:
             torch.sub(1, (z / head.softcap).square_(), out=bend_UV[rows])
         torch.amax(z, -1, out=peak_U[rows])
@@ -430,64 +314,6 @@ def _form(head: Head, state_UH: Tensor, want: Collection[str], q: Other) -> _For
         {"normaliser": peak_U + log_U, **{name: known[name] for name in want}},
         bend_UV,
     )
-
-
-_SCRATCH: dict[tuple[str, torch.dtype], Tensor] = {}
-
-
-@contextmanager
-def own_scratch() -> Iterator[None]:
-    """Scratch memory of one's own for a while: for tensors without content, which nobody else
-    should be given.
-    """
-    held = dict(_SCRATCH)
-    _SCRATCH.clear()
-    try:
-        yield
-    finally:
-        _SCRATCH.clear()
-        _SCRATCH.update(held)
-
-
-def _scratch(
-    name: str, count: int, vocabulary: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Memory for logits, the same each time on a CPU, where new pages cost as much as what is
-    written into them. One user at a time.
-    """
-    if device.type != "cpu":
-        return torch.empty(count, vocabulary, dtype=dtype, device=device)
-    held = _SCRATCH.get((name, dtype))
-    if held is None or len(held) < count * vocabulary:
-        _SCRATCH[name, dtype] = held = torch.empty(count * vocabulary, dtype=dtype)
-    return held[: count * vocabulary].view(count, vocabulary)
-
-
-def _logits(head: Head, state_RH: Tensor, out_RV: Tensor) -> None:
-    """z = cap tanh(scale (h W^T + b) / cap), into `out_RV`."""
-    if out_RV.dtype == state_RH.dtype:
-        torch.mm(state_RH, head.weight.T, out=out_RV)
-    else:
-        out_RV.copy_(_product(state_RH, head.weight.T, out_RV.dtype))
-    _finish(head, out_RV, head.bias)
-
-
-def _finish(head: Head, z: Tensor, bias: Tensor | None) -> None:
-    """What happens to a product of states and weights until it is a logit, in place."""
-    if bias is not None:
-        z.add_(bias)
-    if head.scale != 1:
-        z.mul_(head.scale)
-    if head.softcap:
-        z.div_(head.softcap).tanh_().mul_(head.softcap)
-
-
-def _targets(head: Head, state_UH: Tensor, state_N: Tensor, target_N: Tensor) -> Tensor:
-    """The targets' logits alone, one dot product each."""
-    wide = _wide(head.weight.dtype)
-    z_N: Tensor = torch.linalg.vecdot(state_UH[state_N].to(wide), head.weight[target_N].to(wide))
-    _finish(head, z_N, None if head.bias is None else head.bias[target_N])
-    return z_N
 
 
 def _tiles(
@@ -540,7 +366,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, slope_N: Tensor, *_: Any) -> Any:
         state_UH, weight, bias, state_N, target_N = ctx.saved_tensors
         head = Head(weight, bias, *ctx.head)
-        gradients = _Gradients(head, state_UH)
+        gradients = HeadGradients(head, state_UH)
         with torch.no_grad():
             _add_gradients(
                 head,
@@ -566,16 +392,3 @@ class _Recomputed(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
-    """a @ b in at least float32: a GPU sums and writes it so, elsewhere the result is widened."""
-    if a.dtype != b.dtype:  # an adapter on the output layer is float32 beside half-precision states
-        a, b = a.to(wide), b.to(wide)
-    if a.dtype == wide:
-        return a @ b
-    return torch.mm(a, b, out_dtype=wide) if a.device.type == "cuda" else (a @ b).to(wide)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32

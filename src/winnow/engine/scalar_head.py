@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from winnow.engine import output_head, unpadded
+from winnow.engine import head, unpadded
 from winnow.engine.base import Columns, NextTokenDistribution, Slope
 from winnow.engine.batch import Batch
 from winnow.engine.fast import Tiled, bare
@@ -102,9 +102,7 @@ def _values(model: Any, state_UH: Tensor) -> Tensor:
 
 def _padded(model: Any, batch: Batch) -> Tensor:
     """Hidden states of every completion as a padded row, the model's own attention: the oracle."""
-    state_CLH = output_head.body(model)(
-        input_ids=padded_rows(batch), use_cache=False
-    ).last_hidden_state
+    state_CLH = head.body(model)(input_ids=padded_rows(batch), use_cache=False).last_hidden_state
     # a token's position in its sequence is its column in the row
     at_N = batch.position_T[batch.source_N]
     first_U = torch.empty_like(batch.state_U)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface
 
-from winnow.engine import output_head
+from winnow.engine import head
 from winnow.engine.batch import Batch
 from winnow.engine.tree_layout import AttentionPlan, arrange, items_of
 from winnow.errors import ModelError
@@ -56,7 +56,7 @@ def attention(model: Any, name: str) -> Iterator[None]:
 
 def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     """Hidden states that predict something, before the output layer."""
-    found = output_head.body(model)(
+    found = head.body(model)(
         input_ids=batch.token_T[None], position_ids=batch.position_T[None], use_cache=False
     )
     state_UH: Tensor = found.last_hidden_state[0][batch.state_U]

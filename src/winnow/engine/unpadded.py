@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.engine import output_head
+from winnow.engine import head
 from winnow.engine.batch import Batch
 from winnow.engine.rows import sequences
 
@@ -30,7 +30,7 @@ def hidden(model: Any, batch: Batch) -> Float[Tensor, "U H"]:
     share is taken from the first.
     """
     states = [
-        output_head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0]
+        head.body(model)(input_ids=ids_L[None], use_cache=False).last_hidden_state[0]
         for ids_L in sequences(batch)
     ]
     first_C = torch.tensor(

@@ -40,9 +40,8 @@ from winnow.system.format import (
 # the start
 DISPLACED = 0.2
 SATURATED = 0.99  # training accuracy from which no pair is left that could still teach
-OVERFIT_GAP = (
-    0.1  # training minus held-out accuracy; with 100 held-out pairs this is two standard errors
-)
+# training minus held-out accuracy; with 100 held-out pairs this is two standard errors
+OVERFIT_GAP = 0.1
 # rise of the held-out loss over its minimum, as a share of it; less is the usual jitter between
 # evaluations
 RISEN = 0.05

@@ -26,6 +26,7 @@ from winnow.engine import output_head as head
 from winnow.engine.base import Engine
 from winnow.engine.batch import Batch
 from winnow.engine.fast import SEGMENTS, bare
+from winnow.engine.head import head_of, own_scratch
 from winnow.engine.scalar_head import is_scalar
 from winnow.models import loading, meta, model_folder, quantization
 from winnow.models.layers import enable_checkpointing, layers_of
@@ -210,9 +211,9 @@ def _alive(model: Any, batch: Batch, settings: TrainSettings, engine: Engine) ->
 
     Uses up the outline.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, head.own_scratch():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, own_scratch():
         _put_on_cpu(model)
-        layer = None if is_scalar(model) else head.head_of(bare(model))
+        layer = None if is_scalar(model) else head_of(bare(model))
         if settings.checkpointing:
             enable_checkpointing(model)
         for p in model.parameters():

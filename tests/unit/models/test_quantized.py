@@ -18,7 +18,7 @@ import tiny
 from winnow import api
 from winnow.config.options import Lora
 from winnow.config.training import TrainSettings
-from winnow.engine import output_head, rows, selection
+from winnow.engine import head, rows, selection
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS
 from winnow.engine.fingerprint import fingerprint, same_model
@@ -427,8 +427,8 @@ def test_log_probs_are_those_of_the_rounded_weights(on_cpu, family, tmp_path):
         torch.testing.assert_close(found, rows.logps(rounded, batch)["logp"], rtol=0, atol=1e-5)
     assert float((found - before).abs().max()) > 2e-2
     assert torch.equal(
-        output_head.head_of(four).weight,
-        output_head.head_of(load(name, quantize=None).model).weight,
+        head.head_of(four).weight,
+        head.head_of(load(name, quantize=None).model).weight,
     )
 
 
@@ -514,7 +514,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
         *(p.grad for p in loaded.model.parameters() if p.grad is not None),
     ]
     scales = [t for p in loaded.model.parameters() for t in quantization.scales(p).values()]
-    with output_head.own_scratch(), memory._Alive([*held, *scales]) as alive:
+    with head.own_scratch(), memory._Alive([*held, *scales]) as alive:
         SEGMENTS.backward(
             loaded.model,
             batch,

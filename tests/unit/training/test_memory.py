@@ -21,7 +21,7 @@ from winnow.config.training import DPOSettings, TrainSettings
 from winnow.data.dataset import Wanted
 from winnow.data.packing import most_expensive
 from winnow.data.render import RenderedGroup, TokenSequence
-from winnow.engine import output_head, rows
+from winnow.engine import head, output_head, rows
 from winnow.engine.batch import collate
 from winnow.engine.fast import MASKS, SEGMENTS, SINGLE
 from winnow.errors import TrainingError
@@ -117,7 +117,7 @@ def test_what_is_alive_is_counted_exactly(family, changes, engine):
         *model.buffers(),
         *(p.grad for p in model.parameters() if p.grad is not None),
     ]
-    with output_head.own_scratch(), memory._Alive(known) as alive:
+    with head.own_scratch(), memory._Alive(known) as alive:
         engine.backward(
             model,
             batch,
