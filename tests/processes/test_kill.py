@@ -154,7 +154,9 @@ def passing(points, rank, name, seed):
     an old one; with another seed than 0 any.
     """
     if seed:
-        return random.Random(f"{seed} {rank} {name}").randint(1, passed(points, rank, name))
+        training = points[: points.index([rank, f"step {STEPS}", 1])]
+        times = passed(training, rank, name)
+        return random.Random(f"{seed} {rank} {name}").randint(1, times)
     return (
         1
         if name == "renamed to be deleted"

@@ -18,6 +18,7 @@ from winnow.config.training import FREE, DPOSettings, RewardSettings
 from winnow.errors import RunError
 from winnow.system.files import read_json
 from winnow.system.run_folder import RunFolder
+from winnow.training import checkpoint
 
 KEPT = {"steps": 4, "save_every": 1, "keep": 3, "schedule": "constant", "warmup": 0}
 # Another value of every setting a number depends on.
@@ -327,6 +328,28 @@ def test_a_finished_run_goes_on_for_more_steps_in_the_same_order(
     ).read_bytes()
     assert runs.winnow(monkeypatch, *words) == 0
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_run_cut_off_between_its_last_save_and_the_deletion_of_old_ones_ends_with_both(
+    world, tmp_path, monkeypatch
+):
+    """Killed there, it has a checkpoint too many, and no step is left whose save would see it."""
+
+    def cut_off(folder, *, current, **kept):
+        if current == 3:
+            raise OSError("cut off")
+        prune(folder, current=current, **kept)
+
+    prune, settings = checkpoint.prune, {"steps": 3, "save_every": 1, "keep": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "prune", cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            runs.dpo(world, tmp_path / "run", **settings)
+    run = RunFolder(tmp_path / "run")
+    names = [path.name for path in checkpoint.saved(run.checkpoints)]
+    assert names == ["step_2", "step_3"]
+    runs.dpo(world, run.root, **settings)
+    assert [path.name for path in checkpoint.saved(run.checkpoints)] == ["step_3"]
 
 
 def test_another_token_budget_keeps_the_order(world, unfinished, finished):

@@ -162,6 +162,7 @@ def to_the_end(
             distributed.obey()
             if progress.step >= plan.steps:
                 saver.wait()
+                saver.prune(progress)
                 return progress
             row, progress = advance(progress)
             best = False

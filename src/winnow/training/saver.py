@@ -70,6 +70,14 @@ class Saver:
         reference: Mapping[str, Tensor],
     ) -> None:
         checkpoint.save(self.folder, progress, weights, optimizer, self.identity, reference)
+        self.prune(progress)
+        if launch.leads():
+            files.reached("pruned")
+
+    def prune(self, progress: Progress) -> None:
+        """Delete the checkpoints that this state makes old: after each save, and at the end of a
+        run, for one that was killed between its last save and this.
+        """
         if launch.leads():
             checkpoint.prune(
                 self.folder,
@@ -77,4 +85,3 @@ class Saver:
                 best=progress.best_step if self.keep_best else None,
                 current=progress.step,
             )
-            files.reached("pruned")
