@@ -16,6 +16,7 @@ from winnow.config.evaluation import CheckSettings
 from winnow.config.options import parse_follow
 from winnow.config.resolve import Resolved, handed_on
 from winnow.config.training import RewardSettings, SFTSettings
+from winnow.data.account import DataAccount
 from winnow.data.dataset import Dataset, Wanted
 from winnow.data.layouts import unread
 from winnow.data.order import epoch_size
@@ -65,7 +66,7 @@ def run(resolved: Resolved[CheckSettings]) -> bool:
         else "green: scored; reverse: end token"
     )
     say(f"[dim]grey: prompt; {legend}[/]")
-    findings = [(name, finding) for name, one in sets.items() for finding in one.findings]
+    findings = [(name, finding) for name, one in sets.items() for finding in one.account.findings]
     for name, finding in findings:
         say(
             f"[{LEVELS[finding.level]}]{finding.level}[/] {name}: {finding.code}:"
@@ -116,63 +117,60 @@ def _say_account(name: str, one: Dataset, objective: Objective) -> None:
         padding=(0, 2, 0, 0),
     )
     _add_sources(table, account)
-    for reason, count in account["dropped"].items():
+    for reason, count in account.dropped.items():
         table.add_row("dropped", f"{count:,} {reason}")
-    if account["not_chosen"]:
-        table.add_row("pairs", f"{account['not_chosen']:,} comparisons left out, as --pairs asks")
-    if account["margins"] and not objective.margins:
+    if account.not_chosen:
+        table.add_row("pairs", f"{account.not_chosen:,} comparisons left out, as --pairs asks")
+    if account.margins and not objective.margins:
         table.add_row(
             "margins",
-            f"{account['margins']:,} comparisons have one; {objective.name} does not look at it"
+            f"{account.margins:,} comparisons have one; {objective.name} does not look at it"
             " (odpo does, or --offset)",
         )
-    if account["identical"]:
+    if account.identical:
         table.add_row(
             "dropped",
-            f"{account['identical']:,} comparisons of identical completions, in rows that keep"
-            " others",
+            f"{account.identical:,} comparisons of identical completions, in rows that keep others",
         )
     lengths = np.sort(one.groups.columns["length"])
     at = [int(lengths[int(q * (len(lengths) - 1))]) for q in (0.0, 0.5, 0.9, 0.99, 1.0)]
-    tokens = account["tokens"]
+    tokens = account.tokens
     table.add_row(
         "groups",
-        f"{account['used']:,} with {account['completions']:,} completions and"
-        f" {account['comparisons']:,} comparisons",
+        f"{account.used:,} with {account.completions:,} completions and"
+        f" {account.comparisons:,} comparisons",
     )
     table.add_row(
         "length",
         f"tokens of prompt + completion: least {at[0]:,}, median {at[1]:,}, 90 % {at[2]:,}, 99 %"
         f" {at[3]:,}, most {at[4]:,}",
     )
-    cut = f"{tokens['cut']:,} cut ({tokens['cut_share']:.2%}, budget {tokens['cut_budget']:.0%})"
+    cut = f"{tokens.cut:,} cut ({tokens.cut_share:.2%}, budget {tokens.cut_budget:.0%})"
     scored = "of answers, of which the last of each is scored" if objective.rewards else "scored"
     table.add_row(
         "tokens",
-        f"{tokens['prompt']:,} of prompts (each once), {tokens['scored']:,} {scored}, {cut}",
+        f"{tokens.prompt:,} of prompts (each once), {tokens.scored:,} {scored}, {cut}",
     )
     console.print(table)
 
 
-def _add_sources(table: Table, account: dict[str, Any]) -> None:
-    for source in account["sources"]:
+def _add_sources(table: Table, account: DataAccount) -> None:
+    for source in account.sources:
         extra = (
-            f", columns not read: {unread(source['layout'], source['ignored'])}"
-            if source["ignored"]
-            else ""
+            f", columns not read: {unread(source.layout, source.ignored)}" if source.ignored else ""
         )
         table.add_row(
             "source",
-            f"{safe(source['name'])}: layout [bold]{source['layout']}[/], {source['rows']:,} rows,"
-            f" {source['used']:,} used{safe(extra)}",
+            f"{safe(source.name)}: layout [bold]{source.layout}[/], {source.rows:,} rows,"
+            f" {source.used:,} used{safe(extra)}",
         )
-        if source["ties"]:
+        if source.ties:
             fate = (
                 "not compared"
-                if source["layout"] in ("scored", "ranked")
+                if source.layout in ("scored", "ranked")
                 else "chosen still counts as preferred"
             )
-            table.add_row("ties", f"{source['ties']:,} pairs of equal score: {fate}")
+            table.add_row("ties", f"{source.ties:,} pairs of equal score: {fate}")
 
 
 def _lint(renderer: Renderer, sequence: TokenSequence, *, last: bool = False) -> Text:
@@ -210,7 +208,7 @@ def _lint(renderer: Renderer, sequence: TokenSequence, *, last: bool = False) ->
 
 def _say_plan(settings: Any, plan: Plan, train_set: Dataset) -> None:
     account = train_set.account
-    per_step = account["comparisons"] / len(train_set.groups) * plan.batch_size
+    per_step = account.comparisons / len(train_set.groups) * plan.batch_size
     rest = epoch_size(train_set.shares) % plan.batch_size if settings.stream is None else 0
     last = f" (the last of an epoch of {rest})" if rest else ""
     say(

@@ -236,7 +236,7 @@ def _figures(
     )
     return {
         "title": one.title,
-        "data": one.data.account,
+        "data": one.data.account.to_json(),
         "files": one.files,
         "trained_on": _trained_on(settings, one),
         **figures.described(
@@ -259,7 +259,7 @@ def _bench(one: HeldOut, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "title": one.title,
         "files": one.files,
-        "data": one.data.account,
+        "data": one.data.account.to_json(),
         "unscored": len(subsets) - len({row["where"] for row in found}),
     }
     for name, key in (("rewards", "correct"), ("raw", "raw_correct")):
@@ -280,7 +280,7 @@ def _trained_on(settings: EvalSettings, one: HeldOut) -> bool:
     return (
         RunFolder(settings.model).started
         and data.exists()
-        and bool(read_json(data)["train"]["fingerprint"] == one.data.account["fingerprint"])
+        and bool(read_json(data)["train"]["fingerprint"] == one.data.account.fingerprint)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from winnow.config.options import DataSettings
 from winnow.data import sources
 from winnow.data.records import PreferenceGroup
-from winnow.data.render import Renderer
 from winnow.data.tokens import Tokens
 from winnow.errors import DataError, Problem
+from winnow.system.findings import Finding
 
 
 @dataclass
@@ -35,54 +35,122 @@ def dropped_rows(parts: Sequence[SourcePart]) -> dict[str, int]:
     return dropped
 
 
-def account_of(parts: Sequence[SourcePart], groups: Tokens, name: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """One file or data set: its rows, and the groups used of them."""
+
+    name: str
+    layout: str
+    rows: int
+    ties: int
+    used: int
+    weight: float
+    ignored: list[str]  # columns
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of all groups. cut_share, cut_budget: of the completion tokens."""
+
+    prompt: int
+    scored: int
+    cut: int
+    longest: int
+    cut_share: float
+    cut_budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataAccount:
+    """What became of the rows of a data set. dropped: rows by reason; identical, not_chosen:
+    comparisons left out of groups that keep others; decided: comparisons that are no ties; good,
+    bad: completions of that side; mismatched: groups with a completion of another prompt's.
+    """
+
+    sources: list[SourceCounts]
+    read: int
+    dropped: dict[str, int]
+    used: int
+    identical: int
+    not_chosen: int
+    decided: int
+    comparisons: int
+    labels: int
+    good: int
+    bad: int
+    margins: int
+    completions: int
+    tokens: TokenCounts
+    moved_boundaries: int
+    special_spellings: int
+    fingerprint: str
+    text_fingerprint: str
+    findings: list[Finding] = field(default_factory=list)
+    mismatched: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The account as data.json and reports hold it."""
+        account = asdict(self)
+        account["findings"] = [
+            finding | {"rows": list(finding["rows"])} for finding in account["findings"]
+        ]
+        if self.mismatched is None:
+            del account["mismatched"]
+        return account
+
+
+def account_of(
+    parts: Sequence[SourcePart], groups: Tokens, name: str, settings: DataSettings
+) -> DataAccount:
+    """The account of a data set whose text is known by the fingerprint `name`."""
     c = groups.columns
-    return {
-        "sources": [
-            {
-                "name": p.loaded.name,
-                "layout": p.loaded.layout,
-                "rows": p.loaded.counts["rows"],
-                "ties": p.loaded.counts["ties"],
-                "used": len(p.texts),
-                "weight": p.loaded.weight,
-                "ignored": list(p.loaded.ignored),
-            }
-            for p in parts
-        ],
-        "read": sum(part.loaded.counts["rows"] for part in parts),
-        "dropped": dropped_rows(parts),
-        "used": len(groups),
-        "identical": sum(part.identical for part in parts),
-        "not_chosen": sum(part.not_chosen for part in parts),
-        "decided": int((c["probability"] != 0.5).sum()),
-        "comparisons": len(c["winner"]),
-        "labels": int((c["label"] >= 0).sum()),
-        "good": int((c["label"] == 1).sum()) + len(c["winner"]),
-        "bad": int((c["label"] == 0).sum()) + len(c["winner"]),
-        "margins": int((c["margin"] != 0).sum()),
-        "completions": len(c["length"]),
-        "tokens": {
-            "prompt": int(np.minimum.reduceat(c["start"], groups.sequence_at[:-1]).sum()),
-            "scored": int((c["length"] - c["start"]).sum()),
-            "cut": int(c["cut"].sum()),
-            "longest": int(c["length"].max()),
-        },
-        "moved_boundaries": int(c["moved"].sum()),
-        "special_spellings": int(c["special"].sum()),
-        "fingerprint": groups.identity(),
-        "text_fingerprint": name,
-    }
+    cut, scored = int(c["cut"].sum()), int((c["length"] - c["start"]).sum())
+    labels = c["label"]
+    return DataAccount(
+        sources=[_counts_of(part) for part in parts],
+        read=sum(part.loaded.counts["rows"] for part in parts),
+        dropped=dropped_rows(parts),
+        used=len(groups),
+        identical=sum(part.identical for part in parts),
+        not_chosen=sum(part.not_chosen for part in parts),
+        decided=int((c["probability"] != 0.5).sum()),
+        comparisons=len(c["winner"]),
+        labels=int((labels >= 0).sum()),
+        good=int((labels == 1).sum()) + len(c["winner"]),
+        bad=int((labels == 0).sum()) + len(c["winner"]),
+        margins=int((c["margin"] != 0).sum()),
+        completions=len(c["length"]),
+        tokens=TokenCounts(
+            prompt=int(np.minimum.reduceat(c["start"], groups.sequence_at[:-1]).sum()),
+            scored=scored,
+            cut=cut,
+            longest=int(c["length"].max()),
+            cut_share=cut / (cut + scored),
+            cut_budget=cut_budget(settings),
+        ),
+        moved_boundaries=int(c["moved"].sum()),
+        special_spellings=int(c["special"].sum()),
+        fingerprint=groups.identity(),
+        text_fingerprint=name,
+    )
 
 
-def refuse_cut(
-    account: dict[str, Any], groups: Tokens, renderer: Renderer, settings: DataSettings
-) -> None:
+def _counts_of(part: SourcePart) -> SourceCounts:
+    loaded = part.loaded
+    return SourceCounts(
+        loaded.name,
+        loaded.layout,
+        loaded.counts["rows"],
+        loaded.counts["ties"],
+        len(part.texts),
+        loaded.weight,
+        list(loaded.ignored),
+    )
+
+
+def refuse_cut(account: DataAccount, groups: Tokens, limit: int | None) -> None:
     """Truncation is a decision: more than cut_budget of the completion tokens cut is an error."""
-    cut, scored = account["tokens"]["cut"], account["tokens"]["scored"]
-    allowed = cut_budget(settings)
-    share = cut / (cut + scored)
-    account["tokens"]["cut_share"], account["tokens"]["cut_budget"] = share, allowed
+    share, allowed = account.tokens.cut_share, account.tokens.cut_budget
     if share > allowed:
         lost = groups.per_group("cut")
         hurt = np.flatnonzero(lost)
@@ -91,7 +159,7 @@ def refuse_cut(
             for where, count in zip(groups.where(hurt), lost[hurt].tolist())
         ]
         raise DataError(
-            f"max_length {renderer.limit} cuts {share:.1%} of the completion tokens, the budget is"
+            f"max_length {limit} cuts {share:.1%} of the completion tokens, the budget is"
             f" {allowed:.0%}",
             rows,
             remedy="raise --max-length or --cut-budget, or drop the long rows",

@@ -5,15 +5,15 @@ for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from winnow.config.options import DataSettings
 from winnow.data import checks, sources
 from winnow.data import pairs as ranking
-from winnow.data.account import SourcePart, account_of, dropped_rows, refuse_cut
+from winnow.data.account import DataAccount, SourcePart, account_of, dropped_rows, refuse_cut
 from winnow.data.mismatched import with_mismatched
 from winnow.data.order import MixShare
 from winnow.data.pairs import Pairs
@@ -23,7 +23,6 @@ from winnow.data.split import split_by_prompt
 from winnow.data.token_cache import said, tokenised
 from winnow.data.tokens import Tokens
 from winnow.errors import SHOWN, DataError, NothingLeft, Problem, SettingsError
-from winnow.system.findings import Finding
 
 Kind = Literal["preference", "judged", "demonstration", "any"]
 
@@ -56,8 +55,7 @@ class Dataset:
 
     groups: Tokens
     shares: list[MixShare]
-    account: dict[str, Any]
-    findings: list[Finding]
+    account: DataAccount
     chat: bool  # whether prompts are messages
 
 
@@ -309,18 +307,16 @@ def _finish(
             dropped_rows(parts),
             remedy="winnow check shows what became of each",
         )
-    account = account_of(parts, groups, name)
-    refuse_cut(account, groups, renderer, settings)
-    findings = checks.examine(texts, groups, list(elsewhere))
-    account["findings"] = [asdict(f) | {"rows": list(f.rows)} for f in findings]
+    account = account_of(parts, groups, name, settings)
+    refuse_cut(account, groups, renderer.limit)
+    account = replace(account, findings=checks.examine(texts, groups, list(elsewhere)))
     shares = [MixShare(len(part.texts), part.loaded.weight) for part in parts]
     if wanted.mismatched:
         groups = with_mismatched(groups, seed, renderer.limit)
-        account["mismatched"] = len(groups)
-        account["tokens"]["longest"] = int(groups.columns["length"].max())
-    return Dataset(
-        groups, shares, account, findings, any(not isinstance(text.prompt, str) for text in texts)
-    )
+        tokens = replace(account.tokens, longest=int(groups.columns["length"].max()))
+        account = replace(account, mismatched=len(groups), tokens=tokens)
+    chat = any(not isinstance(text.prompt, str) for text in texts)
+    return Dataset(groups, shares, account, chat)
 
 
 def _drop_unscored(parts: Sequence[SourcePart], groups: Tokens) -> None:
@@ -342,9 +338,8 @@ def _drop_unscored(parts: Sequence[SourcePart], groups: Tokens) -> None:
 
 def stop_on_errors(*datasets: Dataset) -> None:
     """Raises DataError with every finding that makes training meaningless."""
-    errors = [
-        finding for dataset in datasets for finding in dataset.findings if finding.level == "error"
-    ]
+    findings = [finding for dataset in datasets for finding in dataset.account.findings]
+    errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         problems = [
             Problem(

@@ -72,8 +72,8 @@ def _made(
     data, texts = held_out_alone(specs, rendered, settings, wanted, seed)
     found, at = [], 0
     for (prefix, one), spec, own in zip(data.items(), specs, columns, strict=True):
-        (source,) = one.account["sources"]
-        part, at = texts[at : at + source["used"]], at + source["used"]
+        (source,) = one.account.sources
+        part, at = texts[at : at + source.used], at + source.used
         files = [
             {"name": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
             for path in sources.files_of(sources.named(spec)[1])
@@ -81,16 +81,16 @@ def _made(
         found.append(
             HeldOut(
                 prefix.removeprefix("eval_").removesuffix("_"),
-                source["name"],
+                source.name,
                 one,
                 part,
                 own,
                 files,
             )
         )
-        if one.account["dropped"]:
-            dropped = ", ".join(f"{n:,} {why}" for why, n in one.account["dropped"].items())
-            say(f"{safe(source['name'])}: left out: {safe(dropped)}")
+        if one.account.dropped:
+            dropped = ", ".join(f"{n:,} {why}" for why, n in one.account.dropped.items())
+            say(f"{safe(source.name)}: left out: {safe(dropped)}")
     return found
 
 

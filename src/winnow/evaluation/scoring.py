@@ -139,7 +139,7 @@ def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]
     return engine_for(
         loaded,
         settings.engine,
-        max(one.data.account["tokens"]["longest"] for one in sets),
+        max(one.data.account.tokens.longest for one in sets),
         train=False,
     )
 

@@ -70,7 +70,7 @@ class TrainingJob:
         """Tokens of the longest sequence; of a stream, of which nobody has seen it yet, the most
         there can be.
         """
-        seen = max(one.account["tokens"]["longest"] for one in self.sets)
+        seen = max(one.account.tokens.longest for one in self.sets)
         return seen if self.settings.stream is None else self.renderer.limit or seen
 
 
@@ -203,15 +203,15 @@ def refuse_idle(
     """
     account = train_set.account
     for term in objective.terms:
-        lacks = [side for side in ("good", "bad") if not account[side]]
+        lacks = [side for side in ("good", "bad") if not getattr(account, side)]
         if (term.entry.batch == "quantile_sides" and lacks) or (
-            term.entry.unit == "token" and account["labels"] and "good" in lacks
+            term.entry.unit == "token" and account.labels and "good" in lacks
         ):
             raise DataError(
                 f"{term.choice.name}: the data has no {lacks[0]} answer to learn from",
                 remedy="another objective, or labels of both kinds",
             )
-    if objective.margins and not account["margins"]:
+    if objective.margins and not account.margins:
         raise DataError(
             "offset: the data has no margins or score gaps, so there is nothing to offset",
             remedy="leave offset away, or add a margin column",

@@ -311,7 +311,7 @@ def _scored(
                 )
         identity = {
             "settings": job.settings_hash,
-            "data": [one.account["fingerprint"] for one in job.sets],
+            "data": [one.account.fingerprint for one in job.sets],
             "weights": weights,
             "reference": names,
         }
@@ -397,7 +397,7 @@ def _window(job: TrainingJob, number: int) -> Dataset:
         )
     distributed.same(
         f"window {number + 1} of the data",
-        found.account["fingerprint"] if isinstance(found, Dataset) else "nothing is left of it",
+        found.account.fingerprint if isinstance(found, Dataset) else "nothing is left of it",
     )
     if isinstance(found, DataError):
         raise found

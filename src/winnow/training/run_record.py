@@ -11,6 +11,7 @@ import torch
 
 from winnow.config.resolve import Resolved
 from winnow.config.training import FREE, TrainSettings
+from winnow.data.account import DataAccount
 from winnow.data.dataset import Dataset
 from winnow.data.layouts import unread
 from winnow.data.packing import largest
@@ -104,13 +105,13 @@ def other_data(run: RunFolder, train_set: Dataset, renderer: Renderer) -> Differ
     """
     data = read_json(run.root / "data.json", "train")
     begun, now = data["train"], train_set.account
-    if begun["fingerprint"] == now["fingerprint"]:
+    if begun["fingerprint"] == now.fingerprint:
         return {}
-    if begun.get("text_fingerprint") != now["text_fingerprint"]:
+    if begun.get("text_fingerprint") != now.text_fingerprint:
         return {
             "data": (
                 f"{begun['used']:,} groups",
-                f"{now['used']:,} groups, or the same number with other texts",
+                f"{now.used:,} groups, or the same number with other texts",
             )
         }
     then, is_now = data.get("rendered_by", {}), rendered_by(renderer)
@@ -227,11 +228,11 @@ def write_head(
     """
     train_set, held_out = sets
     accounts = {
-        "train": train_set.account,
-        "eval": {prefix: one.account for prefix, one in held_out.items()},
+        "train": train_set.account.to_json(),
+        "eval": {prefix: one.account.to_json() for prefix, one in held_out.items()},
         "rendered_by": rendered_by(renderer),
     }
-    per_step = train_set.account["comparisons"] / len(train_set.groups) * plan.batch_size
+    per_step = train_set.account.comparisons / len(train_set.groups) * plan.batch_size
     more = {
         "groups": len(train_set.groups),
         "comparisons_per_step": per_step,
@@ -317,16 +318,16 @@ def window(run: RunFolder, number: int, one: Dataset, tokens: int) -> None:
     """
     account = one.account
     row = {
-        name: account[name]
+        name: getattr(account, name)
         for name in ("read", "dropped", "identical", "used", "comparisons", "fingerprint")
     }
     _add_window(run, number, row)
     if number == 0:  # told with the model and the plan
         return
-    dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
+    dropped = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "none"
     say(
-        f"window {number + 1}: {account['read']:,} rows read, dropped: {dropped};"
-        f" {account['used']:,} groups, {account['comparisons']:,} comparisons"
+        f"window {number + 1}: {account.read:,} rows read, dropped: {dropped};"
+        f" {account.used:,} groups, {account.comparisons:,} comparisons"
     )
     needs = largest(one.groups)
     if needs > tokens:
@@ -341,7 +342,7 @@ def same_window(run: RunFolder, number: int, one: Dataset, allowed: Sequence[str
     """Raises RunError where a stream's window is another one than when this run first read it."""
     rows = read_json(run.root / "data.json").get("windows", [])
     then = next((row.get("fingerprint") for row in rows if row["window"] == number + 1), None)
-    if then is not None and then != one.account["fingerprint"] and "data" not in allowed:
+    if then is not None and then != one.account.fingerprint and "data" not in allowed:
         raise RunError(
             f"{run.root}: window {number + 1} of the data is another one than when it was first"
             " read",
@@ -389,13 +390,13 @@ def say_head(
 ) -> None:
     """Model, data, plan and the data's warnings, before the first step."""
     account, weight = train_set.account, next(loaded.model.parameters())
-    dropped = ", ".join(f"{n} {reason}" for reason, n in account["dropped"].items()) or "none"
+    dropped = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "none"
     dropped += (
-        f" (and {account['identical']} comparisons of identical completions)"
-        if account["identical"]
+        f" (and {account.identical} comparisons of identical completions)"
+        if account.identical
         else ""
     )
-    kept = f"{_judged(account)}, {account['tokens']['cut_share']:.1%} of tokens cut"
+    kept = f"{_judged(account)}, {account.tokens.cut_share:.1%} of tokens cut"
     dtype = (
         f"{weight.dtype}, {settings.quantize} where frozen," if settings.quantize else weight.dtype
     )
@@ -404,12 +405,12 @@ def say_head(
         f" train, {dtype} on {loaded.device}, engine {engine}"
     )
     first = "" if settings.stream is None else "the first window: "
-    say(f"data:  {first}{account['read']:,} rows read, dropped: {dropped}; {kept}")
-    for source in account["sources"]:
-        if source["ignored"]:
+    say(f"data:  {first}{account.read:,} rows read, dropped: {dropped}; {kept}")
+    for source in account.sources:
+        if source.ignored:
             say(
-                f"       columns of {safe(source['name'])} that are not read:"
-                f" {safe(unread(source['layout'], source['ignored']))}"
+                f"       columns of {safe(source.name)} that are not read:"
+                f" {safe(unread(source.layout, source.ignored))}"
             )
     for prefix, one in held_out.items():
         say(f"{prefix.rstrip('_')}:  {_judged(one.account)}")
@@ -420,17 +421,17 @@ def say_head(
     _say_warnings(train_set)
 
 
-def _judged(account: dict[str, Any]) -> str:
+def _judged(account: DataAccount) -> str:
     """Groups, and what was said about them."""
     labels = (
-        f"{account['labels']:,} labels"
-        if account["labels"] and not account["comparisons"]
-        else f"{account['comparisons']:,} comparisons"
+        f"{account.labels:,} labels"
+        if account.labels and not account.comparisons
+        else f"{account.comparisons:,} comparisons"
     )
-    return f"{account['used']:,} groups, {labels}"
+    return f"{account.used:,} groups, {labels}"
 
 
 def _say_warnings(one: Dataset) -> None:
-    for finding in one.findings:
+    for finding in one.account.findings:
         if finding.level == "warning":
             say(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

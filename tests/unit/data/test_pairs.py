@@ -188,12 +188,12 @@ def test_mismatched_answers_change_no_account(tmp_path):
     renderer = Renderer(tiny.tokenizer())
     plain, _ = prepare([str(path)], renderer, DataSettings(), Wanted("preference"))
     other, _ = prepare([str(path)], renderer, DataSettings(), Wanted("judged", mismatched=True))
-    assert other.account["mismatched"] == 12
+    assert other.account.mismatched == 12
     for name in ("used", "comparisons", "completions", "dropped", "findings"):
-        assert other.account[name] == plain.account[name]
+        assert getattr(other.account, name) == getattr(plain.account, name)
     # the rows are the same rows
-    assert other.account["fingerprint"] == plain.account["fingerprint"]
-    assert other.account["tokens"]["scored"] == plain.account["tokens"]["scored"]
+    assert other.account.fingerprint == plain.account.fingerprint
+    assert other.account.tokens.scored == plain.account.tokens.scored
 
 
 # ---------------------------------------------------------------- what an objective asks of its

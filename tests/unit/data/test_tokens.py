@@ -457,24 +457,23 @@ def test_what_becomes_of_every_row_is_the_same_either_way(cache, tmp_path, monke
     assert made.account == again.account
     assert list(made.groups) == list(again.groups)
     assert (
-        made.account["dropped"]["cannot be scored"]
-        + held["eval_"].account["dropped"].get("cannot be scored", 0)
+        made.account.dropped["cannot be scored"]
+        + held["eval_"].account.dropped.get("cannot be scored", 0)
         == 2
     )
     readable = {text.where: text for name in data for text in sources.load(name).groups}
     assert list(made.groups) == [renderer.render(readable[group.where]) for group in made.groups]
     sequences = [sequence for group in made.groups for sequence in group.sequences]
-    assert made.account["tokens"]["scored"] == sum(len(s.ids) - s.start for s in sequences)
-    assert made.account["tokens"]["prompt"] == sum(
+    assert made.account.tokens.scored == sum(len(s.ids) - s.start for s in sequences)
+    assert made.account.tokens.prompt == sum(
         min(s.start for s in group.sequences) for group in made.groups
     )
-    assert made.account["tokens"]["longest"] == max(len(s.ids) for s in sequences)
-    assert made.account["completions"] == len(sequences)
+    assert made.account.tokens.longest == max(len(s.ids) for s in sequences)
+    assert made.account.completions == len(sequences)
     # numbers of Python: it is written as JSON
-    assert json.loads(json.dumps(made.account)) == made.account
-    assert [share.size for share in made.shares] == [
-        source["used"] for source in made.account["sources"]
-    ]
+    account = made.account.to_json()
+    assert json.loads(json.dumps(account)) == account
+    assert [share.size for share in made.shares] == [source.used for source in made.account.sources]
 
 
 @pytest.mark.slow
