@@ -886,7 +886,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     )
     assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
     assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
-    report.write(out)
+    frontier_page.write(out)
     page = (out / "report.html").read_text()
     for words in (
         "Best of n, learned reward",

@@ -58,13 +58,19 @@ GPT2 = {"vocab_size": 8192, "n_embd": 384, "n_layer": 6, "n_head": 6, "n_positio
     ("family", "shape", "tokens", "changes"),
     [
         ("llama", LLAMA, 2048, {}),
-        ("llama", {**LLAMA, "tie_word_embeddings": True}, 1024, {"optimizer": "rmsprop"}),
-        ("llama", WIDE, 1024, {}),
-        ("llama", LLAMA, 4096, {"checkpointing": True}),
+        pytest.param(
+            "llama",
+            {**LLAMA, "tie_word_embeddings": True},
+            1024,
+            {"optimizer": "rmsprop"},
+            marks=pytest.mark.soak,
+        ),
+        pytest.param("llama", WIDE, 1024, {}, marks=pytest.mark.soak),
+        pytest.param("llama", LLAMA, 4096, {"checkpointing": True}, marks=pytest.mark.soak),
         ("gpt2", GPT2, 2048, {"checkpointing": True}),
         ("llama", LLAMA, 2048, {"lora": "r=8"}),
-        ("gpt2", GPT2, 2048, {"lora": "r=8"}),
-        ("gpt2", GPT2, 2048, {}),
+        pytest.param("gpt2", GPT2, 2048, {"lora": "r=8"}, marks=pytest.mark.soak),
+        pytest.param("gpt2", GPT2, 2048, {}, marks=pytest.mark.soak),
     ],
 )
 @pytest.mark.process
