@@ -38,9 +38,8 @@ from winnow.engine.micro_batches import Data
 from winnow.models import loading
 from winnow.models.device import keep_memory
 from winnow.objectives.objective import DEMONSTRATION
-from winnow.training.checkpoint import Progress
+from winnow.training.checkpoint import Progress, Saver
 from winnow.training.optimizer import Optimizer
-from winnow.training.saver import Saver
 from winnow.training.step import take_step
 
 SHAPE = {

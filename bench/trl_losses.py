@@ -38,7 +38,7 @@ os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error
 import torch
 from torch import Tensor, nn
 
-from winnow.data.mismatched import with_mismatched
+from winnow.data.pairs import with_mismatched
 from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.data.tokens import gathered, packed

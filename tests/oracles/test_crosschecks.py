@@ -23,9 +23,9 @@ from statsmodels.tools.sm_exceptions import SpecificationWarning
 
 from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
-from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
     JudgedGame,
+    controlled,
     detectable,
     interval,
     prompts_needed,

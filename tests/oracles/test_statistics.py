@@ -26,10 +26,10 @@ from winnow.evaluation.statistics import label_noise
 from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit
 from winnow.evaluation.statistics.calibration import brier, calibration, chance
-from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
     JudgedGame,
     Share,
+    controlled,
     detectable,
     interval,
     over_prompts,

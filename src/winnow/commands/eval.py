@@ -24,8 +24,7 @@ from winnow.reports import eval_report, eval_warnings
 from winnow.system.console import safe, say
 from winnow.system.files import read_json, versions, write_atomic, write_json, write_jsonl
 from winnow.system.run_folder import RunFolder
-from winnow.training.plan import wanted
-from winnow.training.rendering import renderer
+from winnow.training.plan import renderer, wanted
 
 SCHEMA = 2
 WRITTEN = ("report.html", "report.json", "rows.jsonl")

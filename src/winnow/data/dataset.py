@@ -14,9 +14,8 @@ from winnow.config.options import DataSettings
 from winnow.data import checks, sources
 from winnow.data import pairs as ranking
 from winnow.data.account import DataAccount, SourcePart, account_of, dropped_rows, refuse_cut
-from winnow.data.mismatched import with_mismatched
 from winnow.data.order import MixShare
-from winnow.data.pairs import Pairs
+from winnow.data.pairs import Pairs, with_mismatched
 from winnow.data.records import PreferenceGroup, demonstration
 from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt

@@ -20,11 +20,10 @@ from winnow.errors import DataError, JudgeError, Stopped, TrainingError
 from winnow.objectives.objective import Objective
 from winnow.objectives.scores import undecided
 from winnow.system import distributed, files, launch
-from winnow.training.checkpoint import Progress
+from winnow.training.checkpoint import Progress, Saver
 from winnow.training.live import Live
 from winnow.training.metrics import MetricsFile, Row
 from winnow.training.optimizer import Optimizer, rate
-from winnow.training.saver import Saver
 from winnow.training.step import held_out, take_step
 from winnow.training.utilization import Limit
 

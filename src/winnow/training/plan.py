@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from winnow.config.resolve import Resolved
+from winnow.config.evaluation import EvalSettings
+from winnow.config.resolve import Resolved, read_text
 from winnow.config.training import DPOSettings, TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
 from winnow.data.order import epoch_size
@@ -18,14 +19,13 @@ from winnow.data.streaming import Windows
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS, VARLEN
 from winnow.engine.selection import LOGPS, SCALARS
-from winnow.errors import DataError, ModelError
-from winnow.models import meta, model_folder, quantization
+from winnow.errors import DataError, ModelError, SettingsError
+from winnow.models import loading, meta, model_folder, quantization
 from winnow.models.device import available, pick_device, pick_dtype
 from winnow.objectives.objective import Objective, objective
 from winnow.system.launch import count
 from winnow.training.loop import Plan
 from winnow.training.memory import Memory, estimate, held, packed_share, remedies, together
-from winnow.training.rendering import renderer
 
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:
@@ -279,3 +279,31 @@ def _fitting(settings: TrainSettings, train_set: Dataset) -> int:
     ):
         tokens //= 2
     return max(tokens, least)
+
+
+def renderer(settings: TrainSettings | EvalSettings, *, scorer: bool = False) -> Renderer:
+    """The renderer for settings that name a model and data. scorer: the model is a reward model,
+    though no setting says so. Raises ModelError, SettingsError, DataError.
+    """
+    tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    if settings.chat_template is not None:
+        tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
+    longest = loading.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
+    if settings.max_length is not None and longest is not None and settings.max_length > longest:
+        raise DataError(
+            f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens",
+            remedy=f"--max-length {longest}",
+        )
+    whole = scorer or scores(settings)
+    if whole and settings.as_ == "text" and tokenizer.chat_template:
+        raise SettingsError(
+            "as: text, and a reward model reads text as the chat template writes it, as whoever"
+            " asks it will",
+            remedy="leave --as away",
+        )
+    return Renderer(
+        tokenizer,
+        limit=settings.max_length or longest,
+        may_cut=settings.max_length is not None,
+        whole=whole,
+    )

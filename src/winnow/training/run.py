@@ -32,7 +32,7 @@ from winnow.system.console import ProgressBar, safe, say
 from winnow.system.launch import leads
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint, monitoring, references, run_record
-from winnow.training.checkpoint import Checkpoint, Progress
+from winnow.training.checkpoint import Checkpoint, Progress, Saver
 from winnow.training.final_evaluation import measured
 from winnow.training.job import TrainingJob, begin_job
 from winnow.training.live import Live
@@ -41,7 +41,6 @@ from winnow.training.metrics import MetricsFile
 from winnow.training.optimizer import Optimizer
 from winnow.training.plan import memory_line
 from winnow.training.references import ReferenceModel, Scorer
-from winnow.training.saver import Saver
 from winnow.training.startup_checks import check_identity, rehearse
 from winnow.training.utilization import limit_of
 

@@ -15,10 +15,9 @@ import runs
 import tiny
 from winnow import api
 from winnow.config.options import DataSettings
-from winnow.data import mismatched as mismatch
 from winnow.data import pairs as ranking
 from winnow.data.dataset import Wanted, prepare
-from winnow.data.pairs import chosen, ranks
+from winnow.data.pairs import chosen, ranks, with_mismatched
 from winnow.data.records import Comparison, Completion, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
 from winnow.data.tokens import tokens_of
@@ -86,7 +85,7 @@ def test_a_ranking_follows_from_its_chain():
 def test_a_prompt_that_stands_in_most_rows_costs_no_search():
     groups = rendered(4000, lambda i: (10 + (i % 500 == 0) * (1 + i), 3))
     began = time.perf_counter()
-    found = mismatch.with_mismatched(groups, 0, None)
+    found = with_mismatched(groups, 0, None)
     assert time.perf_counter() - began < 5
     for i in range(0, 4000, 97):
         mine, theirs = groups[i], found[i].sequences[2]
@@ -151,7 +150,7 @@ def rendered(count, prompts=lambda i: (10 + i, 3)):
 
 def test_each_group_gets_an_answer_to_another_prompt():
     groups = rendered(20)
-    made = mismatch.with_mismatched(groups, 0, None)
+    made = with_mismatched(groups, 0, None)
     answered = []
     for i, (before, after) in enumerate(zip(groups, made)):
         assert after.sequences[:2] == before.sequences
@@ -167,19 +166,19 @@ def test_each_group_gets_an_answer_to_another_prompt():
         assert other.ids[2] != 50 + i
         answered.append(other.ids[2])
     assert sorted(answered) == [50 + i for i in range(20)]  # every prompt's answer is taken once
-    assert list(mismatch.with_mismatched(groups, 0, None)) == list(made)
-    assert list(mismatch.with_mismatched(groups, 1, None)) != list(made)
-    cut = mismatch.with_mismatched(groups, 0, 3)
+    assert list(with_mismatched(groups, 0, None)) == list(made)
+    assert list(with_mismatched(groups, 1, None)) != list(made)
+    cut = with_mismatched(groups, 0, 3)
     assert all(len(group.sequences[2].ids) == 3 for group in cut)
 
 
 def test_prompts_that_stand_twice_are_no_other_prompts():
     groups = rendered(6, lambda i: (10 + i // 3, 3))  # two prompts, three times each
-    for group in mismatch.with_mismatched(groups, 3, None):
+    for group in with_mismatched(groups, 3, None):
         mine, theirs = group.sequences[0].ids[2] - 50, group.sequences[2].ids[2] - 50
         assert mine // 3 != theirs // 3
     with pytest.raises(NothingLeft, match="all prompts are the same"):
-        mismatch.with_mismatched(rendered(3, lambda i: (1, 2)), 0, None)
+        with_mismatched(rendered(3, lambda i: (1, 2)), 0, None)
 
 
 def test_mismatched_answers_change_no_account(tmp_path):

@@ -13,10 +13,10 @@ from typing import Any
 
 from winnow.evaluation.statistics.bradley_terry import Game as Met
 from winnow.evaluation.statistics.bradley_terry import fit, settled
-from winnow.evaluation.statistics.lengths import controlled
 from winnow.evaluation.statistics.winrate import (
     JudgedGame,
     by_prompt,
+    controlled,
     detectable,
     interval,
     over_prompts,

@@ -29,7 +29,7 @@ from winnow.system import signals
 from winnow.system.console import ProgressBar, safe, say
 from winnow.system.run_folder import RunFolder
 from winnow.training import monitoring, references, run_record
-from winnow.training.checkpoint import Checkpoint, Progress
+from winnow.training.checkpoint import Checkpoint, Progress, Saver
 from winnow.training.loop import State, to_the_end
 from winnow.training.metrics import MetricsFile, Row
 from winnow.training.optimizer import Optimizer, rate
@@ -39,7 +39,6 @@ from winnow.training.ppo.rewards import Reward
 from winnow.training.ppo.rollouts import Actor, Clock, Players, Rollout, advantages, figures, roll
 from winnow.training.ppo.setup import PPOJob
 from winnow.training.reference import Frozen
-from winnow.training.saver import Saver
 from winnow.training.step import take_step
 
 
