@@ -20,14 +20,15 @@ from winnow.objectives.parsing import SETTINGS, shown
 from winnow.objectives.table import TABLE, ObjectiveEntry
 
 HERE = Path(__file__).parent
+HEADS = HERE / "_generate"  # what stands before the tables
 NOTE = "<!-- Written by docs/generate.py from {source}: change it there. -->\n\n"
 
 
 def from_trl() -> str:
     """docs/from-trl.md: the introduction, then one table per subject."""
     parts = [
-        NOTE.format(source="src/winnow/config/trl_names.py and docs/from-trl.head.md"),
-        (HERE / "from-trl.head.md").read_text(encoding="utf-8"),
+        NOTE.format(source="src/winnow/config/trl_names.py and docs/_generate/from-trl.md"),
+        (HEADS / "from-trl.md").read_text(encoding="utf-8"),
     ]
     for title, rows in FIELDS.items():
         parts.append(f"\n### {title}\n\n{_table(rows)}")
@@ -38,7 +39,7 @@ def from_trl() -> str:
 
 def presets() -> str:
     """docs/presets.md: the introduction, with the table of values in its place."""
-    text = (HERE / "presets.head.md").read_text(encoding="utf-8")
+    text = (HEADS / "presets.md").read_text(encoding="utf-8")
     names = sorted(
         {
             name
@@ -52,7 +53,7 @@ def presets() -> str:
         f"| `{name}` | {' | '.join(_value(values, name) for values in PRESETS.values())} |\n"
         for name in names
     ]
-    return NOTE.format(source="config.presets and docs/presets.head.md") + text.replace(
+    return NOTE.format(source="config.presets and docs/_generate/presets.md") + text.replace(
         "TABLE\n", head + "".join(lines)
     )
 
@@ -69,13 +70,11 @@ def benchmarks() -> str:
     )
     lines = [_figures(f) for f in found["figures"]]
     text = (
-        (HERE / "benchmarks.head.md")
-        .read_text(encoding="utf-8")
-        .replace("MACHINE", found["machine"])
+        (HEADS / "benchmarks.md").read_text(encoding="utf-8").replace("MACHINE", found["machine"])
     )
-    return NOTE.format(source="docs/benchmarks.json and docs/benchmarks.head.md") + text.replace(
-        "TABLE\n", head + "".join(lines)
-    )
+    return NOTE.format(
+        source="docs/benchmarks.json and docs/_generate/benchmarks.md"
+    ) + text.replace("TABLE\n", head + "".join(lines))
 
 
 # docs/curves.py draws them
@@ -86,15 +85,13 @@ def objectives() -> str:
     """docs/objectives.md: the introduction, a table of all, and family by family a plot and a
     paragraph on each.
     """
-    text = (HERE / "objectives.head.md").read_text(encoding="utf-8")
+    text = (HEADS / "objectives.md").read_text(encoding="utf-8")
     rows = "".join(_row(name, entry) for name, entry in TABLE.items())
     table = (
         "| name | equation | reference | unit | defaults | paper |\n|---|---|---|---|---|---|\n"
         + rows
     )
-    source = (
-        "src/winnow/objectives/table.py, the docstrings of losses.py and docs/objectives.head.md"
-    )
+    source = "src/winnow/objectives/table.py, the docstrings of losses.py and docs/_generate/objectives.md"
     return NOTE.format(source=source) + text.replace("TABLE\n", table).replace(
         "PARAGRAPHS\n", "".join(map(_family, catalogue.FAMILIES))
     )
