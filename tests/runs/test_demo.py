@@ -244,9 +244,9 @@ def test_what_the_demo_hands_its_report():
         == []
     )
     assert [(card["label"], card["value"], card["detail"]) for card in parts["cards"]][:3] == [
-        ("Win rate", "92 %", "95 % interval 90 % to 94 %, 16 prompts"),
-        ("True reward", "−1.00", "0.50 before; 95 % interval 0.40 to 0.60, 16 prompts"),
-        ("Grammatical text", "6 %", "95 % before; 95 % interval 40 % to 60 %, 16 prompts"),
+        ("Win rate", "92 %", "95 % interval 90–94 %, n = 64 from 16 prompts"),
+        ("True reward", "−1.00", "0.50 before; 95 % interval 0.40 to 0.60, n = 64 from 16 prompts"),
+        ("Grammatical text", "6 %", "95 % before; 95 % interval 40–60 %, n = 64 from 16 prompts"),
     ]
     assert (parts["cards"][-1]["label"], parts["cards"][-1]["value"]) == ("Time", "2 min 05 s")
     rows = {row["source"].split(": ")[1].removeprefix("figures, "): row for row in parts["titled"]}

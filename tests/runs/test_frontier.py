@@ -928,7 +928,7 @@ def test_a_folder_of_other_trainings_is_refused(small, tmp_path, monkeypatch):
     plan = recipe.QUICK_REVIEWS
     size = dataclasses.replace(plan.size, training={**plan.size.training, "steps": 3})
     monkeypatch.setattr(recipe, "QUICK_REVIEWS", dataclasses.replace(plan, size=size))
-    with pytest.raises(RunError, match="made with other settings: trainings: "):
+    with pytest.raises(RunError, match="made with other settings:\n  trainings: "):
         recipe.compute(tmp_path / "f", "", quick=True, seeds=None, seed=0)
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import runs
 from paths import TESTS
-from winnow.system.files import RUN_FORMAT, read_json, read_jsonl, versions, write_json, write_jsonl
+from winnow.system.files import read_json, read_jsonl, versions, write_json, write_jsonl
+from winnow.system.identity import RUN_FORMAT
 from winnow.system.run_folder import RunFolder
 
 DATA = TESTS / "data" / "e51ed53"

@@ -517,7 +517,7 @@ def test_an_export_that_scores_otherwise_is_told(world, tmp_path, monkeypatch, c
         reward_models.new_head(made.score, 7)
         return made
 
-    monkeypatch.setattr(loading, "merged", without_its_head)
+    monkeypatch.setattr(adapters, "merged", without_its_head)
     assert (
         runs.winnow(
             monkeypatch, "export", run.root, "--out", tmp_path / "out", "--merge", "--device", "cpu"

@@ -17,7 +17,8 @@ import tiny
 from winnow.data.prompts import prompts
 from winnow.data.sources import load
 from winnow.errors import DataError
-from winnow.system.files import RUN_FORMAT, read_jsonl
+from winnow.system.files import read_jsonl
+from winnow.system.identity import RUN_FORMAT
 
 
 @pytest.fixture(scope="module")

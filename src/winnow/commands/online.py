@@ -29,16 +29,15 @@ from winnow.reports.online_report import LEDGER
 from winnow.reports.page import say_table
 from winnow.system.console import console, safe, say
 from winnow.system.files import (
-    RUN_FORMAT,
     make_writable,
     read_json,
     read_jsonl,
-    refuse_format,
     sha256_json,
     versions,
     write_json,
     write_jsonl,
 )
+from winnow.system.identity import RUN_FORMAT, differences, refuse_format, refuse_other
 from winnow.system.run_folder import RunFolder
 from winnow.training import dpo
 
@@ -165,19 +164,11 @@ def _ledger(
         )
         if len(before["rounds"]) <= settings.rounds:
             refuse_format(root, before)
-        other = [
-            f"{name}: {before['settings'].get(name)!r} -> {value!r}"
-            for name, value in kept.items()
-            if before["settings"].get(name) != value
-        ]
-        other += [f"prompts: {before['prompts']} -> {now['prompts']}"] * (
+        texts = [f"prompts: {before['prompts']} -> {now['prompts']}"] * (
             before["prompts"] != now["prompts"]
         )
-        if other:
-            raise RunError(
-                f"{root}: its rounds were made with other settings:\n  " + "\n  ".join(other),
-                remedy="choose another --out, or give the same again",
-            )
+        verdict = "its rounds were made with other settings"
+        refuse_other(root, verdict, differences(before["settings"], kept), *texts)
         return before
     each = settings.per_round or (len(asked) - settings.held_out) // settings.rounds
     fresh = sum(name_of(text) not in known for _, text in asked)

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from winnow.commands import players
+from winnow.commands.contest import Contest, judged_games
 from winnow.commands.players import Answers, Player
 from winnow.config.evaluation import WinrateSettings
 from winnow.config.resolve import Resolved
-from winnow.data.prompts import Prompt, as_turns, prompts
+from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import as_json, plain
-from winnow.errors import RunError
 from winnow.generation.prompts import distinct
 from winnow.models.device import keep_memory
 from winnow.preferences.judging import games as matches
@@ -29,62 +27,24 @@ from winnow.preferences.judging import rules
 from winnow.preferences.judging import verdicts as rulings
 from winnow.preferences.judging.budget import Referee
 from winnow.preferences.judging.games import Match
-from winnow.preferences.votes import pair_of, score
 from winnow.reports import winrate_report
 from winnow.reports.page import say_table, say_warnings
 from winnow.reports.winrate_warnings import warnings
 from winnow.system.console import safe, say
 from winnow.system.files import (
-    RUN_FORMAT,
     read_json,
     read_jsonl,
-    refuse_format,
-    sha256_file,
     sha256_json,
     versions,
     write_json,
     write_jsonl,
 )
+from winnow.system.identity import RUN_FORMAT, differences, refuse_format, refuse_other
 from winnow.system.run_folder import RunFolder
 
 LEDGER = "winrate.json"
 FREE = ("out", "timeout", "concurrency", "budget", "key_env")  # no figure depends on these
 SHOWN = 8  # prompts whose answers stand on the page
-
-
-@dataclass
-class Contest:
-    """What all of it has in common: who plays, on which prompts, judged by whom, and where it is
-    written.
-    """
-
-    resolved: Resolved[WinrateSettings]
-    root: Path
-    asked: list[Prompt]
-    players: list[Player]
-    referee: Referee
-    sources: dict[str, Any]
-
-    @property
-    def settings(self) -> WinrateSettings:
-        return self.resolved.settings
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts.jsonl"
-
-    def file(self, player: Player, what: str) -> Path:
-        return self.root / f"model-{player.number}.{what}.jsonl"
-
-    def wrote(self, path: Path, what: str) -> Path:
-        """Note a file that figures come from."""
-        name = str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
-        self.sources[name] = {
-            "what": what,
-            "sha256": sha256_file(path),
-            "bytes": path.stat().st_size,
-        }
-        return path
 
 
 def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any]:
@@ -148,21 +108,12 @@ def _ledger(
     before: dict[str, Any] = read_json(path, "settings", "given", "command", "started", "versions")
     if not RunFolder(root).finished:
         refuse_format(root, before)
-    other = [
-        f"{name}: {before['settings'].get(name)!r} -> {value!r}"
-        for name, value in kept.items()
-        if before["settings"].get(name) != value
-    ]
-    other += [
-        f"{name}: its content has changed"
-        for name, value in given.items()
-        if before["given"].get(name) != value
-    ]
-    if other:
-        raise RunError(
-            f"{root}: was begun with other settings:\n  " + "\n  ".join(other),
-            remedy="choose another --out, or give the same again",
-        )
+    refuse_other(
+        root,
+        "was begun with other settings",
+        differences(before["settings"], kept),
+        *(f"{name}: its content has changed" for name in differences(before["given"], given)),
+    )
     return before
 
 
@@ -189,7 +140,7 @@ def _report(
     )
     contest.wrote(contest.prompts, f"the prompts of {settings.prompts}, each once")
     said, accounts = _answers(contest, given)
-    everybody = _judged(contest, contest.root / "games.jsonl", who, said)
+    everybody = judged_games(contest, contest.root / "games.jsonl", who, said)
     pairs = [
         matches.comparison(who[i].name, who[j].name, many) for (i, j), many in everybody.items()
     ]
@@ -276,93 +227,6 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> float:
     return 1 - sum(ends) / max(1, len(ends))
 
 
-def _judged(
-    contest: Contest, file: Path, who: Sequence[Player], said: Sequence[Answers]
-) -> dict[tuple[int, int], list[Match]]:
-    """Every two of them on every prompt. An answer each is a row, in which a judge compares all;
-    who has fewer answers gives his again.
-    """
-    rows, at = [], list[tuple[int, list[int], list[str | None]]]()
-    chat = any(not isinstance(text, str) for _, text in contest.asked)
-    for p, (_, text) in enumerate(contest.asked):
-        for game in range(max(len(many[p]) for many in said)):
-            answers = [many[p][game % len(many[p])] if many[p] else None for many in said]
-            there = [i for i, answer in enumerate(answers) if answer is not None]
-            at.append((p, there, answers))
-            if len(there) > 1:
-                rows.append(
-                    _row(
-                        text, [answers[i] or "" for i in there], [who[i].name for i in there], chat
-                    )
-                )
-    if not rows:
-        raise RunError(
-            f"{contest.root}: nobody has said anything that can be judged beside another's answer",
-            remedy="look at the answers that lie there",
-        )
-    write_jsonl(file, rows)
-    contest.wrote(
-        file, f"games of {', '.join(one.name for one in who)}: a row has an answer of each"
-    )
-    judged = contest.referee.judge(file, file.with_suffix(".judged.jsonl"))
-    contest.wrote(file.with_suffix(".judged.jsonl"), "their verdicts, as winnow judge writes them")
-    known = {_name(row): row for row in judged}
-    left = iter(rows)
-    verdicts = [
-        (p, there, answers, known[_name(next(left))] if len(there) > 1 else None)
-        for p, there, answers in at
-    ]
-    return {
-        (i, j): [_match(i, j, *verdict) for verdict in verdicts]
-        for i, j in combinations(range(len(who)), 2)
-    }
-
-
-def _row(text: Any, answers: Sequence[str], names: Sequence[str], chat: bool) -> dict[str, Any]:
-    said = (
-        [[{"role": "assistant", "content": answer}] for answer in answers]
-        if chat
-        else list(answers)
-    )
-    return {
-        "prompt": as_json(as_turns(text) if chat else text),
-        "completions": said,
-        "comparisons": [],
-        "models": list(names),
-    }
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return sha256_json([row["prompt"], row["completions"]])
-
-
-def _match(
-    i: int,
-    j: int,
-    prompt: int,
-    there: Sequence[int],
-    answers: Sequence[str | None],
-    row: Mapping[str, Any] | None,
-) -> Match:
-    """What was said of the answers of i and j in one row."""
-    ours, theirs = answers[i], answers[j]
-    lengths = (None if ours is None else len(ours), None if theirs is None else len(theirs))
-    if row is None or ours is None or theirs is None:
-        return Match(prompt, (), lengths)
-    first, second = there.index(i), there.index(j)
-    votes = tuple(vote for vote in rulings.votes_of(row) if pair_of(vote)[1:] == (first, second))
-    scores = row.get("judge_scores")
-    gain = None if scores is None else float(scores[first] - scores[second])
-    return Match(
-        prompt,
-        tuple(map(score, votes)),
-        lengths,
-        ours == theirs,
-        gain,
-        votes if scores is None else (),
-    )
-
-
 def _sweep(
     contest: Contest,
     said: Sequence[Answers],
@@ -400,7 +264,7 @@ def _at(contest: Contest, one: Player, heat: float, theirs: Answers) -> list[Mat
     ours = players.answers(
         str(contest.wrote(path, f"answers of {one.name} at temperature {heat:g}")), contest.asked
     )
-    return _judged(
+    return judged_games(
         contest, contest.file(one, f"at-{heat:g}.games"), [one, contest.players[-1]], [ours, theirs]
     )[0, 1]
 

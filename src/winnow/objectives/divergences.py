@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-from winnow.objectives.losses import Margin, Score, bent, bounded_exp
+Margin = Float[Tensor, " M"]
+Score = Float[Tensor, " C"]
+FAR = 80.0  # nats: beyond it e^x is continued by its tangent, which float32 can hold
 
 
 def soft(probability_M: Margin, won_M: Margin, lost_M: Margin) -> Margin:
@@ -53,3 +58,16 @@ def alpha_divergence(score_C: Score, alpha: float) -> Score:
     0: reverse KL; alpha = 1: forward KL.
     """
     return bent(score_C, alpha)
+
+
+def bounded_exp(x: Tensor) -> Tensor:
+    """e^x up to FAR, its tangent beyond."""
+    return x.clamp(max=FAR).exp() * (1 + F.relu(x - FAR))
+
+
+def bent(x: Tensor, alpha: float) -> Tensor:
+    """(1 - e^(-alpha x)) / alpha, exact near 0; x itself for alpha = 0."""
+    if alpha == 0:
+        return x
+    y = -alpha * x
+    return torch.where(y > 1, 1 - bounded_exp(y), -torch.expm1(y.clamp(max=1))) / alpha

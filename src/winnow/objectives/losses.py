@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Margin = Float[Tensor, " M"]
-Score = Float[Tensor, " C"]
-FAR = 80.0  # nats: beyond it e^x is continued by its tangent, which float32 can hold
-
+from winnow.objectives.divergences import Margin, Score, bent
+from winnow.objectives.divergences import alpha_divergence as alpha_divergence
+from winnow.objectives.divergences import forward_kl as forward_kl
+from winnow.objectives.divergences import jensen_shannon as jensen_shannon
+from winnow.objectives.divergences import reverse_kl as reverse_kl
+from winnow.objectives.divergences import smoothed as smoothed
+from winnow.objectives.divergences import soft as soft
 
 # ---------------------------------------------------------------- of the margin alone
 
@@ -355,19 +358,6 @@ def preference_loss(
     """
     ratio_C = policy_logps - ref_logps
     return loss(ratio_C[winners] - ratio_C[losers], beta), beta * ratio_C.detach()
-
-
-def bounded_exp(x: Tensor) -> Tensor:
-    """e^x up to FAR, its tangent beyond."""
-    return x.clamp(max=FAR).exp() * (1 + F.relu(x - FAR))
-
-
-def bent(x: Tensor, alpha: float) -> Tensor:
-    """(1 - e^(-alpha x)) / alpha, exact near 0; x itself for alpha = 0."""
-    if alpha == 0:
-        return x
-    y = -alpha * x
-    return torch.where(y > 1, 1 - bounded_exp(y), -torch.expm1(y.clamp(max=1))) / alpha
 
 
 def _log_odds(x: Tensor) -> Tensor:

@@ -27,18 +27,12 @@ from winnow.preferences.database import WAIT, body_of, connect, create, item_of,
 from winnow.preferences.items import Item
 from winnow.preferences.pairing import different, draw
 from winnow.preferences.tasks import Cast, How, LabelProgress, LogRow, NoTask, Outdated, Task
+from winnow.preferences.vote_log import COUNTS, ENTRY, LOG, next_number, write
 from winnow.preferences.votes import OUTCOMES, Vote
 from winnow.system.files import make_folder, sync_folder
+from winnow.system.identity import differences, refuse_other
 
-ENTRY = (
-    "l.number, l.act, t.id, l.annotator, l.revision, l.outcome, l.strength, l.reason, l.seconds,"
-    " l.at"
-)
-LOG = "log l JOIN tasks t ON t.number = l.task JOIN pairs p ON p.number = t.pair"
 RECENT = 50  # votes whose time is looked at
-COUNTS = (  # the last row of its task, if that took nothing back
-    "l.revision = t.revision - 1 AND l.outcome IS NOT NULL"
-)
 
 
 class Store:
@@ -162,7 +156,7 @@ class Store:
             task = self.task(cast.task, cast.annotator)
             if cast.revision != task.revision:
                 return self._sent_before(cast, task)
-            return _write(db, task, cast, _next_number(db))
+            return write(db, task, cast, next_number(db))
 
     def _sent_before(self, cast: Cast, task: Task) -> int:
         """The number of the task's last row where that is this very vote."""
@@ -199,7 +193,7 @@ class Store:
             task = self.task(name, annotator)
             if task.revision != revision:
                 raise Outdated(task)
-            act, kind = _next_number(db), "gold" if task.kind == "gold" else "once"
+            act, kind = next_number(db), "gold" if task.kind == "gold" else "once"
             for first, second in combinations(order, 2):
                 itself = {first, second} == {task.left, task.right}
                 one = (
@@ -210,7 +204,7 @@ class Store:
                     )
                 )
                 gap = place[one.left] - place[one.right]
-                _write(
+                write(
                     db,
                     one,
                     Cast(
@@ -242,10 +236,10 @@ class Store:
                 self._rows(
                     f"SELECT l.task FROM {LOG} WHERE {COUNTS} AND l.act = ? ORDER BY t.served", last
                 ),
-                _next_number(db),
+                next_number(db),
             )
             for (task,) in again:
-                _write(db, queue.numbered(db, task), annotator, number)
+                write(db, queue.numbered(db, task), annotator, number)
         return self.next(annotator)
 
     # --- reading
@@ -306,7 +300,7 @@ class Store:
         the log again: a function of the log alone.
         """
         until = 16
-        while until * 3 // 2 < _next_number(db):
+        while until * 3 // 2 < next_number(db):
             until = until * 3 // 2
         if self._models[0] != until:
             self._models = until, queue.strengths(db, self.items, until)
@@ -351,15 +345,8 @@ class Store:
             before = json.loads(
                 db.execute("SELECT value FROM settings WHERE name = 'how'").fetchone()[0]
             )
-            differences = [
-                f"{name}: {before.get(name)!r} -> {now!r}"
-                for name, now in asdict(how).items()
-                if before.get(name) != now
-            ]
             gone = [name for name in there if name not in given]
-            differences += [f"items: {len(gone):,} of its {len(there):,} are not given now"] * bool(
-                gone
-            )
+            other = [f"items: {len(gone):,} of its {len(there):,} are not given now"] * bool(gone)
             for name, (item, known) in given.items():
                 if name not in there:
                     wanted = 0 if known else queue.wanted(item, how)
@@ -372,15 +359,17 @@ class Store:
                     json.loads(there[name][0]) | {"where": ""} != body_of(item) | {"where": ""}
                     or there[name][1] != known
                 ):
-                    differences.append(
+                    other.append(
                         f"{item.where}: its models, its known comparisons or whether it is gold are"
                         " not as before"
                     )
-            if differences:
-                raise RunError(
-                    f"{self.path}: was made otherwise:\n  " + "\n  ".join(differences),
-                    remedy="give what it was made with, or choose another --out",
-                )
+            refuse_other(
+                self.path,
+                "was made otherwise",
+                differences(before, asdict(how)),
+                *other,
+                remedy="give what it was made with, or choose another --out",
+            )
         self._know()
 
     def _know(self) -> None:
@@ -392,32 +381,3 @@ class Store:
             name: item_of(name, json.loads(body))
             for name, body in self._rows("SELECT id, body FROM items ORDER BY place")
         }
-
-
-def _write(db: sqlite3.Connection, task: Task, by: Cast | str, act: int) -> int:
-    """A row of the log, and what follows from it; `by` is a vote, or the annotator who takes the
-    last one back. Its number.
-    """
-    number, now = _next_number(db), time.time()
-    row = (
-        (by.annotator, by.outcome, by.strength, by.reason, by.seconds)
-        if isinstance(by, Cast)
-        else (by, None, 0, "", 0.0)
-    )
-    key, pair = db.execute("SELECT number, pair FROM tasks WHERE id = ?", (task.id,)).fetchone()
-    db.execute(
-        "INSERT INTO log (number, act, task, revision, at, annotator, outcome, strength, reason,"
-        " seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, act, key, task.revision, now, *row),
-    )
-    state = "open" if row[1] is None else "passed" if row[1] in ("skip", "error") else "opinion"
-    db.execute(
-        "UPDATE tasks SET state = ?, revision = revision + 1, at = ? WHERE number = ?",
-        (state, now, key),
-    )
-    queue.count(db, pair)
-    return number
-
-
-def _next_number(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT coalesce(max(number), 0) + 1 FROM log").fetchone()[0])

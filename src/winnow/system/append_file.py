@@ -13,7 +13,8 @@ from typing import Any
 
 from winnow.errors import RunError
 from winnow.system.console import ProgressBar, safe, say
-from winnow.system.files import RUN_FORMAT, read_jsonl, refuse_format, sync_folder, write_jsonl
+from winnow.system.files import read_jsonl, sync_folder, write_jsonl
+from winnow.system.identity import RUN_FORMAT, differences, refuse_format, refuse_other
 
 Row = dict[str, Any]
 
@@ -60,20 +61,18 @@ class AppendFile:
     def _refuse_strangers(
         self, rows: Mapping[str, Row], names: Sequence[str], how: Mapping[str, Any]
     ) -> None:
-        other = {
-            key: (row[self.column].get(key), how[key])
-            for row in rows.values()
-            for key in how
-            if row[self.column].get(key) != how[key]
-        }
         strangers = len(set(rows).difference(names))
-        told = [f"{key}: {before!r} -> {now!r}" for key, (before, now) in other.items()]
-        told += [f"{self.things}: {strangers:,} of its are not asked now"] * bool(strangers)
-        if told:
-            raise RunError(
-                f"{self.out}: holds rows of another command:\n  " + "\n  ".join(told),
-                remedy="choose another --out, or delete the file",
-            )
+        refuse_other(
+            self.out,
+            "holds rows of another command",
+            {
+                key: pair
+                for row in rows.values()
+                for key, pair in differences(row[self.column], how).items()
+            },
+            *[f"{self.things}: {strangers:,} of its are not asked now"] * bool(strangers),
+            remedy="choose another --out, or delete the file",
+        )
 
     def refuse_format(self, rows: Mapping[str, Row]) -> None:
         """Raises RunError where rows of an earlier start are of another format, and others are to

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 
 from winnow.errors import RunError
 
-RUN_FORMAT = 1  # of what unfinished work leaves on the disk; another number is another way to go on
 DAMAGED = "restore it from a copy, or begin again with another --out"
 
 
@@ -140,23 +139,6 @@ def versions(*more: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names} | {
         "python": platform.python_version()
     }
-
-
-def refuse_format(where: object, head: Mapping[str, Any]) -> None:
-    """Raises RunError where unfinished work is of another format than this version goes on with.
-
-    head: what the work recorded of itself when it began.
-    """
-    if head.get("format") == RUN_FORMAT:
-        return
-    before = head.get("versions", {}).get("winnow-lm", "of an unrecorded version")
-    raise RunError(
-        f"{where}: winnow {before} began this in format {head.get('format', 'none')}, and this is"
-        f" winnow {versions()['winnow-lm']}, which goes on with format {RUN_FORMAT} alone",
-        remedy=(
-            "finish it with the version of winnow that began it, or begin again with another --out"
-        ),
-    )
 
 
 def make_folder(path: Path) -> None:

@@ -4,13 +4,14 @@ of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from winnow.config.options import Follow, ModelSettings, parse_lora
+from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.config.training import TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, stop_on_errors
@@ -19,11 +20,11 @@ from winnow.errors import DataError, ModelError, SettingsError
 from winnow.models import adapters, loading, meta, model_folder
 from winnow.models.device import pick_device
 from winnow.objectives.objective import Objective
-from winnow.system.console import safe, say
 from winnow.system.files import cache_folder, make_writable, read_json, tidy
+from winnow.system.identity import Differences
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
-from winnow.training import checkpoint, run_record
+from winnow.training import run_record
 from winnow.training.loop import Plan
 from winnow.training.metrics import require
 from winnow.training.plan import planned, prepared, refuse_quantized, wanted
@@ -46,7 +47,7 @@ class TrainingJob:
     reference: str | None  # another reference model than the policy at step 0
     follow: Follow | None  # how the reference follows the policy
     kl_samples: int
-    differ: run_record.Differences  # what is another one than when the run was begun, as allowed
+    differ: Differences  # what is another one than when the run was begun, as allowed
     settings_hash: str  # of what numbers depend on
     change: Callable[[], None]  # writes down that the run goes on otherwise
 
@@ -86,13 +87,10 @@ def begin_job(
 ) -> TrainingJob | None:
     """Everything up to the model, None where the run is finished. Raises before it writes."""
     settings: TrainSettings = resolved.settings
-    begun = checkpoint.saved(run.checkpoints)
-    # a run that computed nothing yet may be begun again with other settings
-    differ = run_record.other_settings(run, resolved) if begun or run.metrics.exists() else {}
-    run_record.refuse(run, differ, [name for name in differ if name not in settings.allow_change])
-    if run.finished and not differ:
-        say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
+    before = run_record.reopened(run, resolved)
+    if before is None:
         return None
+    begun, differ = before
     asked = run_record.asked(resolved)
     renderer, epochs, train_set, held_out = _data(resolved, recipe, objective)
     if (begun or not leads()) and settings.max_tokens == "auto" and "max_tokens" not in differ:
@@ -104,7 +102,8 @@ def begin_job(
         make_writable(cache_folder("reference"), "export WINNOW_CACHE=a folder with room")
     possible(settings, renderer, reference_model)
     if begun:
-        differ |= _other_data(run, train_set, renderer, differ, settings.allow_change)
+        other = run_record.other_data(run, train_set, renderer)
+        differ = run_record.with_inputs(run, differ, other, settings.allow_change)
 
     def head() -> None:
         if leads():
@@ -156,22 +155,6 @@ def _with_tokens_of(resolved: Resolved[Any], run: RunFolder) -> Resolved[Any]:
     """
     tokens = read_json(run.environment)["settings"]["max_tokens"]
     return resolved.fill("auto, when the run began", max_tokens=tokens)
-
-
-def _other_data(
-    run: RunFolder,
-    train_set: Dataset,
-    renderer: Renderer,
-    differ: run_record.Differences,
-    allowed: Sequence[str],
-) -> run_record.Differences:
-    """What of data, tokenizer and template is another one now. Raises RunError where it is not
-    allowed.
-    """
-    other = run_record.other_data(run, train_set, renderer)
-    refused = [name for name in other if not run_record.may_differ(name, allowed)]
-    run_record.refuse(run, differ | other, refused)
-    return other
 
 
 def refuse_half_on_cpu(settings: ModelSettings) -> None:
@@ -230,24 +213,24 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
     """
     pick_device(settings.device)
     refuse_quantized(settings)
-    lora = parse_lora(settings.lora)
-    if lora is not None:
-        adapters.refuse_second_adapter(settings.model)
-    if lora is not None or scores(settings):
-        config = model_folder.load_config(
-            settings.model, trust_remote_code=settings.trust_remote_code
-        )
-        meta.trained_outline(
-            settings.model,
-            config,
-            torch.float32,
-            lora,
-            settings.trust_remote_code,
-            scorer=scores(settings),
-        )
+    refuse_untrainable(settings, scorer=scores(settings))
     if reference_model is not None:
         model_folder.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
         theirs = loading.load_tokenizer(
             reference_model, trust_remote_code=settings.trust_remote_code
         )
         loading.same_tokens(renderer.tokenizer, theirs, reference_model)
+
+
+def refuse_untrainable(settings: TrainSettings | PPOSettings, *, scorer: bool) -> None:
+    """Raises ModelError for an adapter, or a reward model's head, that the model cannot have."""
+    lora = parse_lora(settings.lora)
+    if lora is not None:
+        adapters.refuse_second_adapter(settings.model)
+    if lora is not None or scorer:
+        config = model_folder.load_config(
+            settings.model, trust_remote_code=settings.trust_remote_code
+        )
+        meta.trained_outline(
+            settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scorer
+        )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from winnow.config.evaluation import EvalSettings
+from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, read_text
 from winnow.config.training import DPOSettings, TrainSettings, scores
 from winnow.data.dataset import Dataset, Wanted, held_out_alone, prepare, window
@@ -30,7 +31,7 @@ from winnow.training.memory import Memory, estimate, held, packed_share, remedie
 
 def with_rate(resolved: Resolved[Any], full: float, adapter: float) -> Resolved[Any]:
     """The recipe's default rate where none was asked for: adapters take a higher one."""
-    settings: TrainSettings = resolved.settings
+    settings: TrainSettings | PPOSettings = resolved.settings
     if settings.lr is not None:
         return resolved
     light = settings.lora is not None or model_folder.is_adapter_folder(settings.model)
@@ -106,7 +107,7 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
             resolved = resolved.fill("default", epochs=epochs)
     else:
         steps = settings.steps
-    warmup = round(settings.warmup * steps) if settings.warmup < 1 else round(settings.warmup)
+    warmup = warmup_steps(settings, steps)
     if resolved.origins["warmup"].startswith("preset") and warmup > steps // 10:
         warmup = max(1, steps // 10)
         resolved = resolved.fill(
@@ -125,23 +126,48 @@ def planned(resolved: Resolved[Any], train_set: Dataset) -> tuple[Resolved[Any],
             "auto: what fits the memory", max_tokens=_fitting(settings, train_set)
         )
     settings = resolved.settings
-    assert settings.lr is not None
     assert isinstance(settings.max_tokens, int)
-    plan = Plan(
+    plan = plan_of(
+        settings,
+        steps,
+        warmup,
+        budget(train_set.groups, settings.max_tokens),
+        save_best=settings.save_best,
+        passes="epoch" if settings.stream is None else "window",
+    )
+    return resolved, plan
+
+
+def warmup_steps(settings: TrainSettings | PPOSettings, steps: int) -> int:
+    """The warm-up in steps; below 1 the setting is a share of all steps."""
+    return round(settings.warmup * steps) if settings.warmup < 1 else round(settings.warmup)
+
+
+def plan_of(
+    settings: TrainSettings | PPOSettings,
+    steps: int,
+    warmup: int,
+    tokens: int,
+    *,
+    save_best: bool,
+    passes: str,
+) -> Plan:
+    """The plan of a training whose rate is known."""
+    assert settings.lr is not None
+    return Plan(
         steps=steps,
         warmup=warmup,
         lr=settings.lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
-        tokens=budget(train_set.groups, settings.max_tokens),
+        tokens=tokens,
         seed=settings.seed,
         eval_every=settings.eval_every or max(1, steps // 10),
         save_every=settings.save_every,
         keep=settings.keep,
-        save_best=settings.save_best,
-        passes="epoch" if settings.stream is None else "window",
+        save_best=save_best,
+        passes=passes,
     )
-    return resolved, plan
 
 
 def refuse_quantized(settings: TrainSettings) -> None:

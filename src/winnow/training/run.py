@@ -4,26 +4,23 @@ resumable anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from winnow.config.options import Follow, parse_lora
 from winnow.config.resolve import Resolved
-from winnow.config.training import BESIDES, TrainSettings
-from winnow.data.dataset import Dataset, stop_on_errors
+from winnow.config.training import TrainSettings
 from winnow.data.packing import most_expensive, pack
 from winnow.engine.base import Engine
 from winnow.engine.batch import collate
 from winnow.engine.fast import SEGMENTS, VARLEN
 from winnow.engine.micro_batches import Data
 from winnow.engine.selection import engine_for
-from winnow.errors import DataError, NothingLeft, RunError
 from winnow.generation import prompts as asking
-from winnow.models import hashes, loading, reward_models
+from winnow.models import loading, reward_models
 from winnow.models.device import LITTLE, MUCH, keep_memory
-from winnow.models.fsdp import gathered, shard, whole
+from winnow.models.fsdp import shard
 from winnow.models.layers import compile_layers, enable_checkpointing
 from winnow.models.loading import LoadedModel
 from winnow.objectives.objective import Objective
@@ -34,13 +31,14 @@ from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint, monitoring, references, run_record
 from winnow.training.checkpoint import Checkpoint, Progress, Saver
 from winnow.training.final_evaluation import measured
+from winnow.training.head import say_head
 from winnow.training.job import TrainingJob, begin_job
 from winnow.training.live import Live
 from winnow.training.loop import Training, fit
 from winnow.training.metrics import MetricsFile
 from winnow.training.optimizer import Optimizer
 from winnow.training.plan import memory_line
-from winnow.training.references import ReferenceModel, Scorer
+from winnow.training.scored_data import Scored, ask_reference, epochs
 from winnow.training.startup_checks import check_identity, rehearse
 from winnow.training.utilization import limit_of
 
@@ -92,15 +90,13 @@ def _run(job: TrainingJob) -> None:
     # the next window's reference is asked later
     again = job.settings.stream is not None and job.stored
     source_model = references.model_of(job.settings, loaded, job.reference, later=drift or again)
-    scored = _scored(job, loaded, engine, source_model)
+    scored = ask_reference(job, loaded, engine, source_model)
     scorer = scored.scorer
     progress = _restore(job, optimizer, scored.kept, live)
     if job.differ:
         job.change()
     run_record.note(job.run, engine=engine.NAME, parameters=counts, **scored.told)
-    run_record.say_head(
-        loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out
-    )
+    say_head(loaded, counts, engine.NAME, job.plan, job.settings, job.train_set, job.held_out)
     if not probe.prompts and not job.objective.rewards:
         say(
             f"no prompt leaves room for an answer of {probe.room} tokens: there are no samples, and"
@@ -114,7 +110,7 @@ def _run(job: TrainingJob) -> None:
         progress = fit(
             Training(loaded.net, optimizer, job.plan, job.objective, engine, limit, live),
             progress,
-            _epochs(job, scored.sets[0], source_model, scorer),
+            epochs(job, scored.sets[0], source_model, scorer),
             dict(zip(job.held_out, scored.sets[1:])),
             saver=_saver(job, scored.identity),
             metrics=_metrics(job, progress),
@@ -170,14 +166,14 @@ def _finish(
         loaded.device,
         learnt,
     )
-    run_record.note(job.run, held_out=told, saved_step=saved_step, known=learnt, sealed=True)
-    state = gathered(loaded.net)
-    with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
-        if leads():
-            loading.save(loaded.model, job.renderer.tokenizer, job.run.model, state)
-    if leads():
-        job.run.seal()
-    say(f"model:  {safe(job.run.model)}")
+    run_record.finish(
+        job.run,
+        loaded,
+        job.renderer.tokenizer,
+        held_out=told,
+        saved_step=saved_step,
+        known=learnt,
+    )
 
 
 def _probe(job: TrainingJob) -> asking.Probe:
@@ -276,134 +272,6 @@ def _rehearsed(
     return optimizer
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Who scores the reference; the checkpoint to go on from; the identity of both; all sets with
-    their reference log-probs; and what is recorded of weights and reference.
-    """
-
-    scorer: Scorer | None
-    kept: Checkpoint | None
-    identity: dict[str, Any]
-    sets: list[Data]
-    told: dict[str, Any]
-
-
-def _scored(
-    job: TrainingJob, loaded: LoadedModel, engine: Engine, source_model: ReferenceModel
-) -> Scored:
-    """What is known when the reference has been asked. Another reference model than the policy is
-    in memory while this runs, and not after.
-    """
-    with source_model() as source:
-        with whole(loaded.net):
-            scorer = _scorer(job, loaded, source, engine) if job.stored else None
-            names = [scorer.identity(source, one) if scorer else None for one in job.sets]
-            weights = hashes.weights_hash(loaded.model)
-            shown = None
-            if job.objective.reference:
-                shown = references.described(
-                    job.reference or job.settings.model,
-                    source,
-                    names[0],
-                    len(job.renderer.tokenizer),
-                )
-        identity = {
-            "settings": job.settings_hash,
-            "data": [one.account.fingerprint for one in job.sets],
-            "weights": weights,
-            "reference": names,
-        }
-        distributed.same("settings, data, weights or reference", identity)
-        distributed.same("the plan", asdict(job.plan))
-        kept = run_record.newest(job.run, identity, job.settings.allow_change, BESIDES)
-        told = {"weights_hash": weights, "reference": shown}
-        asked = [
-            scorer.score(source, one, name) if scorer and name else None
-            for one, name in zip(job.sets, names)
-        ]
-        sets = [
-            Data(one.groups, one.shares, known, whole=job.objective.rewards)
-            for one, known in zip(job.sets, asked)
-        ]
-        return Scored(scorer, kept, identity, sets, told)
-
-
-def _scorer(job: TrainingJob, loaded: LoadedModel, source: LoadedModel, engine: Engine) -> Scorer:
-    """How the reference is asked: as the policy is, where it is the policy."""
-    theirs = (
-        engine
-        if source.model is loaded.model
-        else engine_for(source, job.settings.engine, job.longest, train=False)
-    )
-    new_adapter = source.model is loaded.model and job.settings.lora is not None
-    return Scorer(
-        theirs, job.plan.tokens, hashes.source_hash(source.model, new_adapter=new_adapter)
-    )
-
-
-def _epochs(
-    job: TrainingJob, first: Data, source_model: ReferenceModel, scorer: Scorer | None
-) -> Callable[[int], Data]:
-    """The training data by number of the epoch: always the same, or of a stream the next window,
-    scored when it comes.
-    """
-
-    def epoch(number: int) -> Data:
-        if job.settings.stream is None:
-            return first
-        if number == 0:
-            run_record.window(job.run, number, job.train_set, job.plan.tokens)
-            return first
-        try:
-            one = _window(job, number)
-        except NothingLeft as empty:
-            run_record.empty_window(job.run, number, empty)
-            return Data([], [], None)
-        run_record.window(job.run, number, one, job.plan.tokens)
-        if scorer is None:
-            return Data(one.groups, one.shares, None, whole=job.objective.rewards)
-        with source_model() as source:
-            with whole(source.net):
-                name = scorer.identity(source, one)
-            return Data(one.groups, one.shares, scorer.score(source, one, name))
-
-    return epoch
-
-
-def _window(job: TrainingJob, number: int) -> Dataset:
-    """Window `number` of a stream. Raises DataError, in all processes where it is unusable in one
-    of them; NothingLeft; RunError where it is another one than when it was first read.
-    """
-    found: Dataset | DataError
-    try:
-        found = job.epochs(number)
-        stop_on_errors(found)
-    except DataError as error:
-        found = error
-    wrong = [
-        text
-        for text in distributed.gather(
-            "" if isinstance(found, Dataset | NothingLeft) else found.what
-        )
-        if text
-    ]
-    if wrong:
-        rest = f"{found.remedy}; " if isinstance(found, DataError) and found.remedy else ""
-        raise DataError(
-            wrong[0],
-            remedy=f"{rest}mend the data and give the same command again: it goes on from here",
-        )
-    distributed.same(
-        f"window {number + 1} of the data",
-        found.account.fingerprint if isinstance(found, Dataset) else "nothing is left of it",
-    )
-    if isinstance(found, DataError):
-        raise found
-    run_record.same_window(job.run, number, found, job.settings.allow_change)
-    return found
-
-
 def _check_start(
     job: TrainingJob, loaded: LoadedModel, data: Data, engine: Engine, live: Live | None
 ) -> None:
@@ -432,17 +300,10 @@ def _check_start(
 def _restore(
     job: TrainingJob, optimizer: Optimizer, kept: Checkpoint | None, live: Live | None
 ) -> Progress:
-    """The checkpoint's state put back; the start where there is none. Raises RunError where it is
-    not this training's, or beyond its end.
-    """
+    """The checkpoint's state put back; the start where there is none."""
     if kept is None:
         return Progress()
     progress = kept.progress
-    if progress.step > job.plan.steps:
-        raise RunError(
-            f"{job.run.root}: {progress.step} steps are done, and steps is {job.plan.steps}",
-            remedy=f"--steps {progress.step} or more",
-        )
     optimizer.load_weights(kept.weights)
     if "optimizer" in job.differ:
         say("[yellow]changed:[/] another optimizer: its moments begin at 0")

@@ -5,28 +5,34 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from winnow.config.resolve import Resolved
-from winnow.config.training import FREE, TrainSettings
-from winnow.data.account import DataAccount
+from winnow.config.training import FREE
 from winnow.data.dataset import Dataset
-from winnow.data.layouts import unread
-from winnow.data.packing import largest
 from winnow.data.render import Renderer
-from winnow.errors import NothingLeft, RunError
+from winnow.errors import RunError
+from winnow.models import loading
+from winnow.models.fsdp import gathered, whole
 from winnow.models.loading import LoadedModel
 from winnow.system.console import safe, say
 from winnow.system.files import (
-    RUN_FORMAT,
     read_json,
-    refuse_format,
     sha256_json,
     versions,
     write_atomic,
     write_json,
+)
+from winnow.system.identity import (
+    RUN_FORMAT,
+    SAME_AGAIN,
+    Differences,
+    differences,
+    refuse_format,
+    refuse_other,
 )
 from winnow.system.launch import count, leads
 from winnow.system.run_folder import RunFolder
@@ -67,7 +73,6 @@ BRINGS: dict[str, set[str]] = {
         "moving_reference",
     },
 }
-Differences = dict[str, tuple[Any, Any]]  # what is another one now: then, now
 
 
 def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
@@ -76,24 +81,20 @@ def other_settings(run: RunFolder, resolved: Resolved[Any]) -> Differences:
     Raises RunError where the run is to go on and is of another format.
     """
     head = read_json(run.environment, "asked", "settings")
-    # a default may be spelled out now: a run's own config.yaml does
-    begun, now, filled = (
-        head["asked"],
-        asked(resolved),
-        head["settings"],
-    )
+    begun, now = head["asked"], asked(resolved)
+    now = dict.fromkeys(begun) | now
     # of a setting the run did not know yet
     blank = {
         field.alias or name: field.default
         for name, field in type(resolved.settings).model_fields.items()
     }
-    names = sorted(
-        name
-        for name in {*begun, *now}
-        if begun.get(name, blank.get(name)) != now.get(name)
-        and filled.get(name, blank.get(name)) != now.get(name)
-    )
-    differ = {name: (begun.get(name), now.get(name)) for name in names if name not in FREE}
+    # a default may be spelled out now: a run's own config.yaml does
+    filled = differences(blank | head["settings"], now)
+    differ = {
+        name: (begun.get(name), now[name])
+        for name in sorted(differences(blank | begun, now))
+        if name in filled and name not in FREE
+    }
     if differ or not run.finished:
         refuse_format(run.root, head)
     return differ
@@ -114,10 +115,9 @@ def other_data(run: RunFolder, train_set: Dataset, renderer: Renderer) -> Differ
                 f"{now.used:,} groups, or the same number with other texts",
             )
         }
-    then, is_now = data.get("rendered_by", {}), rendered_by(renderer)
-    return {
-        name: (then.get(name), is_now[name]) for name in is_now if then.get(name) != is_now[name]
-    } or {"tokenizer": ("other tokens", "of the same texts")}
+    return differences(data.get("rendered_by", {}), rendered_by(renderer)) or {
+        "tokenizer": ("other tokens", "of the same texts")
+    }
 
 
 def rendered_by(renderer: Renderer) -> dict[str, str]:
@@ -133,25 +133,46 @@ def rendered_by(renderer: Renderer) -> dict[str, str]:
     }
 
 
+def reopened(run: RunFolder, resolved: Resolved[Any]) -> tuple[list[Path], Differences] | None:
+    """Checkpoints of a run, and settings that are others now, as allowed; None where the run is
+    finished. Raises RunError for other settings that are not allowed.
+    """
+    saved = checkpoint.saved(run.checkpoints)
+    # a run that computed nothing yet may be begun again with other settings
+    differ = other_settings(run, resolved) if saved or run.metrics.exists() else {}
+    allowed = resolved.settings.allow_change
+    _refuse(run, differ, [name for name in differ if name not in allowed])
+    if run.finished and not differ:
+        say(f"{safe(run.root)}: already finished (report: {safe(run.report_html)}); nothing to do")
+        return None
+    return saved, differ
+
+
+def with_inputs(
+    run: RunFolder, differ: Differences, inputs: Differences, allowed: Sequence[str]
+) -> Differences:
+    """What differs in settings and in inputs. Raises RunError for inputs that are not allowed to
+    differ.
+    """
+    both = differ | inputs
+    _refuse(run, both, [name for name in inputs if not may_differ(name, allowed)])
+    return both
+
+
 def may_differ(name: str, allowed: Sequence[str]) -> bool:
     """Whether this was allowed to be another one, or follows from what was."""
     return bool({*allowed} & {name, *BRINGS.get(name, ())})
 
 
-def refuse(run: RunFolder, differ: Differences, names: Sequence[str]) -> None:
+def _refuse(run: RunFolder, differ: Differences, names: Sequence[str]) -> None:
     """Raises RunError that lists `names` of what differs, if there are any."""
-    if names:
-        told = "\n  ".join(
-            f"{name}: {then!r} -> {now!r}"
-            for name, (then, now) in ((name, differ[name]) for name in names)
-        )
-        flags = " ".join(f"--allow-change {name}" for name in differ)
-        raise RunError(
-            f"{run.root}: begun otherwise:\n  {told}",
-            remedy=(
-                f"choose another --out, or give the same again; to go on with the change: {flags}"
-            ),
-        )
+    flags = " ".join(f"--allow-change {name}" for name in differ)
+    refuse_other(
+        run.root,
+        "begun otherwise",
+        {name: differ[name] for name in names},
+        remedy=f"{SAME_AGAIN}; to go on with the change: {flags}",
+    )
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
@@ -172,11 +193,15 @@ def accepted_settings(run: RunFolder) -> list[str]:
 
 
 def newest(
-    run: RunFolder, identity: dict[str, Any], allowed: Sequence[str], besides: Sequence[str]
+    run: RunFolder,
+    identity: dict[str, Any],
+    allowed: Sequence[str],
+    besides: Sequence[str],
+    steps: int,
 ) -> Checkpoint | None:
     """The newest intact checkpoint, None where there is none. besides: what can change though it is
     no setting. Raises RunError when it is of another identity (weights, data, reference ...) than
-    allowed.
+    allowed, or beyond the run's end.
     """
     kept, complaints = checkpoint.latest(run.checkpoints)
     for complaint in complaints:
@@ -201,6 +226,11 @@ def newest(
         say(
             f"[yellow]changed:[/] {name} is another one than before step {kept.progress.step}, as"
             " allowed"
+        )
+    if kept.progress.step > steps:
+        raise RunError(
+            f"{run.root}: {kept.progress.step} steps are done, and steps is {steps}",
+            remedy=f"--steps {kept.progress.step} or more",
         )
     return kept
 
@@ -238,17 +268,7 @@ def write_head(
         "comparisons_per_step": per_step,
         "tokens_per_micro_batch": plan.tokens,
     }
-    begin(
-        run,
-        resolved,
-        begun,
-        recipe,
-        plan,
-        accounts,
-        more,
-        command,
-        changed(run, differ) if differ else [],
-    )
+    begin(run, resolved, begun, recipe, plan, accounts, more, command, differ)
 
 
 def begin(
@@ -260,9 +280,10 @@ def begin(
     accounts: dict[str, Any],
     more: dict[str, Any],
     command: str,
-    changes: list[dict[str, Any]],
+    differ: Differences,
 ) -> None:
     """The same of any data. accounts: what data.json holds; more: of the plan."""
+    changes = _changes(run, differ) if differ else []
     settings = resolved.settings.model_dump(by_alias=True, mode="json")
     write_atomic(run.config, resolved.yaml())
     write_json(run.root / "data.json", accounts)
@@ -284,7 +305,7 @@ def begin(
     write_json(run.environment, head)
 
 
-def changed(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
+def _changes(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:
     """What was changed so far on the way, and what is changed now."""
     head = read_json(run.environment)
     now = {
@@ -306,132 +327,19 @@ def note(run: RunFolder, **values: Any) -> None:
     write_json(run.environment, {**read_json(run.environment), **values})
 
 
+def finish(run: RunFolder, loaded: LoadedModel, tokenizer: Any, **values: Any) -> None:
+    """Write the model, and seal the run; values: what environment.json is to say besides."""
+    note(run, **values, sealed=True)
+    state = gathered(loaded.net)
+    with whole(loaded.net):  # so that the model's configuration tells the dtype it computes in
+        if leads():
+            loading.save(loaded.model, tokenizer, run.model, state)
+    if leads():
+        run.seal()
+    say(f"model:  {safe(run.model)}")
+
+
 def _device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def window(run: RunFolder, number: int, one: Dataset, tokens: int) -> None:
-    """Say what became of a stream's window (from 0 on), with the data's warnings, and add it to
-    data.json. tokens: of a micro-batch.
-    """
-    account = one.account
-    row = {
-        name: getattr(account, name)
-        for name in ("read", "dropped", "identical", "used", "comparisons", "fingerprint")
-    }
-    _add_window(run, number, row)
-    if number == 0:  # told with the model and the plan
-        return
-    dropped = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "none"
-    say(
-        f"window {number + 1}: {account.read:,} rows read, dropped: {dropped};"
-        f" {account.used:,} groups, {account.comparisons:,} comparisons"
-    )
-    needs = largest(one.groups)
-    if needs > tokens:
-        say(
-            f"[yellow]window {number + 1}:[/] its largest group needs {needs:,} tokens,"
-            f" micro-batches have {tokens:,}: it goes alone, and takes more memory"
-        )
-    _say_warnings(one)
-
-
-def same_window(run: RunFolder, number: int, one: Dataset, allowed: Sequence[str]) -> None:
-    """Raises RunError where a stream's window is another one than when this run first read it."""
-    rows = read_json(run.root / "data.json").get("windows", [])
-    then = next((row.get("fingerprint") for row in rows if row["window"] == number + 1), None)
-    if then is not None and then != one.account.fingerprint and "data" not in allowed:
-        raise RunError(
-            f"{run.root}: window {number + 1} of the data is another one than when it was first"
-            " read",
-            remedy=(
-                "give the data the run was begun with; to go on with the change: --allow-change"
-                " data"
-            ),
-        )
-
-
-def empty_window(run: RunFolder, number: int, error: NothingLeft) -> None:
-    """The same of a window without a usable row."""
-    say(f"[yellow]window {number + 1} passed over:[/] {safe(error.what)}")
-    _add_window(
-        run,
-        number,
-        {
-            "read": sum(error.dropped.values()),
-            "dropped": error.dropped,
-            "identical": 0,
-            "used": 0,
-            "comparisons": 0,
-        },
-    )
-
-
-def _add_window(run: RunFolder, number: int, row: dict[str, Any]) -> None:
-    if not leads():
-        return
-    data = read_json(run.root / "data.json")
-    # a run that was resumed comes by again
-    others = [one for one in data.get("windows", []) if one["window"] != number + 1]
-    rows = sorted([*others, {"window": number + 1, **row}], key=lambda one: int(one["window"]))
-    write_json(run.root / "data.json", {**data, "windows": rows})
-
-
-def say_head(
-    loaded: LoadedModel,
-    counts: dict[str, int],
-    engine: str,
-    plan: Plan,
-    settings: TrainSettings,
-    train_set: Dataset,
-    held_out: dict[str, Dataset],
-) -> None:
-    """Model, data, plan and the data's warnings, before the first step."""
-    account, weight = train_set.account, next(loaded.model.parameters())
-    dropped = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "none"
-    dropped += (
-        f" (and {account.identical} comparisons of identical completions)"
-        if account.identical
-        else ""
-    )
-    kept = f"{_judged(account)}, {account.tokens.cut_share:.1%} of tokens cut"
-    dtype = (
-        f"{weight.dtype}, {settings.quantize} where frozen," if settings.quantize else weight.dtype
-    )
-    say(
-        f"model: {safe(settings.model)}, {counts['total']:,} parameters, {counts['trainable']:,}"
-        f" train, {dtype} on {loaded.device}, engine {engine}"
-    )
-    first = "" if settings.stream is None else "the first window: "
-    say(f"data:  {first}{account.read:,} rows read, dropped: {dropped}; {kept}")
-    for source in account.sources:
-        if source.ignored:
-            say(
-                f"       columns of {safe(source.name)} that are not read:"
-                f" {safe(unread(source.layout, source.ignored))}"
-            )
-    for prefix, one in held_out.items():
-        say(f"{prefix.rstrip('_')}:  {_judged(one.account)}")
-    say(
-        f"plan:  {plan.steps} steps of {plan.batch_size} groups, warm-up {plan.warmup}, peak rate"
-        f" {plan.lr:g}, micro-batches of {plan.tokens:,} tokens"
-    )
-    _say_warnings(train_set)
-
-
-def _judged(account: DataAccount) -> str:
-    """Groups, and what was said about them."""
-    labels = (
-        f"{account.labels:,} labels"
-        if account.labels and not account.comparisons
-        else f"{account.comparisons:,} comparisons"
-    )
-    return f"{account.used:,} groups, {labels}"
-
-
-def _say_warnings(one: Dataset) -> None:
-    for finding in one.account.findings:
-        if finding.level == "warning":
-            say(f"[yellow]{finding.code}:[/] {safe(finding.message)}")

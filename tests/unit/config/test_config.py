@@ -42,9 +42,10 @@ NEEDED = {"model": "M", "data": ["d.jsonl"], "out": "RUN"}
 
 TRAINING = [
     "training/run.py",
+    "training/run_record.py",
     "training/references.py",
     "training/plan.py",
-    "training/rendering.py",
+    "training/plan.py",
     "data/dataset.py",
     "training/memory.py",
 ]
@@ -56,7 +57,7 @@ READERS: dict[type[Settings], list[str]] = {
         "commands/eval.py",
         "evaluation/datasets.py",
         "evaluation/scoring.py",
-        "training/rendering.py",
+        "training/plan.py",
         "data/dataset.py",
     ],
     GenerateSettings: ["commands/generate.py", "generation/prompts.py"],
@@ -80,6 +81,9 @@ READERS: dict[type[Settings], list[str]] = {
         "training/ppo/setup.py",
         "training/ppo/rollouts.py",
         "training/ppo/rewards.py",
+        "training/job.py",
+        "training/plan.py",
+        "training/run_record.py",
     ],
     SampleSettings: ["commands/sample.py", "generation/prompts.py"],
     JudgeSettings: ["preferences/judging/judge.py"],

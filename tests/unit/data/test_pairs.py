@@ -84,9 +84,9 @@ def test_a_ranking_follows_from_its_chain():
 
 def test_a_prompt_that_stands_in_most_rows_costs_no_search():
     groups = rendered(4000, lambda i: (10 + (i % 500 == 0) * (1 + i), 3))
-    began = time.perf_counter()
+    began = time.process_time()
     found = with_mismatched(groups, 0, None)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     for i in range(0, 4000, 97):
         mine, theirs = groups[i], found[i].sequences[2]
         other = theirs.ids[2] - 50

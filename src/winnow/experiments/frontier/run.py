@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,135 +24,32 @@ from winnow.experiments.frontier import claims as frontier_claims
 from winnow.experiments.frontier import costs as frontier_costs
 from winnow.experiments.frontier import report as frontier_page
 from winnow.experiments.frontier import words
-from winnow.experiments.frontier.methods import CRITIC, METHODS, Try
-from winnow.experiments.frontier.worlds import Figures, Size, World, reviews, small
+from winnow.experiments.frontier.methods import METHODS, Try
+from winnow.experiments.frontier.plans import (
+    FULL,
+    QUICK_REVIEWS,
+    QUICK_SMALL,
+    FrontierPlan,
+    shared_settings,
+    tries,
+)
+from winnow.experiments.frontier.worlds import Figures, World, reviews, small
 from winnow.models import loading, reward_models
 from winnow.models.hashes import weights_hash
 from winnow.system.console import ProgressBar, as_part, safe, say
 from winnow.system.files import (
-    RUN_FORMAT,
     read_json,
-    refuse_format,
     sha256_file,
     sha256_json,
     versions,
     write_json,
 )
+from winnow.system.identity import RUN_FORMAT, differences, refuse_format, refuse_other
 from winnow.system.run_folder import RunFolder
 from winnow.training import checkpoint
 
 LEDGER = frontier_page.LEDGER
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class FrontierPlan:
-    """What is tried in a world. values: of each method's knob; rates: the first is each method's
-    own, the others show how much depends on it; seeds: of each setting, where the command does not
-    say.
-    """
-
-    size: Size
-    values: Mapping[str, tuple[float | None, ...]]
-    rates: Mapping[str, tuple[float, ...]]
-    seeds: int
-
-
-PPO = {"batch_size": 64, "minibatches": 4, "max_tokens": 4096, "schedule": "linear", "warmup": 0.1}
-BETAS, ALPHAS, TARGETS = (0.1, 0.35, 1.0, 3.0), (0.05, 0.1, 0.5), (0.5, 1.0, 2.0, 3.0)
-SMALL = FrontierPlan(
-    Size(
-        sft={
-            "steps": 400,
-            "batch_size": 64,
-            "lr": 5e-3,
-            "schedule": "cosine",
-            "warmup": 20,
-            "max_tokens": 2048,
-            "save_every": 400,
-        },
-        rows=960,
-        held_out=0,
-        drawn=0,
-        training={
-            "steps": 150,
-            "batch_size": 64,
-            "max_tokens": 4096,
-            "schedule": "cosine",
-            "warmup": 20,
-            "save_every": 50,
-            "keep": 9,
-        },
-        reward={"lr": 1e-3},
-        ppo={**PPO, "steps": 30, "epochs": 2, "beta": 1.0, "horizon": 1000, "save_every": 30},
-    ),
-    values={"dpo": BETAS, "dpo+sft": BETAS, "ppo": TARGETS, "ppo_true": TARGETS}
-    | {"best_of_learned": (4.0, 16.0, 64.0), "unlikelihood": ALPHAS, "preferred_ft": (None,)},
-    rates={
-        "dpo": (1e-3, 3e-4, 3e-3),
-        "ppo": (6e-4, 2e-4, 2e-3),
-        "ppo_true": (6e-4,),
-        **dict.fromkeys(("dpo+sft", "unlikelihood", "preferred_ft"), (1e-3,)),
-    },
-    seeds=3,
-)
-REVIEWS = FrontierPlan(
-    Size(
-        sft=demo.SFT,
-        rows=demo.PROMPTS,
-        held_out=demo.HELD_OUT,
-        drawn=64,
-        training={
-            "steps": 150,
-            "batch_size": 64,
-            "max_tokens": 4096,
-            "schedule": "cosine",
-            "warmup": 30,
-            "save_every": 50,
-        },
-        reward={"lr": 2e-3, "warmup": 20},
-        ppo={**PPO, "steps": 30, "epochs": 2, "beta": 1.0, "horizon": 1000, "save_every": 30},
-    ),
-    values={"dpo": BETAS, "ppo": (0.5, 1.0, 2.5, 4.0), "ppo_true": (1.0, 2.5)}
-    | {"best_of_learned": (4.0, 16.0), "unlikelihood": (0.1,), "preferred_ft": (None,)},
-    rates={
-        **dict.fromkeys(("dpo", "unlikelihood", "preferred_ft"), (5e-4,)),
-        **dict.fromkeys(("ppo", "ppo_true"), (4e-4,)),
-    },
-    seeds=1,
-)
-QUICK_SMALL = replace(
-    SMALL,
-    size=replace(
-        SMALL.size,
-        rows=480,
-        training={**SMALL.size.training, "steps": 60, "save_every": 60},
-    ),
-    values={
-        "dpo": (0.35, 1.0),
-        "dpo+sft": (0.1, 0.35),
-        "ppo": (0.5, 2.0),
-        "ppo_true": (0.5, 2.0),
-        "best_of_learned": (4.0, 16.0),
-        "preferred_ft": (None,),
-    },
-    seeds=2,
-    rates={name: rates[:1] for name, rates in SMALL.rates.items()},
-)
-QUICK_REVIEWS = replace(
-    REVIEWS,
-    size=replace(
-        REVIEWS.size,
-        sft={**demo.SFT, "steps": 240, "save_every": 240, "eval_every": 240},
-        rows=400,
-        held_out=64,
-        drawn=32,
-        training={**REVIEWS.size.training, "steps": 16, "warmup": 4},
-    ),
-    values={"dpo": (0.1, 1.0), "preferred_ft": (None,)},
-    rates={"dpo": (1e-3,), "preferred_ft": (1e-3,)},
-    seeds=1,
-)
 
 
 def run(resolved: Resolved[FrontierSettings], command: str = "") -> Path:
@@ -232,15 +128,13 @@ def _compute(
         if quick
         else FULL
     )
-    began, same = (
-        time.perf_counter(),
-        sha256_json([_fixed(plan.size) | {"rates": plan.rates} for _, plan, _ in plans])[:16],
-    )
+    began = time.perf_counter()
+    trainings = [shared_settings(plan.size) | {"rates": plan.rates} for _, plan, _ in plans]
     made = {
         "quick": quick,
         "seed": seed,
         "sft": weights_hash(loading.load(str(trained), device="cpu").model) if trained else None,
-        "trainings": same,
+        "trainings": sha256_json(trainings)[:16],
     }
     ledger = _begun(root, made)
     many = {
@@ -262,7 +156,7 @@ def _compute(
         "versions": versions("torch", "transformers"),
         "inputs": inputs,
         "sources": SOURCES,
-        "fixed": {name: _fixed(plan.size) for name, plan, _ in plans},
+        "fixed": {name: shared_settings(plan.size) for name, plan, _ in plans},
     }
     found |= frontier_claims.claims(worlds, points)
     found |= {
@@ -306,12 +200,6 @@ def _measured(
     return worlds, inputs, points
 
 
-FULL: tuple[tuple[str, FrontierPlan, Callable[[Path, Size, int], World]], ...] = (
-    ("small", SMALL, small),
-    ("reviews", REVIEWS, reviews),
-)
-
-
 def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
     """What was done here before. Raises RunError where that was done otherwise."""
     path = root / LEDGER
@@ -322,16 +210,8 @@ def _begun(root: Path, made: Mapping[str, Any]) -> Figures:
     before: Figures = read_json(path, "settings")
     if not before.get("points"):
         refuse_format(root, before)
-    other = [
-        f"{name}: {before['settings'].get(name)} -> {value}"
-        for name, value in made.items()
-        if before["settings"].get(name) != value
-    ]
-    if other:
-        raise RunError(
-            f"{root}: its points were made with other settings: {', '.join(other)}",
-            remedy="choose another --out, or give the same again",
-        )
+    verdict = "its points were made with other settings"
+    refuse_other(root, verdict, differences(before["settings"], made))
     return before
 
 
@@ -345,28 +225,6 @@ def _enough(where: str, asked: int | None, there: int, usual: int) -> int:
             remedy=f"give --seeds {there} or more, or choose another --out",
         )
     return asked or max(there, usual)
-
-
-def tries(world: str, plan: FrontierPlan, seeds: int, seed: int) -> list[Try]:
-    """Every value of every knob at the method's own rate, with all seeds; one in the middle at the
-    other rates, with the first seed.
-    """
-    own, rates = (
-        range(seed, seed + seeds),
-        {name: plan.rates.get(name, (None,)) for name in plan.values},
-    )
-    found = [
-        Try(world, name, value, rates[name][0], s, own=True)
-        for s in own
-        for name, values in plan.values.items()
-        for value in values
-    ]
-    middle = {name: values[(len(values) - 1) // 2] for name, values in plan.values.items()}
-    return found + [
-        Try(world, name, middle[name], lr, seed, own=False)
-        for name in plan.values
-        for lr in rates[name][1:]
-    ]
 
 
 def _facts(world: World) -> Figures:
@@ -496,17 +354,6 @@ def _inputs(world: World) -> Figures:
     return {
         "sft": weights_hash(loading.load(str(world.sft), device="cpu").model),
         **{path.name: sha256_file(path) for path in files},
-    }
-
-
-def _fixed(size: Size) -> Figures:
-    """The settings that all trainings of a kind share, for the page."""
-    reward = {**size.training, **size.reward}
-    return {
-        "SFT": size.sft,
-        "trainings on comparisons": size.training,
-        "reward model": reward,
-        "PPO": {**size.ppo, "critic_lr": f"{CRITIC} times lr"},
     }
 
 

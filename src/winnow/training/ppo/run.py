@@ -18,7 +18,6 @@ from winnow.data.order import Cursor, MixShare, batches
 from winnow.engine.micro_batches import Data
 from winnow.engine.scalar_head import scalar_head
 from winnow.engine.selection import engine_for
-from winnow.errors import RunError
 from winnow.generation import prompts as asking
 from winnow.models import hashes, loading, reward_models
 from winnow.models.device import keep_memory
@@ -68,7 +67,11 @@ def _train(job: PPOJob) -> None:
     # the policy is still as it began
     reference = references.described(settings.model, policy.loaded, None, len(job.tokenizer))
     kept = run_record.newest(
-        job.run, identity, settings.allow_change, ("weights", "critic", "reward")
+        job.run,
+        identity,
+        settings.allow_change,
+        ("weights", "critic", "reward"),
+        job.plan.steps,
     )
     progress = _restore(job, players, kept)
     counts = loading.parameter_counts(policy.loaded.model)
@@ -111,10 +114,7 @@ def _train(job: PPOJob) -> None:
             show=steps.show,
         )
     monitoring.write(job.run, policy.loaded, job.tokenizer, shown, progress.step)
-    run_record.note(job.run, known=progress.known, sealed=True)
-    loading.save(policy.loaded.model, job.tokenizer, job.run.model)
-    job.run.seal()
-    say(f"model:  {safe(job.run.model)}")
+    run_record.finish(job.run, policy.loaded, job.tokenizer, known=progress.known)
 
 
 def _players(job: PPOJob, reward: Reward) -> Players:
@@ -363,16 +363,9 @@ def _identity(job: PPOJob, players: Players) -> dict[str, Any]:
 
 
 def _restore(job: PPOJob, players: Players, kept: Checkpoint | None) -> Progress:
-    """The checkpoint's state put back; the start where there is none. Raises RunError where it is
-    beyond the run's end.
-    """
+    """The checkpoint's state put back; the start where there is none."""
     if kept is None:
         return Progress()
-    if kept.progress.step > job.plan.steps:
-        raise RunError(
-            f"{job.run.root}: {kept.progress.step} steps are done, and steps is {job.plan.steps}",
-            remedy=f"--steps {kept.progress.step} or more",
-        )
     for who, actor in _actors(players).items():
         actor.optimizer.load_weights(_of(who, kept.weights))
         actor.optimizer.load_state(_of(who, kept.optimizer))

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from winnow.config.collection import SamplingSettings
-from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, read_text
 from winnow.data.prompts import Prompt, prompts
@@ -20,17 +17,18 @@ from winnow.data.render import Renderer
 from winnow.data.split import split_by_prompt
 from winnow.errors import DataError, ModelError
 from winnow.generation.prompts import PromptBatch, ask
-from winnow.models import adapters, loading, meta, model_folder
+from winnow.models import loading, model_folder
 from winnow.models.device import pick_device
 from winnow.models.loading import LoadedModel
 from winnow.system import files
-from winnow.system.console import safe, say
 from winnow.system.files import sha256_json, tidy
+from winnow.system.identity import Differences
 from winnow.system.run_folder import RunFolder
-from winnow.training import checkpoint, run_record
-from winnow.training.job import refuse_half_on_cpu
+from winnow.training import run_record
+from winnow.training.job import refuse_half_on_cpu, refuse_untrainable
 from winnow.training.loop import Plan
 from winnow.training.metrics import require
+from winnow.training.plan import plan_of, warmup_steps, with_rate
 from winnow.training.ppo import rewards
 
 RATE, ADAPTER_RATE, CRITIC_RATE = 3e-6, 3e-5, 9e-6
@@ -51,7 +49,7 @@ class PPOJob:
     places: list[str]
     train: list[int]
     held_out: list[int]
-    differ: run_record.Differences
+    differ: Differences
 
     @property
     def longest(self) -> int:
@@ -68,29 +66,16 @@ def filled(resolved: Resolved[PPOSettings]) -> Resolved[PPOSettings]:
             f"{TIMES} times lr" if of_lr else "default",
             critic_lr=TIMES * settings.lr if settings.lr is not None else CRITIC_RATE,
         )
-    if settings.lr is None:
-        light = settings.lora is not None or model_folder.is_adapter_folder(settings.model)
-        resolved = resolved.fill(
-            f"default for {'an adapter' if light else 'full weights'}",
-            lr=ADAPTER_RATE if light else RATE,
-        )
-    return resolved
+    return with_rate(resolved, RATE, ADAPTER_RATE)
 
 
 def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> PPOJob | None:
     """Everything up to the models; None where the run is finished."""
     settings = resolved.settings
-    kept = checkpoint.saved(folder.checkpoints)
-    differ = run_record.other_settings(folder, resolved) if kept or folder.metrics.exists() else {}
-    run_record.refuse(
-        folder, differ, [name for name in differ if name not in settings.allow_change]
-    )
-    if folder.finished and not differ:
-        say(
-            f"{safe(folder.root)}: already finished (report: {safe(folder.report_html)}); nothing"
-            " to do"
-        )
+    before = run_record.reopened(folder, resolved)
+    if before is None:
         return None
+    kept, differ = before
     _possible(resolved)
     said = prompts(settings.prompts, settings.limit)
     tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -110,14 +95,10 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> P
     }
     if kept:
         other = _other_prompts(folder, account)
-        run_record.refuse(
-            folder, differ | other, [name for name in other if name not in settings.allow_change]
-        )
-        differ |= other
+        differ = run_record.with_inputs(folder, differ, other, settings.allow_change)
     tidy(folder.root)
     tidy(folder.checkpoints)
     if not kept or differ:
-        changes = run_record.changed(folder, differ) if differ else []
         more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
         account["rendered_by"] = run_record.rendered_by(Renderer(tokenizer))
         folder.unfinish()
@@ -130,7 +111,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> P
             account,
             more,
             command,
-            changes,
+            differ,
         )
     return PPOJob(
         folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ
@@ -144,15 +125,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     require(settings.trackers)
     rewards.refuse(resolved)
     model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    lora = parse_lora(settings.lora)
-    if lora is not None:
-        adapters.refuse_second_adapter(settings.model)
-        config = model_folder.load_config(
-            settings.model, trust_remote_code=settings.trust_remote_code
-        )
-        meta.trained_outline(
-            settings.model, config, torch.float32, lora, settings.trust_remote_code
-        )
+    refuse_untrainable(settings, scorer=False)
     if settings.advantage == "gae":
         name = critic_name(settings)
         if model_folder.is_adapter_folder(name):
@@ -225,21 +198,12 @@ def _plan(settings: PPOSettings, asked: PromptBatch, train: Sequence[int]) -> Pl
             f" {most:,}",
             remedy=f"--max-tokens {most}, or a smaller --k",
         )
-    warmup = (
-        round(settings.warmup * settings.steps) if settings.warmup < 1 else round(settings.warmup)
-    )
-    assert settings.lr is not None
-    return Plan(
-        steps=settings.steps,
-        warmup=warmup,
-        lr=settings.lr,
-        schedule=settings.schedule,
-        batch_size=settings.batch_size,
-        tokens=settings.max_tokens or 0,
-        seed=settings.seed,
-        eval_every=settings.eval_every or max(1, settings.steps // 10),
-        save_every=settings.save_every,
-        keep=settings.keep,
+    steps = settings.steps
+    return plan_of(
+        settings,
+        steps,
+        warmup_steps(settings, steps),
+        settings.max_tokens or 0,
         save_best=False,
         passes="epoch",
     )
@@ -269,7 +233,7 @@ def _account(settings: PPOSettings, asked: PromptBatch, items: Sequence[int]) ->
     }
 
 
-def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> run_record.Differences:
+def _other_prompts(folder: RunFolder, account: dict[str, Any]) -> Differences:
     """What the prompts are now, where they are not those the run was begun with."""
     begun = files.read_json(folder.root / "data.json", "train", "eval")
     sides = [
