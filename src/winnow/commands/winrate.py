@@ -17,6 +17,7 @@ from winnow.commands import players
 from winnow.commands.contest import Contest, judged_games
 from winnow.commands.players import Answers, Player
 from winnow.config.evaluation import WinrateSettings
+from winnow.config.judges import FunctionPath, RewardModelName
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, prompts
 from winnow.data.records import as_json, plain
@@ -98,7 +99,7 @@ def _ledger(
     given = {"prompts": sha256_json([as_json(text) for _, text in asked])} | {
         one.source: one.content for one in who
     }
-    given |= {f"judge {resolved.settings.judge}": _judge_content(resolved.settings.judge)}
+    given |= {f"judge {resolved.settings.judge}": _judge_content(resolved.settings)}
     path = root / LEDGER
     if not path.exists():
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -117,15 +118,15 @@ def _ledger(
     return before
 
 
-def _judge_content(judge: str) -> str:
+def _judge_content(settings: WinrateSettings) -> str:
     """What a judge is, where it can change: weights of a reward model, code of a function."""
-    if judge.startswith("reward:"):
-        return players.content(judge.partition(":")[2])
-    return (
-        rules.is_function(judge)
-        and not judge.startswith(("http://", "https://"))
-        and rules.rule(judge, "").code
-    ) or judge
+    match settings.judge_name:
+        case RewardModelName(name):
+            return players.content(name)
+        case FunctionPath(path):
+            return rules.rule(path, "").code or settings.judge
+        case _:
+            return settings.judge
 
 
 def _report(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from winnow.config.judges import EndpointURL, JudgeName, parse_judge
 from winnow.config.options import FrozenSettings, Settings, setting
 from winnow.config.training import DPOSettings
 
@@ -209,9 +210,14 @@ class JudgingSettings(Settings):
         ge=1,
     )
 
+    @property
+    def judge_name(self) -> JudgeName:
+        """The judge, parsed."""
+        return parse_judge(self.judge)
+
     @model_validator(mode="after")
     def _names_a_model(self) -> Self:
-        if self.judge.startswith(("http://", "https://")) and self.judge_model is None:
+        if isinstance(self.judge_name, EndpointURL) and self.judge_model is None:
             raise ValueError("judge_model: an endpoint must be told which of its models is asked")
         return self
 

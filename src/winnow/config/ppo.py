@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from winnow.config.collection import PromptSettings
+from winnow.config.judges import RewardName, parse_reward
 from winnow.config.options import ModelSettings, parse_lora, setting
 from winnow.config.training import unknown_change
 
@@ -168,6 +169,11 @@ class PPOSettings(PromptSettings, ModelSettings):
         " recorded; may be repeated",
         "run",
     )
+
+    @property
+    def reward_name(self) -> RewardName:
+        """The reward, parsed."""
+        return parse_reward(self.reward)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -45,8 +45,8 @@ TRAINING = [
     "training/run_record.py",
     "training/references.py",
     "training/plan.py",
-    "training/plan.py",
     "data/dataset.py",
+    "data/account.py",
     "training/memory.py",
 ]
 READERS: dict[type[Settings], list[str]] = {
@@ -59,6 +59,7 @@ READERS: dict[type[Settings], list[str]] = {
         "evaluation/scoring.py",
         "training/plan.py",
         "data/dataset.py",
+        "data/account.py",
     ],
     GenerateSettings: ["commands/generate.py", "generation/prompts.py"],
     OnlineSettings: [

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from winnow.config.collection import ComparingSettings, JudgeSettings
+from winnow.config.judges import EndpointURL, FunctionPath, RewardModelName
 from winnow.config.options import ModelSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.prompts import Prompt
@@ -20,6 +21,7 @@ from winnow.preferences.items import Item
 from winnow.preferences.judging import judge as judging
 from winnow.preferences.judging import rules, verdicts
 from winnow.preferences.judging.endpoint import refuse_absent
+from winnow.preferences.judging.judge_summary import unreached
 from winnow.system.files import read_jsonl
 
 
@@ -41,23 +43,25 @@ class Referee:
         a reward model that fails on two of them, a server that is not there.
         """
         settings, (where, text) = self.resolved.settings, prompt
-        judge, said = settings.judge, ("Yes.", "No, not at all.")
-        if judge.startswith(("http://", "https://")):
-            refuse_absent(judge)
-        elif judge.startswith("reward:"):
+        judge, said = settings.judge_name, ("Yes.", "No, not at all.")
+        if isinstance(judge, EndpointURL):
+            refuse_absent(judge.url)
+        elif isinstance(judge, RewardModelName):
             how = {
                 "dtype": settings.dtype,
                 "device": settings.device,
                 "trust_remote_code": settings.trust_remote_code,
             }
             scoring.scores(
-                reward_models.load(judge.partition(":")[2], **how),
+                reward_models.load(judge.name, **how),
                 [scoring.Dialogue(text, answer, (), f"a trial on {where}") for answer in said],
             )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # who samples next wants the room
-        elif rules.is_function(judge):
-            rules.scores(rules.rule(judge, ""), Item("", text, said, (), f"a trial on {where}"))
+        elif isinstance(judge, FunctionPath):
+            rules.scores(
+                rules.rule(judge.path, ""), Item("", text, said, (), f"a trial on {where}")
+            )
 
     def judge(self, answers: Path, out: Path, **own: Any) -> list[dict[str, Any]]:
         """Compare the answers of a file; the judged rows. own: settings that are not the command's.
@@ -74,7 +78,7 @@ class Referee:
             own["budget"] = settings.budget - self.sent
         self.sent += judging.run(self._settings(answers, out, **own))
         rows = read_jsonl(out)
-        lost = sum(judging.unreached(vote) for row in rows for vote in verdicts.votes_of(row))
+        lost = sum(unreached(vote) for row in rows for vote in verdicts.votes_of(row))
         if lost:
             raise JudgeError(
                 f"{settings.judge}: {lost:,} questions got no reply",
@@ -87,7 +91,7 @@ class Referee:
         settings, origins = self.resolved.settings, self.resolved.origins
         names = ({*ComparingSettings.model_fields, "seed"} & {*type(settings).model_fields}) | (
             {*ModelSettings.model_fields} - {"model"}
-            if settings.judge.startswith("reward:")
+            if isinstance(settings.judge_name, RewardModelName)
             else set()
         )
         given = {name: getattr(settings, name) for name in names if origins[name] != "default"}

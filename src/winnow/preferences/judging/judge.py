@@ -6,19 +6,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from winnow.config.collection import JudgeSettings
+from winnow.config.judges import EndpointURL, FunctionPath, RewardModelName
 from winnow.config.resolve import Resolved
 from winnow.errors import JudgeError, RunError, SettingsError
 from winnow.preferences.items import Item, items
 from winnow.preferences.judging import prompts, rules, verdicts
 from winnow.preferences.judging.endpoint import (
-    UNREACHED,
     Asking,
     Endpoint,
     Failed,
@@ -26,12 +25,12 @@ from winnow.preferences.judging.endpoint import (
     at_once,
     refuse_address,
 )
+from winnow.preferences.judging.judge_summary import print_summary, unreached
 from winnow.preferences.judging.prompts import NoVerdict
 from winnow.preferences.votes import Vote
 from winnow.system.append_file import AppendFile, Row
 from winnow.system.console import safe, say
 from winnow.system.files import cache_folder, locked, make_folder, sha256_json
-from winnow.system.format import number, percent
 
 ON_SCORES = ("labels", "scale")
 ON_ENDPOINT = (
@@ -73,16 +72,9 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
     budget is used up before the end; what was judged is kept, and the same command goes on.
     """
     settings = resolved.settings
-    make = (
-        _by_model
-        if settings.judge.startswith(("http://", "https://"))
-        else _by_reward_model
-        if settings.judge.startswith("reward:")
-        else _by_rule
-    )
     asked = items(settings.answers, settings.limit)
     names = [item.id for item in asked]
-    with make(resolved) as judge:
+    with _judge(resolved) as judge:
         make_folder(settings.out.absolute().parent)
         with locked(settings.out):
             file = AppendFile(settings.out, "judged", "rows", "judged")
@@ -112,8 +104,18 @@ def run(resolved: Resolved[JudgeSettings]) -> int:
             finally:
                 ordered = file.settle(rows, names)
                 if ordered:
-                    _told(settings, ordered, judge)
+                    print_summary(settings, ordered, judge.told)
         return judge.sent()
+
+
+def _judge(resolved: Resolved[JudgeSettings]) -> AbstractContextManager[Judge]:
+    match resolved.settings.judge_name:
+        case EndpointURL():
+            return _by_model(resolved)
+        case RewardModelName(name):
+            return _by_reward_model(resolved, name)
+        case _:
+            return _by_rule(resolved)
 
 
 def _how(settings: JudgeSettings, **more: Any) -> dict[str, Any]:
@@ -151,11 +153,11 @@ def refuse(resolved: Resolved[JudgeSettings]) -> None:
     sampled: they will have no columns beside them.
     """
     settings = resolved.settings
-    if settings.judge.startswith(("http://", "https://")):
+    if isinstance(settings.judge_name, EndpointURL):
         _refuse(resolved, ON_SCORES + ON_MODEL, "a language model")
         prompts.question(settings.question)
         refuse_address(settings.judge, _key(resolved))
-    elif settings.judge.startswith("reward:"):
+    elif isinstance(settings.judge_name, RewardModelName):
         _refuse(resolved, ON_ENDPOINT, "a reward model")
     else:
         _the_rule(resolved, columns=False)
@@ -164,7 +166,7 @@ def refuse(resolved: Resolved[JudgeSettings]) -> None:
 def _the_rule(resolved: Resolved[JudgeSettings], *, columns: bool) -> rules.Rule:
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT + ON_MODEL, "a rule")
-    if rules.is_function(settings.judge) and resolved.origins["judge"] not in (
+    if isinstance(settings.judge_name, FunctionPath) and resolved.origins["judge"] not in (
         "command line",
         "argument",
     ):
@@ -198,12 +200,11 @@ def _by_rule(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
 
 
 @contextmanager
-def _by_reward_model(resolved: Resolved[JudgeSettings]) -> Iterator[Judge]:
+def _by_reward_model(resolved: Resolved[JudgeSettings], name: str) -> Iterator[Judge]:
     from winnow.models import hashes, reward_models, scoring
 
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT, "a reward model")
-    name = settings.judge.partition(":")[2]
     loaded = reward_models.load(
         name,
         dtype=settings.dtype,
@@ -378,69 +379,3 @@ def _orders(settings: JudgeSettings, item: Item, pair: tuple[int, int]) -> list[
     if settings.orders == "both":
         return [pair, turned]
     return [pair if verdicts.chance(settings.seed, "order", item.id, *pair) < 0.5 else turned]
-
-
-def unreached(vote: Vote) -> bool:
-    """Whether a question got no verdict because nobody replied, which another time may pass."""
-    return vote.outcome == "error" and _kind(vote) in UNREACHED
-
-
-def _kind(vote: Vote) -> str:
-    """Why a question got no verdict, in a word or two."""
-    return vote.reason.partition(":")[0]
-
-
-# --- what came of it
-
-
-def _told(settings: JudgeSettings, rows: list[Row], judge: Judge) -> None:
-    """What came of it, in numbers: of all rows, those of earlier starts too."""
-    votes = [vote for row in rows for vote in verdicts.votes_of(row)]
-    made = [one["probability"] for row in rows for one in row["comparisons"]]
-    alike = sum(vote.reason == verdicts.ALIKE for vote in votes)
-    say(
-        f"{len(rows):,} rows, {len(made):,} comparisons: {sum(p > 0.5 for p in made):,} decided,"
-        f" {made.count(0.5):,} tied{'' if settings.ties == 'keep' else ' (ties are left out)'};"
-        f" pairs of identical answers: {alike:,}; {_failures(votes)}"
-    )
-    if judge.told:
-        say(judge.told())
-        _told_position(verdicts.position(votes))
-    say(f"written: {safe(settings.out)}")
-
-
-def _failures(votes: Sequence[Vote]) -> str:
-    failed = Counter(_kind(vote) for vote in votes if vote.outcome == "error")
-    if not failed:
-        return "no question without a verdict"
-    kinds = ", ".join(f"{safe(kind)} {count:,}" for kind, count in failed.most_common())
-    return (
-        f"questions without a verdict: {failed.total():,} ({kinds}); their pairs are not compared,"
-        " and the same command asks them again"
-    )
-
-
-def _told_position(found: verdicts.Position) -> None:
-    """What the order of the answers did, as far as it can be told."""
-    if found.both:
-        low, high = found.interval
-        steady = found.alike / found.both >= verdicts.STEADY
-        say(
-            f"position consistency: the same verdict in both orders of {found.alike:,} of"
-            f" {found.both:,} pairs, {percent(found.alike / found.both, 1)} "
-            f"({percent(low, 1)} to {percent(high, 1)})"
-            + ("" if steady else ": it mostly looks at the place, so take a stronger judge")
-        )
-    if found.decided:
-        likely = (
-            ""
-            if found.chance is None
-            else (
-                "; were order of no account, a lean like this would be seen with p ="
-                f" {number(found.chance, 2)}"
-            )
-        )
-        say(
-            "first-position preference: what was read first won"
-            f" {percent(found.first / found.decided, 1)} of {found.decided:,} verdicts{likely}"
-        )

@@ -59,11 +59,6 @@ class Rule:
     cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def is_function(name: str) -> bool:
-    """Whether a rule's name is the path of a Python function, which runs somebody's code."""
-    return name.partition(":")[0] not in (*PLAIN, *GIVEN) and ":" in name
-
-
 def rule(name: str, answers: str, setting: str = "judge") -> Rule:
     """A rule by its name; `answers` is where the items come from, for rules that look at columns
     ("": there are none); `setting` is whose value the name is.
@@ -82,7 +77,7 @@ def rule(name: str, answers: str, setting: str = "judge") -> Rule:
         return Rule(name, PLAIN[kind])
     if given and kind in GIVEN:
         return Rule(name, GIVEN[kind](given, answers))
-    if given and is_function(name):
+    if given and kind not in PLAIN:
         return _function(name, kind, given, answers, setting)
     raise SettingsError(
         f"{setting}: {name!r} is no rule",

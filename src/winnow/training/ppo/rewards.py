@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from winnow.config.judges import EndpointURL, RewardModelName
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
@@ -41,15 +41,10 @@ class Reward:
     model: LoadedModel | None = None
 
 
-def is_code(name: str) -> bool:
-    """Whether a reward is the path of a Python function."""
-    return rules.is_function(name) and not Path(name).exists()
-
-
 def refuse(resolved: Resolved[PPOSettings]) -> None:
     """Raises what a reward that cannot be asked raises, without loading a weight."""
     settings = resolved.settings
-    if settings.reward.startswith(("http://", "https://")):
+    if isinstance(settings.reward_name, EndpointURL):
         raise SettingsError(
             "reward: an address is asked for verdicts, and PPO needs scores",
             remedy=(
@@ -57,7 +52,7 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
                 " FILE.py:function"
             ),
         )
-    if not is_code(settings.reward):
+    if isinstance(settings.reward_name, RewardModelName):
         model_folder.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(
@@ -70,7 +65,7 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
 
 def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
-    if is_code(settings.reward):
+    if not isinstance(settings.reward_name, RewardModelName):
         return _function(settings)
     loaded = reward_models.load(
         settings.reward,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.config.collection import SamplingSettings
+from winnow.config.judges import RewardModelName
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, read_text
 from winnow.data.prompts import Prompt, prompts
@@ -143,7 +144,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
 
 def critic_name(settings: PPOSettings) -> str:
     return settings.critic or (
-        settings.model if rewards.is_code(settings.reward) else settings.reward
+        settings.reward if isinstance(settings.reward_name, RewardModelName) else settings.model
     )
 
 
