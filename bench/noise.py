@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from winnow import api
+from winnow.config.model_spec import ModelSpec
 from winnow.evaluation.statistics import label_noise as noise
 from winnow.experiments import demo, reviews_world
 from winnow.models import loading
@@ -60,7 +61,9 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
 def answered(folder: Path, seed: int) -> list[Row]:
     """Four answers of the demo's SFT model to prompts of their own."""
     prompts = reviews_world.openings(FRESH, 1000 + seed)
-    sampled = demo._sample(loading.load(str(folder / "sft"), device="cpu"), prompts, 1000 + seed)
+    sampled = demo._sample(
+        loading.load(ModelSpec(str(folder / "sft"), device="cpu")), prompts, 1000 + seed
+    )
     return [
         {"prompt": prompt, "completions": texts}
         for prompt, texts, _ in demo._said(prompts, sampled)

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from winnow.config.model_spec import ModelSpec
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from countable import LONGEST, distance, distribution, write_world
@@ -62,7 +64,7 @@ def curve(seed: int, way: dict[str, Any]) -> list[float]:
                 origin="argument",
             )
         )
-        model = loading.load(str(root / "model")).model
+        model = loading.load(ModelSpec(str(root / "model"))).model
         start_XA = distribution(model)
         found = [distance(start_XA, start_XA, BETA)]
         for folder in checkpoint.saved(run.checkpoints):

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from winnow.config.model_spec import ModelSpec
+
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -92,7 +94,7 @@ def saving(out: Path) -> None:
     touches.
     """
     keep_memory()
-    loaded = loading.load(str(out / "model"), device="cpu", train=True)
+    loaded = loading.load(ModelSpec(str(out / "model"), device="cpu"), train=True)
     optimizer = Optimizer(loaded.model, kind="adamw", weight_decay=0.0, clip=1.0)
     renderer = Renderer(loaded.tokenizer)
     groups = [renderer.render(group) for group in load(str(out / "pairs.jsonl")).groups[:8]]

@@ -91,7 +91,7 @@ def objectives() -> str:
         "| name | equation | reference | unit | defaults | paper |\n|---|---|---|---|---|---|\n"
         + rows
     )
-    source = "src/winnow/objectives/table.py, the docstrings of losses.py and docs/_generate/objectives.md"
+    source = "src/winnow/objectives/ and docs/_generate/objectives.md"
     return NOTE.format(source=source) + text.replace("TABLE\n", table).replace(
         "PARAGRAPHS\n", "".join(map(_family, catalogue.FAMILIES))
     )

@@ -17,6 +17,7 @@ import yaml
 import runs
 import tiny
 from winnow.cli import cli
+from winnow.config.model_spec import ModelSpec
 from winnow.engine import rows as engine
 from winnow.engine.batch import collate
 from winnow.models import loading
@@ -537,7 +538,7 @@ def test_export_is_the_model_that_was_trained(trained, tmp_path, call):
     assert (code, "log-probs differ by at most 0.0e+00" in said) == (0, True)
     batch = collate(tiny.groups(3))
     live, saved = (
-        engine.logps(loading.load(str(path), device="cpu").model, batch)["logp"]
+        engine.logps(loading.load(ModelSpec(str(path), device="cpu")).model, batch)["logp"]
         for path in (trained.root, tmp_path / "out")
     )
     assert torch.equal(live, saved)

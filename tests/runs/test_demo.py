@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import runs
+from winnow.config.model_spec import ModelSpec
 from winnow.data.render import Renderer
 from winnow.evaluation.statistics.intervals import mean, share
 from winnow.evaluation.statistics.winrate import win_rate
@@ -118,7 +119,9 @@ def test_the_demo_runs_through_and_reports_what_its_files_say(small, tmp_path, m
     second = read_json(tmp_path / "second" / "report.json")["summary"]
     assert without_clock(second) == without_clock(summary)
     models_ = [
-        hashes.weights_hash(loading.load(str(tmp_path / name / "dpo"), device="cpu").model)
+        hashes.weights_hash(
+            loading.load(ModelSpec(str(tmp_path / name / "dpo"), device="cpu")).model
+        )
         for name in ("first", "second")
     ]
     assert models_[0] == models_[1]
@@ -184,10 +187,10 @@ def test_the_figures_of_the_summary_are_what_they_say():
 def test_the_kl_of_the_summary_is_exact(tmp_path):
     """Against a plain loop over every token, and its own model at no distance."""
     reviews_world.write_tokenizer(tmp_path / "tokenizer")
-    tokenizer = loading.load_tokenizer(str(tmp_path / "tokenizer"))
+    tokenizer = loading.load_tokenizer(ModelSpec(str(tmp_path / "tokenizer")))
     for name, seed in (("a", 1), ("b", 2)):
         loading.create(tmp_path / name, tokenizer, seed=seed, **demo.SHAPE)
-    a, b = (loading.load(str(tmp_path / name), device="cpu") for name in "ab")
+    a, b = (loading.load(ModelSpec(str(tmp_path / name), device="cpu")) for name in "ab")
     prompts = reviews_world.openings(3, 0)
     said = demo.sampled(a, prompts, 5, k=2)
     answers = []

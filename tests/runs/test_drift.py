@@ -12,6 +12,7 @@ import torch
 
 import runs
 import tiny
+from winnow.config.model_spec import ModelSpec
 from winnow.config.training import DPOSettings
 from winnow.data.dataset import Wanted, prepare
 from winnow.data.render import Renderer
@@ -127,8 +128,8 @@ def test_a_run_measures_kl_to_where_it_started(world, tmp_path, changes):
     assert measured[0] == 0
     assert min(measured[3], measured[6]) > 0.01
     policy, start = (
-        loading.load(str(run.root), device="cpu"),
-        loading.load(str(world / "model"), device="cpu"),
+        loading.load(ModelSpec(str(run.root), device="cpu")),
+        loading.load(ModelSpec(str(world / "model"), device="cpu")),
     )
     renderer = Renderer(policy.tokenizer, limit=256)
     _, held_out = prepare(

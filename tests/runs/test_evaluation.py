@@ -18,6 +18,7 @@ import runs
 import tiny
 from report_parts import NASTY, Page
 from winnow import api
+from winnow.config.model_spec import ModelSpec
 from winnow.data.render import TokenSequence
 from winnow.errors import DataError, SettingsError
 from winnow.evaluation import distance
@@ -91,7 +92,9 @@ def test_a_report_says_where_every_figure_comes_from(world, tmp_path):
             "sha256": sha256_file(world / "held.jsonl"),
         }
     ]
-    policy, start = (loading.load(str(world / name), device=CPU).model for name in ("run", "model"))
+    policy, start = (
+        loading.load(ModelSpec(str(world / name), device=CPU)).model for name in ("run", "model")
+    )
     assert report["weights"] == {
         "model": hashes.weights_hash(policy),
         "reference": hashes.weights_hash(start),
@@ -205,7 +208,9 @@ def test_kl_is_exact_over_the_vocabulary(world):
         8,
         sample_prompts.LONGEST,
     )
-    policy, start = (loading.load(str(world / name), device=CPU) for name in ("run", "model"))
+    policy, start = (
+        loading.load(ModelSpec(str(world / name), device=CPU)) for name in ("run", "model")
+    )
     prompts = {
         row["where"]: policy.tokenizer(json.loads(line)["prompt"])["input_ids"]
         for row, line in zip(found.rows, (world / "held.jsonl").read_text().splitlines())
@@ -463,8 +468,8 @@ def scorer(tmp_path_factory):
 
 
 def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, capsys):
-    assert loading.is_scorer(str(scorer))
-    assert not loading.is_scorer(str(world / "model"))
+    assert loading.is_scorer(ModelSpec(str(scorer)))
+    assert not loading.is_scorer(ModelSpec(str(world / "model")))
     ranked = [
         {"prompt": f"{i}?", "completions": [f"a{'b' * i}", "cc", "dd d"], "scores": [1.0, 3.0, 2.0]}
         for i in range(12)
@@ -473,7 +478,7 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, caps
     found = api.evaluate(
         model=str(scorer), data=[str(file)], device=CPU, out=str(tmp_path / "out"), by=["prompt"]
     )
-    loaded = reward_models.load(str(scorer), device=CPU)
+    loaded = reward_models.load(ModelSpec(str(scorer), device=CPU))
     scores = [
         scoring.scores(loaded, [Dialogue(row["prompt"], text) for text in row["completions"]])
         for row in ranked
@@ -507,7 +512,7 @@ def test_a_reward_model_is_evaluated_by_its_scores(scorer, world, tmp_path, caps
 def test_rewardbench_of_a_reward_model(scorer, tmp_path):
     file = tiny.write(tmp_path / "bench.jsonl", bench_rows())
     found = api.evaluate(model=str(scorer), rewardbench=str(file), device=CPU)
-    loaded = reward_models.load(str(scorer), device=CPU)
+    loaded = reward_models.load(ModelSpec(str(scorer), device=CPU))
     hits = []
     for row in bench_rows():
         chosen, rejected = scoring.scores(
@@ -528,7 +533,7 @@ def test_labels_of_a_reward_model(scorer, tmp_path):
     found = api.evaluate(
         model=str(scorer), data=[str(tiny.write(tmp_path / "thumbs.jsonl", rows))], device=CPU
     )
-    loaded = reward_models.load(str(scorer), device=CPU)
+    loaded = reward_models.load(ModelSpec(str(scorer), device=CPU))
     scores = scoring.scores(loaded, [Dialogue(row["prompt"], row["completion"]) for row in rows])
     good, bad = (
         [s for s, row in zip(scores, rows) if row["label"]],
@@ -646,7 +651,7 @@ def test_a_run_of_winnow_reward_is_one(world, tmp_path, lora):
             world, tmp_path / "run", eval_data=[str(world / "held.jsonl")], lora=lora, lr=1e-2
         )
     )
-    assert loading.is_scorer(str(run.root))
+    assert loading.is_scorer(ModelSpec(str(run.root)))
     found = api.evaluate(model=str(run.root), data=[str(world / "held.jsonl")], device=CPU)
     last = [row for row in read_jsonl(run.metrics) if "eval_loss" in row][-1]
     for name in ("rewards/accuracies", "rewards/margins", "rewards/chosen"):

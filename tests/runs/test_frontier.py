@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from closed import F64, World
+from winnow.config.model_spec import ModelSpec
 from winnow.engine import rows
 from winnow.engine.batch import collate
 from winnow.errors import RunError
@@ -243,12 +244,12 @@ def model(tmp_path_factory):
     }
     loading.create(
         root / "world",
-        loading.load_tokenizer(str(root / "tokenizer")),
+        loading.load_tokenizer(ModelSpec(str(root / "tokenizer"))),
         seed=3,
         max_position_embeddings=8,
         **shape,
     )
-    return loading.load(str(root / "world"), device="cpu")
+    return loading.load(ModelSpec(str(root / "world"), device="cpu"))
 
 
 @pytest.mark.slow
@@ -742,8 +743,12 @@ def test_a_frontier_is_made_and_goes_on_where_it_stopped(small, tmp_path, monkey
 
     # a point is what its run says, computed again from its model
     point = first["points"][0]
-    table = counted_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
-    logp_XA = counted_world.logps(loading.load(str(out / point["run"]), device="cpu").model)
+    table = counted_world.table(
+        loading.load(ModelSpec(str(out / "small" / "sft"), device="cpu")).model
+    )
+    logp_XA = counted_world.logps(
+        loading.load(ModelSpec(str(out / point["run"]), device="cpu")).model
+    )
     here = measure.place(table, logp_XA)
     assert (point["kl"]["mean"], point["reward"]["mean"]) == (
         pytest.approx(here.kl, abs=1e-9),
@@ -812,7 +817,9 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     ledger = read_json(out / "frontier.json")
     points = {(p["method"], p["seed"]): p for p in ledger["points"]}
     assert sorted(points) == sorted((name, seed) for name in values for seed in (0, 1))
-    table = counted_world.table(loading.load(str(out / "small" / "sft"), device="cpu").model)
+    table = counted_world.table(
+        loading.load(ModelSpec(str(out / "small" / "sft"), device="cpu")).model
+    )
     for (name, seed), point in points.items():
         if name == "best_of_learned":
             continue
@@ -851,7 +858,10 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
         else:
             assert settings["data"] == [str(out / "small" / f"labels-{seed}.jsonl")]
         here = measure.place(
-            table, counted_world.logps(loading.load(str(out / point["run"]), device="cpu").model)
+            table,
+            counted_world.logps(
+                loading.load(ModelSpec(str(out / point["run"]), device="cpu")).model
+            ),
         )
         assert (point["kl"]["mean"], point["reward"]["mean"]) == (
             pytest.approx(here.kl, abs=1e-9),
@@ -859,7 +869,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
         )
     for seed in (0, 1):
         scorer = reward_models.load(
-            str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu"
+            ModelSpec(str(out / "small" / "runs" / f"reward-seed={seed}"), device="cpu")
         )
         said = [
             Dialogue(counted_world.prompts()[3], " " + " ".join(answer), (), "here")
@@ -882,7 +892,7 @@ def test_every_method_is_trained_as_it_says(tmp_path, monkeypatch):
     assert (len(cost["ppo"]["models"]), cost["ppo"]["runs"], cost["ppo"]["seeds"]) == (4, 2, 2)
     inputs = ledger["inputs"]["small"]
     assert inputs["sft"] == weights_hash(
-        loading.load(str(out / "small" / "sft"), device="cpu").model
+        loading.load(ModelSpec(str(out / "small" / "sft"), device="cpu")).model
     )
     assert inputs["labels-1.jsonl"] == sha256_file(out / "small" / "labels-1.jsonl")
     assert all((out / file).exists() for row in ledger["rows"] for file in row.get("files", []))
@@ -955,7 +965,7 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     assert figures(out / "frontier") == ledger
     assert not (out / "frontier" / "reviews" / "sft").exists()  # the demo's own model was taken
     kept = read_json(out / "frontier" / "frontier.json")["settings"]["sft"]
-    assert kept == weights_hash(loading.load(str(out / "sft"), device="cpu").model)
+    assert kept == weights_hash(loading.load(ModelSpec(str(out / "sft"), device="cpu")).model)
     (weights,) = (out / "sft" / "model").glob("*.safetensors")
     tensors = load_file(weights)
     name = next(iter(tensors))

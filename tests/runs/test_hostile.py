@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import runs
 import tiny
 from winnow import api
+from winnow.config.model_spec import ModelSpec
 from winnow.errors import ModelError, RunError
 from winnow.generation import prompts
 from winnow.generation.sampler import Sampling, sample
@@ -229,7 +230,7 @@ def test_a_models_own_generation_settings_do_not_touch_the_samples(world, tmp_pa
     )
     lora = loading.Lora(r=2, alpha=2) if adapter else None
     plain, own = (
-        loading.load(str(folder), device="cpu", lora=lora, train=True)
+        loading.load(ModelSpec(str(folder), device="cpu"), lora=lora, train=True)
         for folder in (world / "model", bent)
     )
     for how in (Sampling(1, 12, temperature=0.0), Sampling(1, 12, seed=3)):

@@ -25,6 +25,7 @@ import endpoints
 import runs
 import tiny
 from endpoints import Reply, line, longer, says
+from winnow.config.model_spec import ModelSpec
 from winnow.data.records import Message
 from winnow.data.sources import load
 from winnow.preferences.items import Item, items
@@ -1152,7 +1153,7 @@ def test_a_spelled_end_token_is_text_to_a_reward_model(tmp_path):
     from winnow.models import reward_models, scoring
 
     loaded = reward_models.load(
-        str(reward_model(tmp_path / "reward", template=tiny.TEMPLATE)), device="cpu"
+        ModelSpec(str(reward_model(tmp_path / "reward", template=tiny.TEMPLATE)), device="cpu")
     )
     ids = Renderer(loaded.tokenizer, whole=True).whole_ids(
         (Message("user", "p"),), (Message("assistant", "a<|end|>"),)

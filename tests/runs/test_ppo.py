@@ -36,6 +36,7 @@ from countable import (
     write_world,
 )
 from winnow.commands import train as commands
+from winnow.config.model_spec import ModelSpec
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import resolve
 from winnow.config.training import FREE
@@ -210,7 +211,7 @@ def test_one_pass_without_clipping_is_the_policy_gradient_by_enumeration(monkeyp
 
 
 def test_ratio_one_and_no_advantage_is_no_gradient(world, monkeypatch):
-    model = loading.load(str(world / "model"), dtype="float64").model
+    model = loading.load(ModelSpec(str(world / "model"), dtype="float64")).model
     groups = everything()
     start, old_N = (
         offsets(groups),
@@ -261,7 +262,7 @@ def test_the_critics_gradient_by_finite_differences(monkeypatch):
 
 def test_grpos_kl_pulls_back_to_the_reference(world, monkeypatch):
     """Its slope is 1 - pi_ref / pi, whatever the advantage says; at the reference there is none."""
-    model = loading.load(str(world / "model"), dtype="float64").model
+    model = loading.load(ModelSpec(str(world / "model"), dtype="float64")).model
     groups = everything()
     start, old_N = (
         offsets(groups),
@@ -341,7 +342,8 @@ def test_it_comes_to_the_best_policy_there_is(world, tmp_path, kind):
     """pi* = pi_ref exp(r / beta) / Z, which maximises E[r] - beta KL."""
     run = train(world, tmp_path / "run", **LEARN, **kind)
     start, now = (
-        distribution(loading.load(str(name)).model) for name in (world / "model", run.root)
+        distribution(loading.load(ModelSpec(str(name))).model)
+        for name in (world / "model", run.root)
     )
     start, now = (distance(logp, start, 0.5) for logp in (start, now))
     assert start > 0.5
@@ -454,10 +456,10 @@ def test_beta_moves_as_by_hand(world, tmp_path):
 )
 @pytest.mark.slow
 def test_every_kind_of_run_learns_something_and_is_the_same_again(world, tmp_path, changes):
-    start = distribution(loading.load(str(world / "model")).model)
+    start = distribution(loading.load(ModelSpec(str(world / "model"))).model)
     made = [train(world, tmp_path / name, steps=3, **changes) for name in ("one", "other")]
     assert numbers(made[0]) == numbers(made[1])
-    now = distribution(loading.load(str(made[0].root)).model)
+    now = distribution(loading.load(ModelSpec(str(made[0].root))).model)
     assert float((now - start).abs().max()) > 1e-3
 
 
@@ -522,8 +524,11 @@ def replayed(world, *, steps, lr, critic_lr, seed, whiten):
     """What `winnow ppo` says it does, in plain loops over single answers, with torch's own AdamW:
     the policy's and the critic's weights at the end.
     """
-    own, frozen = loading.load(str(world / "model")), loading.load(str(world / "model")).model
-    critic = reward_models.load(str(world / "model"), train=True, seed=seed).model
+    own, frozen = (
+        loading.load(ModelSpec(str(world / "model"))),
+        loading.load(ModelSpec(str(world / "model"))).model,
+    )
+    critic = reward_models.load(ModelSpec(str(world / "model")), train=True, seed=seed).model
     critic.score.weight.data.zero_()
     optimizers = [
         torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
@@ -625,7 +630,7 @@ def test_a_run_is_what_plain_loops_make_of_its_settings(world, tmp_path, whiten)
     rates = {"steps": 3, "lr": 2e-3, "critic_lr": 7e-3, "seed": 5}
     run = train(world, tmp_path / "run", **REPLAYED, **rates, whiten_advantages=whiten)
     policy, critic, rows = replayed(world, **rates, whiten=whiten is None)
-    start = loading.load(str(world / "model")).model.state_dict()
+    start = loading.load(ModelSpec(str(world / "model"))).model.state_dict()
     saved = safetensors.torch.load_file(run.checkpoints / "step_3" / "weights.safetensors")
     for who, model in (("policy", policy), ("critic", critic)):
         for name, weight in model.state_dict().items():

@@ -15,6 +15,7 @@ import runs
 import tiny
 from winnow import api
 from winnow.commands import check
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.data.records import Comparison, Completion, Message, PreferenceGroup
 from winnow.data.render import RenderedGroup, Renderer, TokenSequence
@@ -176,7 +177,7 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
         (Message("assistant", text),) if spoken else text
         for text in ("it is good", "it is bad<|end|>")
     ]
-    loaded = reward_models.load(str(tmp_path / "model"), device="cpu", train=True)
+    loaded = reward_models.load(ModelSpec(str(tmp_path / "model"), device="cpu"), train=True)
     rendered = Renderer(loaded.tokenizer, whole=True).render(
         PreferenceGroup(prompt, tuple(map(Completion, answers)), (Comparison(0, 1),))
     )
@@ -185,7 +186,7 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
     ].detach()
     loading.save(loaded.model, loaded.tokenizer, tmp_path / "saved")
     judged = scoring.scores(
-        reward_models.load(str(tmp_path / "saved"), device="cpu"),
+        reward_models.load(ModelSpec(str(tmp_path / "saved"), device="cpu")),
         [scoring.Dialogue(prompt, answer) for answer in answers],
     )
     assert column.tolist() == pytest.approx(judged, abs=1e-5)
@@ -212,7 +213,7 @@ def test_training_scores_what_the_judge_scores(tmp_path, template, spoken):
 def test_a_new_head_is_seeded_and_of_its_size(world):
     one, same, other = (
         reward_models.load(
-            str(world / "model"), device="cpu", train=True, seed=seed
+            ModelSpec(str(world / "model"), device="cpu"), train=True, seed=seed
         ).model.score.weight
         for seed in (0, 0, 1)
     )
@@ -225,11 +226,11 @@ def test_a_new_head_is_seeded_and_of_its_size(world):
 
 def test_what_has_no_trained_head_is_no_judge(world, tmp_path):
     with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-        reward_models.load(str(world / "model"), device="cpu")
+        reward_models.load(ModelSpec(str(world / "model"), device="cpu"))
     sft = runs.sft(world, tmp_path / "sft", steps=1, lora="r=2")
     for train in (False, True):  # an adapter that was trained to write has no head beside it
         with pytest.raises(ModelError, match=r"is no reward model: there is no score\.weight"):
-            reward_models.load(str(sft.root), device="cpu", train=train)
+            reward_models.load(ModelSpec(str(sft.root), device="cpu"), train=train)
 
 
 def test_a_family_without_a_classifier_is_refused_before_anything_is_read(
@@ -417,9 +418,9 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     run = trained(world, tmp_path / "run", lora="r=4,alpha=8", lr=1e-2)
     counts = read_json(run.environment)["parameters"]
     assert 0 < counts["trainable"] < counts["total"] / 2
-    loaded = reward_models.load(str(run.root), device="cpu")
+    loaded = reward_models.load(ModelSpec(str(run.root), device="cpu"))
     before = reward_models.load(
-        str(world / "model"), device="cpu", train=True, lora=Lora(r=4, alpha=8)
+        ModelSpec(str(world / "model"), device="cpu"), train=True, lora=Lora(r=4, alpha=8)
     ).model
     said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     ids = [Renderer(loaded.tokenizer, whole=True).whole_ids(one.prompt, one.answer) for one in said]
@@ -434,9 +435,9 @@ def test_an_adapter_trains_beside_its_head_and_is_read_again(world, tmp_path):
     assert read_jsonl(again.metrics)[0]["rewards/chosen"] != pytest.approx(
         read_jsonl(run.metrics)[0]["rewards/chosen"], abs=1e-3
     )
-    assert scoring.scores(reward_models.load(str(again.root), device="cpu"), said) == pytest.approx(
-        alone, abs=1e-4
-    )
+    assert scoring.scores(
+        reward_models.load(ModelSpec(str(again.root), device="cpu")), said
+    ) == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
@@ -444,7 +445,7 @@ def test_a_reward_model_goes_on_with_its_own_head(world, tmp_path):
     again = trained(world, tmp_path / "again", model=str(run.root), steps=1, lr=1e-9)
     said = [scoring.Dialogue(row["prompt"], row["chosen"]) for row in tiny.pairs(3)]
     one, other = (
-        scoring.scores(reward_models.load(str(folder.root), device="cpu"), said)
+        scoring.scores(reward_models.load(ModelSpec(str(folder.root), device="cpu")), said)
         for folder in (run, again)
     )
     assert one == pytest.approx(other, abs=1e-5)
@@ -483,9 +484,9 @@ def scored_by_transformers(folder, said):
 @pytest.mark.parametrize("lora", [None, "r=4,alpha=8"], ids=["all weights", "adapter"])
 def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatch, capsys, lora):
     run = trained(world, tmp_path / "run", lora=lora, lr=1e-2)
-    live = scoring.scores(reward_models.load(str(run.root), device="cpu"), SAID)
+    live = scoring.scores(reward_models.load(ModelSpec(str(run.root), device="cpu")), SAID)
     before = scoring.scores(
-        reward_models.load(str(world / "model"), device="cpu", train=True), SAID
+        reward_models.load(ModelSpec(str(world / "model"), device="cpu"), train=True), SAID
     )
     assert live != pytest.approx(before, abs=1e-2)
     plain, out = (
@@ -494,7 +495,10 @@ def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatc
     )
     assert runs.winnow(monkeypatch, *plain) == 0
     assert "loaded again, scores differ by at most 0.0e+00 nats" in capsys.readouterr().out
-    assert scoring.scores(reward_models.load(str(tmp_path / "plain"), device="cpu"), SAID) == live
+    assert (
+        scoring.scores(reward_models.load(ModelSpec(str(tmp_path / "plain"), device="cpu")), SAID)
+        == live
+    )
     assert runs.winnow(monkeypatch, *out, "--merge") == (2 if lora is None else 0)
     if lora is None:
         assert "there is no adapter to merge" in capsys.readouterr().err
@@ -504,7 +508,7 @@ def test_export_is_the_reward_model_that_was_trained(world, tmp_path, monkeypatc
         "LlamaForSequenceClassification"
     ]
     assert scoring.scores(
-        reward_models.load(str(tmp_path / "out"), device="cpu"), SAID
+        reward_models.load(ModelSpec(str(tmp_path / "out"), device="cpu")), SAID
     ) == pytest.approx(live, abs=1e-5)
     assert scored_by_transformers(tmp_path / "out", SAID) == pytest.approx(live, abs=1e-5)
 

@@ -19,6 +19,7 @@ from winnow import api
 from winnow.commands import export, generate, verify
 from winnow.config.collection import GenerateSettings
 from winnow.config.evaluation import ExportSettings
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.config.resolve import resolve
 from winnow.data.records import Comparison
@@ -485,13 +486,13 @@ def test_an_adapter_trains_alone_and_its_reference_is_itself(world, tmp_path):
         read_jsonl(bare.metrics)[0]["logps/chosen"], abs=0.1
     )
     with pytest.raises(ModelError, match="already is an adapter"):
-        loading.load(str(sft.root), lora=Lora(), device="cpu")
+        loading.load(ModelSpec(str(sft.root), device="cpu"), lora=Lora())
     out = export.run(
         resolve(ExportSettings, {"model": str(run.root), "out": tmp_path / "merged", "merge": True})
     )
     batch = collate(tiny.groups(3))
     live, merged = (
-        engine.logps(loading.load(str(path), device="cpu").model, batch)["logp"].detach()
+        engine.logps(loading.load(ModelSpec(str(path), device="cpu")).model, batch)["logp"].detach()
         for path in (run.root, out)
     )
     torch.testing.assert_close(live, merged, rtol=0, atol=1e-4)
@@ -501,7 +502,10 @@ def test_an_adapter_trains_alone_and_its_reference_is_itself(world, tmp_path):
         run.model / "adapter_model.safetensors"
     ).read_bytes()
     assert torch.equal(
-        engine.logps(loading.load(str(plain), device="cpu").model, batch)["logp"].detach(), live
+        engine.logps(loading.load(ModelSpec(str(plain), device="cpu")).model, batch)[
+            "logp"
+        ].detach(),
+        live,
     )
     assert not torch.equal(
         runs.weights(run.model)[next(iter(runs.weights(run.model)))],

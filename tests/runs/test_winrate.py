@@ -29,6 +29,7 @@ from endpoints import line as verdict
 from matrix import cases
 from paths import HELPERS
 from winnow.commands import sample
+from winnow.config.model_spec import ModelSpec
 from winnow.models import reward_models
 from winnow.preferences.judging import endpoint
 from winnow.preferences.judging import games as matches
@@ -723,7 +724,7 @@ def test_a_reward_model_is_the_judge(world, tmp_path, call):
         )[0]
         == 0
     )
-    loaded = reward_models.load(str(judge_model), device="cpu")
+    loaded = reward_models.load(ModelSpec(str(judge_model), device="cpu"))
     gains = []
     for row, prompt, people in zip(
         read_jsonl(tmp_path / "w" / "model-1.answers.jsonl"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.config.evaluation import EvalSettings
+from winnow.config.model_spec import model_spec
 from winnow.config.resolve import Resolved, validated
 from winnow.data.packing import budget
 from winnow.errors import RunError, SettingsError
@@ -54,9 +55,7 @@ def run(resolved: Resolved[EvalSettings], command: str = "") -> Evaluation:
     """
     settings, scorer = (
         resolved.settings,
-        loading.is_scorer(
-            resolved.settings.model, trust_remote_code=resolved.settings.trust_remote_code
-        ),
+        loading.is_scorer(model_spec(resolved.settings, resolved.settings.model)),
     )
     keep_memory()
     made, trained, began = objective("dpo"), None, dict[str, Any]()

@@ -4,9 +4,11 @@ trained.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from winnow.config.evaluation import ExportSettings
+from winnow.config.model_spec import model_spec
 from winnow.config.resolve import Resolved
 from winnow.data.render import Renderer
 from winnow.engine import rows, scalar_head
@@ -25,18 +27,14 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise RunError(f"{settings.out}: not empty", remedy="choose a new folder")
     RunFolder(settings.out).promise()
-    scorer = loading.is_scorer(settings.model, trust_remote_code=settings.trust_remote_code)
+    spec = model_spec(settings, settings.model)
+    scorer = loading.is_scorer(spec)
     load, engine, what = (
         (reward_models.load, scalar_head.ORACLE, "score")
         if scorer
         else (loading.load, rows, "log-prob")
     )
-    loaded = load(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = load(spec)
     live = fingerprint(engine, loaded.model, len(loaded.tokenizer))
     dtype = next(loaded.model.parameters()).dtype
     model = adapters.merged(loaded.model) if settings.merge else loaded.model
@@ -44,12 +42,7 @@ def run(resolved: Resolved[ExportSettings]) -> Path:
         reward_models.choose_padding(model, Renderer(loaded.tokenizer, whole=True))
     loading.save(model, loaded.tokenizer, settings.out)
     name = str(dtype).removeprefix("torch.")
-    again = load(
-        str(settings.out),
-        dtype=name,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    again = load(replace(spec, name=str(settings.out), dtype=name))
     saved = fingerprint(engine, again.model, len(loaded.tokenizer))
     difference = float((live - saved).abs().max())
     if not same_model(live, saved, [dtype]):

@@ -12,6 +12,7 @@ from typing import Any
 from winnow.commands import sample
 from winnow.config.collection import SampleSettings
 from winnow.config.evaluation import WinrateSettings
+from winnow.config.model_spec import model_spec
 from winnow.config.resolve import Resolved, handed_on
 from winnow.data import fields
 from winnow.data.fields import BadRow
@@ -61,8 +62,8 @@ def players(settings: WinrateSettings) -> list[Player]:
     ]
     for one in found:
         if not one.file:
-            model_folder.load_config(one.source, trust_remote_code=settings.trust_remote_code)
-            loading.load_tokenizer(one.source, trust_remote_code=settings.trust_remote_code)
+            model_folder.load_config(model_spec(settings, one.source))
+            loading.load_tokenizer(model_spec(settings, one.source))
     if settings.temperatures and all(one.file for one in found[:-1]):
         raise SettingsError(
             "temperatures: files of answers have none",

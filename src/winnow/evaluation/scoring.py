@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from winnow.config.evaluation import EvalSettings
+from winnow.config.model_spec import model_spec
 from winnow.data.packing import budget
 from winnow.data.render import Renderer
 from winnow.engine import rows
@@ -56,12 +57,7 @@ def by_reward_model(
     settings: EvalSettings, rendered: Renderer, sets: Sequence[HeldOut]
 ) -> ModelScores:
     """A score for every completion of every set."""
-    loaded = reward_models.load(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = reward_models.load(model_spec(settings, settings.model))
     loaded.tokenizer.chat_template = rendered.tokenizer.chat_template
     found = []
     for one in sets:
@@ -91,9 +87,7 @@ def by_policy(
     if settings.reference is not None:
         loading.same_tokens(
             rendered.tokenizer,
-            loading.load_tokenizer(
-                settings.reference, trust_remote_code=settings.trust_remote_code
-            ),
+            loading.load_tokenizer(model_spec(settings, settings.reference)),
             settings.reference,
         )
     policy = _load(settings.model, settings)
@@ -126,13 +120,7 @@ def by_policy(
 
 
 def _load(name: str, settings: EvalSettings) -> LoadedModel:
-    return loading.load(
-        name,
-        dtype=settings.dtype,
-        device=settings.device,
-        quantize=settings.quantize,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    return loading.load(model_spec(settings, name), quantize=settings.quantize)
 
 
 def _engine(loaded: LoadedModel, settings: EvalSettings, sets: Sequence[HeldOut]) -> Engine:

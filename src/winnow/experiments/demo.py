@@ -17,6 +17,7 @@ from typing import Any
 
 from winnow.commands.train import dpo, sft
 from winnow.config.evaluation import DemoSettings
+from winnow.config.model_spec import ModelSpec
 from winnow.config.resolve import Resolved, resolve
 from winnow.config.training import DPOSettings, SFTSettings
 from winnow.data.render import Renderer
@@ -119,7 +120,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     _train_sft(root, seed, command)
     console.rule("2 of 4  Preferences: four answers per prompt, compared with noise", align="left")
     prompts = reviews_world.openings(PROMPTS + HELD_OUT, seed)
-    loaded = loading.load(str(root / "sft"), device="cpu")
+    loaded = loading.load(ModelSpec(str(root / "sft"), device="cpu"))
     train, held_out = (
         sampled(loaded, part, seed + offset)
         for part, offset in ((prompts[:PROMPTS], 1), (prompts[PROMPTS:], 2))
@@ -130,7 +131,7 @@ def _stages(settings: DemoSettings, out: RunFolder, command: str) -> None:
     console.rule("3 of 4  DPO: learn what is preferred", align="left")
     _train_dpo(root, seed, command)
     console.rule("4 of 4  Evaluation on held-out prompts", align="left")
-    policy = loading.load(str(root / "dpo"), device="cpu")
+    policy = loading.load(ModelSpec(str(root / "dpo"), device="cpu"))
     after = sampled(policy, prompts[PROMPTS:], seed + 3)
     found = demo_figures.figures(
         held_out,
@@ -180,7 +181,10 @@ def write_world(root: Path, seed: int) -> None:
         return
     reviews_world.write_tokenizer(root / "tokenizer")
     loading.create(
-        root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **SHAPE
+        root / "world",
+        loading.load_tokenizer(ModelSpec(str(root / "tokenizer"))),
+        seed=seed,
+        **SHAPE,
     )
     count = SFT_STEPS * SFT_BATCH  # every review is seen once
     rows = [

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from winnow.config.collection import SamplingSettings
+from winnow.config.model_spec import model_spec
 from winnow.config.resolve import read_text
 from winnow.data.dataset import Dataset
 from winnow.data.prompts import Prompt, as_turns
@@ -49,13 +50,7 @@ def load(name: str, settings: SamplingSettings) -> LoadedModel:
     quantize = settings.quantize or model_folder.quantized_as(name)
     if quantize != settings.quantize:
         say(f"from the run {safe(name)}: quantize={quantize}")
-    loaded = loading.load(
-        name,
-        dtype=settings.dtype,
-        device=settings.device,
-        quantize=quantize,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = loading.load(model_spec(settings, name), quantize=quantize)
     if settings.chat_template is not None:
         loaded.tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     return loaded
@@ -97,7 +92,7 @@ def _room(
     """Tokens an answer may have: what was asked for, or what the model's limit leaves. Raises
     DataError by prompt.
     """
-    limit = loading.length_limit(name, trust_remote_code=settings.trust_remote_code)
+    limit = loading.length_limit(model_spec(settings, name))
     bad = [
         Problem(where, "", "has no tokens", "say something, or use a tokenizer that writes BOS")
         for where, ids in zip(places, prompts)

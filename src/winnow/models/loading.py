@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.errors import ModelError
 from winnow.models import hashes, quantization
@@ -56,35 +57,32 @@ class LoadedModel:
         return dtype_of(self.net)
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(spec: ModelSpec) -> Any:
     """The tokenizer of a model folder, hub name or run folder."""
     from transformers import AutoTokenizer
 
-    source = locate(name)
-    refuse_missing(name, source, "tokenizer.json", "tokenizer_config.json")
+    source = locate(spec.name)
+    refuse_missing(spec.name, source, "tokenizer.json", "tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=spec.trust_remote_code)
     except Exception as error:
-        raise not_loaded("tokenizer", name, source, error) from error
+        raise not_loaded("tokenizer", spec.name, source, error) from error
 
 
-def length_limit(name: str, *, trust_remote_code: bool = False) -> int | None:
+def length_limit(spec: ModelSpec) -> int | None:
     """Most tokens the model can attend to, from its configuration alone; None where it does not
     say.
     """
-    return _limit(load_config(name, trust_remote_code=trust_remote_code))
+    return _limit(load_config(spec))
 
 
 def load(
-    name: str,
+    spec: ModelSpec,
     *,
-    dtype: str = "auto",
-    device: str = "auto",
     quantize: str | None = None,
     lora: Lora | None = None,
     seed: int = 0,
     train: bool = False,
-    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Model and tokenizer by name. With `lora` a new adapter (seeded) is laid on it; a folder that
     is one stays one.
@@ -93,26 +91,25 @@ def load(
     4 bits. Raises ModelError where something is missing, not finite (of what is in 4 bits, the
     scales), or does not fit.
     """
-    source = locate(name)
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    source = locate(spec.name)
+    place = pick_device(spec.device)
+    kind = pick_dtype(spec.dtype, place)
     if quantize is not None:
         quantization.refuse(place)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(spec)
     model = _load_weights(
-        name,
+        spec,
         source,
         kind,
         train,
-        trust_remote_code,
         {} if quantize is None else quantization.loading(kind, place),
     )
     if quantize is not None and not any(quantization.scales(p) for p in model.parameters()):
-        raise quantization.nothing_packed(name)
+        raise quantization.nothing_packed(spec.name)
     if lora is not None:
-        refuse_second_adapter(name)
+        refuse_second_adapter(spec.name)
         model = with_lora(model, lora, seed)
-    return ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+    return ready(spec.name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
 def ready(name: str, loaded: LoadedModel) -> LoadedModel:
@@ -222,40 +219,36 @@ def _limit(config: Any) -> int | None:
 
 
 def _load_weights(
-    name: str,
-    source: str,
-    dtype: torch.dtype,
-    train: bool,
-    trust_remote_code: bool,
-    how: dict[str, Any],
+    spec: ModelSpec, source: str, dtype: torch.dtype, train: bool, how: dict[str, Any]
 ) -> Any:
     """The weights of a language model. Raises ModelError for a reward model, whose missing output
     layer transformers would draw at random.
     """
     from transformers import AutoModelForCausalLM
 
-    if is_scorer(name, trust_remote_code=trust_remote_code):
+    if is_scorer(spec):
         raise ModelError(
-            f"{name}: is a reward model: it scores answers and writes none",
+            f"{spec.name}: is a reward model: it scores answers and writes none",
             remedy=(
                 "give a language model, such as the one it was made from; what asks this one:"
                 " winnow ppo --reward RUN, winnow judge --judge reward:RUN"
             ),
         )
     model, _ = read_weights(
-        name,
+        spec.name,
         source,
         AutoModelForCausalLM,
-        {"dtype": dtype, "trust_remote_code": trust_remote_code, **how},
+        {"dtype": dtype, "trust_remote_code": spec.trust_remote_code, **how},
     )
-    return with_adapter(name, source, model, train)
+    return with_adapter(spec.name, source, model, train)
 
 
-def is_scorer(name: str, *, trust_remote_code: bool = False) -> bool:
+def is_scorer(spec: ModelSpec) -> bool:
     """Whether a model scores answers: by its configuration, an adapter also by the head it brings.
     Raises ModelError where neither can be read.
     """
-    classifies = is_classifier(load_config(name, trust_remote_code=trust_remote_code))
+    name = spec.name
+    classifies = is_classifier(load_config(spec))
     return classifies or (is_adapter_folder(name) and adapter_scores(name, locate(name)))
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from winnow.config.model_spec import ModelSpec
 from winnow.errors import ModelError
 from winnow.system import hub
 from winnow.system.files import read_json
@@ -40,16 +41,16 @@ def quantized_as(name: str) -> str | None:
     return read_json(run.environment)["settings"].get("quantize") if run.started else None
 
 
-def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
+def load_config(spec: ModelSpec) -> Any:
     """The configuration of a model folder, hub name, run folder, or of an adapter's base model."""
     from transformers import AutoConfig
 
-    base = base_of(locate(name))
-    refuse_missing(name, base)
+    base = base_of(locate(spec.name))
+    refuse_missing(spec.name, base)
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
     except Exception as error:
-        raise not_loaded("model", name, base, error) from error
+        raise not_loaded("model", spec.name, base, error) from error
 
 
 def is_classifier(config: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.data.render import Renderer
 from winnow.errors import ModelError
@@ -19,14 +20,7 @@ from winnow.models.model_folder import HEAD
 
 
 def load(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    lora: Lora | None = None,
-    seed: int = 0,
-    train: bool = False,
-    trust_remote_code: bool = False,
+    spec: ModelSpec, *, lora: Lora | None = None, seed: int = 0, train: bool = False
 ) -> LoadedModel:
     """A reward model by name: a sequence classifier with one label, or an adapter on a model with
     the head that was trained beside it.
@@ -35,20 +29,20 @@ def load(
     `lora` an adapter is laid on it, beside which the head trains. Raises ModelError as
     `models.load` does, and for what was not trained to score.
     """
-    source = model_folder.locate(name)
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
-    tokenizer = loading.load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = _weights(name, source, kind, seed, train, trust_remote_code)
+    source = model_folder.locate(spec.name)
+    place = pick_device(spec.device)
+    kind = pick_dtype(spec.dtype, place)
+    tokenizer = loading.load_tokenizer(spec)
+    model = _weights(spec, source, kind, seed, train)
     if model.config.num_labels != 1:
         raise ModelError(
-            f"{name}: has {model.config.num_labels} labels, a reward model has one",
+            f"{spec.name}: has {model.config.num_labels} labels, a reward model has one",
             remedy="give a sequence classifier with num_labels 1",
         )
     if lora is not None:
-        adapters.refuse_second_adapter(name)
+        adapters.refuse_second_adapter(spec.name)
         model = adapters.with_lora(model, lora, seed)
-    return loading.ready(name, LoadedModel(model.to(place), tokenizer, source, place))
+    return loading.ready(spec.name, LoadedModel(model.to(place), tokenizer, source, place))
 
 
 def new_head(layer: nn.Linear, seed: int) -> None:
@@ -67,16 +61,16 @@ def new_head(layer: nn.Linear, seed: int) -> None:
         layer.weight.copy_(drawn)
 
 
-def _weights(
-    name: str, source: str, dtype: torch.dtype, seed: int, train: bool, trust_remote_code: bool
-) -> Any:
+def _weights(spec: ModelSpec, source: str, dtype: torch.dtype, seed: int, train: bool) -> Any:
     """The weights of a model that scores. transformers draws a head that is not in the file at
     random: such a score means nothing.
     """
     from transformers import AutoModelForSequenceClassification
 
+    name = spec.name
+
     config, base = (
-        model_folder.load_config(name, trust_remote_code=trust_remote_code),
+        model_folder.load_config(spec),
         model_folder.base_of(source),
     )
     classifies = model_folder.is_classifier(config)
@@ -85,7 +79,7 @@ def _weights(
         name,
         source,
         AutoModelForSequenceClassification,
-        {"dtype": dtype, "trust_remote_code": trust_remote_code, **of_one},
+        {"dtype": dtype, "trust_remote_code": spec.trust_remote_code, **of_one},
     )
     if model_folder.is_adapter_folder(name):
         missing -= {f"{HEAD}.weight"} if adapters.adapter_scores(name, source) else set()

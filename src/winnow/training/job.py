@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from winnow.config.model_spec import model_spec
 from winnow.config.options import Follow, ModelSettings, parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
@@ -215,10 +216,8 @@ def possible(settings: TrainSettings, renderer: Renderer, reference_model: str |
     refuse_quantized(settings)
     refuse_untrainable(settings, scorer=scores(settings))
     if reference_model is not None:
-        model_folder.load_config(reference_model, trust_remote_code=settings.trust_remote_code)
-        theirs = loading.load_tokenizer(
-            reference_model, trust_remote_code=settings.trust_remote_code
-        )
+        model_folder.load_config(model_spec(settings, reference_model))
+        theirs = loading.load_tokenizer(model_spec(settings, reference_model))
         loading.same_tokens(renderer.tokenizer, theirs, reference_model)
 
 
@@ -228,9 +227,7 @@ def refuse_untrainable(settings: TrainSettings | PPOSettings, *, scorer: bool) -
     if lora is not None:
         adapters.refuse_second_adapter(settings.model)
     if lora is not None or scorer:
-        config = model_folder.load_config(
-            settings.model, trust_remote_code=settings.trust_remote_code
-        )
+        config = model_folder.load_config(model_spec(settings, settings.model))
         meta.trained_outline(
             settings.model, config, torch.float32, lora, settings.trust_remote_code, scorer=scorer
         )

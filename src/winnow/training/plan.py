@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from winnow.config.evaluation import EvalSettings
+from winnow.config.model_spec import model_spec
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, read_text
 from winnow.config.training import DPOSettings, TrainSettings, scores
@@ -183,7 +184,7 @@ def refuse_quantized(settings: TrainSettings) -> None:
             remedy="--lora auto",
         )
     quantization.refuse(pick_device(settings.device))
-    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(model_spec(settings, settings.model))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{settings.model}: its weights are quantised already",
@@ -209,7 +210,7 @@ def memory_of(settings: TrainSettings, train_set: Dataset, tokens: int) -> Memor
         ],
         whole=whole,
     )
-    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(model_spec(settings, settings.model))
     # auto: as a rule
     engine = SEGMENTS if settings.engine == "auto" else LOGPS.named(settings.engine)
     device = pick_device(settings.device)
@@ -274,7 +275,7 @@ def _packed_line(settings: TrainSettings) -> str:
     """How many of the frozen weights are in 4 bits."""
     if settings.quantize is None:
         return ""
-    config = model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(model_spec(settings, settings.model))
     return (
         f"; {packed_share(config, settings.trust_remote_code):.0%} of the frozen weights in 4 bits"
     )
@@ -285,7 +286,7 @@ def _reference_line(settings: TrainSettings) -> str:
     name = getattr(settings, "reference", None)
     if name is None:
         return ""
-    config = model_folder.load_config(name, trust_remote_code=settings.trust_remote_code)
+    config = model_folder.load_config(model_spec(settings, name))
     dtype = pick_dtype(settings.dtype, pick_device(settings.device))
     model = meta.trained_outline(
         name, config, dtype, None, settings.trust_remote_code
@@ -311,10 +312,10 @@ def renderer(settings: TrainSettings | EvalSettings, *, scorer: bool = False) ->
     """The renderer for settings that name a model and data. scorer: the model is a reward model,
     though no setting says so. Raises ModelError, SettingsError, DataError.
     """
-    tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = loading.load_tokenizer(model_spec(settings, settings.model))
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
-    longest = loading.length_limit(settings.model, trust_remote_code=settings.trust_remote_code)
+    longest = loading.length_limit(model_spec(settings, settings.model))
     if settings.max_length is not None and longest is not None and settings.max_length > longest:
         raise DataError(
             f"max_length {settings.max_length} is beyond the model's limit of {longest} tokens",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from winnow.config.model_spec import model_spec
 from winnow.config.training import TrainSettings
 from winnow.data.dataset import Dataset
 from winnow.engine import rows
@@ -42,13 +43,7 @@ def model_of(
     @contextmanager
     def opened() -> Iterator[LoadedModel]:
         if named is not None:
-            yield loading.load(
-                named,
-                dtype=settings.dtype,
-                device=settings.device,
-                quantize=settings.quantize,
-                trust_remote_code=settings.trust_remote_code,
-            )
+            yield loading.load(model_spec(settings, named), quantize=settings.quantize)
         elif frozen is None:
             yield loaded
         else:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from winnow.config.model_spec import model_spec
 from winnow.config.options import Follow, parse_lora
 from winnow.config.resolve import Resolved
 from winnow.config.training import TrainSettings
@@ -204,14 +205,11 @@ def _metrics(job: TrainingJob, progress: Progress) -> MetricsFile:
 
 def _policy(settings: TrainSettings) -> LoadedModel:
     return loading.load(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
+        model_spec(settings, settings.model),
         quantize=settings.quantize,
         lora=parse_lora(settings.lora),
         seed=settings.seed,
         train=True,
-        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -219,13 +217,10 @@ def _scored_by(job: TrainingJob) -> LoadedModel:
     """The reward model that is trained."""
     settings = job.settings
     loaded = reward_models.load(
-        settings.model,
-        dtype=settings.dtype,
-        device=settings.device,
+        model_spec(settings, settings.model),
         lora=parse_lora(settings.lora),
         seed=settings.seed,
         train=True,
-        trust_remote_code=settings.trust_remote_code,
     )
     reward_models.choose_padding(loaded.model, job.renderer)
     return loaded

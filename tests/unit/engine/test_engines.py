@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tiny
 from exact import Exact
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.data.packing import pack
 from winnow.data.records import Comparison
@@ -400,9 +401,7 @@ def test_each_part_of_a_batch_is_asked_for_once_and_knows_its_rows(monkeypatch):
 def test_an_adapter_on_the_output_layer_is_trained(tmp_path):
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
     loaded = loading.load(
-        str(folder),
-        dtype="float64",
-        device="cpu",
+        ModelSpec(str(folder), dtype="float64", device="cpu"),
         lora=Lora(4, 8, ("lm_head", "q_proj")),
         train=True,
     )
@@ -420,9 +419,7 @@ def test_an_adapter_on_the_output_layer_works_in_half_precision(tmp_path):
     """Its sum with the layer is float32, as peft keeps adapters, beside states in bfloat16."""
     folder = tiny.folder(tmp_path / "model", hidden_size=16, intermediate_size=32)
     loaded = loading.load(
-        str(folder),
-        dtype="bfloat16",
-        device="cpu",
+        ModelSpec(str(folder), dtype="bfloat16", device="cpu"),
         lora=Lora(4, 8, ("lm_head", "q_proj")),
         train=True,
     )

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny
+from winnow.config.model_spec import ModelSpec
 from winnow.engine import rows
 from winnow.engine.dataset_logps import dataset_logps
 from winnow.evaluation import kl
@@ -39,7 +40,7 @@ def loaded(request, tmp_path_factory):
         request.param, vocab_size=len(made), pad_token_id=None, bos_token_id=0, eos_token_id=END
     ).save_pretrained(folder)
     made.save_pretrained(folder)
-    return loading.load(str(folder), device="cpu")
+    return loading.load(ModelSpec(str(folder), device="cpu"))
 
 
 def prompts(count, seed=0):

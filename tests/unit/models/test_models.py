@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import runs
 import tiny
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.engine import rows as engine
 from winnow.engine.batch import collate
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def load(path, **settings):
-    return loading.load(str(path), device="cpu", **settings)
+    return loading.load(ModelSpec(str(path), device="cpu"), **settings)
 
 
 # half of everything is dropped, wherever a family keeps its dropout: a module, a number handed to a
@@ -122,7 +123,7 @@ def test_a_pickled_adapter_is_refused(adapter):
     """peft would read it, with torch.load."""
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    for read in (load, lambda path: model_folder.load_config(str(path))):
+    for read in (load, lambda path: model_folder.load_config(ModelSpec(str(path)))):
         with pytest.raises(
             ModelError,
             match=r"no adapter_model\.safetensors in it\n  -> only safetensors are loaded",
@@ -170,7 +171,7 @@ def test_foreign_code_is_not_run_unasked(folder, tmp_path):
     with pytest.raises(ModelError, match="--trust-remote-code"):
         load(odd)
     with pytest.raises(ModelError, match="--trust-remote-code"):
-        loading.length_limit(str(odd))
+        loading.length_limit(ModelSpec(str(odd)))
     assert not (tmp_path / "mark").exists()
 
 
@@ -199,9 +200,9 @@ def test_a_model_that_is_not_there(name):
 
 def test_a_device_that_is_not_there(folder):
     with pytest.raises(ModelError, match="--device cpu, or auto"):
-        loading.load(str(folder), device="cuda:77")
+        loading.load(ModelSpec(str(folder), device="cuda:77"))
     with pytest.raises(ModelError, match="--device cpu, or auto"):
-        loading.load(str(folder), device="toaster")
+        loading.load(ModelSpec(str(folder), device="toaster"))
 
 
 def test_saving_and_loading_changes_no_bit(folder, tmp_path):
@@ -269,7 +270,7 @@ def test_modules_that_do_not_exist_are_named(folder):
 @pytest.mark.parametrize("lora", [None, Lora(r=4, alpha=8), Lora(r=2, targets=("q_proj",))])
 def test_parameters_are_counted_without_loading(folder, lora):
     counts = loading.parameter_counts(load(folder, lora=lora).model)
-    config = model_folder.load_config(str(folder))
+    config = model_folder.load_config(ModelSpec(str(folder)))
     assert (
         loading.parameter_counts(meta.trained_outline(str(folder), config, torch.float32, lora))
         == counts
@@ -280,7 +281,9 @@ def test_a_folder_that_is_an_adapter_is_counted_as_one(folder, tmp_path):
     first = load(folder, lora=Lora(r=4, alpha=8))
     loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     name = str(tmp_path / "adapter")
-    outline = meta.trained_outline(name, model_folder.load_config(name), torch.float32, None)
+    outline = meta.trained_outline(
+        name, model_folder.load_config(ModelSpec(name)), torch.float32, None
+    )
     assert (
         loading.parameter_counts(outline)
         == loading.parameter_counts(first.model)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import runs
 import tiny
 from winnow import api
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import Lora
 from winnow.config.training import TrainSettings
 from winnow.engine import head, rows, selection
@@ -326,7 +327,9 @@ def saved(family, path, **changes):
 
 
 def load(name, **settings):
-    return loading.load(name, device="cpu", **{"quantize": "nf4", "dtype": "float32", **settings})
+    settings = {"quantize": "nf4", **settings}
+    spec = ModelSpec(name, settings.pop("dtype", "float32"), device="cpu")
+    return loading.load(spec, **settings)
 
 
 def packed_in(model):
@@ -339,7 +342,9 @@ def test_the_outline_tells_what_is_packed_to_the_byte(on_cpu, family, tmp_path):
     name = saved(family, tmp_path / "model")
     four, outline = (
         load(name, dtype="bfloat16").model,
-        meta.outline(model_folder.load_config(name), torch.bfloat16).requires_grad_(False),
+        meta.outline(model_folder.load_config(ModelSpec(name)), torch.bfloat16).requires_grad_(
+            False
+        ),
     )
     found = packed_in(four)
     assert {key: quantization.count(p) for key, p in found.items()} == {
@@ -501,7 +506,7 @@ def test_a_step_holds_what_was_estimated(on_cpu, checkpointing, tmp_path):
     )
     loaded = load(name, dtype="bfloat16", lora=Lora(r=4))
     batch = collate([tiny.trie(i, 2) for i in range(6)])
-    outline = memory._outline(model_folder.load_config(name), torch.bfloat16, asked)
+    outline = memory._outline(model_folder.load_config(ModelSpec(name)), torch.bfloat16, asked)
     expected = memory._alive(outline, batch, asked, SEGMENTS)[0] + 2 * 256 * 1024
     if checkpointing:
         training.enable_checkpointing(loaded.model)
@@ -584,7 +589,7 @@ def test_a_run_learns_and_keeps_its_base(trained, world):
     environment = read_json(trained.environment)
     assert environment["settings"]["quantize"] == "nf4"
     assert environment["parameters"] == loading.parameter_counts(
-        loading.load(str(world / "model"), device="cpu", lora=Lora(r=4)).model
+        loading.load(ModelSpec(str(world / "model"), device="cpu"), lora=Lora(r=4)).model
     )
     assert all(".lora_" in name for name in runs.weights(trained.model))
 
@@ -684,7 +689,7 @@ def test_it_merges_into_its_base_as_that_was(trained, world, tmp_path, monkeypat
         delta = layer.get_delta_weight("default") if hasattr(layer, "get_delta_weight") else 0
         torch.testing.assert_close(weight, base[key] + delta, rtol=0, atol=1e-7)
     says = [
-        fingerprint(rows, loading.load(str(name), device="cpu").model, 263)
+        fingerprint(rows, loading.load(ModelSpec(str(name), device="cpu")).model, 263)
         for name in (tmp_path / "plain", trained.model)
     ]
     assert same_model(*says, [torch.float32])

@@ -15,6 +15,7 @@ import torch
 import runs
 import tiny
 from paths import HELPERS
+from winnow.config.model_spec import ModelSpec
 from winnow.config.options import parse_lora
 from winnow.config.resolve import resolve
 from winnow.config.training import DPOSettings, TrainSettings
@@ -159,14 +160,17 @@ def test_logits_that_are_formed_twice_are_counted_too(family, monkeypatch):
 
 def test_training_an_adapter_that_is_there_is_planned_as_that(tmp_path):
     folder = tiny.folder(tmp_path / "model")
-    first = loading.load(str(folder), device="cpu", lora=parse_lora("r=4"))
+    first = loading.load(ModelSpec(str(folder), device="cpu"), lora=parse_lora("r=4"))
     loading.save(first.model, first.tokenizer, tmp_path / "adapter")
     batch = collate([tiny.trie(i, 2) for i in range(3)])
     named = settings().model_copy(update={"model": str(tmp_path / "adapter")})
     fresh = estimate(
-        model_folder.load_config(str(folder)), batch, torch.float32, settings(lora="r=4")
+        model_folder.load_config(ModelSpec(str(folder))), batch, torch.float32, settings(lora="r=4")
     )
-    assert estimate(model_folder.load_config(named.model), batch, torch.float32, named) == fresh
+    assert (
+        estimate(model_folder.load_config(ModelSpec(named.model)), batch, torch.float32, named)
+        == fresh
+    )
     assert not any("--lora" in words for words, _ in remedies(named, 1024, 100))
 
 

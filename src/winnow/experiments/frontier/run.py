@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from winnow.config.evaluation import DemoSettings, FrontierSettings
+from winnow.config.model_spec import ModelSpec
 from winnow.config.resolve import Resolved
 from winnow.errors import RunError
 from winnow.experiments import demo
@@ -133,7 +134,9 @@ def _compute(
     made = {
         "quick": quick,
         "seed": seed,
-        "sft": weights_hash(loading.load(str(trained), device="cpu").model) if trained else None,
+        "sft": weights_hash(loading.load(ModelSpec(str(trained), device="cpu")).model)
+        if trained
+        else None,
         "trainings": sha256_json(trainings)[:16],
     }
     ledger = _begun(root, made)
@@ -282,7 +285,7 @@ def _trained(
         if fresh
         else {"seconds": None, "cpu": None}
     )
-    loaded = loading.load(str(folder), device="cpu")
+    loaded = loading.load(ModelSpec(str(folder), device="cpu"))
     found = world.measure(loaded)
     found |= {"path": _path(world, loaded, folder) if found["answers"] is None else []}
     return {**found, **took, **cost, "run": str(folder.relative_to(world.root.parent))}
@@ -291,7 +294,7 @@ def _trained(
 def _picked(world: World, one: Try, scorer: Path) -> Figures:
     """The SFT model's best answer of n, by a reward model: nothing more is trained."""
     assert one.value is not None
-    found = world.picked(reward_models.load(str(scorer), device="cpu"), round(one.value))
+    found = world.picked(reward_models.load(ModelSpec(str(scorer), device="cpu")), round(one.value))
     return {
         **found,
         "path": [],
@@ -352,7 +355,7 @@ def _inputs(world: World) -> Figures:
         *sorted(world.root.glob("drawn.json")),
     ]
     return {
-        "sft": weights_hash(loading.load(str(world.sft), device="cpu").model),
+        "sft": weights_hash(loading.load(ModelSpec(str(world.sft), device="cpu")).model),
         **{path.name: sha256_file(path) for path in files},
     }
 

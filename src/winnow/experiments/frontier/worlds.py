@@ -15,6 +15,7 @@ import torch
 
 from winnow.commands import sample, train
 from winnow.config.collection import JudgeSettings, SampleSettings
+from winnow.config.model_spec import ModelSpec
 from winnow.config.resolve import resolve
 from winnow.config.training import SFTSettings
 from winnow.data.packing import BUDGET
@@ -116,7 +117,10 @@ def small(root: Path, size: Size, seed: int) -> World:
         counted_world.write_tokenizer(root / "tokenizer")
         shape = {**SMALL_SHAPE, "max_position_embeddings": 8}
         loading.create(
-            root / "world", loading.load_tokenizer(str(root / "tokenizer")), seed=seed, **shape
+            root / "world",
+            loading.load_tokenizer(ModelSpec(str(root / "tokenizer"))),
+            seed=seed,
+            **shape,
         )
         write_jsonl(
             root / "demonstrations.jsonl",
@@ -130,7 +134,7 @@ def small(root: Path, size: Size, seed: int) -> World:
             ],
         )
     _sft(root, root / "demonstrations.jsonl", size, seed)
-    table = counted_world.table(loading.load(str(root / "sft"), device="cpu").model)
+    table = counted_world.table(loading.load(ModelSpec(str(root / "sft"), device="cpu")).model)
     return World(
         "small",
         root,
@@ -197,7 +201,7 @@ def reviews(root: Path, size: Size, seed: int, trained: Path | None = None) -> W
         demo.write_world(root, seed)
         _sft(root, root / "reviews.jsonl", size, seed)
     folder = trained or root / "sft"
-    reference = loading.load(str(folder), device="cpu")
+    reference = loading.load(ModelSpec(str(folder), device="cpu"))
     held_out = openings[demo.PROMPTS :][: size.held_out]
     kept = root / "drawn.json"
     if not kept.exists():

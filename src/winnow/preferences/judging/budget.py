@@ -12,6 +12,7 @@ import torch
 
 from winnow.config.collection import ComparingSettings, JudgeSettings
 from winnow.config.judges import EndpointURL, FunctionPath, RewardModelName
+from winnow.config.model_spec import model_spec
 from winnow.config.options import ModelSettings
 from winnow.config.resolve import Resolved, resolve
 from winnow.data.prompts import Prompt
@@ -47,13 +48,8 @@ class Referee:
         if isinstance(judge, EndpointURL):
             refuse_absent(judge.url)
         elif isinstance(judge, RewardModelName):
-            how = {
-                "dtype": settings.dtype,
-                "device": settings.device,
-                "trust_remote_code": settings.trust_remote_code,
-            }
             scoring.scores(
-                reward_models.load(judge.name, **how),
+                reward_models.load(model_spec(settings, judge.name)),
                 [scoring.Dialogue(text, answer, (), f"a trial on {where}") for answer in said],
             )
             if torch.cuda.is_available():

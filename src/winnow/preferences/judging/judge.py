@@ -13,6 +13,7 @@ from typing import Any
 
 from winnow.config.collection import JudgeSettings
 from winnow.config.judges import EndpointURL, FunctionPath, RewardModelName
+from winnow.config.model_spec import model_spec
 from winnow.config.resolve import Resolved
 from winnow.errors import JudgeError, RunError, SettingsError
 from winnow.preferences.items import Item, items
@@ -205,12 +206,7 @@ def _by_reward_model(resolved: Resolved[JudgeSettings], name: str) -> Iterator[J
 
     settings = resolved.settings
     _refuse(resolved, ON_ENDPOINT, "a reward model")
-    loaded = reward_models.load(
-        name,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = reward_models.load(model_spec(settings, name))
     how = _how(
         settings,
         weights=hashes.weights_hash(loaded.model)[:16],

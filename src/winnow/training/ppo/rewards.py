@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from winnow.config.judges import EndpointURL, RewardModelName
+from winnow.config.model_spec import model_spec
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import has_rows
@@ -53,7 +54,7 @@ def refuse(resolved: Resolved[PPOSettings]) -> None:
             ),
         )
     if isinstance(settings.reward_name, RewardModelName):
-        model_folder.load_config(settings.reward, trust_remote_code=settings.trust_remote_code)
+        model_folder.load_config(model_spec(settings, settings.reward))
     elif resolved.origins["reward"] not in ("command line", "argument"):
         raise SettingsError(
             f"reward: {settings.reward} runs code, so a file cannot ask for it",
@@ -67,12 +68,7 @@ def reward(settings: PPOSettings) -> Reward:
     """The reward the settings name. Raises ModelError, JudgeError."""
     if not isinstance(settings.reward_name, RewardModelName):
         return _function(settings)
-    loaded = reward_models.load(
-        settings.reward,
-        dtype=settings.dtype,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    loaded = reward_models.load(model_spec(settings, settings.reward))
 
     def scores(said: Sequence[PromptAnswers]) -> list[list[float]]:
         dialogues = [

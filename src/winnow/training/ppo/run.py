@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from winnow.config.model_spec import model_spec
 from winnow.config.options import parse_lora
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved
@@ -120,13 +121,11 @@ def _train(job: PPOJob) -> None:
 def _players(job: PPOJob, reward: Reward) -> Players:
     """All that takes part, as it is before the first step."""
     settings = job.settings
-    given: dict[str, Any] = {
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "trust_remote_code": settings.trust_remote_code,
-    }
     loaded = loading.load(
-        settings.model, lora=parse_lora(settings.lora), seed=settings.seed, train=True, **given
+        model_spec(settings, settings.model),
+        lora=parse_lora(settings.lora),
+        seed=settings.seed,
+        train=True,
     )
     assert settings.lr is not None
     policy = _actor(job, loaded, settings.lr)
@@ -136,7 +135,7 @@ def _players(job: PPOJob, reward: Reward) -> Players:
         critic = _actor(
             job,
             reward_models.load(
-                setup.critic_name(settings), train=True, seed=settings.seed, **given
+                model_spec(settings, setup.critic_name(settings)), train=True, seed=settings.seed
             ),
             settings.critic_lr,
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from winnow.config.collection import SamplingSettings
 from winnow.config.judges import RewardModelName
+from winnow.config.model_spec import model_spec
 from winnow.config.ppo import PPOSettings
 from winnow.config.resolve import Resolved, read_text
 from winnow.data.prompts import Prompt, prompts
@@ -79,7 +80,7 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> P
     kept, differ = before
     _possible(resolved)
     said = prompts(settings.prompts, settings.limit)
-    tokenizer = loading.load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = loading.load_tokenizer(model_spec(settings, settings.model))
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(settings.chat_template, "the chat template")
     asked = ask(
@@ -125,7 +126,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
     refuse_half_on_cpu(settings)
     require(settings.trackers)
     rewards.refuse(resolved)
-    model_folder.load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    model_folder.load_config(model_spec(settings, settings.model))
     refuse_untrainable(settings, scorer=False)
     if settings.advantage == "gae":
         name = critic_name(settings)
@@ -136,8 +137,7 @@ def _possible(resolved: Resolved[PPOSettings]) -> None:
             )
         if name != settings.model:
             ours, theirs = (
-                loading.load_tokenizer(one, trust_remote_code=settings.trust_remote_code)
-                for one in (settings.model, name)
+                loading.load_tokenizer(model_spec(settings, one)) for one in (settings.model, name)
             )
             loading.same_tokens(ours, theirs, name, "critic")
 
