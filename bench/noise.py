@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from winnow import api
 from winnow.config.model_spec import ModelSpec
-from winnow.evaluation.statistics import label_noise as noise
 from winnow.experiments import demo, reviews_world
 from winnow.models import loading
 from winnow.system.files import read_json, read_jsonl, write_jsonl
@@ -31,6 +31,12 @@ RATE = 0.1
 FRESH = 1024  # prompts of the audit
 STEPS, LR = 400, 3e-4  # the best of those tried: docs/label-noise.md
 Row = dict[str, Any]
+
+
+def recall(suspicion_M: NDArray[np.float64], is_flipped_M: NDArray[np.bool_]) -> float:
+    """Of n flipped labels, the share among the n most suspicious ones."""
+    count = int(is_flipped_M.sum())
+    return float(is_flipped_M[np.argsort(-suspicion_M, kind="stable")[:count]].mean())
 
 
 def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, bool]]]:
@@ -92,8 +98,8 @@ def audited(
     return {
         "labels": len(kept),
         "flips": int(turned.sum()),
-        "recall": noise.recall(suspicion, turned.astype(bool)),
-        "oracle": noise.recall(-margin, turned.astype(bool)),
+        "recall": recall(suspicion, turned.astype(bool)),
+        "oracle": recall(-margin, turned.astype(bool)),
         "rate": estimate["rate"],
         "low": estimate["low"],
         "high": estimate["high"],

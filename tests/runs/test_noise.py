@@ -76,12 +76,6 @@ def test_calibration_of_honest_and_of_loud_margins():
     assert alone.claimed == pytest.approx(1 / (1 + math.exp(-1)))
 
 
-def test_recall_counts_the_most_suspicious():
-    assert noise.recall(np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, False, False, True])) == 0.5
-    margin, turned = labels(0.1, 1.0)
-    assert noise.recall(-margin, turned) > 5 * 0.1
-
-
 def test_few_rows_are_refused():
     with pytest.raises(ValueError, match="19 comparisons are too few"):
         noise.estimate(np.ones(19))

@@ -40,7 +40,7 @@ class Work:
         prompt = min(s.start for s in group.sequences)
         answers = [len(s.ids) - prompt for s in group.sequences]
         positions = prompt * prompt / 2 + sum(n * (prompt + n / 2) for n in answers)
-        scored = sum(len(s.ids) - s.start for s in group.sequences)
+        scored = sum(s.scored for s in group.sequences)
         return (
             self.token * (prompt + sum(answers)) + self.scored * scored + self.position * positions
         )

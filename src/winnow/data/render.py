@@ -34,6 +34,11 @@ class TokenSequence:
         False  # a token spans prompt and completion: it is scored, the boundary moved before it
     )
 
+    @property
+    def scored(self) -> int:
+        """How many tokens are scored."""
+        return len(self.ids) - self.start
+
 
 @dataclass(frozen=True, slots=True)
 class RenderedGroup:

@@ -136,9 +136,7 @@ def measure(
         said = _by_group(theirs, reference, groups, f"the reference ({reference.source})")
         exact = [_k3(group, a, b) for group, a, b in zip(groups, drawn.ours, said, strict=True)]
     number = [i for i, own in enumerate(exact) for _ in own]
-    lengths = [
-        len(sequence.ids) - sequence.start for group in groups for sequence in group.sequences
-    ]
+    lengths = [sequence.scored for group in groups for sequence in group.sequences]
     kl = mean([value for own in exact for value in own], number)
     return Distance(
         kl,
@@ -151,7 +149,7 @@ def measure(
 
 
 def _k3(group: RenderedGroup, ours: torch.Tensor, theirs: torch.Tensor) -> list[float]:
-    lengths = [len(sequence.ids) - sequence.start for sequence in group.sequences]
+    lengths = [sequence.scored for sequence in group.sequences]
     return [drift.kl(a, b, 1) for a, b in zip(ours.split(lengths), theirs.split(lengths))]
 
 
@@ -165,12 +163,7 @@ def _by_group(
         engine, loaded.model, groups, budget(groups, None), loaded.device, whose=whose
     )
     return list(
-        logp_N.split(
-            [
-                sum(len(sequence.ids) - sequence.start for sequence in group.sequences)
-                for group in groups
-            ]
-        )
+        logp_N.split([sum(sequence.scored for sequence in group.sequences) for group in groups])
     )
 
 

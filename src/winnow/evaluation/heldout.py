@@ -62,7 +62,7 @@ def nll(value: Float[Tensor, " all"], groups: Sequence[RenderedGroup]) -> Figure
     numbers: list[int] = []
     for group, sums, number in zip(groups, by_completion(value, groups), prompts(groups)):
         own = len(group.sequences) - group.mismatched
-        lengths += [len(sequence.ids) - sequence.start for sequence in group.sequences[:own]]
+        lengths += [sequence.scored for sequence in group.sequences[:own]]
         losses += [-one for one in sums[:own]]
         numbers += [number] * own
     return mean([loss / length for loss, length in zip(losses, lengths)], numbers, lengths)
@@ -196,7 +196,7 @@ def thumbs(
             if label is not None and not group.comparisons:
                 sequence = group.sequences[k]
                 row = {"where": group.where, "prompt": number, "completion": k, "label": label}
-                row |= {"logps": policy[i][k], "length": len(sequence.ids) - sequence.start}
+                row |= {"logps": policy[i][k], "length": sequence.scored}
                 found.append(
                     row
                     if reference is None
@@ -267,8 +267,3 @@ def _area(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]], column:
         else (max(0.0, made.low), min(1.0, made.high))
     )
     return Figure(area, low, high, made.count, made.prompts, made.why)
-
-
-def thumbs_summary(found: Sequence[dict[str, Any]]) -> dict[str, float | int]:
-    """The same as plain numbers, by name."""
-    return flat(thumbs_figures(found))

@@ -144,13 +144,6 @@ def value_loss(value_N: Token, old_value_N: Token, return_N: Token, clip: float)
     return 0.5 * torch.maximum((value_N - return_N).square(), (kept_N - return_N).square())
 
 
-def entropy_bonus(entropy_N: Token, weight: float) -> Token:
-    """The third term of arXiv 1707.06347 (eq. 9 unchecked), as a loss, H the entropy of what a
-    token was drawn from:  L = -weight H.
-    """
-    return -weight * entropy_N
-
-
 # ---------------------------------------------------------------- how far from whom
 
 

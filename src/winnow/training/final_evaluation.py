@@ -57,7 +57,7 @@ def _spoken(net: Any, data: Data, engine: Engine, tokens: int, device: torch.dev
         i for part in by_rank(list(pack_all(data.groups, tokens, None, count()))) for i in part
     ]
     lengths = [
-        len(g.sequences) if data.whole else sum(len(one.ids) - one.start for one in g.sequences)
+        len(g.sequences) if data.whole else sum(one.scored for one in g.sequences)
         for g in (data.groups[i] for i in order)
     ]
     parts: dict[int, Tensor] = dict(

@@ -14,6 +14,7 @@ from winnow.data.records import Comparison
 from winnow.data.render import RenderedGroup, TokenSequence
 from winnow.engine.batch import collate
 from winnow.evaluation import heldout
+from winnow.evaluation.statistics.intervals import flat
 from winnow.evaluation.statistics.winrate import win_rate
 from winnow.objectives import scores
 from winnow.system.format import wilson
@@ -254,13 +255,13 @@ def test_labelled_answers_have_rows_and_an_area():
         (0, False, 1.0, 2),
         (1, True, 1.0, 1),
     ]
-    found = heldout.thumbs_summary(rows)
+    found = flat(heldout.thumbs_figures(rows))
     assert found["labels"] == 4
     assert found["rewards/chosen"] == pytest.approx(0.75)
     assert found["rewards/rejected"] == pytest.approx(0.25)
     # 0.5 > -0.5, 0.5 < 1, 1 > -0.5, 1 = 1
     assert found["rewards/auc"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
     assert found["raw/auc"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
-    assert heldout.thumbs_summary([]) == {}
-    assert "rewards/auc" not in heldout.thumbs_summary(rows[:1])
+    assert flat(heldout.thumbs_figures([])) == {}
+    assert "rewards/auc" not in flat(heldout.thumbs_figures(rows[:1]))
     assert heldout.thumbs([made(Comparison(0, 1))], policy, None, 0.5) == []

@@ -412,16 +412,6 @@ def test_the_critics_loss_and_its_slope():
     )
 
 
-def test_the_entropy_bonus_flattens():
-    logits_NV = normal(4, 5).requires_grad_()
-    logp_NV = logits_NV.log_softmax(-1)
-    entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
-    (found_NV,) = torch.autograd.grad(pg.entropy_bonus(entropy_N, 0.01).sum(), logits_NV)
-    # -weight dH/dz_v = weight p_v (log p_v + H)
-    by_hand_NV = 0.01 * logp_NV.exp() * (logp_NV + entropy_N[:, None])
-    torch.testing.assert_close(found_NV, by_hand_NV.detach(), rtol=0, atol=1e-16)
-
-
 # ---------------------------------------------------------------- KL
 
 

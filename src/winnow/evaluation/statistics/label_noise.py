@@ -106,12 +106,6 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     )
 
 
-def recall(suspicion_M: Margins, is_flipped_M: NDArray[np.bool_]) -> float:
-    """Of n flipped labels, the share among the n most suspicious ones."""
-    count = int(is_flipped_M.sum())
-    return float(is_flipped_M[np.argsort(-suspicion_M, kind="stable")[:count]].mean())
-
-
 def _temperature(margin_M: Margins, rate: float) -> tuple[float, float]:
     """The most likely temperature at a flip rate, and the log-likelihood there."""
 

@@ -152,9 +152,7 @@ def roll(
         else None
     )
     clock.passed("looking")
-    lengths = torch.tensor(
-        [len(sequence.ids) - sequence.start for group in groups for sequence in group.sequences]
-    )
+    lengths = torch.tensor([sequence.scored for group in groups for sequence in group.sequences])
     known = Answers(
         completion_N=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
         group_C=torch.repeat_interleave(
