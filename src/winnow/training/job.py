@@ -29,6 +29,7 @@ from winnow.training import run_record
 from winnow.training.loop import Plan
 from winnow.training.metrics import require
 from winnow.training.plan import planned, prepared, refuse_quantized, wanted
+from winnow.training.run_record import RunHead
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ def begin_job(
     def head() -> None:
         if leads():
             run.unfinish()
-            run_record.write_head(
-                run, resolved, asked, recipe, plan, (train_set, held_out), renderer, command, differ
-            )
+            besides = run_record.plan_of_pairs(train_set, plan)
+            begun_with = RunHead(recipe, command, resolved, asked, plan, besides, differ)
+            accounts = run_record.accounts_of(train_set, held_out, renderer)
+            run_record.begin(run, begun_with, accounts)
 
     if leads():
         tidy(run.root)

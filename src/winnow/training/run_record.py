@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,68 +242,70 @@ def asked(resolved: Resolved[Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "out"}
 
 
-def write_head(
-    run: RunFolder,
-    resolved: Resolved[Any],
-    begun: dict[str, Any],
-    recipe: str,
-    plan: Plan,
-    sets: tuple[Dataset, Mapping[str, Dataset]],
-    renderer: Renderer,
-    command: str,
-    differ: Differences,
-) -> None:
-    """config.yaml first, then data.json, then environment.json: with it the run has begun. `begun`:
-    the settings as asked for; sets: for training, held out by prefix; differ: what is another one
-    now, of a run that goes on.
+@dataclass(frozen=True, slots=True)
+class RunHead:
+    """What a run is begun with. resolved: all of its settings; begun: those that were asked for,
+    before the data filled any in; besides: what else is known of the plan; differ: what is another
+    one now, of a run that goes on.
     """
-    train_set, held_out = sets
-    accounts = {
+
+    recipe: str
+    command: str
+    resolved: Resolved[Any]
+    begun: dict[str, Any]
+    plan: Plan
+    besides: dict[str, Any]
+    differ: Differences
+
+    def to_json(self, changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The head as environment.json holds it. changes: of a run that goes on, all so far."""
+        settings = self.resolved.settings.model_dump(by_alias=True, mode="json")
+        return {
+            "schema": 1,
+            "format": RUN_FORMAT,
+            "recipe": self.recipe,
+            "command": self.command,
+            "started": _now(),
+            "versions": versions(*(["bitsandbytes"] if settings.get("quantize") else [])),
+            "device": _device(),
+            "processes": count(),
+            "settings": settings,
+            "asked": self.begun,
+            "origins": dict(self.resolved.origins),
+            "plan": {"steps": self.plan.steps, "warmup": self.plan.warmup, **self.besides},
+            "changes": list(changes),
+        }
+
+
+def begin(run: RunFolder, head: RunHead, accounts: dict[str, Any]) -> None:
+    """config.yaml first, then data.json, which holds the `accounts`, then environment.json: with it
+    the run has begun.
+    """
+    changes = _changes(run, head.differ) if head.differ else []
+    write_atomic(run.config, head.resolved.yaml())
+    write_json(run.root / "data.json", accounts)
+    write_json(run.environment, head.to_json(changes))
+
+
+def accounts_of(
+    train_set: Dataset, held_out: Mapping[str, Dataset], renderer: Renderer
+) -> dict[str, Any]:
+    """What data.json holds: what became of the rows, held out by prefix."""
+    return {
         "train": train_set.account.to_json(),
-        "eval": {prefix: one.account.to_json() for prefix, one in held_out.items()},
+        "eval": {prefix: held.account.to_json() for prefix, held in held_out.items()},
         "rendered_by": rendered_by(renderer),
     }
-    per_step = train_set.account.comparisons / len(train_set.groups) * plan.batch_size
-    more = {
+
+
+def plan_of_pairs(train_set: Dataset, plan: Plan) -> dict[str, Any]:
+    """What is known of the plan of a training on comparisons, beside steps and warm-up."""
+    comparisons = train_set.account.comparisons / len(train_set.groups)
+    return {
         "groups": len(train_set.groups),
-        "comparisons_per_step": per_step,
+        "comparisons_per_step": comparisons * plan.batch_size,
         "tokens_per_micro_batch": plan.tokens,
     }
-    begin(run, resolved, begun, recipe, plan, accounts, more, command, differ)
-
-
-def begin(
-    run: RunFolder,
-    resolved: Resolved[Any],
-    begun: dict[str, Any],
-    recipe: str,
-    plan: Plan,
-    accounts: dict[str, Any],
-    more: dict[str, Any],
-    command: str,
-    differ: Differences,
-) -> None:
-    """The same of any data. accounts: what data.json holds; more: of the plan."""
-    changes = _changes(run, differ) if differ else []
-    settings = resolved.settings.model_dump(by_alias=True, mode="json")
-    write_atomic(run.config, resolved.yaml())
-    write_json(run.root / "data.json", accounts)
-    head = {
-        "schema": 1,
-        "format": RUN_FORMAT,
-        "recipe": recipe,
-        "command": command,
-        "started": _now(),
-        "versions": versions(*(["bitsandbytes"] if settings.get("quantize") else [])),
-        "device": _device(),
-        "processes": count(),
-        "settings": settings,
-        "asked": begun,
-        "origins": dict(resolved.origins),
-        "plan": {"steps": plan.steps, "warmup": plan.warmup, **more},
-        "changes": changes,
-    }
-    write_json(run.environment, head)
 
 
 def _changes(run: RunFolder, differ: Differences) -> list[dict[str, Any]]:

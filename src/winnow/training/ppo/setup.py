@@ -32,6 +32,7 @@ from winnow.training.loop import Plan
 from winnow.training.metrics import require
 from winnow.training.plan import plan_of, warmup_steps, with_rate
 from winnow.training.ppo import rewards
+from winnow.training.run_record import RunHead
 
 RATE, ADAPTER_RATE, CRITIC_RATE = 3e-6, 3e-5, 9e-6
 TIMES = 3  # the critic's rate over a policy's that was given: as the defaults are to each other
@@ -104,17 +105,9 @@ def begun(resolved: Resolved[PPOSettings], folder: RunFolder, command: str) -> P
         more = {"prompts": len(train), "answers_per_step": settings.batch_size * settings.k}
         account["rendered_by"] = run_record.rendered_by(Renderer(tokenizer))
         folder.unfinish()
-        run_record.begin(
-            folder,
-            resolved,
-            run_record.asked(resolved),
-            "ppo",
-            plan,
-            account,
-            more,
-            command,
-            differ,
-        )
+        asked_for = run_record.asked(resolved)
+        head = RunHead("ppo", command, resolved, asked_for, plan, more, differ)
+        run_record.begin(folder, head, account)
     return PPOJob(
         folder, settings, plan, tokenizer, asked, [where for where, _ in said], train, held, differ
     )
