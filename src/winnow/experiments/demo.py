@@ -29,7 +29,7 @@ from winnow.experiments.frontier import report
 from winnow.generation.sampler import Sampling, sample, words
 from winnow.models import loading
 from winnow.models.loading import LoadedModel
-from winnow.reports.page import Row, Table, say_table
+from winnow.reports.page import Table, TableRow, say_table
 from winnow.system.console import ProgressBar, console, safe, say
 from winnow.system.figure import Figure, Writer, interval, value
 from winnow.system.files import read_json, write_json, write_jsonl
@@ -281,9 +281,9 @@ def _say(summary: dict[str, Any], out: RunFolder) -> None:
         figure, before = Figure.read(summary["figures"][after]), summary.get(f"{name}_before")
         span = interval(figure, write) if figure.ends else ""
         rows.append(
-            Row(title, ["" if before is None else write(before), value(figure, write), span])
+            TableRow(title, ["" if before is None else write(before), value(figure, write), span])
         )
-    rows.append(Row("sentiment words in use", ["", f"{summary['words_in_use']:.0f}", ""]))
+    rows.append(TableRow("sentiment words in use", ["", f"{summary['words_in_use']:.0f}", ""]))
     heads = ("measure", "before", "after", "95 % interval of after")
     say_table(Table("SFT model -> DPO model, on held-out prompts", heads, rows))
     prompts = summary["figures"]["true_reward_after"]["prompts"]

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from winnow.reports.page import Card, Page, Row, Table, figure_card, plain, say_table, say_warnings
+from winnow.reports.page import (
+    Card,
+    Page,
+    Table,
+    TableRow,
+    figure_card,
+    plain,
+    say_table,
+    say_warnings,
+)
 from winnow.reports.page import render as render_page
 from winnow.reports.reliability import reliability
 from winnow.system.console import safe, say
@@ -287,10 +296,10 @@ def _table(title: str, figures: Mapping[str, Any], words: Words, note: str = "")
     return Table(title, HEADS, rows, note=note)
 
 
-def _row(name: str, row: Mapping[str, Any], share: bool, unit: str = "") -> Row:
+def _row(name: str, row: Mapping[str, Any], share: bool, unit: str = "") -> TableRow:
     figure, write = Figure.read(row), _writer(share)
     count = taken_over(figure).removeprefix("n = ")
-    return Row(name, [value(figure, write), interval(figure, write), count], unit)
+    return TableRow(name, [value(figure, write), interval(figure, write), count], unit)
 
 
 def slices(part: Mapping[str, Any]) -> list[Table]:
@@ -314,7 +323,7 @@ def _slices(column: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
             cells.append(cell(figure, write, count=False) if figure else "–")
         bar = first is not None and WORDS[names[0]][1]
         at, ends = (first.value, first.ends) if first and bar else (None, None)
-        rows.append(Row(title, cells, at=at, interval=ends))
+        rows.append(TableRow(title, cells, at=at, interval=ends))
     why = dict.fromkeys(f.why for _, figures in shown for f in figures if f and f.ends is None)
     note = f"Without brackets: {'; '.join(why)}." if why else ""
     heads = [column, "n", *(WORDS[name][0] for name in names)]
@@ -346,7 +355,7 @@ def _calibration(calibration: Mapping[str, Any]) -> list[Table]:
     for part in calibration["bins"]:
         agreed = Figure(part["agreed"], part["low"], part["high"], part["count"], part["count"])
         cells = [value(agreed, tenths), interval(agreed, tenths), number(part["count"])]
-        rows.append(Row(tenths(part["claimed"]), cells))
+        rows.append(TableRow(tenths(part["claimed"]), cells))
     heads = ("The model claims", "Labels agree", "95 % interval", "n")
     note = (
         f"Calibration error {tenths(calibration['error'])}: the mean distance of the first two"

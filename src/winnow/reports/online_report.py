@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from winnow.errors import RunError
-from winnow.reports.page import Row, Table
+from winnow.reports.page import Table, TableRow
 from winnow.reports.panels import Panel
 from winnow.reports.plots import Drawing, Line, draw_one
 from winnow.system.figure import Figure, Writer, cell
@@ -105,7 +105,7 @@ def table(rounds: Rounds) -> Table:
     )
     shown = [(title, [value(row) for row in rounds]) for title, value in columns]
     shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
-    rows = [Row(str(i), [cells[i] or "" for _, cells in shown]) for i in range(len(rounds))]
+    rows = [TableRow(str(i), [cells[i] or "" for _, cells in shown]) for i in range(len(rounds))]
     return Table("Rounds", ["Round", *(title for title, _ in shown)], rows)
 
 

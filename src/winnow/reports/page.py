@@ -41,7 +41,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row of a table. `unit` stands beside its name; `interval` and `at`, shares of 1, draw a
     bar behind its cells.
     """
@@ -61,7 +61,7 @@ class Table:
 
     title: str
     heads: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     sentences: Sequence[str] = ()
     note: str = ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from winnow.reports.page import Card, Row, Table, figure_card
+from winnow.reports.page import Card, Table, TableRow, figure_card
 from winnow.reports.panels import Panel
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, draw_one
 from winnow.reports.winrate_report import strength_row
@@ -194,7 +194,7 @@ def _voters(voters: Sequence[Figures]) -> Table:
         cells += [number(row["outcomes"][name]) for name in shown]
         if timed:
             cells.append("–" if row["seconds"] is None else f"{number(row['seconds'])} s")
-        rows.append(Row(row["name"], cells))
+        rows.append(TableRow(row["name"], cells))
     heads = ["Voter", "Votes", "Pairs", *(OUTCOMES[name] for name in shown)]
     return Table("Who voted", [*heads, *(["Median time"] if timed else [])], rows)
 
@@ -216,7 +216,7 @@ def _trust(voters: Sequence[Figures]) -> Table:
         for name in defined:
             cells.append(share(row[name]))
             cells += [chance(row["p_left"])] if name == "left" else []
-        rows.append(Row(row["name"], cells))
+        rows.append(TableRow(row["name"], cells))
     note = "Shares with 95 % intervals; p is the exact binomial one, of both sides."
     sentences = [note, *sentences] if defined else sentences
     return Table("Sides, repeats, known answers", heads, rows if defined else [], sentences)
@@ -226,11 +226,11 @@ def agreement_table(agreement: Figures) -> Table:
     """How alike voters are beyond chance."""
     couples = agreement["kappa"]
     rows = [
-        Row("All voters: the same verdict", [share(agreement["raw"])]),
-        Row("All voters: Krippendorff's alpha", [_plain(agreement["alpha"])]),
+        TableRow("All voters: the same verdict", [share(agreement["raw"])]),
+        TableRow("All voters: Krippendorff's alpha", [_plain(agreement["alpha"])]),
     ]
     rows += [
-        Row(f"{couple['one']} and {couple['other']}: Cohen's kappa", [_plain(couple)])
+        TableRow(f"{couple['one']} and {couple['other']}: Cohen's kappa", [_plain(couple)])
         for couple in couples[:TWOS]
     ]
     more = f"Of {number(len(couples))} couples the {TWOS} who share the most pairs."
@@ -241,7 +241,7 @@ def judge_tables(one: Figures) -> list[Table]:
     """A judge beside people: pairs by what both say, and how often that is the same."""
     labels = list(one["table"])
     rows = [
-        Row(LABELS[label], [number(one["table"][label][other]) for other in labels])
+        TableRow(LABELS[label], [number(one["table"][label][other]) for other in labels])
         for label in labels
     ]
     heads = ["People ↓ judge →", *(LABELS[label] for label in labels)]
@@ -250,7 +250,7 @@ def judge_tables(one: Figures) -> list[Table]:
         ("Same verdict, pairs both decided", "decided"),
         ("Same verdict in both orders (the judge alone)", "swapped"),
     )
-    shares = [Row(name, [share(one[key])]) for name, key in names if key in one]
+    shares = [TableRow(name, [share(one[key])]) for name, key in names if key in one]
     title = f"{one['judge']} against people"
     return [Table(title, heads, rows), Table("", [], shares)]
 
@@ -311,7 +311,7 @@ def wins(group: Figures) -> Table:
     """How likely each model of a group is to beat each other one, by the strengths."""
     names = [row["model"] for row in group["strengths"]]
     rows = [
-        Row(name, ["" if row is None else share(row) for row in line])
+        TableRow(name, ["" if row is None else share(row) for row in line])
         for name, line in zip(names, group["wins"], strict=True)
     ]
     return Table("Wins against", ["", *names], rows)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow.reports.page import Card, Page, Row, Table, figure_card
+from winnow.reports.page import Card, Page, Table, TableRow, figure_card
 from winnow.reports.page import render as render_page
 from winnow.reports.panels import Panel
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, draw_one
@@ -98,7 +98,7 @@ def tables(report: Figures) -> list[Table]:
     made = [Table(f"Against {comparisons[0]['against']}", heads, _rows(comparisons))]
     if report["others"]:
         rows = [
-            Row(
+            TableRow(
                 f"{other['model']} against {other['against']}",
                 [_share(other["win_rate"]), _share(other["length_controlled"])],
             )
@@ -113,10 +113,10 @@ def tables(report: Figures) -> list[Table]:
     return made
 
 
-def _rows(comparisons: Sequence[Figures]) -> list[Row]:
+def _rows(comparisons: Sequence[Figures]) -> list[TableRow]:
     """A row per figure, a column per comparison; what no comparison has is left out."""
     columns = [_column(comparison) for comparison in comparisons]
-    rows = [Row(title, [column[title] for column in columns]) for title in columns[0]]
+    rows = [TableRow(title, [column[title] for column in columns]) for title in columns[0]]
     return [row for row in rows if any(row.cells)]
 
 
@@ -203,13 +203,13 @@ def _ranked(ranking: Figures) -> list[Table]:
     ]
 
 
-def strength_row(row: Figures, before: Sequence[str] = (), after: Sequence[str] = ()) -> Row:
+def strength_row(row: Figures, before: Sequence[str] = (), after: Sequence[str] = ()) -> TableRow:
     """A model's strength, and the chance to win against one of mean strength, also as a bar."""
     strength = Figure(row["strength"], row["low"], row["high"], 0, 0)
     at, low, high = (1 / (1 + math.exp(-row[name])) for name in ("strength", "low", "high"))
     chances = Figure(at, low, high, 0, 0)
     written = [cell(strength, nats, count=False), cell(chances, tenths, count=False)]
-    return Row(row["model"], [*before, *written, *after], at=at, interval=(low, high))
+    return TableRow(row["model"], [*before, *written, *after], at=at, interval=(low, high))
 
 
 def _heated(points: Sequence[Figures]) -> Table:
@@ -217,7 +217,7 @@ def _heated(points: Sequence[Figures]) -> Table:
     names = list(dict.fromkeys(point["model"] for point in points))
     known = {(point["model"], point["temperature"]): point["win_rate"] for point in points}
     rows = [
-        Row(f"{heat:g}", [_share(known[name, heat]) for name in names])
+        TableRow(f"{heat:g}", [_share(known[name, heat]) for name in names])
         for heat in sorted({point["temperature"] for point in points})
     ]
     title = f"Win rate over {points[0]['against']} by sampling temperature"

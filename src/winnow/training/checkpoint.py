@@ -351,10 +351,15 @@ class Saver:
         if launch.leads():
             files.reached("pruned")
 
-    def prune(self, progress: Progress) -> None:
-        """Delete the checkpoints that this state makes old: after each save, and at the end of a
-        run, for one that was killed between its last save and this.
+    def finish(self, progress: Progress) -> None:
+        """Until what was begun is on the disk, and old checkpoints are deleted: a run may have been
+        killed between its last save and that.
         """
+        self.wait()
+        self.prune(progress)
+
+    def prune(self, progress: Progress) -> None:
+        """Delete the checkpoints that this state makes old."""
         if launch.leads():
             prune(
                 self.folder,

@@ -160,8 +160,7 @@ def to_the_end(
                 save()
             distributed.obey()
             if progress.step >= plan.steps:
-                saver.wait()
-                saver.prune(progress)
+                saver.finish(progress)
                 return progress
             row, progress = advance(progress)
             best = False

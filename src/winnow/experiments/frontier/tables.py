@@ -13,7 +13,7 @@ from winnow.experiments.frontier.words import (
     setting,
     shared,
 )
-from winnow.reports.page import Row, Table
+from winnow.reports.page import Table, TableRow
 from winnow.system.format import number, percent, tenths
 
 HEADS = (
@@ -33,11 +33,13 @@ def table(facts: Figures, rows: Sequence[Figures]) -> Table:
     start = facts["start"]
     fluent, wins = percent(start["fluency"]["mean"], 1), percent(start["win"]["mean"])
     first = ["", "0", number(start["reward"]["mean"]), fluent, wins, "", ""]
-    made = [Row("The SFT model", first)]
+    made = [TableRow("The SFT model", first)]
     for row in sorted(rows, key=lambda row: (list(STYLES).index(row["method"]), row["kl"]["mean"])):
         share = shared(row["share"]) if row["share"] and row["share"]["mean"] is not None else "–"
         seeds = number(row["seeds"]) if row["seeds"] else "–"
-        made.append(Row(STYLES[row["method"]][0], [setting(row), *_figures(row), share, seeds]))
+        made.append(
+            TableRow(STYLES[row["method"]][0], [setting(row), *_figures(row), share, seeds])
+        )
     return Table("", HEADS, made)
 
 
@@ -57,11 +59,11 @@ def rlhf(ledger: Figures) -> list[Table]:
     made = []
     for cost in ledger["costs"]:
         columns, title = [_cost(cost[name]) for name in ("dpo", "ppo")], TITLES[cost["world"]]
-        rows = [Row(name, [column[name] for column in columns]) for name in columns[0]]
+        rows = [TableRow(name, [column[name] for column in columns]) for name in columns[0]]
         heads = ("", "DPO", "PPO, learned reward")
         made.append(Table(title, heads, rows, [ABOUT_COSTS]))
         rates = [
-            Row(STYLES[name][0], _rate(row))
+            TableRow(STYLES[name][0], _rate(row))
             for name in ("dpo", "ppo")
             for row in cost["rates"][name]
         ]
@@ -154,7 +156,7 @@ def runs(ledger: Figures) -> tuple[Table, list[tuple[str, str]]]:
         share = percent(point["share"]) if point["share"] is not None else "–"
         answers = "all" if point["answers"] is None else number(point["answers"])
         rows.append(
-            Row(
+            TableRow(
                 f"{TITLES[point['world']]}: {STYLES[point['method']][0]}",
                 [
                     *(setting(point), number(point["lr"]), number(point["seed"])),

@@ -72,7 +72,7 @@ class PageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class LabelPage:
     """What all requests share."""
 
     store: Store
@@ -80,10 +80,10 @@ class Page:
     guidelines: Markup | None = None
 
 
-Handler = Callable[[Page, PageRequest], Response]
+Handler = Callable[[LabelPage, PageRequest], Response]
 
 
-def app(page: Page) -> ASGIApp:
+def app(page: LabelPage) -> ASGIApp:
     """The page as an ASGI application, guarded."""
     gets = {"/": ask, "/votes": votes, "/votes/{task}": vote, "/rank/{task}": ranking}
     posts = {"/vote": cast, "/undo": undo, "/rank/{task}": rank, "/look": look}
@@ -106,7 +106,7 @@ def app(page: Page) -> ASGIApp:
 # --- what addresses answer
 
 
-def ask(page: Page, asked: PageRequest) -> Response:
+def ask(page: LabelPage, asked: PageRequest) -> Response:
     """The next pair, or that all is done."""
     last = page.store.history(asked.who, limit=1)
     values = {
@@ -142,7 +142,7 @@ def ask(page: Page, asked: PageRequest) -> Response:
     )
 
 
-def cast(page: Page, asked: PageRequest) -> Response:
+def cast(page: LabelPage, asked: PageRequest) -> Response:
     """A vote. What was sent twice counts once."""
     outcome, strength = asked.form.get("outcome", ""), int(asked.number("strength"))
     if outcome not in views.OUTCOMES or strength not in range(len(views.STRENGTHS)):
@@ -166,13 +166,13 @@ def cast(page: Page, asked: PageRequest) -> Response:
     return _go(f"/votes/{asked.form['task']}" if "editing" in asked.form else "/")
 
 
-def undo(page: Page, asked: PageRequest) -> Response:
+def undo(page: LabelPage, asked: PageRequest) -> Response:
     """Take the last vote (or ranking) back, once."""
     page.store.undo(asked.who, int(asked.number("act")))
     return _go("/")
 
 
-def votes(page: Page, asked: PageRequest) -> Response:
+def votes(page: LabelPage, asked: PageRequest) -> Response:
     """What one has voted so far."""
     word = asked.query.get("page", "1")
     number = int(word) if re.fullmatch(r"[1-9][0-9]{0,5}", word) else 1
@@ -190,7 +190,7 @@ def votes(page: Page, asked: PageRequest) -> Response:
     )
 
 
-def vote(page: Page, asked: PageRequest) -> Response:
+def vote(page: LabelPage, asked: PageRequest) -> Response:
     """One vote again, with what was hidden before: lengths and differences."""
     task, entry = page.store.task(asked.task, asked.who), page.store.current(asked.task, asked.who)
     if entry is None:
@@ -205,7 +205,7 @@ def vote(page: Page, asked: PageRequest) -> Response:
     return _page(asked, "vote", task=task, entry=entry, shown=shown, last=None, **values)
 
 
-def ranking(page: Page, asked: PageRequest) -> Response:
+def ranking(page: LabelPage, asked: PageRequest) -> Response:
     """All answers to a prompt, to be put in order."""
     task, order = page.store.task(asked.task, asked.who), page.store.order(asked.task, asked.who)
     shown = views.shown(page.store.items[task.item], order)
@@ -218,7 +218,7 @@ def ranking(page: Page, asked: PageRequest) -> Response:
     return _page(asked, "rank", task=task, shown=shown, answers=shown.answers, **values)
 
 
-def rank(page: Page, asked: PageRequest) -> Response:
+def rank(page: LabelPage, asked: PageRequest) -> Response:
     """A ranking: a place for every answer, 1 the best, equals allowed."""
     order = page.store.order(asked.task, asked.who)
     places = [asked.number(f"place-{i + 1}") for i in range(len(order))]
@@ -237,7 +237,7 @@ def rank(page: Page, asked: PageRequest) -> Response:
     return _go("/")
 
 
-def look(page: Page, asked: PageRequest) -> Response:
+def look(page: LabelPage, asked: PageRequest) -> Response:
     """Markdown or raw text, light or dark, keys or none."""
     back = asked.form.get("back", "/")
     response = _go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")
@@ -252,7 +252,7 @@ def look(page: Page, asked: PageRequest) -> Response:
 # --- from a request to a handler, and back
 
 
-def _endpoint(page: Page, handler: Handler) -> Callable[[Request], Any]:
+def _endpoint(page: LabelPage, handler: Handler) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         asked = PageRequest(
             page.door.who(request.cookies.get(page.door.cookie, "")),

@@ -10,7 +10,7 @@ import uvicorn
 from markupsafe import Markup
 
 from winnow.errors import RunError, SettingsError
-from winnow.preferences.labeling.app import Page, app
+from winnow.preferences.labeling.app import LabelPage, app
 from winnow.preferences.labeling.auth import Door, key, names
 from winnow.preferences.votes_db import Store
 from winnow.system.console import safe, say
@@ -81,10 +81,10 @@ def serve(
             import webbrowser
 
             webbrowser.open(f"{address}/enter?token={door.token(people[0])}")
-        _server(Page(store, door, guidelines)).run(sockets=[listening])
+        _server(LabelPage(store, door, guidelines)).run(sockets=[listening])
 
 
-def _server(page: Page) -> uvicorn.Server:
+def _server(page: LabelPage) -> uvicorn.Server:
     """Signals end it (it lets answers on their way through, and hands the signal on); it says
     nothing of itself, and keeps no log of who asked what.
     """
