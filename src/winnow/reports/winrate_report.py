@@ -14,7 +14,7 @@ from winnow.reports.page import render as render_page
 from winnow.reports.panels import Panel
 from winnow.reports.plots import DASHES, MARKERS, RUN_INKS, Drawing, Line, draw_one
 from winnow.reports.winrate_warnings import same
-from winnow.system.figure import Figure, Writer, cell, support
+from winnow.system.figure import Figure, Writer, cell, interval, support
 from winnow.system.files import write_atomic
 from winnow.system.format import chance, nats, number, plural, signed, tenths
 from winnow.system.run_folder import RunFolder
@@ -77,10 +77,8 @@ def headline(report: Figures) -> str:
     if won.value is None or won.ends is None:
         return f"Nothing can be said of {model} against {baseline}: {won.why}."
     close = ": too close to tell them apart" if won.contains(0.5) else ""
-    return (
-        f"{model} wins {tenths(won.value)} of games against {baseline}"
-        f" ({support(won, tenths)} prompts){close}."
-    )
+    sure = f"95 % interval {interval(won, tenths)}, {plural(won.prompts, 'prompt')}"
+    return f"{model} wins {tenths(won.value)} of games against {baseline} ({sure}){close}."
 
 
 def best(report: Figures) -> Figures:
