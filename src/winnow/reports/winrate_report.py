@@ -126,7 +126,7 @@ def _column(comparison: Figures) -> dict[str, str]:
     return {
         "Win rate, ties half": _share(won),
         "Win rate at equal lengths": _share(controlled),
-        "  weight of length": _weight(controlled),
+        "  weight of length, nats": _weight(controlled),
         "Characters longer": _mean(lengths["longer"], signed),
         "  its own": _mean(lengths["ours"]),
         "  the baseline's": _mean(lengths["theirs"]),
@@ -161,7 +161,7 @@ def _weight(row: Figures) -> str:
     if row["weight"] is None:
         return ""
     ends = {"low": row["weight_low"], "high": row["weight_high"], "prompts": row["prompts"]}
-    return cell(Figure.read({"value": row["weight"], **ends}), lambda x: f"{nats(x)} nats")
+    return cell(Figure.read({"value": row["weight"], **ends}), nats)
 
 
 def _mean(row: Figures | None, write: Writer = number) -> str:
