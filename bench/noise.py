@@ -67,7 +67,7 @@ def labelled(rows: list[Row], seed: int) -> tuple[list[Row], list[tuple[float, b
 def answered(folder: Path, seed: int) -> list[Row]:
     """Four answers of the demo's SFT model to prompts of their own."""
     prompts = reviews_world.openings(FRESH, 1000 + seed)
-    sampled = demo._sample(
+    sampled = demo.sampled(
         loading.load(ModelSpec(str(folder / "sft"), device="cpu")), prompts, 1000 + seed
     )
     return [

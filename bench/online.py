@@ -16,7 +16,6 @@ same for all. Figures: docs/online.md.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from typing import Any
 from winnow.commands import online
 from winnow.config.collection import OnlineSettings
 from winnow.config.resolve import resolve
-from winnow.evaluation.statistics.winrate import Mean, over_prompts
+from winnow.evaluation.statistics.winrate import over_prompts
 from winnow.experiments import reviews_world
+from winnow.system.figure import Figure
 from winnow.system.files import read_json, read_jsonl, write_json, write_jsonl
 
 ROUNDS, PROMPTS, HELD_OUT = 3, 800, 512  # prompts of a round
@@ -117,8 +117,8 @@ def _figures(out: Path) -> dict[str, Any]:
         for rows in said
     ]
     return {
-        "reward": [asdict(over_prompts(values)) for values in rewards],
-        "gain": [asdict(over_prompts(values)) for values in gains],
+        "reward": [over_prompts(values).as_mean() for values in rewards],
+        "gain": [over_prompts(values).as_mean() for values in gains],
         "kl": [row["kl"] for row in rounds],
         "grammatical": fluent,
         "labels": sum(row.get("comparisons", 0) for row in rounds),
@@ -126,7 +126,7 @@ def _figures(out: Path) -> dict[str, Any]:
     }
 
 
-def _gap(ours: dict[str, Any], theirs: dict[str, Any]) -> Mean:
+def _gap(ours: dict[str, Any], theirs: dict[str, Any]) -> Figure:
     """By how much the last round's true reward is higher, prompt by prompt."""
     return over_prompts([a - b for a, b in zip(ours["last"], theirs["last"])])
 
@@ -153,7 +153,7 @@ def _print(found: dict[str, Any]) -> None:
             for seed, (ours, theirs) in enumerate(zip(found[way], found[other])):
                 gap = _gap(ours, theirs)
                 print(
-                    f"{way} over {other}, seed {seed}: {gap.mean:+.3f} [{gap.low:+.3f},"
+                    f"{way} over {other}, seed {seed}: {gap.value:+.3f} [{gap.low:+.3f},"
                     f" {gap.high:+.3f}]"
                 )
 

@@ -397,7 +397,7 @@ def test_a_run_that_is_extended_is_unfinished_before_its_settings_change(
     run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     longer = {"steps": 6, "save_every": 1, "keep": 3, "allow_change": ["steps"]}
     with monkeypatch.context() as patch:
-        patch.setattr(run_record, "write_head", no_room)
+        patch.setattr(run_record, "begin", no_room)
         with pytest.raises(OSError, match="No space left"):
             runs.dpo(world, run.root, **longer)
     assert not run.finished
