@@ -27,7 +27,7 @@ from safetensors.torch import load, load_file, save_file
 
 import runs
 import tiny
-from winnow.commands import against, generate
+from winnow.commands import generate, round_figures
 from winnow.config.collection import SampleSettings
 from winnow.errors import TrainingError
 from winnow.generation.sampler import Answer
@@ -164,7 +164,7 @@ def test_17_answers_of_a_round_name_the_model_without_numbers(
         TrainingError,
         match=f"the {part} \\({re.escape(names['loud'])}\\) gives log-probs that are not finite",
     ):
-        against.answers(
+        round_figures.answers(
             settings, names[policy], names[first], world / "held.jsonl", tmp_path / "answers.jsonl"
         )
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from winnow.commands.players import Answers, Player
+from winnow.commands.contestants import Answers, Player
 from winnow.config.evaluation import WinrateSettings
 from winnow.config.resolve import Resolved
 from winnow.data.prompts import Prompt, as_turns

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from winnow.commands import against, sample, train
+from winnow.commands import round_figures, sample, train
 from winnow.config.collection import OnlineSettings, SampleSettings
 from winnow.config.resolve import Resolved, handed_on
 from winnow.config.training import FREE, DPOSettings
@@ -316,7 +316,7 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
     if not loop.settings.held_out:
         return {}
     start = Round(0, one.root, one.first)
-    found, weights = against.answers(
+    found, weights = round_figures.answers(
         loop.settings, one.policy, one.first, start.file("prompts"), one.file("held-out")
     )
     if loop.ledger["weights"] not in (None, weights):
@@ -328,7 +328,7 @@ def _evaluated(loop: Loop, one: Round) -> dict[str, Any]:
     for name, other in (("over_first", start), ("over_previous", one.before))[: one.number]:
         said = (f"round {one.number}", f"round {other.number}")
         out = one.file(f"against-{other.number}")
-        found[name] = against.compared(
+        found[name] = round_figures.compared(
             one.file("held-out"),
             other.file("held-out"),
             out,

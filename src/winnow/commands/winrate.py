@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from winnow.commands import players
+from winnow.commands import contestants
 from winnow.commands.contest import Contest, judged_games
-from winnow.commands.players import Answers, Player
+from winnow.commands.contestants import Answers, Player
 from winnow.config.evaluation import WinrateSettings
 from winnow.config.judges import FunctionPath, RewardModelName
 from winnow.config.resolve import Resolved
@@ -57,8 +57,8 @@ def run(resolved: Resolved[WinrateSettings], command: str = "") -> dict[str, Any
     referee = Referee(resolved)
     referee.refuse()
     asked = distinct(prompts(settings.prompts, settings.limit))
-    who = players.players(settings)
-    given = {one.number: players.answers(one.source, asked) for one in who if one.file}
+    who = contestants.players(settings)
+    given = {one.number: contestants.answers(one.source, asked) for one in who if one.file}
     out = RunFolder(root)
     finished = out.report_json.exists()  # every figure, written when all of them are known
     if not finished:
@@ -122,7 +122,7 @@ def _judge_content(settings: WinrateSettings) -> str:
     """What a judge is, where it can change: weights of a reward model, code of a function."""
     match settings.judge_name:
         case RewardModelName(name):
-            return players.content(name)
+            return contestants.content(name)
         case FunctionPath(path):
             return rules.rule(path, "").code or settings.judge
         case _:
@@ -204,7 +204,7 @@ def _of_model(
         return said[first], {name: accounts[first][name] for name in ("sampled", "cut")} | {
             "same_as": accounts[first]["name"]
         }
-    path = players.sampled(
+    path = contestants.sampled(
         contest.resolved,
         one,
         contest.prompts,
@@ -215,11 +215,11 @@ def _of_model(
     rows = read_jsonl(path, "sampled")
     account = {"sampled": rows[0]["sampled"], "cut": _cut(rows)}
     for i, other in enumerate(accounts):
-        if "sampled" in other and players.asked_as(other["sampled"]) == players.asked_as(
+        if "sampled" in other and contestants.asked_as(other["sampled"]) == contestants.asked_as(
             account["sampled"]
         ):
             return said[i], account | {"same_as": other["name"]}
-    return players.answers(str(path), contest.asked), account
+    return contestants.answers(str(path), contest.asked), account
 
 
 def _cut(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -259,10 +259,10 @@ def _sweep(
 
 def _at(contest: Contest, one: Player, heat: float, theirs: Answers) -> list[Match]:
     """A model's answers at another temperature, judged against the baseline's."""
-    path = players.sampled(
+    path = contestants.sampled(
         contest.resolved, one, contest.prompts, contest.file(one, f"at-{heat:g}.answers"), heat
     )
-    ours = players.answers(
+    ours = contestants.answers(
         str(contest.wrote(path, f"answers of {one.name} at temperature {heat:g}")), contest.asked
     )
     return judged_games(

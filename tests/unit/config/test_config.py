@@ -72,7 +72,7 @@ READERS: dict[type[Settings], list[str]] = {
     ],
     WinrateSettings: [
         "commands/winrate.py",
-        "commands/players.py",
+        "commands/contestants.py",
         "commands/sample.py",
         "generation/prompts.py",
         "preferences/judging/judge.py",
