@@ -971,5 +971,5 @@ def test_behind_the_demo(small, tmp_path, monkeypatch):
     name = next(iter(tensors))
     # trained anew, at the same place
     save_file({**tensors, name: tensors[name] + 1}, weights, metadata={"format": "pt"})
-    with pytest.raises(RunError, match=f"sft: {kept} ->"):
+    with pytest.raises(RunError, match=f"sft: '{kept}' ->"):
         recipe.compute(out / "frontier", "", quick=True, seeds=None, seed=0, trained=out / "sft")
