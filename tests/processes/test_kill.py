@@ -154,8 +154,9 @@ def passing(points, rank, name, seed):
     an old one; with another seed than 0 any.
     """
     if seed:
+        # what is passed while it trains is struck at then; else at its end
         training = points[: points.index([rank, f"step {STEPS}", 1])]
-        times = passed(training, rank, name)
+        times = passed(training, rank, name) or passed(points, rank, name)
         return random.Random(f"{seed} {rank} {name}").randint(1, times)
     return (
         1
