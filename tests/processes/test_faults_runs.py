@@ -157,7 +157,9 @@ def test_17_answers_of_a_round_name_the_model_without_numbers(
     names = {"model": str(world / "model"), "loud": str(bent(world, tmp_path / "loud", loud))}
     # a broken model cannot be sampled
     monkeypatch.setattr(
-        against, "sample", lambda _, prompts, how, tick: [[Answer((5, 6), True)] for _ in prompts]
+        round_figures,
+        "sample",
+        lambda _, prompts, how, tick: [[Answer((5, 6), True)] for _ in prompts],
     )
     settings = SampleSettings(model=names[policy], prompts="", out=tmp_path, max_new_tokens=2)
     with pytest.raises(
